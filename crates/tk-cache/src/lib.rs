@@ -1,0 +1,1 @@
+//! Nix binary caches: layout, folder caches, compression.

@@ -1,0 +1,1 @@
+//! A Nix store on disk without Nix, in Nix's own format.

@@ -1,0 +1,1 @@
+//! Reads, writes, lists, unpacks and indexes Nix archives (NAR): one state machine, no async runtime.

@@ -1,0 +1,1 @@
+//! The Store trait, the closure walk and the copy engine of tk-store.
