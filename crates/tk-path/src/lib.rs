@@ -1,1 +1,35 @@
 //! Hashes, nix32, store paths, content addresses and reference scanning for the Nix store: pure values.
+//!
+//! Everything here is parsed once, at the edge, into a type that cannot hold a wrong value:
+//!
+//! ```
+//! use tk_path::{Algorithm, ContentAddress, Hash, Method, References, StoreDir};
+//!
+//! let dir = StoreDir::default();
+//! let ca = ContentAddress { method: Method::Text, hash: Hash::digest(Algorithm::Sha256, b"hi\n") };
+//! let path = dir.path_of_content("greeting", &ca, &References::default())?;
+//! assert_eq!(dir.parse(&dir.path(&path))?, path);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Nothing is printed, no environment is read; only [`git::hash_tree`] touches the file system.
+
+mod content_address;
+mod hash;
+pub mod nix32;
+#[cfg(feature = "serde")]
+mod serde;
+mod store_dir;
+mod store_path;
+mod text;
+
+pub use content_address::{
+    ContentAddress, ContentAddressError, ContentPathError, Method, MethodAlgorithm, References,
+    UnknownMethod,
+};
+pub use hash::{
+    Algorithm, Encoding, Hash, HashError, HashErrorKind, Hasher, NarHash, UnknownAlgorithm,
+    UnknownEncoding,
+};
+pub use store_dir::{StoreDir, StoreDirError, clean_path};
+pub use store_path::{HashPart, NameError, StorePath, StorePathError, StorePathErrorKind};
