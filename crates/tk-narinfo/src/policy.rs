@@ -1,0 +1,337 @@
+//! Whether to believe what is said about a path.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use tk_path::{StoreDir, StorePath};
+
+use crate::keys::TrustedKeys;
+use crate::path_info::{PathInfo, SignatureError, Verdict, distinct_valid};
+
+/// Whom to trust, and how many of them must agree.
+///
+/// A path whose content address makes exactly this path needs no signature (its content is still to be checked against the
+/// NAR hash and the address by whoever has it). `ultimate` is no reason to trust: it is the claim of whoever
+/// sent the metadata. A store that wants to trust what it built itself says so before it asks a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// The keys that count.
+    pub keys: TrustedKeys,
+    /// How many different keys must have signed; 0 trusts everything.
+    pub threshold: usize,
+}
+
+impl Policy {
+    /// One signature by any of `keys`, which is what Nix asks for.
+    pub fn new(keys: TrustedKeys) -> Policy {
+        Policy { keys, threshold: 1 }
+    }
+
+    /// `Ok` if enough trusted keys have signed `info`, or if it needs none.
+    ///
+    /// # Errors
+    /// [`Untrusted`], also when a trusted key's signature is damaged, even if others would suffice (as in Nix).
+    pub fn check(&self, dir: &StoreDir, info: &PathInfo) -> Result<(), Untrusted> {
+        if self.threshold == 0 || info.is_content_addressed(dir) {
+            return Ok(());
+        }
+        let (verdicts, source) = match info.verdicts(dir, &self.keys) {
+            Ok(verdicts) => (verdicts, None),
+            Err(error) => (BTreeMap::new(), Some(Box::new(error))),
+        };
+        let valid = distinct_valid(&verdicts, &self.keys);
+        if valid >= self.threshold {
+            return Ok(());
+        }
+        Err(Untrusted {
+            path: info.path.clone(),
+            threshold: self.threshold,
+            valid,
+            signed_by: verdicts
+                .into_iter()
+                .map(|(name, v)| (name.to_owned(), v))
+                .collect(),
+            trusted: self.keys.iter().map(|key| key.name().to_owned()).collect(),
+            false_address: info.ca.is_some(),
+            source,
+        })
+    }
+}
+
+/// A path that a [`Policy`] does not trust, and what was found. `Display` says it in one line for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Untrusted {
+    /// The path.
+    pub path: StorePath,
+    /// How many keys must have signed.
+    pub threshold: usize,
+    /// How many trusted keys have.
+    pub valid: usize,
+    /// Names on the signatures, and what each is worth.
+    pub signed_by: BTreeMap<String, Verdict>,
+    /// Names of the trusted keys.
+    pub trusted: Vec<String>,
+    /// The metadata claims a content address that does not make this path.
+    pub false_address: bool,
+    /// Why the signatures could not be verified at all, if so.
+    pub source: Option<Box<SignatureError>>,
+}
+
+impl Untrusted {
+    fn names(&self, verdict: Verdict) -> Vec<&str> {
+        let all = self.signed_by.iter();
+        all.filter(|(_, v)| **v == verdict)
+            .map(|(name, _)| name.as_str())
+            .collect()
+    }
+
+    fn write_finding(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wrong = self.names(Verdict::Wrong);
+        let unknown = self.names(Verdict::UnknownKey);
+        if !wrong.is_empty() {
+            return write!(
+                f,
+                "{} is not what was signed by {}: its metadata was changed, or the key is another one of that name",
+                self.path,
+                list(&wrong)
+            );
+        }
+        if self.signed_by.is_empty() {
+            write!(f, "{} is not signed", self.path)?;
+        } else if unknown.is_empty() {
+            write!(
+                f,
+                "{} is signed by {} only",
+                self.path,
+                list(&self.names(Verdict::Valid))
+            )?;
+        } else {
+            let who = if unknown.len() == 1 {
+                "which is"
+            } else {
+                "which are"
+            };
+            write!(f, "{} is signed by {}, {who} ", self.path, list(&unknown))?;
+            return match self.trusted.is_empty() {
+                true => write!(f, "not trusted: no key is; add it with --trusted-key"),
+                false => write!(
+                    f,
+                    "not among the trusted keys {}; add it with --trusted-key",
+                    list(&self.trusted)
+                ),
+            };
+        }
+        match self.trusted.is_empty() {
+            true => write!(f, ", and no key is trusted"),
+            false => write!(f, ", trusted keys: {}", list(&self.trusted)),
+        }
+    }
+}
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.source.is_some() {
+            return write!(f, "the signatures of {} cannot be verified", self.path);
+        }
+        self.write_finding(f)?;
+        if self.threshold > 1 {
+            write!(
+                f,
+                " ({} of {} needed signatures found)",
+                self.valid, self.threshold
+            )?;
+        }
+        if self.false_address {
+            write!(f, " (and its content address does not make this path)")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Untrusted {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|s| s as _)
+    }
+}
+
+/// Most key names that a message repeats: a peer may send any number of them.
+const NAMES_SHOWN: usize = 8;
+
+/// Names with commas, control characters escaped.
+fn list(names: &[impl AsRef<str>]) -> String {
+    let mut text = String::new();
+    for (i, name) in names.iter().take(NAMES_SHOWN).enumerate() {
+        text += if i == 0 { "" } else { ", " };
+        text.extend(name.as_ref().chars().take(80).flat_map(char::escape_debug));
+    }
+    if names.len() > NAMES_SHOWN {
+        text += &format!(" and {} more", names.len() - NAMES_SHOWN);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::{SecretKey, Signature};
+    use tk_path::{Algorithm, ContentAddress, Hash, Method, NarHash, References};
+
+    const BASE: &str = "g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-foo";
+
+    fn info(keys: &[&SecretKey]) -> PathInfo {
+        let path = StorePath::parse(BASE).unwrap();
+        let mut info = PathInfo::new(path, NarHash::from_bytes([0; 32]), 123);
+        for key in keys {
+            info.sign(&StoreDir::default(), key).unwrap();
+        }
+        info
+    }
+
+    fn policy(keys: &[&SecretKey], threshold: usize) -> Policy {
+        Policy {
+            keys: keys.iter().map(|k| k.public()).collect(),
+            threshold,
+        }
+    }
+
+    #[test]
+    fn verdicts_come_in_words() {
+        let [foo, bar, baz] = ["foo-1", "bar-1", "baz-1"].map(|n| SecretKey::generate(n).unwrap());
+        let impostor = SecretKey::generate("bar-1").unwrap();
+        let table: [(PathInfo, Policy, Option<&str>); 10] = [
+            (info(&[&bar]), policy(&[&bar], 1), None),
+            (info(&[&foo, &bar]), policy(&[&bar, &foo], 2), None),
+            (info(&[]), policy(&[&bar], 0), None),
+            (
+                info(&[&foo]),
+                policy(&[&bar, &baz], 1),
+                Some(
+                    "is signed by foo-1, which is not among the trusted keys bar-1, baz-1; add it with --trusted-key",
+                ),
+            ),
+            (
+                info(&[&foo, &baz]),
+                policy(&[], 1),
+                Some(
+                    "is signed by baz-1, foo-1, which are not trusted: no key is; add it with --trusted-key",
+                ),
+            ),
+            (
+                info(&[]),
+                policy(&[&bar], 1),
+                Some("is not signed, trusted keys: bar-1"),
+            ),
+            (
+                info(&[]),
+                policy(&[], 1),
+                Some("is not signed, and no key is trusted"),
+            ),
+            (
+                info(&[&impostor, &foo]),
+                policy(&[&bar], 1),
+                Some(
+                    "is not what was signed by bar-1: its metadata was changed, or the key is another one of that name",
+                ),
+            ),
+            (
+                info(&[&bar]),
+                policy(&[&bar, &foo], 2),
+                Some(
+                    "is signed by bar-1 only, trusted keys: bar-1, foo-1 (1 of 2 needed signatures found)",
+                ),
+            ),
+            (
+                info(&[&bar, &baz]),
+                policy(&[&bar], 2),
+                Some(
+                    "is signed by baz-1, which is not among the trusted keys bar-1; add it with --trusted-key (1 of 2 needed signatures found)",
+                ),
+            ),
+        ];
+        for (info, policy, expected) in table {
+            let found = policy
+                .check(&StoreDir::default(), &info)
+                .err()
+                .map(|e| e.to_string());
+            assert_eq!(found, expected.map(|words| format!("{BASE} {words}")));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_verified_is_not_trusted() {
+        let bar = SecretKey::generate("bar-1").unwrap();
+        let mut damaged = info(&[&bar]);
+        damaged
+            .signatures
+            .insert(Signature::parse("bar-1:YWJj").unwrap());
+        let unsized_ = PathInfo {
+            nar_size: 0,
+            ..info(&[&bar])
+        };
+        for info in [damaged, unsized_] {
+            let error = policy(&[&bar], 1)
+                .check(&StoreDir::default(), &info)
+                .unwrap_err();
+            assert!(
+                error.source.is_some() && error.to_string().contains("cannot be verified"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn ultimate_is_not_trusted_and_content_addressed_is() {
+        let dir = StoreDir::default();
+        let policy = policy(&[], 1);
+        let ca = ContentAddress {
+            method: Method::Nar,
+            hash: Hash::digest(Algorithm::Sha256, b"x"),
+        };
+        let path = dir
+            .path_of_content("foo", &ca, &References::default())
+            .unwrap();
+        let mut addressed = PathInfo::new(path, NarHash::from_bytes([0; 32]), 1);
+        addressed.ca = Some(ca);
+        assert_eq!(policy.check(&dir, &addressed), Ok(()));
+
+        let ultimate = PathInfo {
+            ultimate: true,
+            ..info(&[])
+        };
+        assert!(policy.check(&dir, &ultimate).is_err());
+
+        let error = policy
+            .check(
+                &dir,
+                &PathInfo {
+                    ca: Some(ca),
+                    ..info(&[])
+                },
+            )
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("(and its content address does not make this path)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn many_strange_names_stay_one_short_line() {
+        let mut flooded = info(&[]);
+        for i in 0..1000 {
+            flooded
+                .signatures
+                .insert(Signature::new(&format!("a\n\u{1b}[31m{i}"), [0; 64]));
+        }
+        let words = policy(&[], 1)
+            .check(&StoreDir::default(), &flooded)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            !words.contains(char::is_control) && words.contains("and 992 more"),
+            "{words}"
+        );
+    }
+}
