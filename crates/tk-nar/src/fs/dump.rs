@@ -1,0 +1,468 @@
+//! Dumps a tree: threads encode batches of it ahead of the consumer, who takes them in order.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::io::Errno;
+
+use super::block::{Block, Blocks, Chunk};
+use super::encode_batch::Encoding;
+use super::walk::Walk;
+use super::{CaseHack, default_threads};
+
+/// How to dump a tree.
+#[derive(Debug, Clone)]
+pub struct DumpOptions {
+    /// Whether to cut off the case hack's suffix. Default: off.
+    pub case_hack: CaseHack,
+    /// Threads that read ahead. Default: one a core, at most four. A tree that fits in one chunk starts none.
+    pub threads: NonZeroUsize,
+}
+
+impl Default for DumpOptions {
+    fn default() -> Self {
+        Self {
+            case_hack: CaseHack::Off,
+            threads: default_threads(),
+        }
+    }
+}
+
+/// Why a tree could not be dumped. Names the file at fault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DumpError {
+    /// The file system refused.
+    #[error("cannot {doing} {}", .path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// A file got longer, shorter or replaced while it was read.
+    #[error("{} changed while it was being read", .path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Archives hold regular files, directories and symlinks only.
+    #[error("{} is {kind}; only regular files, directories and symlinks can be archived", .path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// More than 64 nodes inside each other.
+    #[error("{} is nested more than 64 deep", .path.display())]
+    TooDeep {
+        /// The directory that is too deep.
+        path: PathBuf,
+    },
+    /// A symlink no archive can hold.
+    #[error("the target of the link {} {why}", .path.display())]
+    Target {
+        /// The symlink.
+        path: PathBuf,
+        /// What is wrong with its target.
+        why: &'static str,
+    },
+    /// Two names of a directory are the same without the case hack's suffix.
+    #[error("in {}, '{}' and '{}' are the same name once the case hack's suffix is cut off", .path.display(), .first.escape_ascii(), .second.escape_ascii())]
+    CaseCollision {
+        /// The directory.
+        path: PathBuf,
+        /// One name.
+        first: Vec<u8>,
+        /// The other.
+        second: Vec<u8>,
+    },
+    /// Nothing is left of a name once the case hack's suffix is cut off.
+    #[error("nothing is left of the name of {} once the case hack's suffix is cut off", .path.display())]
+    EmptyName {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A reading thread ended unexpectedly.
+    #[error("a thread that read the tree failed")]
+    Thread,
+    /// The archive could not be written to where [`dump`] was to write it.
+    #[error("cannot write the archive")]
+    Write(#[source] io::Error),
+}
+
+impl DumpError {
+    pub(super) fn io(doing: &'static str, path: PathBuf, error: Errno) -> Self {
+        DumpError::Io {
+            doing,
+            path,
+            source: error.into(),
+        }
+    }
+}
+
+/// Writes the archive of the tree at `path` to `out`; returns its length in bytes.
+///
+/// `path` may be a file, a directory or a symlink, which is not followed. What was written before an error is not a
+/// complete archive.
+pub fn dump(path: &Path, options: &DumpOptions, out: &mut impl Write) -> Result<u64, DumpError> {
+    let mut length = 0;
+    for chunk in Dump::new(path, options)? {
+        let chunk = chunk?;
+        out.write_all(&chunk).map_err(DumpError::Write)?;
+        length += chunk.len() as u64;
+    }
+    Ok(length)
+}
+
+/// The archive of a tree as chunks, in order, read ahead by threads.
+///
+/// Ends after the first error. Memory is bounded whatever the size of files: 256 KiB for each of 12 + 2 × threads
+/// chunks, and the names of the open directories. At most 64 + 33 × threads descriptors are open. Dropping it early
+/// stops the threads and waits for them, which takes no longer than the read they are in.
+///
+/// ```
+/// # let folder = std::env::temp_dir().join("tk-nar-doc-dump");
+/// # std::fs::create_dir_all(&folder)?;
+/// use tk_nar::fs::{Dump, DumpOptions};
+///
+/// let mut length = 0;
+/// for chunk in Dump::new(&folder, &DumpOptions::default())? {
+///     length += chunk?.len(); // hash it, write it, send it
+/// }
+/// # assert!(length >= 96);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Dump {
+    shared: Arc<Shared>,
+    options: DumpOptions,
+    phase: Phase,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Phase {
+    /// The first block is encoded by the consumer: small trees end there.
+    First,
+    Threads,
+    Over,
+}
+
+impl Dump {
+    /// Looks at the root of the tree; reads nothing of it yet.
+    pub fn new(path: &Path, options: &DumpOptions) -> Result<Dump, DumpError> {
+        let walk = Walk::new(path, options.case_hack)?;
+        let shared = Arc::new(Shared::new(walk, options.threads.get()));
+        Ok(Dump {
+            shared,
+            options: options.clone(),
+            phase: Phase::First,
+            threads: Vec::new(),
+        })
+    }
+
+    fn first(&mut self) -> Result<Option<Chunk>, DumpError> {
+        let mut walk = lock(&self.shared.walk);
+        let mut block = self.shared.blocks.take();
+        while let Some(batch) = walk.next_batch()? {
+            let mut encoding = Encoding::new(batch);
+            let complete = encoding.fill(&mut block)?;
+            // A batch that left much room was small, and so may be the whole tree.
+            if complete && block.room() > ENOUGH_ROOM {
+                continue;
+            }
+            drop(walk);
+            return self.start(block, (!complete).then_some(encoding)).map(Some);
+        }
+        self.phase = Phase::Over;
+        Ok((!block.is_empty()).then(|| self.shared.blocks.chunk(block)))
+    }
+
+    /// Starts the threads, the first of which goes on with `rest`; `block` holds what came before it.
+    fn start(&mut self, block: Block, rest: Option<Encoding>) -> Result<Chunk, DumpError> {
+        if let Some(rest) = rest {
+            let mut state = lock(&self.shared.state);
+            state.slots.push_back(Slot::default());
+            state.rest = Some(rest);
+        }
+        for index in 0..self.options.threads.get() {
+            let shared = self.shared.clone();
+            let name = format!("nar-dump-{index}");
+            match std::thread::Builder::new()
+                .name(name)
+                .spawn(move || Worker { shared }.run())
+            {
+                Ok(thread) => self.threads.push(thread),
+                // One thread is enough to come to the end.
+                Err(_) if !self.threads.is_empty() => break,
+                Err(source) => {
+                    return Err(DumpError::Io {
+                        doing: "start a thread to read",
+                        path: PathBuf::new(),
+                        source,
+                    });
+                }
+            }
+        }
+        self.phase = Phase::Threads;
+        Ok(self.shared.blocks.chunk(block))
+    }
+
+    fn stop(&mut self) {
+        self.phase = Phase::Over;
+        lock(&self.shared.state).stop = true;
+        self.shared.room.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic was already told to the consumer by `Worker::drop`.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Iterator for Dump {
+    type Item = Result<Chunk, DumpError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = match self.phase {
+            Phase::First => self.first(),
+            Phase::Threads => self.shared.next(),
+            Phase::Over => return None,
+        };
+        if !matches!(next, Ok(Some(_))) {
+            self.stop();
+        }
+        next.transpose()
+    }
+}
+
+impl Drop for Dump {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What consumer and threads share. Whoever takes a batch from the walk appends its slot before the walk is free again,
+/// so slots are in archive order, and the first one always has a thread at work on it.
+#[derive(Debug)]
+struct Shared {
+    walk: Mutex<Walk>,
+    state: Mutex<State>,
+    /// Threads wait here until they may go on.
+    room: Condvar,
+    /// The consumer waits here for a chunk of the first slot.
+    ready: Condvar,
+    blocks: Arc<Blocks>,
+    /// Chunks that may wait for the consumer, all slots taken together.
+    window: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    slots: VecDeque<Slot>,
+    /// The number of `slots[0]`.
+    first: u64,
+    /// Chunks in all slots.
+    waiting: usize,
+    /// A batch that was begun by the consumer; its slot is the first.
+    rest: Option<Encoding>,
+    /// The walk is at its end: no more slots come.
+    walked: bool,
+    stop: bool,
+    died: bool,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    chunks: VecDeque<Chunk>,
+    error: Option<DumpError>,
+    complete: bool,
+}
+
+impl Shared {
+    fn new(walk: Walk, threads: usize) -> Self {
+        let window = WINDOW + threads;
+        Self {
+            walk: Mutex::new(walk),
+            state: Mutex::default(),
+            room: Condvar::new(),
+            ready: Condvar::new(),
+            blocks: Blocks::new(window + threads + 1),
+            window,
+        }
+    }
+
+    /// The consumer's side.
+    fn next(&self) -> Result<Option<Chunk>, DumpError> {
+        let mut state = lock(&self.state);
+        loop {
+            let state_now = &mut *state;
+            match state_now.slots.front_mut() {
+                None if state_now.walked && state_now.rest.is_none() => return Ok(None),
+                None => {}
+                Some(slot) => {
+                    if let Some(chunk) = slot.chunks.pop_front() {
+                        state_now.waiting -= 1;
+                        self.room.notify_all();
+                        return Ok(Some(chunk));
+                    }
+                    if let Some(error) = slot.error.take() {
+                        return Err(error);
+                    }
+                    if slot.complete {
+                        state_now.slots.pop_front();
+                        state_now.first += 1;
+                        self.room.notify_all();
+                        continue;
+                    }
+                }
+            }
+            if state.died {
+                return Err(DumpError::Thread);
+            }
+            state = self
+                .ready
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    fn run(&self) {
+        while let Some((number, mut encoding)) = self.next_batch() {
+            loop {
+                let mut block = self.shared.blocks.take();
+                let result = encoding.fill(&mut block);
+                let more = matches!(result, Ok(false));
+                if !self.hand_over(number, block, result) {
+                    return;
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The next batch in archive order and the number of its slot, once there is room for its chunks.
+    fn next_batch(&self) -> Option<(u64, Encoding)> {
+        let mut state = lock(&self.shared.state);
+        loop {
+            if state.stop {
+                return None;
+            }
+            if let Some(rest) = state.rest.take() {
+                return Some((state.first, rest));
+            }
+            if state.walked {
+                return None;
+            }
+            if state.waiting < self.shared.window && state.slots.len() < self.shared.window * 2 {
+                break;
+            }
+            state = self
+                .shared
+                .room
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        let mut walk = lock(&self.shared.walk);
+        let walked = if lock(&self.shared.state).walked {
+            Ok(None)
+        } else {
+            walk.next_batch()
+        };
+        let mut state = lock(&self.shared.state);
+        let (slot, batch) = match walked {
+            Ok(Some(batch)) => (Slot::default(), Some(batch)),
+            Ok(None) => {
+                state.walked = true;
+                self.shared.ready.notify_one();
+                return None;
+            }
+            Err(error) => {
+                state.walked = true;
+                (
+                    Slot {
+                        error: Some(error),
+                        ..Slot::default()
+                    },
+                    None,
+                )
+            }
+        };
+        state.slots.push_back(slot);
+        let number = state.first + state.slots.len() as u64 - 1;
+        self.shared.ready.notify_one();
+        batch.map(|batch| (number, Encoding::new(batch)))
+    }
+
+    /// Appends a block to its slot; waits while too many chunks wait, unless the consumer is waiting for this very slot.
+    /// False if the dump was stopped.
+    fn hand_over(&self, number: u64, block: Block, result: Result<bool, DumpError>) -> bool {
+        let mut state = lock(&self.shared.state);
+        loop {
+            if state.stop {
+                return false;
+            }
+            let first = state.first == number;
+            let queued = state.slots.front().map_or(0, |slot| slot.chunks.len());
+            if state.waiting < self.shared.window || (first && queued < 2) {
+                break;
+            }
+            state = self
+                .shared
+                .room
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let index = (number - state.first) as usize;
+        let Some(slot) = state.slots.get_mut(index) else {
+            return false;
+        };
+        match result {
+            Ok(complete) => slot.complete = complete,
+            Err(error) => slot.error = Some(error),
+        }
+        if !block.is_empty() {
+            slot.chunks.push_back(self.shared.blocks.chunk(block));
+            state.waiting += 1;
+        }
+        if index == 0 {
+            self.shared.ready.notify_one();
+        }
+        true
+    }
+}
+
+impl Drop for Worker {
+    /// A thread that panics must not leave the consumer waiting.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(&self.shared.state).died = true;
+            self.shared.ready.notify_one();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Chunks that wait for the consumer, besides one for each thread.
+const WINDOW: usize = 12;
+/// If the first batch leaves more room than this, the next one is encoded without threads too.
+const ENOUGH_ROOM: usize = 192 * 1024;

@@ -1,0 +1,43 @@
+//! Trees on disk: dump them as archives, unpack archives as trees.
+//!
+//! All names are opened relative to an open directory and never through a symlink, so that a tree that changes under
+//! the walk cannot lead it elsewhere.
+
+mod block;
+mod dump;
+mod encode_batch;
+mod make;
+mod names;
+mod pool;
+mod remove;
+mod unpack;
+mod unpack_tree;
+mod walk;
+
+pub use block::Chunk;
+pub use dump::{Dump, DumpError, DumpOptions, dump};
+pub use remove::remove_tree;
+pub use unpack::{Metadata, UnpackError, UnpackOptions, Unpacker, unpack, unpack_from};
+
+use std::num::NonZeroUsize;
+
+/// Whether names that differ only in the case of ASCII letters are told apart by a suffix, as Nix does on file systems
+/// that ignore case (the default on macOS).
+///
+/// Unpacking appends `~nix~case~hack~N` to the second and further such names of a directory; dumping cuts it off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum CaseHack {
+    /// Names stay as they are.
+    #[default]
+    Off,
+    /// Names get and lose the suffix. Takes memory for the names of the open directories.
+    On,
+}
+
+pub(crate) const CASE_HACK_SUFFIX: &[u8] = b"~nix~case~hack~";
+
+/// One thread a core, but no more than four: more only wait for each other inside the kernel.
+fn default_threads() -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    cores.min(NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN))
+}
