@@ -293,40 +293,61 @@ fn parse(dir: &StoreDir, text: &[u8]) -> Result<NarInfo, NarInfoError> {
     let mut parser = Parser::new(dir);
     let mut at = 0;
     while at < text.len() {
-        let line = || Some(1 + memchr::memchr_iter(b'\n', &text[..at]).count());
-        let field = split(&text[at..]).map_err(|kind| NarInfoError {
-            line: line(),
-            field: "",
+        let line = || 1 + memchr::memchr_iter(b'\n', &text[..at]).count();
+        let wrong = |field, kind| NarInfoError {
+            line: Some(line()),
+            field,
             kind,
-        })?;
-        parser.take(&field, line).map_err(|kind| NarInfoError {
-            line: line(),
-            field: KEYS
-                .iter()
-                .find(|k| k.as_bytes() == field.key)
-                .copied()
-                .unwrap_or(""),
-            kind,
-        })?;
+        };
+        let field = split(&text[at..]).map_err(|kind| wrong("", kind))?;
+        parser.note_blank(&field, line);
+        match Key::of(field.key) {
+            Some((key, name)) => {
+                parser
+                    .take(key, field.value, line)
+                    .map_err(|kind| wrong(name, kind))?;
+            }
+            None => parser.take_extra(&field, line),
+        }
         at += field.len;
     }
     parser.finish()
 }
 
-/// The known keys in the order of writing.
-const KEYS: [&str; 11] = [
-    "StorePath",
-    "URL",
-    "Compression",
-    "FileHash",
-    "FileSize",
-    "NarHash",
-    "NarSize",
-    "References",
-    "Deriver",
-    "Sig",
-    "CA",
-];
+/// The known keys, in the order of writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    StorePath,
+    Url,
+    Compression,
+    FileHash,
+    FileSize,
+    NarHash,
+    NarSize,
+    References,
+    Deriver,
+    Sig,
+    Ca,
+}
+
+impl Key {
+    fn of(text: &[u8]) -> Option<(Key, &'static str)> {
+        Some(match text {
+            b"StorePath" => (Key::StorePath, "StorePath"),
+            b"URL" => (Key::Url, "URL"),
+            b"Compression" => (Key::Compression, "Compression"),
+            b"FileHash" => (Key::FileHash, "FileHash"),
+            b"FileSize" => (Key::FileSize, "FileSize"),
+            b"NarHash" => (Key::NarHash, "NarHash"),
+            b"NarSize" => (Key::NarSize, "NarSize"),
+            b"References" => (Key::References, "References"),
+            b"Deriver" => (Key::Deriver, "Deriver"),
+            b"Sig" => (Key::Sig, "Sig"),
+            b"CA" => (Key::Ca, "CA"),
+            _ => return None,
+        })
+    }
+}
 
 fn whole(field: &'static str, kind: NarInfoErrorKind) -> NarInfoError {
     NarInfoError {
@@ -350,7 +371,8 @@ fn split(text: &[u8]) -> Result<Field<'_>, NarInfoErrorKind> {
     let colon = memchr(b':', text).ok_or(NarInfoErrorKind::NoColon)?;
     let start = colon + 2;
     let rest = text.get(start..).ok_or(NarInfoErrorKind::NoNewline)?;
-    let value = &rest[..memchr(b'\n', rest).ok_or(NarInfoErrorKind::NoNewline)?];
+    let end = memchr(b'\n', rest).ok_or(NarInfoErrorKind::NoNewline)?;
+    let value = &rest[..end];
     Ok(Field {
         key: &text[..colon],
         skipped: text[colon + 1],
@@ -376,8 +398,8 @@ struct Parser<'a> {
     ca: Option<ContentAddress>,
     extra: Vec<(String, String)>,
     quirks: Vec<Quirk>,
-    /// Place in [`KEYS`] of the last known field, and a bit for each one seen.
-    place: usize,
+    /// The last known field, and a bit for each one seen.
+    last: Option<Key>,
     seen: u16,
 }
 
@@ -398,60 +420,55 @@ impl<'a> Parser<'a> {
             ca: None,
             extra: Vec::new(),
             quirks: Vec::new(),
-            place: 0,
+            last: None,
             seen: 0,
         }
     }
 
-    fn take(
-        &mut self,
-        field: &Field<'_>,
-        line: impl Fn() -> Option<usize>,
-    ) -> Result<(), NarInfoErrorKind> {
-        let line = || line().unwrap_or(0);
+    fn note_blank(&mut self, field: &Field<'_>, line: impl Fn() -> usize) {
         match field.skipped {
             b' ' => {}
             b'\n' => self.quirk(Quirk::SwallowedLine { line: line() }),
             _ => self.quirk(Quirk::MissingBlank { line: line() }),
         }
-        let Some(place) = KEYS.iter().position(|key| key.as_bytes() == field.key) else {
-            if memchr(b'\n', field.key).is_some() {
-                self.quirk(Quirk::LineWithoutColon { line: line() });
-            }
-            self.take_extra(field);
-            return Ok(());
-        };
-        let key = KEYS[place];
-        if place < self.place {
+    }
+
+    fn take(
+        &mut self,
+        key: Key,
+        value: &[u8],
+        line: impl Fn() -> usize,
+    ) -> Result<(), NarInfoErrorKind> {
+        if Some(key) < self.last {
             self.quirk(Quirk::FieldOrder);
         }
-        if self.seen & 1 << place != 0 && key != "Sig" {
+        if self.seen & 1 << key as u16 != 0 && key != Key::Sig {
             self.quirk(Quirk::RepeatedField { line: line() });
         }
-        self.place = place;
-        self.seen |= 1 << place;
-        let value = std::str::from_utf8(field.value).map_err(|_| NarInfoErrorKind::NotUtf8)?;
+        self.last = Some(key);
+        self.seen |= 1 << key as u16;
+        let value = std::str::from_utf8(value).map_err(|_| NarInfoErrorKind::NotUtf8)?;
         self.take_known(key, value)
     }
 
-    fn take_known(&mut self, key: &str, value: &str) -> Result<(), NarInfoErrorKind> {
+    fn take_known(&mut self, key: Key, value: &str) -> Result<(), NarInfoErrorKind> {
         match key {
-            "StorePath" => self.take_path(value)?,
-            "URL" => self.url = Some(value.to_owned()),
-            "Compression" if value.is_empty() => self.compression = Some(None),
-            "Compression" => {
+            Key::StorePath => self.take_path(value)?,
+            Key::Url => self.url = Some(value.to_owned()),
+            Key::Compression if value.is_empty() => self.compression = Some(None),
+            Key::Compression => {
                 let name = value.parse().map_err(NarInfoErrorKind::Compression)?;
                 self.compression = Some(Some(name));
             }
-            "FileHash" => self.file_hash = Some(self.hash(value)?),
-            "FileSize" => self.file_size = Some(self.number(value)?),
-            "NarHash" => self.take_nar_hash(value)?,
-            "NarSize" => self.nar_size = Some(self.number(value)?),
-            "References" => self.take_references(value)?,
-            "Deriver" if value == "unknown-deriver" => self.quirk(Quirk::UnknownDeriver),
-            "Deriver" => self.deriver = Some(base_name(value)?),
-            "Sig" => self.take_signature(value)?,
-            _ => self.take_ca(value)?,
+            Key::FileHash => self.file_hash = Some(self.hash(value)?),
+            Key::FileSize => self.file_size = Some(self.number(value)?),
+            Key::NarHash => self.take_nar_hash(value)?,
+            Key::NarSize => self.nar_size = Some(self.number(value)?),
+            Key::References => self.take_references(value)?,
+            Key::Deriver if value == "unknown-deriver" => self.quirk(Quirk::UnknownDeriver),
+            Key::Deriver => self.deriver = Some(base_name(value)?),
+            Key::Sig => self.take_signature(value)?,
+            Key::Ca => self.take_ca(value)?,
         }
         Ok(())
     }
@@ -480,7 +497,7 @@ impl<'a> Parser<'a> {
         if self.references.as_ref().is_some_and(|r| !r.is_empty()) {
             return Err(NarInfoErrorKind::Repeated);
         }
-        let mut list = Vec::new();
+        let mut list = Vec::with_capacity(value.len() / USUAL_REFERENCE);
         let (mut last, mut sorted) = ("", true);
         let mut rest = value;
         while !rest.is_empty() {
@@ -522,7 +539,10 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn take_extra(&mut self, field: &Field<'_>) {
+    fn take_extra(&mut self, field: &Field<'_>, line: impl Fn() -> usize) {
+        if memchr(b'\n', field.key).is_some() {
+            self.quirk(Quirk::LineWithoutColon { line: line() });
+        }
         if self.extra.len() == MAX_EXTRA_FIELDS {
             return self.quirk(Quirk::ExtraDropped);
         }
@@ -620,6 +640,8 @@ impl<'a> Parser<'a> {
 /// Bytes of `sha256:` with 52 nix32 digits, and with 64 hex digits.
 const NIX32_NAR_HASH: usize = 7 + 52;
 const HEX_NAR_HASH: usize = 7 + 64;
+/// Characters of a short reference with its blank, to guess how many there are.
+const USUAL_REFERENCE: usize = 40;
 /// Characters of a signature's 64 bytes in padded base64.
 const SIGNATURE_BASE64: usize = 88;
 
