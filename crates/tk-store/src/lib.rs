@@ -1,1 +1,33 @@
-//! The Store trait, the closure walk and the copy engine of tk-store.
+//! The [`Store`] trait, the closure walk, the copy engine and an in-memory store.
+//!
+//! A store is anything that holds store paths: a folder on disk, a daemon, a binary cache. All of
+//! them answer the five questions of [`Store`]; what only some can do is a trait of its own
+//! ([`AddContent`], [`AddSignatures`]). [`copy`] moves closures between any two of
+//! them and keeps the one invariant that matters to readers: *a path that is visible in the
+//! destination has its content and its references there too*.
+//!
+//! Nothing here prints, reads the environment or starts a runtime; futures run on the caller's
+//! tokio runtime, blocking work on its blocking threads.
+
+pub mod closure;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod content;
+pub mod copy;
+mod error;
+mod memory;
+pub mod nar;
+pub mod reference;
+mod store;
+mod verify;
+
+pub use closure::{Closure, closure};
+pub use content::ContentHasher;
+pub use error::{Error, Result};
+pub use memory::MemoryStore;
+pub use nar::NarStream;
+pub use reference::{ReferenceError, StoreReference, StoreVariant};
+pub use store::{
+    AddContent, AddItem, AddItems, AddReport, AddSignatures, SigCheck, Store, StoreExt,
+};
+pub use verify::{NarCheck, verify};

@@ -1,0 +1,158 @@
+use crate::{Error, Result};
+use std::{io, path::Path};
+use tk_nar::{
+    Decoder, Event, NarError,
+    fs::{Dump, DumpOptions},
+};
+use tk_narinfo::PathInfo;
+use tk_path::{Algorithm, ContentAddress, Hash, Hasher, Method, NarHash, References, StoreDir};
+
+/// Finds the content address of a tree while its NAR passes by: whatever the method, in one pass,
+/// and with the NAR hash that the path's metadata needs anyway.
+#[derive(Debug)]
+pub struct ContentHasher {
+    method: Method,
+    nar: Hasher,
+    decoder: Decoder,
+    content: Content,
+}
+
+/// The hash that the content address is made of, if it is not that of the NAR.
+#[derive(Debug)]
+enum Content {
+    /// sha256 of the NAR: the NAR hash itself.
+    NarHash,
+    /// Another hash of the NAR.
+    Nar(Hasher),
+    /// The bytes of the only file.
+    File(Hasher),
+}
+
+impl ContentHasher {
+    /// A hasher for content to be added with `method` and `algorithm`.
+    ///
+    /// # Errors
+    /// When they do not go together: text is sha256 only, git sha1 or sha256.
+    pub fn new(method: Method, algorithm: Algorithm) -> Result<Self> {
+        let content = match (method, algorithm) {
+            (Method::Nar, Algorithm::Sha256) => Content::NarHash,
+            (Method::Nar, _) => Content::Nar(Hasher::new(algorithm)),
+            (Method::Flat, _) | (Method::Text, Algorithm::Sha256) => {
+                Content::File(Hasher::new(algorithm))
+            }
+            (Method::Git, Algorithm::Sha1 | Algorithm::Sha256) => {
+                return Err(Error::invalid("git hashing comes soon"));
+            }
+            (Method::Text, _) => return Err(Error::invalid("text is hashed with sha256 only")),
+            (Method::Git, _) => {
+                return Err(Error::invalid(
+                    "git objects are hashed with sha1 or sha256 only",
+                ));
+            }
+        };
+        Ok(ContentHasher {
+            method,
+            nar: Hasher::new(Algorithm::Sha256),
+            decoder: Decoder::new(),
+            content,
+        })
+    }
+
+    /// Takes the next bytes of the NAR.
+    ///
+    /// # Errors
+    /// When they are no NAR, or when a single file is needed and it is none.
+    pub fn update(&mut self, chunk: &[u8]) -> Result<()> {
+        self.nar.update(chunk);
+        if let Content::Nar(hasher) = &mut self.content {
+            hasher.update(chunk);
+        }
+        self.feed(chunk)
+    }
+
+    /// Gives every event of the NAR's next bytes to the content's own hash.
+    fn feed(&mut self, mut rest: &[u8]) -> Result<()> {
+        loop {
+            let fed = self.decoder.feed(rest).map_err(malformed)?;
+            rest = &rest[fed.consumed..];
+            match fed.event {
+                Some(event) => self.content.event(event)?,
+                None if rest.is_empty() => return Ok(()),
+                None => {
+                    let end = self.decoder.offset();
+                    let why = format!("bad archive: it goes on behind its end at byte {end}");
+                    return Err(Error::malformed(WHAT, why));
+                }
+            }
+        }
+    }
+
+    /// The metadata of the content as a path named `name`: path, content address, NAR hash and
+    /// size, references.
+    pub fn finish(self, dir: &StoreDir, name: &str, references: &References) -> Result<PathInfo> {
+        self.decoder.finish().map_err(malformed)?;
+        let size = self.nar.bytes();
+        let nar_hash = NarHash::try_from(self.nar.finish()).expect("sha256 was asked for");
+        let hash = match self.content {
+            Content::NarHash => nar_hash.into(),
+            Content::Nar(hasher) | Content::File(hasher) => hasher.finish(),
+        };
+        let ca = ContentAddress {
+            method: self.method,
+            hash,
+        };
+        let path = dir
+            .path_of_content(name, &ca, references)
+            .map_err(|e| Error::invalid(e.to_string()))?;
+        let mut info = PathInfo::new(path, nar_hash, size);
+        info.references = references.others.clone();
+        if references.itself {
+            info.references.insert(info.path.clone());
+        }
+        info.ca = Some(ca);
+        Ok(info)
+    }
+
+    /// The metadata that the file or folder at `path` would have; reads it on this thread.
+    pub fn file(
+        mut self,
+        path: &Path,
+        options: &DumpOptions,
+        dir: &StoreDir,
+        name: &str,
+    ) -> Result<PathInfo> {
+        let reading = |e| Error::io(format!("reading {}", path.display()), io::Error::other(e));
+        for chunk in Dump::new(path, options).map_err(reading)? {
+            self.update(chunk.map_err(reading)?.as_ref())?;
+        }
+        self.finish(dir, name, &References::default())
+    }
+}
+
+impl Content {
+    fn event(&mut self, event: Event<'_>) -> Result<()> {
+        match self {
+            Content::NarHash | Content::Nar(_) => Ok(()),
+            Content::File(hasher) => match event {
+                Event::Regular {
+                    executable: false, ..
+                }
+                | Event::EndRegular
+                | Event::End => Ok(()),
+                Event::Contents(piece) => {
+                    hasher.update(piece);
+                    Ok(())
+                }
+                _ => Err(Error::invalid(
+                    "only a plain file that is not executable can be added as text or flat file",
+                )),
+            },
+        }
+    }
+}
+
+fn malformed(error: NarError) -> Error {
+    Error::malformed(WHAT, error)
+}
+
+const WHAT: &str = "the NAR of the content to add";

@@ -1,0 +1,162 @@
+use crate::{Error, NarStream, Result};
+use async_trait::async_trait;
+use futures::{StreamExt, stream::BoxStream};
+use std::{
+    collections::BTreeSet,
+    fmt::{Debug, Display},
+    sync::Arc,
+};
+use tk_narinfo::{PathInfo, Policy, Signature};
+use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
+
+/// What every store can do. `Display` is the store's canonical URI.
+///
+/// Everything here is required and batch-shaped: a store pipelines, multiplexes or joins the
+/// requests in the way that suits it, and no caller waits a round trip a path.
+#[async_trait]
+pub trait Store: Debug + Display + Send + Sync {
+    /// The directory that the paths of this store belong to, which is not where they lie on disk.
+    fn dir(&self) -> &StoreDir;
+
+    /// The subset of `paths` that is present. One batch, however the store asks.
+    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>>;
+
+    /// Metadata in the order it arrives; `None` means absent, which is no error.
+    ///
+    /// The input may depend on the output (a closure walk feeds references back in): the store
+    /// asks for what is at hand and never waits for the input to fill a batch.
+    fn infos<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>>;
+
+    /// The NAR of `path` as chunks of `Bytes`, handed on without copying.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the path is absent.
+    ///
+    /// # Security
+    /// The bytes are not verified against the NAR hash: whoever takes them checks them, as
+    /// [`Store::add`] does.
+    async fn nar(&self, path: &StorePath) -> Result<NarStream>;
+
+    /// Adds paths with their metadata. Items arrive references-first; NAR streams are lazy, so the
+    /// store picks its own order of transfer and its own concurrency.
+    ///
+    /// Each NAR is checked against the hash and size of its metadata, each path against `check`.
+    /// A path that fails does not stop the others, but those that refer to it fail too. A path
+    /// that is there already is left as it is and counts as added.
+    ///
+    /// # Errors
+    /// Only what ends the whole operation (the store cannot be written, the item stream failed);
+    /// what concerns one path is in the report.
+    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport>;
+
+    /// The path whose base name starts with `part`, if the store has it.
+    async fn find(&self, part: &HashPart) -> Result<Option<StorePath>>;
+}
+
+/// A path to add: its metadata and, read only when the store is ready for it, its NAR.
+pub type AddItem = (PathInfo, NarStream);
+
+/// The paths to add, references first.
+pub type AddItems<'a> = BoxStream<'a, Result<AddItem>>;
+
+/// What became of the paths given to [`Store::add`].
+#[derive(Debug, Default)]
+pub struct AddReport {
+    /// Paths that are in the store now, in the order they became visible.
+    pub added: Vec<StorePath>,
+    /// Paths that are not, each with the reason.
+    pub failed: Vec<(StorePath, Error)>,
+    /// Bytes that the store wrote for the NARs, after compression; 0 where it cannot tell.
+    pub written: u64,
+}
+
+/// Whether signatures are demanded of what is added.
+#[derive(Debug, Clone)]
+pub enum SigCheck {
+    /// A path needs what the policy says; content-addressed paths prove themselves.
+    Require(Arc<Policy>),
+    /// Anything goes. For sources that are trusted as a whole, such as the user's own store.
+    Skip,
+}
+
+impl SigCheck {
+    /// Whether `info` may be added to a store with directory `dir`.
+    pub fn check(&self, dir: &StoreDir, info: &PathInfo) -> Result<()> {
+        match self {
+            SigCheck::Skip => Ok(()),
+            SigCheck::Require(policy) => {
+                policy.check(dir, info).map_err(|source| Error::Untrusted {
+                    path: info.path.clone(),
+                    source,
+                })
+            }
+        }
+    }
+}
+
+/// Stores that can take content and name it by what it is.
+#[async_trait]
+pub trait AddContent: Store {
+    /// Adds the tree whose NAR is `nar` under the path that its content, `name` and `references`
+    /// make, and returns its metadata.
+    ///
+    /// With [`Method::Flat`] and [`Method::Text`] the NAR must be that of a single file that is
+    /// not executable. Content that is there already is not written again.
+    async fn add_content(
+        &self,
+        name: &str,
+        method: Method,
+        algorithm: Algorithm,
+        references: &References,
+        nar: NarStream,
+    ) -> Result<PathInfo>;
+}
+
+/// Stores whose paths can be given further signatures.
+#[async_trait]
+pub trait AddSignatures: Store {
+    /// Adds `signatures` to those that `path` has.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the path is absent.
+    async fn add_signatures(
+        &self,
+        path: &StorePath,
+        signatures: &BTreeSet<Signature>,
+    ) -> Result<()>;
+}
+
+/// Conveniences that follow from [`Store`].
+#[async_trait]
+pub trait StoreExt: Store {
+    /// Metadata of one path; `None` if absent.
+    async fn info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
+        let one = futures::stream::iter([path.clone()]).boxed();
+        match self.infos(one).next().await {
+            Some(answer) => Ok(answer?.1),
+            None => Ok(None),
+        }
+    }
+
+    /// Metadata of one path that must be there.
+    async fn require_info(&self, path: &StorePath) -> Result<PathInfo> {
+        self.info(path).await?.ok_or_else(|| Error::NotFound {
+            path: path.clone(),
+            store: self.to_string(),
+        })
+    }
+
+    /// Adds one path, or says why not.
+    async fn add_one(&self, info: PathInfo, nar: NarStream, check: &SigCheck) -> Result<()> {
+        let items = futures::stream::iter([Ok((info, nar))]).boxed();
+        match self.add(items, check).await?.failed.pop() {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<S: Store + ?Sized> StoreExt for S {}

@@ -1,0 +1,435 @@
+//! The copy engine, from one in-memory store to another.
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+use tk_narinfo::{PathInfo, Policy, SecretKey, TrustedKeys};
+use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
+use tk_store::{
+    AddContent, AddItems, AddReport, Error, MemoryStore, NarStream, Result, SigCheck, Store,
+    StoreExt, closure,
+    copy::{CopyOptions, Progress, Reach, plan},
+    nar,
+};
+
+#[tokio::test]
+async fn copies_a_closure_references_first_and_once() {
+    let (src, paths) = chain(5).await;
+    let dst = MemoryStore::default();
+    let options = options(Reach::Closure);
+    let roots = roots(&paths[4..]);
+    let plan_ = plan(&*src, &dst, &roots, &options).await.unwrap();
+    let order: Vec<_> = plan_.missing.iter().map(|info| info.path.clone()).collect();
+    assert_eq!(order, paths);
+    let watcher = Arc::new(Watcher::default());
+    let size = plan_.nar_size();
+    let report = plan_.run(&src, &dst, watcher.clone()).await.unwrap();
+    assert_eq!(report.copied.len(), 5);
+    assert_eq!(watcher.bytes.load(Ordering::Relaxed), size);
+    assert_eq!(watcher.started.load(Ordering::Relaxed), 5);
+    assert_eq!(watcher.finished.load(Ordering::Relaxed), 5);
+
+    let again = plan(&*src, &dst, &roots, &options).await.unwrap();
+    assert!(again.missing.is_empty());
+    assert_eq!(again.present.len(), 5);
+    assert!(
+        again
+            .run(&src, &dst, Arc::new(()))
+            .await
+            .unwrap()
+            .copied
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn mends_holes_or_stops_at_what_is_there() {
+    let (src, paths) = chain(4).await;
+    let dst = Holes::default();
+    dst.hide(&paths[1]);
+    let roots = roots(&paths[3..]);
+    copy(&src, &*dst.inner, &roots, &options(Reach::Closure)).await;
+    let missing = plan(&*src, &dst, &roots, &options(Reach::Closure))
+        .await
+        .unwrap()
+        .missing;
+    assert_eq!(
+        missing.iter().map(|i| &i.path).collect::<Vec<_>>(),
+        [&paths[1]]
+    );
+    let asked = dst.asked.load(Ordering::Relaxed);
+    let missing = plan(&*src, &dst, &roots, &options(Reach::Missing))
+        .await
+        .unwrap()
+        .missing;
+    assert!(missing.is_empty(), "the root is there, so is its closure");
+    assert_eq!(
+        dst.asked.load(Ordering::Relaxed) - asked,
+        1,
+        "one question for one root"
+    );
+}
+
+#[tokio::test]
+async fn roots_only() {
+    let (src, paths) = chain(3).await;
+    let dst = MemoryStore::default();
+    let roots = roots(&paths[2..]);
+    let plan = plan(&*src, &dst, &roots, &options(Reach::Roots))
+        .await
+        .unwrap();
+    assert_eq!(plan.missing.len(), 1);
+    let report = plan.run(&src, &dst, Arc::new(())).await.unwrap();
+    assert!(report.copied.is_empty());
+    assert!(matches!(
+        report.failed[..],
+        [(_, Error::MissingReference { .. })]
+    ));
+}
+
+#[tokio::test]
+async fn signs_what_it_copies_and_nothing_is_ultimate() {
+    let (src, paths) = chain(2).await;
+    let key = Arc::new(SecretKey::generate("copy-1").unwrap());
+    let keys = TrustedKeys::from_iter([key.public()]);
+    let policy = Policy { keys, threshold: 1 };
+    let dst = MemoryStore::default();
+    let options = CopyOptions {
+        check: SigCheck::Require(Arc::new(policy.clone())),
+        sign: vec![key],
+        ..options(Reach::Closure)
+    };
+    copy(&src, &dst, &roots(&paths), &options).await;
+    for path in &paths {
+        let info = dst.require_info(path).await.unwrap();
+        assert!(!info.ultimate);
+        policy.check(dst.dir(), &info).unwrap();
+        assert_eq!(info.signatures.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_changed_path_fails_by_name_and_the_others_go_on() {
+    let (src, paths) = chain(4).await;
+    let src: Arc<dyn Store> = Arc::new(Holes::changed(src, &paths[2]));
+    let dst = MemoryStore::default();
+    let roots = roots(&paths[3..]);
+    let plan = plan(&*src, &dst, &roots, &options(Reach::Closure))
+        .await
+        .unwrap();
+    let report = plan.run(&src, &dst, Arc::new(())).await.unwrap();
+    assert_eq!(report.copied.len(), 2);
+    let (path, error) = &report.failed[0];
+    assert_eq!(*path, paths[2]);
+    let Error::Mismatch {
+        expected, actual, ..
+    } = error
+    else {
+        panic!("{error:?}");
+    };
+    assert_ne!(expected, actual);
+    assert!(error.to_line().contains(paths[2].as_str()));
+    assert_eq!(dst.info(&paths[2]).await.unwrap(), None);
+    assert_eq!(dst.info(&paths[3]).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn says_who_refers_to_what_is_absent() {
+    let (src, paths) = chain(3).await;
+    let src = Holes::hiding(src, &paths[0]);
+    let roots = roots(&paths[2..]);
+    for reach in [Reach::Closure, Reach::Missing] {
+        let error = plan(&src, &MemoryStore::default(), &roots, &options(reach))
+            .await
+            .unwrap_err();
+        let Error::MissingReference {
+            path, reference, ..
+        } = &error
+        else {
+            panic!("{error:?}");
+        };
+        assert_eq!((path, reference), (&paths[1], &paths[0]));
+    }
+    // What the destination has need not be in the source.
+    let (full, _) = chain(3).await;
+    let dst = MemoryStore::default();
+    copy(
+        &full,
+        &dst,
+        &BTreeSet::from([paths[0].clone()]),
+        &options(Reach::Closure),
+    )
+    .await;
+    plan(&src, &dst, &roots, &options(Reach::Closure))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn stores_of_different_directories_do_not_mix() {
+    let (src, paths) = chain(1).await;
+    let dst = MemoryStore::new(StoreDir::new("/other/store").unwrap());
+    let error = plan(&*src, &dst, &roots(&paths), &options(Reach::Closure))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::StoreDir { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_circle_of_references_is_an_error() {
+    let (src, paths) = chain(3).await;
+    let src = Holes {
+        circle: Some((paths[0].clone(), paths[2].clone())),
+        ..Holes::over(src)
+    };
+    let found = closure(&src, [paths[2].clone()]).await.unwrap();
+    assert_eq!(found.infos.len(), 3);
+    let error = found.references_first().unwrap_err();
+    assert!(error.to_line().contains("back to itself"), "{error:?}");
+}
+
+#[tokio::test]
+async fn content_gets_the_paths_that_nix_gives_it() {
+    // Made by `nix-store --add`, `--add-fixed` and `--add-fixed --recursive` of a file that holds
+    // "hello\n", by Nix 2.26.
+    let store = MemoryStore::default();
+    let nar = file_nar(b"hello\n");
+    let cases = [
+        (Method::Nar, Algorithm::Sha256, NAR_SHA256),
+        (Method::Flat, Algorithm::Sha256, FLAT_SHA256),
+        (Method::Flat, Algorithm::Sha1, FLAT_SHA1),
+        (Method::Nar, Algorithm::Sha1, NAR_SHA1),
+    ];
+    for (method, algorithm, path) in cases {
+        let none = References::default();
+        let nar = nar::from_bytes(nar.clone());
+        let info = store
+            .add_content("hello.txt", method, algorithm, &none, nar)
+            .await
+            .unwrap();
+        assert_eq!(info.path.to_string(), path, "{method} {algorithm}");
+        assert_eq!(info.ca.as_ref().map(|ca| ca.method), Some(method));
+        assert_eq!(store.require_info(&info.path).await.unwrap(), info);
+    }
+    let none = References::default();
+    let folder = nar::from_bytes(tokens(&[
+        b"nix-archive-1",
+        b"(",
+        b"type",
+        b"directory",
+        b")",
+    ]));
+    let flat = store
+        .add_content("x", Method::Flat, Algorithm::Sha256, &none, folder)
+        .await;
+    assert!(flat.unwrap_err().to_line().contains("plain file"));
+    let cut = nar::from_bytes(nar[..nar.len() - 3].to_vec());
+    assert!(
+        store
+            .add_content("x", Method::Nar, Algorithm::Sha256, &none, cut)
+            .await
+            .is_err()
+    );
+}
+
+const NAR_SHA256: &str = "i9pmrzmpshapij2kin22pff6fc2adavx-hello.txt";
+const FLAT_SHA256: &str = "gy454w1cxaq731grqwylhzf4pp9r5izh-hello.txt";
+const FLAT_SHA1: &str = "svdva85yi507g9vncgsaxvnd1r808h4w-hello.txt";
+const NAR_SHA1: &str = "hzq8n5jpi3g2d0xhlvqd8q1gx5c9s6i3-hello.txt";
+
+/// A store with `n` paths, each of which refers to the one before it.
+async fn chain(n: usize) -> (Arc<dyn Store>, Vec<StorePath>) {
+    let store = MemoryStore::default();
+    let mut paths: Vec<StorePath> = Vec::new();
+    for i in 0..n {
+        let others = paths.last().cloned().into_iter().collect();
+        let references = References {
+            others,
+            itself: false,
+        };
+        let nar = nar::from_bytes(file_nar(format!("{i}").as_bytes()));
+        let (name, method) = (format!("link-{i}"), Method::Nar);
+        let added = store
+            .add_content(&name, method, Algorithm::Sha256, &references, nar)
+            .await;
+        paths.push(added.unwrap().path);
+    }
+    (Arc::new(store), paths)
+}
+
+fn options(reach: Reach) -> CopyOptions {
+    CopyOptions {
+        reach,
+        check: SigCheck::Skip,
+        sign: Vec::new(),
+    }
+}
+
+fn roots(paths: &[StorePath]) -> BTreeSet<StorePath> {
+    paths.iter().cloned().collect()
+}
+
+async fn copy(
+    src: &Arc<dyn Store>,
+    dst: &dyn Store,
+    roots: &BTreeSet<StorePath>,
+    options: &CopyOptions,
+) {
+    let plan = plan(&**src, dst, roots, options).await.unwrap();
+    let report = plan.run(src, dst, Arc::new(())).await.unwrap();
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+}
+
+fn file_nar(content: &[u8]) -> Vec<u8> {
+    tokens(&[
+        b"nix-archive-1",
+        b"(",
+        b"type",
+        b"regular",
+        b"contents",
+        content,
+        b")",
+    ])
+}
+
+fn tokens(tokens: &[&[u8]]) -> Vec<u8> {
+    let mut nar = Vec::new();
+    for token in tokens {
+        nar.extend((token.len() as u64).to_le_bytes());
+        nar.extend(*token);
+        nar.resize(nar.len().next_multiple_of(8), 0);
+    }
+    nar
+}
+
+#[derive(Default)]
+struct Watcher {
+    started: AtomicUsize,
+    finished: AtomicUsize,
+    bytes: AtomicU64,
+}
+
+impl Progress for Watcher {
+    fn started(&self, _: &StorePath) {
+        self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn advanced(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn finished(&self, _: &StorePath) {
+        self.finished.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A store that lies: it hides paths, gives other content, or closes circles.
+struct Holes {
+    inner: Arc<dyn Store>,
+    hidden: Mutex<BTreeSet<StorePath>>,
+    changed: Option<StorePath>,
+    circle: Option<(StorePath, StorePath)>,
+    asked: AtomicUsize,
+}
+
+impl Default for Holes {
+    fn default() -> Self {
+        Holes::over(Arc::new(MemoryStore::default()))
+    }
+}
+
+impl Holes {
+    fn over(inner: Arc<dyn Store>) -> Self {
+        Holes {
+            inner,
+            hidden: Mutex::default(),
+            changed: None,
+            circle: None,
+            asked: AtomicUsize::new(0),
+        }
+    }
+
+    fn changed(inner: Arc<dyn Store>, path: &StorePath) -> Self {
+        Holes {
+            changed: Some(path.clone()),
+            ..Holes::over(inner)
+        }
+    }
+
+    fn hiding(inner: Arc<dyn Store>, path: &StorePath) -> Self {
+        let store = Holes::over(inner);
+        store.hide(path);
+        store
+    }
+
+    fn hide(&self, path: &StorePath) {
+        self.hidden.lock().unwrap().insert(path.clone());
+    }
+}
+
+#[async_trait]
+impl Store for Holes {
+    fn dir(&self) -> &StoreDir {
+        self.inner.dir()
+    }
+
+    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        self.asked.fetch_add(paths.len(), Ordering::Relaxed);
+        let valid = self.inner.valid(paths).await?;
+        Ok(&valid - &*self.hidden.lock().unwrap())
+    }
+
+    fn infos<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
+        use futures::StreamExt;
+        let lie = |answer: Result<(StorePath, Option<PathInfo>)>| {
+            let (path, mut info) = answer?;
+            if self.hidden.lock().unwrap().contains(&path) {
+                info = None;
+            }
+            if let (Some(info), Some((from, to))) = (&mut info, &self.circle)
+                && path == *from
+            {
+                info.references.insert(to.clone());
+            }
+            Ok((path, info))
+        };
+        self.inner.infos(paths).map(lie).boxed()
+    }
+
+    async fn nar(&self, path: &StorePath) -> Result<NarStream> {
+        match self.changed.as_ref() == Some(path) {
+            true => Ok(nar::from_bytes(file_nar(b"?"))),
+            false => self.inner.nar(path).await,
+        }
+    }
+
+    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
+        self.inner.add(items, check).await
+    }
+
+    async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
+        self.inner.find(part).await
+    }
+}
+
+impl fmt::Display for Holes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("holes://")
+    }
+}
+
+impl fmt::Debug for Holes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Holes")
+    }
+}
