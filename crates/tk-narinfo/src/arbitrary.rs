@@ -13,7 +13,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn signature()(name in "[^:\n]{1,20}", bytes in proptest::collection::vec(any::<u8>(), 0..70)) -> Signature {
+    fn signature()(name in "[^:\n]{1,20}", bytes in proptest::collection::vec(any::<u8>(), 1..70)) -> Signature {
         Signature::from_parts(&name, &encode_base64(&bytes)).unwrap()
     }
 }

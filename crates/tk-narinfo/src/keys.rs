@@ -9,7 +9,7 @@
 //! Base64 is written with padding and without line breaks. Reading is as lenient as Nix: `\n` is skipped (so a key file may
 //! end in one), and what follows the first `=` is not looked at.
 //!
-//! A signature of another length is carried along, as Nix does, and becomes an error only when it is to be verified
+//! Neither name nor base64 may be empty. A signature of another length is carried along, as Nix does, and becomes an error only when it is to be verified
 //! under a key of its name.
 
 use std::collections::BTreeMap;
@@ -213,7 +213,7 @@ impl Signature {
         }
     }
 
-    /// Reads `name:base64`; the number of bytes is not checked.
+    /// Reads `name:base64`; the number of bytes is not checked, except that there must be some.
     pub fn parse(text: &str) -> Result<Signature, KeyError> {
         let (name, bytes) = split(Kind::Signature, text)?;
         Ok(Signature {
@@ -359,6 +359,14 @@ pub enum KeyError {
         /// What was to be read.
         kind: Kind,
     },
+    /// No bytes behind the colon.
+    #[error("the {kind} {name} has nothing behind the ':'")]
+    Empty {
+        /// What was to be read.
+        kind: Kind,
+        /// Name of the key, quoted.
+        name: String,
+    },
     /// A character that is none of base64's.
     #[error("the {kind} {name} is not base64: bad character {offset} bytes behind the ':'")]
     Base64 {
@@ -440,11 +448,19 @@ fn decode(kind: Kind, name: &str, base64: &str) -> Result<Vec<u8>, KeyError> {
     if name.is_empty() {
         return Err(KeyError::NoName { kind });
     }
-    decode_base64(base64.as_bytes()).map_err(|offset| KeyError::Base64 {
-        kind,
-        name: shown(name),
-        offset,
-    })
+    match decode_base64(base64.as_bytes()) {
+        // Nix looks at the text, and takes "=": but that would print as nothing, which it does not read again.
+        Ok(bytes) if bytes.is_empty() => Err(KeyError::Empty {
+            kind,
+            name: shown(name),
+        }),
+        Ok(bytes) => Ok(bytes),
+        Err(offset) => Err(KeyError::Base64 {
+            kind,
+            name: shown(name),
+            offset,
+        }),
+    }
 }
 
 fn sized<const N: usize>(kind: Kind, name: &str, bytes: &[u8]) -> Result<[u8; N], KeyError> {
@@ -525,6 +541,20 @@ mod tests {
                 "abc",
                 KeyError::NoColon {
                     kind: Kind::SecretKey,
+                },
+            ),
+            (
+                "k:",
+                KeyError::Empty {
+                    kind: Kind::SecretKey,
+                    name: "\"k\"".into(),
+                },
+            ),
+            (
+                "k:=",
+                KeyError::Empty {
+                    kind: Kind::SecretKey,
+                    name: "\"k\"".into(),
                 },
             ),
             (
