@@ -1,0 +1,8 @@
+//! The tests of the whole: golden data, and real Nix as the oracle. `tests/run` runs them.
+//!
+//! What a machine lacks (real Nix, the golden data) is skipped visibly, never silently passed:
+//! see [`support::skip`].
+
+mod nix;
+mod support;
+mod vectors;
