@@ -102,28 +102,27 @@ fn case_hack() {
     let rows = [
         "restored under new names",
         "dumped back the same",
-        "collision refused",
+        "collision or malformed, refused",
     ];
     let mut tally = Tally::new("golden data: case hack", &rows);
     for file in vectors.files("nix/functional", ".nar") {
         let (temp, options) = (TempDir::new().expect("a folder"), unpacking(CaseHack::On));
         let dest = temp.path().join("x");
         let done = unpack(&file.bytes[..], &dest, &options);
-        match file.base() {
-            base if base.contains("collision") => {
-                tally.equal(rows[2], &file.name, done.is_err(), true)
-            }
-            _ => tally.case(rows[1], &file.name, || {
-                done.map_err(say)?;
-                let mut nar = Vec::new();
-                let options = DumpOptions {
-                    case_hack: CaseHack::On,
-                    ..DumpOptions::default()
-                };
-                dump(&dest, &options, &mut nar).map_err(say)?;
-                equal(nar, file.bytes.clone())
-            }),
+        if file.base().contains("collision") || events(&file.bytes).is_err() {
+            tally.equal(rows[2], &file.name, done.is_err(), true);
+            continue;
         }
+        tally.case(rows[1], &file.name, || {
+            done.map_err(say)?;
+            let mut nar = Vec::new();
+            let options = DumpOptions {
+                case_hack: CaseHack::On,
+                ..DumpOptions::default()
+            };
+            dump(&dest, &options, &mut nar).map_err(say)?;
+            equal(nar, file.bytes.clone())
+        });
         if file.base() == "case.nar" {
             tally.case(rows[0], &file.name, || {
                 let found = below(&dest);
@@ -387,12 +386,16 @@ fn unpacking(case_hack: CaseHack) -> UnpackOptions {
 fn has_contents_of(nar: &[u8], source: &Path) -> Result<(), String> {
     let members = members(nar)?;
     let root = source.to_string_lossy().len();
-    let sources = if source.is_file() {
-        vec![source.to_string_lossy().into_owned()]
-    } else {
-        below(source)
+    let sources = match source.is_dir() {
+        true => below(source),
+        false => vec![source.to_string_lossy().into_owned()],
     };
-    for path in sources.iter().filter(|path| Path::new(path).is_file()) {
+    let is_file = |path: &&String| {
+        Path::new(path)
+            .symlink_metadata()
+            .is_ok_and(|m| m.is_file())
+    };
+    for path in sources.iter().filter(is_file) {
         let name = path[root..].trim_start_matches('/').as_bytes();
         equal(members.get(name), fs::read(path).ok().as_ref())?;
     }

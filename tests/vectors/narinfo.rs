@@ -4,7 +4,7 @@
 use super::{say, text};
 use crate::support::{Tally, Vectors, equal};
 use serde_json::Value;
-use tk_narinfo::{NarInfo, PublicKey, TrustedKeys};
+use tk_narinfo::{NarInfo, PublicKey, Signature, TrustedKeys};
 use tk_path::StoreDir;
 
 #[test]
@@ -36,7 +36,8 @@ fn narinfos() {
                 let valid = info
                     .valid_signatures(&StoreDir::default(), &trusted)
                     .map_err(say)?;
-                equal(valid, info.signatures.len())?;
+                let by_it = |s: &&Signature| trusted.get(s.key_name()).is_some();
+                equal(valid, info.signatures.iter().filter(by_it).count())?;
                 equal(valid > 0, true)
             });
         }
@@ -63,7 +64,7 @@ fn narinfo(tally: &mut Tally, what: &str, text: &str) {
         equal(is_canonical(&printed), true)?;
         equal(second.print(&dir), printed)
     });
-    if is_canonical(text) {
+    if is_canonical(text) && one_signature_a_key(text) {
         tally.case(EXACT, what, || {
             equal(parse(text)?.print(&dir), text.to_owned())
         });
@@ -115,7 +116,6 @@ fn is_canonical(text: &str) -> bool {
     let in_order = places
         .windows(2)
         .all(|p| p[0] < p[1] || (p[0] == p[1] && ORDER[p[0]] == "Sig"));
-    let signatures = fields.iter().filter(|(key, _)| *key == "Sig");
     let required = [
         "StorePath",
         "URL",
@@ -139,10 +139,20 @@ fn is_canonical(text: &str) -> bool {
     };
     in_order
         && fields.iter().all(usual)
-        && signatures.is_sorted_by(|a, b| a.1 < b.1)
+        && signers(text).is_sorted()
         && required
             .iter()
             .all(|name| fields.iter().any(|(key, _)| key == name))
+}
+
+/// Several of one key are sorted by their bytes, which the text does not show.
+fn one_signature_a_key(text: &str) -> bool {
+    signers(text).is_sorted_by(|a, b| a < b)
+}
+
+fn signers(text: &str) -> impl Iterator<Item = &str> {
+    let signatures = text.lines().filter_map(|line| line.strip_prefix("Sig: "));
+    signatures.map(|signature| signature.split(':').next().unwrap_or(signature))
 }
 
 fn parse(text: &str) -> Result<NarInfo, String> {
