@@ -276,12 +276,17 @@ impl Hash {
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut digits = [0; nix32::encoded_len(MAX_SIZE)];
-        let digits = &mut digits[..nix32::encoded_len(self.algorithm.size())];
-        nix32::encode_into(self.as_bytes(), digits);
-        f.write_str(self.algorithm.name())?;
-        f.write_str(":")?;
-        f.write_str(std::str::from_utf8(digits).map_err(|_| fmt::Error)?)
+        // One piece, because each one costs a `String` that is written to.
+        let mut text = [0; MAX_NAME + 1 + nix32::encoded_len(MAX_SIZE)];
+        let name = self.algorithm.name().as_bytes();
+        let (start, end) = (
+            name.len() + 1,
+            name.len() + 1 + nix32::encoded_len(self.algorithm.size()),
+        );
+        text[..name.len()].copy_from_slice(name);
+        text[name.len()] = b':';
+        nix32::encode_into(self.as_bytes(), &mut text[start..end]);
+        f.pad(std::str::from_utf8(&text[..end]).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -629,5 +634,7 @@ fn shown(digest: &[u8]) -> &[u8] {
     &digest[..digest.len().min(MAX_SIZE)]
 }
 
+/// The longest name of an algorithm.
+const MAX_NAME: usize = 6;
 /// The longest digest in bytes.
 const MAX_SIZE: usize = 64;

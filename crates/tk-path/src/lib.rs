@@ -15,8 +15,10 @@
 //! Nothing is printed, no environment is read; only [`git::hash_tree`] touches the file system.
 
 mod content_address;
+pub mod git;
 mod hash;
 pub mod nix32;
+pub mod scan;
 #[cfg(feature = "serde")]
 mod serde;
 mod store_dir;

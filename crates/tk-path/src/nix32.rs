@@ -51,12 +51,21 @@ pub fn encode_into(bytes: &[u8], text: &mut [u8]) {
     {
         *out = digits(number(group));
     }
-    head.copy_from_slice(&digits(number(rest))[8 - head.len()..]);
+    let first = digits(number(rest));
+    for (out, digit) in head.iter_mut().rev().zip(first.iter().rev()) {
+        *out = *digit;
+    }
 }
 
 /// The bytes that `text` stands for.
 pub fn decode(text: &[u8]) -> Result<Vec<u8>, Nix32Error> {
     let len = decoded_len(text.len()).ok_or(Nix32Error::Length(text.len()))?;
+    // Decoding on the stack first is quicker than having the heap's bytes zeroed.
+    let mut short = [0; 64];
+    if let Some(bytes) = short.get_mut(..len) {
+        decode_into(text, bytes)?;
+        return Ok(bytes.to_vec());
+    }
     let mut bytes = vec![0; len];
     decode_into(text, &mut bytes)?;
     Ok(bytes)
@@ -86,7 +95,9 @@ pub fn decode_into(text: &[u8], bytes: &mut [u8]) -> Result<(), Nix32Error> {
     if value >> (8 * rest.len()) != 0 {
         return Err(Nix32Error::TopDigit);
     }
-    rest.copy_from_slice(&value.to_le_bytes()[..rest.len()]);
+    for (out, byte) in rest.iter_mut().zip(value.to_le_bytes()) {
+        *out = byte;
+    }
     Ok(())
 }
 
@@ -122,14 +133,17 @@ pub enum Nix32Error {
     TopDigit,
 }
 
-/// Up to five bytes as a little-endian number.
+/// Up to eight bytes as a little-endian number. The lengths that matter are constants after inlining.
+#[inline(always)]
 fn number(bytes: &[u8]) -> u64 {
-    let mut padded = [0; 8];
-    padded[..bytes.len()].copy_from_slice(bytes);
-    u64::from_le_bytes(padded)
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
 /// The eight digits of a 40 bit number.
+#[inline(always)]
 fn digits(value: u64) -> [u8; 8] {
     let pair = |shift: u32| PAIRS[(value >> shift) as usize & 1023];
     let ([a, b], [c, d], [e, f], [g, h]) = (pair(30), pair(20), pair(10), pair(0));
@@ -137,6 +151,7 @@ fn digits(value: u64) -> [u8; 8] {
 }
 
 /// The value of up to eight digits, and a byte with [`INVALID`] set if one of them is none.
+#[inline(always)]
 fn group_value(digits: &[u8]) -> (u64, u8) {
     digits.iter().fold((0, 0), |(value, bad), &digit| {
         let v = VALUES[usize::from(digit)];

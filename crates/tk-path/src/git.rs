@@ -1,0 +1,530 @@
+//! Git objects: the hash of a file or a tree as git has it.
+//!
+//! ```text
+//! blob  = "blob " length NUL bytes
+//! tree  = "tree " length NUL { entry }
+//! entry = mode " " name NUL hash          mode in octal, hash as raw bytes
+//! mode  = "40000" directory | "100755" executable | "100644" regular | "120000" symbolic link
+//! ```
+//! Lengths are decimal. Entries stand in the order of their names, where the name of a directory counts as if it
+//! ended in `/`. A link is the blob of its target. Unlike git itself, a directory without files is a tree, too.
+//! Mirrors `git.cc`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, OFlags, RawMode, Stat};
+
+use crate::{Algorithm, Hash, Hasher};
+
+/// What an entry of a tree is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// A tree, 40000.
+    Directory,
+    /// A blob, 100755.
+    Executable,
+    /// A blob, 100644.
+    Regular,
+    /// A blob that is the target of a link, 120000.
+    Symlink,
+}
+
+impl Mode {
+    /// Every mode.
+    pub const ALL: [Mode; 4] = [
+        Mode::Directory,
+        Mode::Executable,
+        Mode::Regular,
+        Mode::Symlink,
+    ];
+
+    /// The octal digits.
+    pub const fn digits(self) -> &'static str {
+        match self {
+            Mode::Directory => "40000",
+            Mode::Executable => "100755",
+            Mode::Regular => "100644",
+            Mode::Symlink => "120000",
+        }
+    }
+}
+
+/// A tree object: its entries by name, in git's order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tree {
+    /// By [`sort_key`], which is the name, or the name with a slash behind it.
+    entries: BTreeMap<Vec<u8>, (Mode, Hash)>,
+}
+
+impl Tree {
+    /// A tree without entries.
+    pub fn new() -> Tree {
+        Tree::default()
+    }
+
+    /// Adds an entry. The name must not be empty, `.` or `..`, have no `/` and no NUL, and be new.
+    pub fn insert(&mut self, name: &[u8], mode: Mode, hash: Hash) -> Result<(), GitError> {
+        check_name(name).map_err(|why| GitError::Tree { offset: 0, why })?;
+        let other = [Mode::Directory, Mode::Regular]
+            .map(|mode| sort_key(name, mode))
+            .iter()
+            .any(|key| self.entries.contains_key(key));
+        if other {
+            let why = "two entries have the same name";
+            return Err(GitError::Tree { offset: 0, why });
+        }
+        self.entries.insert(sort_key(name, mode), (mode, hash));
+        Ok(())
+    }
+
+    /// The entries: name, mode, hash.
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], Mode, Hash)> {
+        self.entries.iter().map(|(key, &(mode, hash))| {
+            let name = key.strip_suffix(b"/").unwrap_or(key);
+            (name, mode, hash)
+        })
+    }
+
+    /// The object, header included.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        for (name, mode, hash) in self.entries() {
+            body.extend_from_slice(mode.digits().as_bytes());
+            body.push(b' ');
+            body.extend_from_slice(name);
+            body.push(0);
+            body.extend_from_slice(hash.as_bytes());
+        }
+        [header("tree", body.len() as u64).as_slice(), &body].concat()
+    }
+
+    /// Reads an object, header included, whose hashes are of `algorithm`. Entries out of order are an error, so that
+    /// encoding gives the same bytes back.
+    pub fn decode(object: &[u8], algorithm: Algorithm) -> Result<Tree, GitError> {
+        check_algorithm(algorithm)?;
+        let mut input = Input { object, offset: 0 };
+        input.header("tree")?;
+        let mut tree = Tree::new();
+        while input.offset < object.len() {
+            let start = input.offset;
+            let (name, mode, hash) = input.entry(algorithm)?;
+            let key = sort_key(name, mode);
+            if tree
+                .entries
+                .last_key_value()
+                .is_some_and(|(last, _)| *last >= key)
+            {
+                return Err(input.error_at(start, "its entries are not in order"));
+            }
+            tree.insert(name, mode, hash)
+                .map_err(|_| input.error_at(start, "two entries have the same name"))?;
+        }
+        Ok(tree)
+    }
+
+    /// The hash of the object.
+    pub fn hash(&self, algorithm: Algorithm) -> Result<Hash, GitError> {
+        check_algorithm(algorithm)?;
+        Ok(Hash::digest(algorithm, &self.encode()))
+    }
+}
+
+/// What stands before the bytes of a blob of this length.
+pub fn blob_header(len: u64) -> Vec<u8> {
+    header("blob", len)
+}
+
+/// The hash of the blob with this content.
+pub fn hash_blob(content: &[u8], algorithm: Algorithm) -> Result<Hash, GitError> {
+    check_algorithm(algorithm)?;
+    let mut hasher = Hasher::new(algorithm);
+    hasher.update(&blob_header(content.len() as u64));
+    hasher.update(content);
+    Ok(hasher.finish())
+}
+
+/// The hash of what is at `path`: the tree of a directory, else the blob of a file or of a link's target. `algorithm`
+/// is sha1 or sha256, for trees and all below.
+///
+/// Only regular files, directories and links are allowed, at most 64 deep as in NARs. A link is never followed, also
+/// not by someone who exchanges a directory for a link meanwhile. A file whose length changes while it is read is an
+/// error.
+pub fn hash_tree(path: &Path, algorithm: Algorithm) -> Result<Hash, GitError> {
+    check_algorithm(algorithm)?;
+    let mut walk = Walk {
+        algorithm,
+        path: path.to_owned(),
+        buffer: vec![0; BUFFER],
+    };
+    let (_, hash) = walk.node(rustix::fs::CWD, path, MAX_DEPTH)?;
+    Ok(hash)
+}
+
+/// Why there is no git hash.
+#[derive(Debug, thiserror::Error)]
+pub enum GitError {
+    /// Git does not have this algorithm.
+    #[error("git hashes with sha1 or sha256, not {0}")]
+    Algorithm(Algorithm),
+    /// A tree object that is not right.
+    #[error("bad git tree at byte {offset}: {why}")]
+    Tree {
+        /// Where in the object.
+        offset: usize,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The file system refused.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file was shorter or longer than when it was opened.
+    #[error("{} changed while it was read", .0.display())]
+    Changed(PathBuf),
+    /// Neither regular file nor directory nor link.
+    #[error("{} is neither a regular file nor a directory nor a symbolic link", .0.display())]
+    Kind(PathBuf),
+    /// Nested too deeply.
+    #[error("{} is nested more than {MAX_DEPTH} levels deep", .0.display())]
+    Depth(PathBuf),
+}
+
+/// What a name is sorted by.
+fn sort_key(name: &[u8], mode: Mode) -> Vec<u8> {
+    let slash = if mode == Mode::Directory { "/" } else { "" };
+    [name, slash.as_bytes()].concat()
+}
+
+/// A tree object while it is read.
+struct Input<'a> {
+    object: &'a [u8],
+    offset: usize,
+}
+
+impl<'a> Input<'a> {
+    fn header(&mut self, kind: &str) -> Result<(), GitError> {
+        let rest = self.until(0, "its header does not end")?;
+        let body = (self.object.len() - self.offset) as u64;
+        if header(kind, body).strip_suffix(b"\0") != Some(rest) {
+            return Err(self.error_at(
+                0,
+                "its header is not \"tree\" with the length of what follows",
+            ));
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, algorithm: Algorithm) -> Result<(&'a [u8], Mode, Hash), GitError> {
+        let start = self.offset;
+        let digits = self.until(b' ', "an entry has no mode")?;
+        let mode = Mode::ALL
+            .into_iter()
+            .find(|m| m.digits().as_bytes() == digits)
+            .ok_or_else(|| self.error_at(start, "an entry has an unknown mode"))?;
+        let start = self.offset;
+        let name = self.until(0, "the name of an entry does not end")?;
+        check_name(name).map_err(|why| self.error_at(start, why))?;
+        let hash = self
+            .object
+            .get(self.offset..self.offset + algorithm.size())
+            .and_then(|bytes| Hash::new(algorithm, bytes).ok())
+            .ok_or_else(|| self.error_at(self.offset, "it ends inside a hash"))?;
+        self.offset += algorithm.size();
+        Ok((name, mode, hash))
+    }
+
+    /// The bytes up to `end`, which is skipped.
+    fn until(&mut self, end: u8, why: &'static str) -> Result<&'a [u8], GitError> {
+        let rest = &self.object[self.offset..];
+        let len = rest.iter().position(|&b| b == end);
+        let len = len.ok_or_else(|| self.error_at(self.offset, why))?;
+        self.offset += len + 1;
+        Ok(&rest[..len])
+    }
+
+    fn error_at(&self, offset: usize, why: &'static str) -> GitError {
+        GitError::Tree { offset, why }
+    }
+}
+
+/// Hashing a file system tree.
+struct Walk {
+    algorithm: Algorithm,
+    /// Where we are, for errors.
+    path: PathBuf,
+    buffer: Vec<u8>,
+}
+
+impl Walk {
+    /// `name` in the directory `at`, which is `self.path`.
+    fn node(
+        &mut self,
+        at: impl std::os::fd::AsFd,
+        name: impl rustix::path::Arg + Copy,
+        depth: usize,
+    ) -> Result<(Mode, Hash), GitError> {
+        if depth == 0 {
+            return Err(GitError::Depth(self.path.clone()));
+        }
+        let stat = rustix::fs::statat(&at, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| self.io("look at", e))?;
+        let open = |flags| rustix::fs::openat(&at, name, OPEN | flags, rustix::fs::Mode::empty());
+        match kind(&stat) {
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&at, name, Vec::new());
+                let target = target.map_err(|e| self.io("read the link", e))?;
+                Ok((Mode::Symlink, hash_blob(target.as_bytes(), self.algorithm)?))
+            }
+            FileType::RegularFile => {
+                // Should it be a FIFO by now, opening must not wait for its writer.
+                let file = open(OFlags::NONBLOCK).map_err(|e| self.io("open", e))?;
+                self.file(file)
+            }
+            FileType::Directory => {
+                let dir = open(OFlags::DIRECTORY).map_err(|e| self.io("open", e))?;
+                Ok((Mode::Directory, self.directory(dir, depth)?))
+            }
+            _ => Err(GitError::Kind(self.path.clone())),
+        }
+    }
+
+    fn directory(&mut self, dir: OwnedFd, depth: usize) -> Result<Hash, GitError> {
+        let mut tree = Tree::new();
+        for entry in Dir::read_from(&dir).map_err(|e| self.io("list", e))? {
+            let entry = entry.map_err(|e| self.io("list", e))?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            self.path.push(as_path(name.to_bytes()));
+            let (mode, hash) = self.node(&dir, name, depth - 1)?;
+            self.path.pop();
+            tree.insert(name.to_bytes(), mode, hash)?;
+        }
+        tree.hash(self.algorithm)
+    }
+
+    fn file(&mut self, file: OwnedFd) -> Result<(Mode, Hash), GitError> {
+        let stat = rustix::fs::fstat(&file).map_err(|e| self.io("look at", e))?;
+        if kind(&stat) != FileType::RegularFile {
+            return Err(GitError::Kind(self.path.clone()));
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let mut hasher = Hasher::new(self.algorithm);
+        hasher.update(&blob_header(size));
+        let (start, mut file) = (hasher.bytes(), std::fs::File::from(file));
+        loop {
+            match file.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(n) => hasher.update(&self.buffer[..n]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.io("read", e)),
+            }
+            if hasher.bytes() - start > size {
+                break;
+            }
+        }
+        if hasher.bytes() - start != size {
+            return Err(GitError::Changed(self.path.clone()));
+        }
+        let executable = stat.st_mode & OWNER_MAY_EXECUTE != 0;
+        let mode = if executable {
+            Mode::Executable
+        } else {
+            Mode::Regular
+        };
+        Ok((mode, hasher.finish()))
+    }
+
+    fn io(&self, doing: &'static str, source: impl Into<io::Error>) -> GitError {
+        GitError::Io {
+            doing,
+            path: self.path.clone(),
+            source: source.into(),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.digits())
+    }
+}
+
+fn header(kind: &str, len: u64) -> Vec<u8> {
+    format!("{kind} {len}\0").into_bytes()
+}
+
+fn check_algorithm(algorithm: Algorithm) -> Result<(), GitError> {
+    match algorithm {
+        Algorithm::Sha1 | Algorithm::Sha256 => Ok(()),
+        other => Err(GitError::Algorithm(other)),
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), &'static str> {
+    match name {
+        b"" => Err("an entry has an empty name"),
+        b"." | b".." => Err("an entry is named . or .."),
+        _ if name.iter().any(|b| matches!(b, b'/' | 0)) => {
+            Err("the name of an entry has a / or NUL")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode as RawMode)
+}
+
+fn as_path(name: &[u8]) -> &Path {
+    use std::os::unix::ffi::OsStrExt as _;
+    Path::new(std::ffi::OsStr::from_bytes(name))
+}
+
+const OPEN: OFlags = OFlags::RDONLY
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOFOLLOW);
+const OWNER_MAY_EXECUTE: RawMode = 0o100;
+/// As deep as a NAR may be.
+const MAX_DEPTH: usize = 64;
+/// Bytes read in one go.
+const BUFFER: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    fn hex(hash: Hash) -> String {
+        hash.digits(crate::Encoding::Base16)
+    }
+
+    #[test]
+    fn blobs() {
+        let hash = |content: &[u8]| hex(hash_blob(content, Algorithm::Sha1).expect("sha1"));
+        // What `git hash-object` says.
+        assert_eq!(hash(b""), "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391");
+        assert_eq!(hash(b"hello\n"), "ce013625030ba8dba906f756967f9e9ca394464a");
+        assert!(hash_blob(b"", Algorithm::Sha512).is_err());
+    }
+
+    #[test]
+    fn trees_on_disk() {
+        let top = tempfile::tempdir().expect("temporary folder");
+        let at = |name: &str| top.path().join(name);
+        let git = |path: &Path, a| hex(hash_tree(path, a).expect("hash"));
+        assert_eq!(git(top.path(), Algorithm::Sha1), EMPTY_TREE);
+
+        fs::create_dir(at("foo")).expect("mkdir");
+        fs::write(at("foo/x"), "hello\n").expect("write");
+        fs::write(at("foo.c"), "").expect("write");
+        fs::set_permissions(at("foo.c"), fs::Permissions::from_mode(0o755)).expect("chmod");
+        symlink("foo.c", at("link")).expect("symlink");
+        // What `git write-tree` says.
+        assert_eq!(git(top.path(), Algorithm::Sha1), WRITE_TREE);
+        assert_eq!(git(top.path(), Algorithm::Sha256), WRITE_TREE_256);
+        // Links are not followed at the top either.
+        let target = hash_blob(b"foo.c", Algorithm::Sha1).expect("sha1");
+        assert_eq!(
+            hash_tree(&at("link"), Algorithm::Sha1).expect("hash"),
+            target
+        );
+    }
+
+    #[test]
+    fn refuses_on_disk() {
+        let top = tempfile::tempdir().expect("temporary folder");
+        let missing = hash_tree(&top.path().join("no"), Algorithm::Sha1);
+        assert!(matches!(
+            missing,
+            Err(GitError::Io {
+                doing: "look at",
+                ..
+            })
+        ));
+        let deep: PathBuf = std::iter::repeat_n("d", MAX_DEPTH).collect();
+        fs::create_dir_all(top.path().join(deep)).expect("mkdir");
+        let deep = hash_tree(top.path(), Algorithm::Sha1);
+        assert!(matches!(deep, Err(GitError::Depth(_))), "{deep:?}");
+        assert!(hash_tree(&top.path().join("d"), Algorithm::Sha1).is_ok());
+        let device = hash_tree(Path::new("/dev/null"), Algorithm::Sha1);
+        assert!(matches!(device, Err(GitError::Kind(_))), "{device:?}");
+    }
+
+    #[test]
+    fn bad_objects() {
+        let hash = [7; 20];
+        let object = |entries: &[&[u8]]| {
+            let body = entries.iter().map(|e| [e, hash.as_slice()].concat());
+            let body = body.collect::<Vec<_>>().concat();
+            [header("tree", body.len() as u64), body].concat()
+        };
+        let cases: [(&[&[u8]], &str); 8] = [
+            (&[b"40000 b\0", b"40000 a\0"], "not in order"),
+            (&[b"100644 a\0", b"100644 a\0"], "not in order"),
+            (&[b"100644 a\0", b"40000 a\0"], "same name"),
+            (&[b"040000 a\0"], "unknown mode"),
+            (&[b"100644 a/b\0"], "/ or NUL"),
+            (&[b"100644 ..\0"], ". or .."),
+            (&[b"100644 \0"], "empty name"),
+            (&[b"100644 a\0\0"], "no mode"),
+        ];
+        for (entries, why) in cases {
+            let error = Tree::decode(&object(entries), Algorithm::Sha1);
+            let error = error.expect_err(why).to_string();
+            assert!(error.contains(why), "{error} / {why}");
+        }
+        let good = object(&[b"100644 a\0", b"40000 b\0"]);
+        assert!(Tree::decode(&good, Algorithm::Sha1).is_ok());
+        for end in 0..good.len() {
+            assert!(
+                Tree::decode(&good[..end], Algorithm::Sha1).is_err(),
+                "cut at {end}"
+            );
+        }
+        assert!(Tree::decode(&good, Algorithm::Md5).is_err());
+    }
+
+    fn names() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(prop::sample::select(b"a.0-\xff".to_vec()), 1..4)
+    }
+
+    proptest! {
+        #[test]
+        fn there_and_back(entries: Vec<(bool, [u8; 32])>, names in prop::collection::vec(names(), 0..20)) {
+            let mut tree = Tree::new();
+            for (name, (dir, bytes)) in names.iter().zip(entries) {
+                let mode = if dir { Mode::Directory } else { Mode::Symlink };
+                // Fails for a repeated or reserved name.
+                let _ = tree.insert(name, mode, Hash::new(Algorithm::Sha256, &bytes).expect("size"));
+            }
+            let object = tree.encode();
+            prop_assert_eq!(Tree::decode(&object, Algorithm::Sha256).expect("decodes"), tree);
+        }
+
+        #[test]
+        fn any_bytes(bytes: Vec<u8>) {
+            let body = [header("tree", bytes.len() as u64), bytes].concat();
+            if let Ok(tree) = Tree::decode(&body, Algorithm::Sha1) {
+                prop_assert_eq!(tree.encode(), body);
+            }
+        }
+    }
+
+    const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
+    const WRITE_TREE: &str = "ffc1065e347a36e45943af0a301203268a7c5528";
+    const WRITE_TREE_256: &str = "93191c9d9e9ff49f4b24a799d68250658742e48ac88260865b410cc20c0efd4b";
+}
