@@ -1,4 +1,4 @@
-//! Hashes and nix32: `derived/hash-text.json`, `derived/nix32*.json`, `nix/libutil/hash`, `nix/libutil/git`.
+//! Hashes and nix32: `derived/hash-text.json`, `derived/nix32*.json`, `nix/libutil/hash`.
 
 use super::{say, text, unhex};
 use crate::support::{Tally, Vectors, equal};

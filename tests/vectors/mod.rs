@@ -1,5 +1,6 @@
 //! Golden data in both directions, each kind with a table of how many ran.
 
+mod git;
 mod hash;
 mod nar;
 mod narinfo;

@@ -1,0 +1,85 @@
+//! Git objects: `nix/libutil/git`, where `X-blob.bin` is the object of `X.bin`, and
+//! `tree-ALGORITHM.bin` the one that `tree-ALGORITHM.txt` lists.
+
+use super::{say, unhex};
+use crate::support::{Tally, Vectors, equal};
+use std::{fs, os::unix::fs::symlink};
+use tempfile::TempDir;
+use tk_path::{
+    Algorithm, Hash,
+    git::{Mode, Tree, blob_header, hash_tree},
+};
+
+#[test]
+fn git_objects() {
+    let Some(vectors) = Vectors::find() else {
+        return;
+    };
+    let rows = [
+        "blob of bytes",
+        "hash of a file and of a link",
+        "tree, both directions",
+        "tree listed as git lists it",
+    ];
+    let mut tally = Tally::new("golden data: git objects", &rows);
+    for object in vectors.files("nix/libutil/git", "-blob.bin") {
+        let source = vectors.path(&object.name.replace("-blob.bin", ".bin"));
+        let Ok(bytes) = fs::read(source) else {
+            continue;
+        };
+        tally.case(rows[0], &object.name, || {
+            let header = blob_header(bytes.len() as u64);
+            equal([&header[..], &bytes].concat(), object.bytes.clone())
+        });
+        tally.case(rows[1], &object.name, || {
+            let temp = TempDir::new().map_err(say)?;
+            let (file, link) = (temp.path().join("file"), temp.path().join("link"));
+            fs::write(&file, &bytes).map_err(say)?;
+            symlink("/there", &link).map_err(say)?;
+            for algorithm in [Algorithm::Sha1, Algorithm::Sha256] {
+                let whole = Hash::digest(algorithm, &object.bytes);
+                equal(hash_tree(&file, algorithm).map_err(say)?, whole)?;
+                let target = Hash::digest(algorithm, b"blob 6\0/there");
+                equal(hash_tree(&link, algorithm).map_err(say)?, target)?;
+            }
+            Ok(())
+        });
+    }
+    for object in vectors.files("nix/libutil/git", ".bin") {
+        let stem = object.base().trim_end_matches(".bin");
+        let Some(Ok(algorithm)) = stem.strip_prefix("tree-").map(str::parse) else {
+            continue;
+        };
+        let decode = || Tree::decode(&object.bytes, algorithm).map_err(say);
+        tally.case(rows[2], &object.name, || {
+            let tree = decode()?;
+            equal(tree.encode(), object.bytes.clone())?;
+            let hash = Hash::digest(algorithm, &object.bytes);
+            equal(tree.hash(algorithm).map_err(say)?, hash)
+        });
+        let listing = vectors.path(&object.name.replace(".bin", ".txt"));
+        if let Ok(listing) = fs::read_to_string(listing) {
+            tally.case(rows[3], &object.name, || {
+                equal(decode()?, listed(&listing, algorithm)?)
+            });
+        }
+    }
+    tally.finish();
+}
+
+/// The tree of lines `MODE TYPE HASH<tab>NAME`.
+fn listed(text: &str, algorithm: Algorithm) -> Result<Tree, String> {
+    let mut tree = Tree::new();
+    for line in text.lines() {
+        let (facts, name) = line.split_once('\t').ok_or("no tab")?;
+        let facts: Vec<_> = facts.split(' ').collect();
+        let [mode, _, hash] = facts[..] else {
+            return Err(format!("not a line of git ls-tree: {line}"));
+        };
+        let mode = |known: &Mode| known.digits() == mode.trim_start_matches('0');
+        let mode = Mode::ALL.into_iter().find(mode).ok_or("an unknown mode")?;
+        let hash = Hash::new(algorithm, &unhex(hash)).map_err(say)?;
+        tree.insert(name.as_bytes(), mode, hash).map_err(say)?;
+    }
+    Ok(tree)
+}
