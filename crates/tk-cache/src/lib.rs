@@ -1,1 +1,11 @@
-//! Nix binary caches: layout, folder caches, compression.
+//! Nix binary caches: their layout, caches in folders, and compression.
+//!
+//! [`FolderCache`] is a [`Store`](tk_store::Store) for `file://` caches, which Nix reads and
+//! writes too. [`compress`] has the encoders and decoders of NARs, [`layout`] the names of what is
+//! in a cache; both are of use without a folder.
+
+pub mod compress;
+mod folder;
+pub mod layout;
+
+pub use folder::{FolderCache, FolderConfig};

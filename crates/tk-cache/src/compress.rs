@@ -1,0 +1,433 @@
+//! Compression of NARs: blocking encoders ([`Compressor`]) and decoders ([`decoder`]).
+//!
+//! What is written and what is read, by Nix's names:
+//!
+//! | Name | Written as | Levels (default) | Read |
+//! |---|---|---|---|
+//! | `none` | itself | | itself |
+//! | `zstd` | frames of [`zstd_frame`] bytes of NAR, compressed on several threads | −7…22 (3) | any number of frames, skippable ones too |
+//! | `xz` | one stream; blocks on several threads if the NAR is large | 0…9 (6) | any number of streams |
+//! | `gzip` | one member | 0…9 (6) | any number of members |
+//! | `bzip2` | one stream | 1…9 (9) | any number of streams |
+//! | `br` | one stream, 4 MiB window | 0…11 (11) | exactly one stream |
+//! | `lzma`, `lzip` | not at all | | one stream; any number of members |
+//!
+//! The defaults are those that Nix ends up with (libarchive's, and the Brotli library's). The other
+//! names that a narinfo may carry are neither written nor read. Nix reads all that is written here:
+//! its libarchive takes concatenated frames.
+//!
+//! Every format but `none` has an end mark. Input that stops before it is an error, and so are
+//! bytes behind it that are no further frame.
+//!
+//! # Security
+//! A decoder is pulled and holds no more than its window: at most 128 MiB where the input
+//! asks for that much, 8 MiB with Nix's default levels. How much comes out of a small input is not
+//! limited here; the caller stops at the size that the metadata promises.
+
+#[cfg(feature = "zstd")]
+mod frames;
+mod read;
+
+pub use read::decoder;
+
+use std::{fmt, io, io::Write, num::NonZeroUsize, ops::RangeInclusive};
+use tk_narinfo::Compression;
+
+/// Makes encoders of one kind. What is encoded at the same time shares its threads and buffers,
+/// so that a store keeps one of these.
+pub struct Compressor {
+    compression: Compression,
+    level: Option<i32>,
+    #[allow(dead_code)] // used by some of the features
+    threads: NonZeroUsize,
+    #[cfg(feature = "zstd")]
+    workers: frames::Workers,
+}
+
+impl Compressor {
+    /// A compressor that uses up to `threads` threads. `level` `None` (Nix's −1) is the default
+    /// of the format; a level is ignored where there are none, as Nix does.
+    pub fn new(
+        compression: Compression,
+        level: Option<i32>,
+        threads: NonZeroUsize,
+    ) -> Result<Self, CompressError> {
+        let levels = levels(compression)?;
+        if let Some(level) = level
+            && !levels.contains(&level)
+        {
+            return Err(CompressError::Level {
+                compression,
+                level,
+                levels,
+            });
+        }
+        Ok(Compressor {
+            compression,
+            level: level.filter(|_| compression != Compression::None),
+            threads,
+            #[cfg(feature = "zstd")]
+            workers: frames::Workers::new(level.unwrap_or(ZSTD_LEVEL), threads),
+        })
+    }
+
+    /// What the encoders make.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// About how many bytes of memory an encoder for `size` bytes of input holds on its own;
+    /// `None`: size unknown. For callers that bound what runs at the same time.
+    #[allow(unused_variables)] // without some of the features
+    pub fn memory(&self, size: Option<u64>) -> u64 {
+        match self.compression {
+            #[cfg(feature = "xz")]
+            Compression::Xz => xz::Plan::new(self.xz_level(), size, self.threads).memory,
+            // The buffers behind the window and its hash tables, at the top level.
+            Compression::Br => 64 << 20,
+            Compression::Bzip2 => 8 << 20,
+            // Frames are bounded by the workers, whatever the number of encoders.
+            _ => 1 << 20,
+        }
+    }
+
+    /// An encoder that writes to `out`. `size`, the number of bytes that will come if it is known,
+    /// saves memory and is not otherwise relied on.
+    #[allow(unused_variables)]
+    pub fn encoder<W: Write>(&self, out: W, size: Option<u64>) -> io::Result<Encoder<'_, W>> {
+        Ok(Encoder(match self.compression {
+            #[cfg(feature = "zstd")]
+            Compression::Zstd => Inner::Zstd(self.workers.encoder(out, size)),
+            #[cfg(feature = "xz")]
+            Compression::Xz => {
+                let stream = xz::Plan::new(self.xz_level(), size, self.threads).stream()?;
+                Inner::Xz(liblzma::write::XzEncoder::new_stream(out, stream))
+            }
+            #[cfg(feature = "gzip")]
+            Compression::Gzip => {
+                let level = self.level.unwrap_or(GZIP_LEVEL) as u32;
+                let level = flate2::Compression::new(level);
+                Inner::Gzip(flate2::write::GzEncoder::new(out, level))
+            }
+            #[cfg(feature = "bzip2")]
+            Compression::Bzip2 => {
+                let level = self.level.unwrap_or(BZIP2_LEVEL) as u32;
+                let level = bzip2::Compression::new(level);
+                Inner::Bzip2(bzip2::write::BzEncoder::new(out, level))
+            }
+            #[cfg(feature = "brotli")]
+            Compression::Br => {
+                let level = self.level.unwrap_or(BROTLI_LEVEL) as u32;
+                let out = Remembering { out, failed: None };
+                let encoder = brotli::CompressorWriter::new(out, BUFFER, level, BROTLI_WINDOW_LOG);
+                Inner::Brotli(Box::new(encoder))
+            }
+            // `new` let nothing else pass.
+            _ => Inner::None(out, std::marker::PhantomData),
+        }))
+    }
+
+    #[cfg(feature = "xz")]
+    fn xz_level(&self) -> u32 {
+        self.level.unwrap_or(XZ_LEVEL) as u32
+    }
+}
+
+impl fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compressor")
+            .field("compression", &self.compression)
+            .field("level", &self.level)
+            .field("threads", &self.threads)
+            .finish()
+    }
+}
+
+/// A blocking encoder; made by [`Compressor::encoder`]. Without [`Encoder::finish`] what was
+/// written is not complete.
+pub struct Encoder<'a, W: Write>(Inner<'a, W>);
+
+impl<W: Write> Encoder<'_, W> {
+    /// Writes what is still held back and the end mark, and gives the output back.
+    pub fn finish(self) -> io::Result<W> {
+        match self.0 {
+            Inner::None(out, _) => Ok(out),
+            #[cfg(feature = "zstd")]
+            Inner::Zstd(encoder) => encoder.finish(),
+            #[cfg(feature = "xz")]
+            Inner::Xz(encoder) => encoder.finish(),
+            #[cfg(feature = "gzip")]
+            Inner::Gzip(encoder) => encoder.finish(),
+            #[cfg(feature = "bzip2")]
+            Inner::Bzip2(encoder) => encoder.finish(),
+            #[cfg(feature = "brotli")]
+            Inner::Brotli(encoder) => encoder.into_inner().into_inner(),
+        }
+    }
+}
+
+impl<W: Write> Write for Encoder<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Inner::None(out, _) => out.write(bytes),
+            #[cfg(feature = "zstd")]
+            Inner::Zstd(encoder) => encoder.write(bytes),
+            #[cfg(feature = "xz")]
+            Inner::Xz(encoder) => encoder.write(bytes),
+            #[cfg(feature = "gzip")]
+            Inner::Gzip(encoder) => encoder.write(bytes),
+            #[cfg(feature = "bzip2")]
+            Inner::Bzip2(encoder) => encoder.write(bytes),
+            #[cfg(feature = "brotli")]
+            Inner::Brotli(encoder) => encoder.write(bytes),
+        }
+    }
+
+    /// Does nothing: to cut a format's blocks short would only make the output larger.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: Write> fmt::Debug for Encoder<'_, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Encoder")
+    }
+}
+
+/// Why something cannot be compressed or decompressed at all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompressError {
+    /// A compression that is only read, or neither read nor written.
+    #[error("compression {0} is not supported; use none, zstd, xz, bzip2, gzip or br")]
+    Unsupported(Compression),
+    /// The feature of the crate that would do it was left out.
+    #[error("compression {0} was left out when this program was built")]
+    LeftOut(Compression),
+    /// The library behind a format could not be set up.
+    #[error("setting up decompression")]
+    Decoder(#[source] io::Error),
+    /// There is no such level.
+    #[error(
+        "{compression} has no compression level {level}; choose {} to {}",
+        levels.start(),
+        levels.end()
+    )]
+    Level {
+        /// The format.
+        compression: Compression,
+        /// The level asked for.
+        level: i32,
+        /// Those it has.
+        levels: RangeInclusive<i32>,
+    },
+}
+
+/// How many bytes of NAR go into one zstd frame.
+///
+/// Frames cost 2 % of size beside one that is never cut (at level 3 on the Rust toolchain);
+/// the levels with larger windows get larger frames.
+pub const fn zstd_frame(level: i32) -> usize {
+    if level <= 9 { 2 << 20 } else { 8 << 20 }
+}
+
+enum Inner<'a, W: Write> {
+    None(W, std::marker::PhantomData<&'a ()>),
+    #[cfg(feature = "zstd")]
+    Zstd(frames::FrameEncoder<'a, W>),
+    #[cfg(feature = "xz")]
+    Xz(liblzma::write::XzEncoder<W>),
+    #[cfg(feature = "gzip")]
+    Gzip(flate2::write::GzEncoder<W>),
+    #[cfg(feature = "bzip2")]
+    Bzip2(bzip2::write::BzEncoder<W>),
+    #[cfg(feature = "brotli")]
+    Brotli(Box<brotli::CompressorWriter<Remembering<W>>>),
+}
+
+/// The levels of a compression that can be written.
+fn levels(compression: Compression) -> Result<RangeInclusive<i32>, CompressError> {
+    let (built, levels) = match compression {
+        Compression::None => (true, i32::MIN..=i32::MAX),
+        Compression::Zstd => (cfg!(feature = "zstd"), -7..=22),
+        Compression::Xz => (cfg!(feature = "xz"), 0..=9),
+        Compression::Gzip => (cfg!(feature = "gzip"), 0..=9),
+        Compression::Bzip2 => (cfg!(feature = "bzip2"), 1..=9),
+        Compression::Br => (cfg!(feature = "brotli"), 0..=11),
+        other => return Err(CompressError::Unsupported(other)),
+    };
+    if built {
+        Ok(levels)
+    } else {
+        Err(CompressError::LeftOut(compression))
+    }
+}
+
+/// Keeps the first error of the output, because the brotli crate drops what its last write gives.
+#[cfg(feature = "brotli")]
+struct Remembering<W> {
+    out: W,
+    failed: Option<io::Error>,
+}
+
+#[cfg(feature = "brotli")]
+impl<W> Remembering<W> {
+    fn into_inner(self) -> io::Result<W> {
+        match self.failed {
+            None => Ok(self.out),
+            Some(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(feature = "brotli")]
+impl<W: Write> Write for Remembering<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = self.out.write(bytes);
+        result.map_err(|error| {
+            let told = io::Error::new(error.kind(), error.to_string());
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.failed.get_or_insert(error);
+            }
+            told
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(feature = "xz")]
+mod xz {
+    use liblzma::stream::{Check, Filters, LzmaOptions, MtStreamBuilder, Stream};
+    use std::{io, num::NonZeroUsize};
+
+    /// How one NAR is compressed, within [`MEMORY`].
+    pub(super) struct Plan {
+        level: u32,
+        dictionary: u32, // bytes
+        block: u64,      // bytes
+        threads: u32,
+        /// Bytes that the encoder will hold.
+        pub(super) memory: u64,
+    }
+
+    impl Plan {
+        /// A dictionary larger than the NAR gains nothing and costs twelve times its size. NARs of
+        /// more than one block go to several threads, for which the dictionary is at most
+        /// [`SHARED_DICTIONARY`].
+        pub(super) fn new(level: u32, size: Option<u64>, threads: NonZeroUsize) -> Plan {
+            let mut plan = Plan {
+                level,
+                dictionary: DICTIONARIES[level as usize],
+                block: 0,
+                threads: 1,
+                memory: 0,
+            };
+            let size = size.unwrap_or(u64::MAX);
+            if size < u64::from(plan.dictionary) {
+                plan.dictionary = (size as u32).next_power_of_two().max(SMALLEST);
+            }
+            let threads = u32::try_from(threads.get()).unwrap_or(u32::MAX);
+            let shared = plan.dictionary.min(SHARED_DICTIONARY);
+            let blocks = size.div_ceil(2 * u64::from(shared));
+            plan.memory = plan.single_memory();
+            for threads in (2..=threads.min(MOST_THREADS)).rev() {
+                let parallel = Plan {
+                    threads,
+                    dictionary: shared,
+                    block: 2 * u64::from(shared),
+                    ..plan
+                };
+                let memory = parallel.builder().map_or(u64::MAX, |b| b.memusage());
+                if u64::from(threads) <= blocks && memory <= MEMORY {
+                    return Plan { memory, ..parallel };
+                }
+            }
+            plan
+        }
+
+        pub(super) fn stream(&self) -> io::Result<Stream> {
+            let stream = if self.threads > 1 {
+                self.builder()?.encoder()
+            } else {
+                Stream::new_stream_encoder(&self.filters()?, Check::Crc64)
+            };
+            stream.map_err(io::Error::other)
+        }
+
+        /// The parallel encoder with one thread, without its three blocks of buffers.
+        fn single_memory(&self) -> u64 {
+            let block = u64::from(self.dictionary);
+            let one = Plan { block, ..*self };
+            one.builder()
+                .map_or(MEMORY, |b| b.memusage().saturating_sub(3 * block))
+        }
+
+        fn builder(&self) -> io::Result<MtStreamBuilder> {
+            let mut builder = MtStreamBuilder::new();
+            builder
+                .threads(self.threads)
+                .block_size(self.block)
+                .check(Check::Crc64)
+                .filters(self.filters()?);
+            Ok(builder)
+        }
+
+        fn filters(&self) -> io::Result<Filters> {
+            let mut options = LzmaOptions::new_preset(self.level).map_err(io::Error::other)?;
+            options.dict_size(self.dictionary);
+            let mut filters = Filters::new();
+            filters.lzma2(&options);
+            Ok(filters)
+        }
+    }
+
+    /// What one encoder may hold, in bytes. liblzma counts output buffers in full, so that less
+    /// than this becomes resident. One thread at level 6 takes 94 MiB, at level 9 it takes 674.
+    const MEMORY: u64 = 144 << 20;
+    const MOST_THREADS: u32 = 64;
+    /// With 8 MiB, two threads would not fit. 4 % of size on the Rust toolchain.
+    const SHARED_DICTIONARY: u32 = 4 << 20;
+    const SMALLEST: u32 = 1 << 16;
+    /// Of the presets 0 to 9, in bytes.
+    const DICTIONARIES: [u32; 10] = [
+        1 << 18,
+        1 << 20,
+        2 << 20,
+        4 << 20,
+        4 << 20,
+        8 << 20,
+        8 << 20,
+        16 << 20,
+        32 << 20,
+        64 << 20,
+    ];
+}
+
+#[cfg(feature = "zstd")]
+const ZSTD_LEVEL: i32 = 3;
+#[cfg(feature = "xz")]
+const XZ_LEVEL: i32 = 6;
+#[cfg(feature = "gzip")]
+const GZIP_LEVEL: i32 = 6;
+#[cfg(feature = "bzip2")]
+const BZIP2_LEVEL: i32 = 9;
+#[cfg(feature = "brotli")]
+const BROTLI_LEVEL: i32 = 11;
+#[cfg(feature = "brotli")]
+const BROTLI_WINDOW_LOG: u32 = 22;
+#[cfg(feature = "brotli")]
+const BUFFER: usize = 64 << 10;
+
+#[cfg(all(
+    test,
+    feature = "brotli",
+    feature = "bzip2",
+    feature = "gzip",
+    feature = "xz",
+    feature = "zstd",
+))]
+mod tests;

@@ -1,0 +1,363 @@
+use super::*;
+use proptest::prelude::*;
+use std::io::{BufRead, BufReader, Read};
+
+const ALL: [Compression; 6] = [
+    Compression::None,
+    Compression::Zstd,
+    Compression::Xz,
+    Compression::Gzip,
+    Compression::Bzip2,
+    Compression::Br,
+];
+
+/// All but `none`, which has no end mark.
+const MARKED: [Compression; 5] = [ALL[1], ALL[2], ALL[3], ALL[4], ALL[5]];
+
+fn threads(n: usize) -> NonZeroUsize {
+    NonZeroUsize::new(n).unwrap()
+}
+
+fn quick(compression: Compression, threads: usize) -> Compressor {
+    let level = (compression != Compression::None).then_some(1);
+    Compressor::new(compression, level, self::threads(threads)).unwrap()
+}
+
+fn encode(compressor: &Compressor, input: &[u8], piece: usize, size: Option<u64>) -> Vec<u8> {
+    let mut encoder = compressor.encoder(Vec::new(), size).unwrap();
+    for piece in input.chunks(piece) {
+        encoder.write_all(piece).unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
+fn decode(compression: Compression, input: impl BufRead + Send) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    decoder(compression, input).unwrap().read_to_end(&mut out)?;
+    Ok(out)
+}
+
+/// Bytes that compress by about a half.
+fn sample(n: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if state >> 31 == 0 {
+            b'a'
+        } else {
+            (state >> 16) as u8
+        }
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Gives one byte a read.
+struct Short<'a>(&'a [u8]);
+
+impl Read for Short<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.0.len().min(out.len()).min(1);
+        self.0.read(&mut out[..n])
+    }
+}
+
+#[test]
+fn what_is_encoded_comes_back() {
+    for compression in ALL {
+        for size in [0, 1, 70_000, 5_000_000] {
+            let input = sample(size);
+            for (threads, hint) in [(1, None), (2, Some(size as u64)), (3, Some(17))] {
+                let packed = encode(&quick(compression, threads), &input, 65_521, hint);
+                let got = decode(compression, &packed[..]).unwrap();
+                assert!(
+                    got == input,
+                    "{compression}, {size} bytes, {threads} threads"
+                );
+            }
+        }
+        let packed = encode(&quick(compression, 2), &sample(20_000), 1, None);
+        let got = decode(compression, BufReader::with_capacity(1, Short(&packed))).unwrap();
+        assert!(got == sample(20_000), "{compression}, byte by byte");
+    }
+}
+
+#[test]
+fn default_levels_are_those_of_nix() {
+    // What libarchive and the Brotli library do when they are told nothing.
+    let input = sample(200_000);
+    for (compression, level) in [
+        (Compression::Zstd, 3),
+        (Compression::Xz, 6),
+        (Compression::Gzip, 6),
+        (Compression::Bzip2, 9),
+        (Compression::Br, 11),
+    ] {
+        let default = Compressor::new(compression, None, threads(1)).unwrap();
+        let explicit = Compressor::new(compression, Some(level), threads(1)).unwrap();
+        let default = encode(&default, &input, 4096, None);
+        assert!(
+            default == encode(&explicit, &input, 4096, None),
+            "{compression}"
+        );
+    }
+}
+
+#[test]
+fn levels_out_of_range_are_refused() {
+    for (compression, low, high) in [
+        (Compression::Zstd, -7, 22),
+        (Compression::Xz, 0, 9),
+        (Compression::Gzip, 0, 9),
+        (Compression::Bzip2, 1, 9),
+        (Compression::Br, 0, 11),
+    ] {
+        for level in [low - 1, high + 1, i32::MIN, i32::MAX] {
+            let error = Compressor::new(compression, Some(level), threads(1)).unwrap_err();
+            let says =
+                format!("{compression} has no compression level {level}; choose {low} to {high}");
+            assert_eq!(error.to_string(), says);
+        }
+        for level in [low, high] {
+            Compressor::new(compression, Some(level), threads(1)).unwrap();
+        }
+    }
+    // As Nix: where there are no levels they are not looked at.
+    Compressor::new(Compression::None, Some(99), threads(1)).unwrap();
+}
+
+#[test]
+fn other_compressions_are_named() {
+    for compression in Compression::ALL {
+        let written = ALL.contains(&compression);
+        let made = Compressor::new(compression, None, threads(1));
+        assert_eq!(made.is_ok(), written, "{compression}");
+        let read = decoder(compression, &b""[..]).err();
+        let also_read = [Compression::Lzma, Compression::Lzip].contains(&compression);
+        assert_eq!(read.is_none(), written || also_read, "{compression}");
+        if let Some(error) = read {
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("compression {compression} is not"))
+            );
+        }
+    }
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    for compression in MARKED {
+        let packed = encode(&quick(compression, 1), &sample(3_000), 1 << 20, None);
+        for cut in 0..packed.len() {
+            let error = decode(compression, &packed[..cut]).unwrap_err();
+            let kind = error.kind();
+            assert_eq!(
+                kind,
+                io::ErrorKind::UnexpectedEof,
+                "{compression} cut at {cut}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn bytes_behind_the_end_are_an_error() {
+    for compression in MARKED {
+        let packed = encode(&quick(compression, 1), &sample(3_000), 1 << 20, None);
+        for rest in [
+            &b"x"[..],
+            b"garbage behind the end",
+            &[0; 3],
+            &packed[..packed.len() / 2],
+        ] {
+            let longer = [&packed[..], rest].concat();
+            assert!(
+                decode(compression, &longer[..]).is_err(),
+                "{compression}, {rest:?}"
+            );
+            let short = BufReader::with_capacity(1, Short(&longer));
+            assert!(
+                decode(compression, short).is_err(),
+                "{compression}, {rest:?}, byte by byte"
+            );
+        }
+    }
+}
+
+#[test]
+fn frames_follow_each_other() {
+    let (a, b) = (sample(3_000), sample(70_000));
+    for compression in [
+        Compression::Zstd,
+        Compression::Xz,
+        Compression::Gzip,
+        Compression::Bzip2,
+    ] {
+        let compressor = quick(compression, 1);
+        let first = encode(&compressor, &a, 100, None);
+        let second = encode(&compressor, &b, 100, None);
+        let both = decode(compression, &[first, second].concat()[..]).unwrap();
+        assert!(both == [&a[..], &b].concat(), "{compression}");
+    }
+    // A frame of another program's data is passed over, wherever it is.
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, b'a', b'b', b'c'];
+    let packed = encode(&quick(Compression::Zstd, 1), &a, 100, None);
+    let around = [&skippable[..], &packed, &skippable, &packed, &skippable].concat();
+    assert!(decode(Compression::Zstd, &around[..]).unwrap() == [&a[..], &a].concat());
+}
+
+#[test]
+fn zstd_is_cut_into_frames() {
+    let magic = [0x28, 0xb5, 0x2f, 0xfd];
+    let frame = zstd_frame(1);
+    for (size, frames) in [(0, 1), (1, 1), (frame, 1), (frame + 1, 2), (3 * frame, 3)] {
+        let packed = encode(&quick(Compression::Zstd, 2), &sample(size), 1 << 16, None);
+        let found = packed.windows(4).filter(|w| *w == magic).count();
+        assert_eq!(found, frames, "{size} bytes");
+    }
+}
+
+#[test]
+fn many_encoders_share_the_workers() {
+    let compressor = quick(Compression::Zstd, 2);
+    let input = sample(9 << 20);
+    let want = encode(&compressor, &input, 1 << 16, None);
+    std::thread::scope(|scope| {
+        for piece in [1 << 12, 100_003, 1 << 20, 5 << 20, 9 << 20, 77_777] {
+            let (compressor, input, want) = (&compressor, &input, &want);
+            scope.spawn(move || assert!(encode(compressor, input, piece, None) == *want));
+        }
+    });
+}
+
+#[test]
+fn a_failing_output_is_told() {
+    struct Full(usize);
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0 == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let n = bytes.len().min(self.0);
+            self.0 -= n;
+            Ok(n)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    for compression in ALL {
+        let compressor = quick(compression, 2);
+        for size in [1_000, 5 << 20] {
+            let input = sample(size);
+            let enough = encode(&compressor, &input, 1 << 16, None).len();
+            for room in [0, 10, enough / 2, enough - 1] {
+                let mut encoder = compressor.encoder(Full(room), None).unwrap();
+                let written = encoder.write_all(&input);
+                let error = written
+                    .and_then(|()| encoder.finish().map(drop))
+                    .unwrap_err();
+                let kind = error.kind();
+                assert_eq!(
+                    kind,
+                    io::ErrorKind::StorageFull,
+                    "{compression}, {room} of {enough}"
+                );
+            }
+        }
+        // What was under way when an encoder failed is not in the way of the next.
+        assert_eq!(
+            decode(compression, &encode(&compressor, b"next", 1, None)[..]).unwrap(),
+            b"next"
+        );
+    }
+}
+
+#[test]
+fn xz_memory_is_planned() {
+    let xz = |threads| Compressor::new(Compression::Xz, None, self::threads(threads)).unwrap();
+    for (size, threads, most) in [
+        (Some(1000), 2, 4 << 20),
+        (Some(1 << 20), 8, 16 << 20),
+        (Some(4 << 30), 1, 96 << 20),
+        (Some(4 << 30), 2, 144 << 20),
+        (None, 64, 144 << 20),
+    ] {
+        let memory = xz(threads).memory(size);
+        assert!(
+            memory > 0 && memory <= most,
+            "{size:?}, {threads} threads: {memory} bytes"
+        );
+    }
+}
+
+#[test]
+fn windows_beyond_the_limit_are_refused() {
+    // A frame header that asks for 2 GiB, with one empty last block.
+    let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00];
+    assert!(decode(Compression::Zstd, &frame[..]).is_err());
+    let small = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x00, 0x01, 0x00, 0x00];
+    assert_eq!(decode(Compression::Zstd, &small[..]).unwrap(), b"");
+    // An .lzma header: properties, dictionary of 2 GiB, size unknown; then nothing.
+    let mut lzma = vec![0x5d, 0, 0, 0, 0x80];
+    lzma.extend([0xff; 8]);
+    lzma.extend([0; 32]);
+    let error = decode(Compression::Lzma, &lzma[..]).unwrap_err();
+    assert_ne!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
+}
+
+#[test]
+fn a_bomb_is_pulled_not_pushed() {
+    for compression in MARKED {
+        let bomb = encode(&quick(compression, 1), &vec![0; 64 << 20], 1 << 20, None);
+        assert!(bomb.len() < 1 << 20, "{compression}");
+        let mut start = [1; 1000];
+        let mut decoder = decoder(compression, &bomb[..]).unwrap();
+        decoder.read_exact(&mut start).unwrap();
+        assert_eq!(start, [0; 1000], "{compression}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_bytes_in_any_pieces_come_back(
+        bytes in proptest::collection::vec(any::<u8>(), 0..50_000),
+        pieces in proptest::collection::vec(1usize..9_000, 1..8),
+        which in 0..ALL.len(),
+    ) {
+        let compressor = quick(ALL[which], 2);
+        let mut encoder = compressor.encoder(Vec::new(), None).unwrap();
+        let mut rest = &bytes[..];
+        for piece in pieces.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (now, later) = rest.split_at(rest.len().min(*piece));
+            encoder.write_all(now).unwrap();
+            rest = later;
+        }
+        let packed = encoder.finish().unwrap();
+        let input = BufReader::with_capacity(pieces[0], &packed[..]);
+        prop_assert_eq!(decode(ALL[which], input).unwrap(), bytes);
+    }
+
+    #[test]
+    fn any_input_is_an_answer(
+        bytes in proptest::collection::vec(any::<u8>(), 0..2_000),
+        which in 0..Compression::ALL.len(),
+        flip in any::<proptest::sample::Index>(),
+    ) {
+        let compression = Compression::ALL[which];
+        if let Ok(decoder) = decoder(compression, &bytes[..]) {
+            let _ = decoder.take(1 << 20).read_to_end(&mut Vec::new());
+        }
+        if ALL.contains(&compression) && compression != Compression::None {
+            let mut packed = encode(&quick(compression, 1), &bytes, 100, None);
+            let at = flip.index(packed.len());
+            packed[at] ^= 0x10;
+            let _ = decoder(compression, &packed[..]).unwrap().take(1 << 20).read_to_end(&mut Vec::new());
+        }
+    }
+}

@@ -1,0 +1,462 @@
+//! Binary caches in folders: `file://`.
+
+mod add;
+mod files;
+mod nar;
+
+use crate::{
+    compress::Compressor,
+    layout::{self, CACHE_INFO, NAR_FOLDER},
+};
+use async_trait::async_trait;
+use futures::{StreamExt, stream::BoxStream};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use std::{
+    collections::BTreeSet,
+    fmt, fs,
+    io::{self, Write},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+use tk_narinfo::{
+    CacheInfo, Compression, MAX_CACHE_INFO_BYTES, MAX_NARINFO_BYTES, NarInfo, PathInfo, SecretKey,
+    Signature,
+};
+use tk_path::{HashPart, StoreDir, StorePath};
+use tk_store::{AddItems, AddReport, AddSignatures, Error, NarStream, Result, SigCheck, Store};
+use tokio::sync::Semaphore;
+
+/// How to open a [`FolderCache`].
+#[derive(Debug, Clone)]
+pub struct FolderConfig {
+    /// The folder.
+    pub path: PathBuf,
+    /// The directory that the paths in the cache belong to.
+    pub store_dir: StoreDir,
+    /// How new NARs are compressed. Default: xz, as Nix.
+    pub compression: Compression,
+    /// The level; `None`: the default of the compression (Nix's −1).
+    pub level: Option<i32>,
+    /// Whether to write a listing (`.ls`) for each new path. None is written for a tree whose
+    /// names are not UTF-8, since JSON cannot hold it.
+    pub write_listing: bool,
+    /// Keys that sign each new path, beside the signatures it has.
+    pub sign: Vec<Arc<SecretKey>>,
+    /// NARs that are written at once, and threads that compress. Default: one for each core, at
+    /// most eight.
+    pub jobs: NonZeroUsize,
+    /// Whether the folder may be made, when the cache is first written to.
+    pub create: bool,
+    /// Whether a path is refused whose references are neither in the cache nor come with it.
+    /// Without this the cache may hold incomplete closures. Default: yes.
+    pub require_references: bool,
+    /// What `nix-cache-info` of a new cache says of its priority: the lower, the earlier it is
+    /// asked. `None`: nothing, as Nix.
+    pub priority: Option<i32>,
+    /// The same, for whether the cache wants to be asked for many paths at once.
+    pub want_mass_query: Option<bool>,
+}
+
+impl FolderConfig {
+    /// The defaults for a cache in the folder `path`, for paths of `/nix/store`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let cores = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        FolderConfig {
+            path: path.into(),
+            store_dir: StoreDir::default(),
+            compression: Compression::Xz,
+            level: None,
+            write_listing: false,
+            sign: Vec::new(),
+            jobs: cores.min(const { NonZeroUsize::new(8).unwrap() }),
+            create: false,
+            require_references: true,
+            priority: None,
+            want_mass_query: None,
+        }
+    }
+}
+
+/// A binary cache in a folder, as Nix's `file://` stores.
+///
+/// What is added keeps this invariant at every moment, also when the process is killed: *a narinfo
+/// that is there has its NAR and the narinfos of its references there too*. (Not when the power
+/// fails: nothing is synced to the disk, as in Nix. And not if
+/// [`require_references`](FolderConfig::require_references) is off.) Any number of processes may
+/// read and write one cache.
+///
+/// A clone is the same cache.
+#[derive(Clone)]
+pub struct FolderCache(Arc<Inner>);
+
+struct Inner {
+    config: FolderConfig,
+    /// [`FolderConfig::path`] made absolute.
+    root: PathBuf,
+    compressor: Compressor,
+    /// What the encoders may hold together, in MiB.
+    memory: Arc<Semaphore>,
+}
+
+impl FolderCache {
+    /// Opens the cache. A folder without `nix-cache-info` is taken for a cache that says nothing
+    /// about itself, as Nix does.
+    ///
+    /// # Errors
+    /// When there is no such folder and [`FolderConfig::create`] is off; when the cache is for
+    /// another store directory ([`Error::StoreDir`]); when there is no such compression or level.
+    pub async fn open(config: FolderConfig) -> Result<Self> {
+        blocking(move || Inner::open(config))
+            .await
+            .map(|inner| FolderCache(Arc::new(inner)))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0.root
+    }
+
+    /// What the cache says about itself.
+    pub async fn cache_info(&self) -> Result<CacheInfo> {
+        let inner = self.0.clone();
+        blocking(move || Ok(inner.info()?.unwrap_or_default())).await
+    }
+
+    /// Makes the folder and its `nix-cache-info`, unless they are there; true if the latter was
+    /// not. [`Store::add`] does this by itself.
+    pub async fn init(&self) -> Result<bool> {
+        let inner = self.0.clone();
+        blocking(move || inner.init()).await
+    }
+
+    /// Everything that the cache has. Reads every narinfo.
+    pub async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
+        let inner = self.0.clone();
+        blocking(move || inner.all_paths()).await
+    }
+
+    /// The narinfo of a path; `None` if it is absent.
+    ///
+    /// # Errors
+    /// A narinfo that cannot be read or parsed, or is about something else, is an error that names
+    /// the file, never an absence.
+    pub async fn narinfo(&self, path: &StorePath) -> Result<Option<NarInfo>> {
+        let (inner, path) = (self.0.clone(), path.clone());
+        blocking(move || inner.narinfo(&path)).await
+    }
+}
+
+#[async_trait]
+impl Store for FolderCache {
+    fn dir(&self) -> &StoreDir {
+        &self.0.config.store_dir
+    }
+
+    /// One `stat` for each path. No narinfo is opened.
+    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        let (inner, paths) = (self.0.clone(), paths.clone());
+        blocking(move || inner.valid(paths)).await
+    }
+
+    fn infos<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
+        let look = |paths: Vec<StorePath>| {
+            let inner = self.0.clone();
+            let look = move |path| inner.narinfo(&path).map(|n| (path, n.map(|n| n.info)));
+            blocking(move || Ok(paths.into_iter().map(look).collect::<Vec<_>>()))
+        };
+        let answers = |batch: Result<Vec<_>>| {
+            futures::stream::iter(batch.unwrap_or_else(|error| vec![Err(error)]))
+        };
+        // What is at hand goes to one thread; what comes meanwhile to the next.
+        let batches = paths.ready_chunks(BATCH).map(look);
+        batches
+            .buffer_unordered(self.0.config.jobs.get())
+            .flat_map(answers)
+            .boxed()
+    }
+
+    /// Checks file hash and size while the NAR passes: what differs is an error at the end of the
+    /// stream. It ends with an error, too, when more comes out than the NAR should have.
+    async fn nar(&self, path: &StorePath) -> Result<NarStream> {
+        let (inner, path) = (self.0.clone(), path.clone());
+        blocking(move || nar::Packed::open(inner, path))
+            .await
+            .map(nar::Packed::stream)
+    }
+
+    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
+        let inner = self.0.clone();
+        blocking(move || inner.prepare()).await?;
+        let report = add::run(&self.0, items, check).await;
+        let inner = self.0.clone();
+        blocking(move || {
+            inner.sweep();
+            Ok(())
+        })
+        .await?;
+        report
+    }
+
+    async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
+        let (inner, part) = (self.0.clone(), *part);
+        let found = blocking(move || inner.narinfo_of_part(&part)).await?;
+        Ok(found.map(|narinfo| narinfo.info.path))
+    }
+}
+
+#[async_trait]
+impl AddSignatures for FolderCache {
+    /// Fields of the narinfo that are unknown here are kept.
+    async fn add_signatures(
+        &self,
+        path: &StorePath,
+        signatures: &BTreeSet<Signature>,
+    ) -> Result<()> {
+        let (inner, path, signatures) = (self.0.clone(), path.clone(), signatures.clone());
+        blocking(move || inner.add_signatures(&path, signatures)).await
+    }
+}
+
+/// The canonical URI.
+impl fmt::Display for FolderCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for FolderCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FolderCache").field(&self.0.config).finish()
+    }
+}
+
+impl fmt::Display for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.root.to_string_lossy();
+        write!(f, "file://{}", utf8_percent_encode(&path, NOT_IN_URLS))
+    }
+}
+
+impl Inner {
+    fn open(config: FolderConfig) -> Result<Self> {
+        let doing = || format!("opening the binary cache in {}", config.path.display());
+        let root = std::path::absolute(&config.path).map_err(|e| Error::io(doing(), e))?;
+        let root = root.components().collect();
+        let compressor = Compressor::new(config.compression, config.level, config.jobs)
+            .map_err(|e| Error::invalid(e.to_string()))?;
+        match fs::metadata(&root) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(Error::io(doing(), io::ErrorKind::NotADirectory)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && config.create => {}
+            Err(e) => return Err(Error::io(doing(), e)),
+        }
+        let memory = Arc::new(Semaphore::new(MEMORY as usize));
+        let inner = Inner {
+            config,
+            root,
+            compressor,
+            memory,
+        };
+        inner.check_info()?;
+        Ok(inner)
+    }
+
+    fn info(&self) -> Result<Option<CacheInfo>> {
+        let path = self.root.join(CACHE_INFO);
+        let text = files::read(&path, MAX_CACHE_INFO_BYTES).map_err(|e| reading(&path, e))?;
+        let parse = |text| {
+            CacheInfo::parse(text).map_err(|e| Error::malformed(path.display().to_string(), e))
+        };
+        text.map(parse).transpose()
+    }
+
+    /// Whether the cache says anything about itself; an error if it is for another store.
+    fn check_info(&self) -> Result<bool> {
+        let info = self.info()?;
+        match info.as_ref().and_then(|info| info.store_dir.as_deref()) {
+            Some(theirs) if theirs != self.config.store_dir.as_str() => Err(Error::StoreDir {
+                store: self.to_string(),
+                theirs: theirs.to_owned(),
+                ours: self.config.store_dir.clone(),
+            }),
+            _ => Ok(info.is_some()),
+        }
+    }
+
+    fn init(&self) -> Result<bool> {
+        let making = |e| {
+            Error::io(
+                format!("making the binary cache {}", self.root.display()),
+                e,
+            )
+        };
+        if self.config.create {
+            fs::create_dir_all(&self.root).map_err(making)?;
+        }
+        files::make_folder(&self.root.join(NAR_FOLDER)).map_err(making)?;
+        // Again, because another process may have made it since it was opened.
+        if self.check_info()? {
+            return Ok(false);
+        }
+        let FolderConfig {
+            store_dir,
+            want_mass_query,
+            priority,
+            ..
+        } = &self.config;
+        let info = layout::cache_info(store_dir, *want_mass_query, *priority);
+        files::write(&self.root.join(CACHE_INFO), info.print().as_bytes()).map_err(making)?;
+        Ok(true)
+    }
+
+    /// Before something is added.
+    fn prepare(&self) -> Result<()> {
+        self.init()?;
+        self.sweep();
+        Ok(())
+    }
+
+    fn sweep(&self) {
+        files::sweep(&self.root);
+        files::sweep(&self.root.join(NAR_FOLDER));
+    }
+
+    fn valid(&self, mut paths: BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        use rustix::{fs, io::Errno};
+        let asking = |what: &Path, e: Errno| Error::io(format!("looking at {}", what.display()), e);
+        let flags = fs::OFlags::RDONLY | fs::OFlags::DIRECTORY | fs::OFlags::CLOEXEC;
+        let root = match fs::open(&self.root, flags, fs::Mode::empty()) {
+            Ok(root) => root,
+            Err(Errno::NOENT) if self.config.create => return Ok(BTreeSet::new()),
+            Err(error) => return Err(asking(&self.root, error)),
+        };
+        let mut failed = None;
+        paths.retain(|path| {
+            let name = layout::narinfo(&path.to_hash_part());
+            match fs::statat(&root, &name, fs::AtFlags::empty()) {
+                Ok(_) => true,
+                Err(Errno::NOENT) => false,
+                Err(error) => {
+                    failed.get_or_insert_with(|| asking(&self.root.join(name), error));
+                    false
+                }
+            }
+        });
+        failed.map_or(Ok(paths), Err)
+    }
+
+    /// As Nix, a narinfo with the same hash part and another name is no answer.
+    fn narinfo(&self, path: &StorePath) -> Result<Option<NarInfo>> {
+        let found = self.narinfo_of_part(&path.to_hash_part())?;
+        Ok(found.filter(|narinfo| narinfo.info.path == *path))
+    }
+
+    fn narinfo_of_part(&self, part: &HashPart) -> Result<Option<NarInfo>> {
+        let file = self.root.join(layout::narinfo(part));
+        let text = files::read(&file, MAX_NARINFO_BYTES).map_err(|e| reading(&file, e))?;
+        text.map(|text| self.parse(&file, part, &text)).transpose()
+    }
+
+    fn parse(&self, file: &Path, part: &HashPart, text: &[u8]) -> Result<NarInfo> {
+        let malformed = |e| Error::malformed(file.display().to_string(), e);
+        let narinfo = NarInfo::parse(&self.config.store_dir, text).map_err(malformed)?;
+        narinfo.expect(part).map_err(malformed)?;
+        Ok(narinfo)
+    }
+
+    fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.config.create => {
+                return Ok(BTreeSet::new());
+            }
+            Err(e) => return Err(reading(&self.root, e)),
+        };
+        let mut paths = BTreeSet::new();
+        for entry in entries {
+            let name = entry.map_err(|e| reading(&self.root, e))?.file_name();
+            let part = name.to_str().and_then(layout::part_of_narinfo);
+            // It may be gone since it was listed.
+            if let Some(part) = part
+                && let Some(narinfo) = self.narinfo_of_part(&part)?
+            {
+                paths.insert(narinfo.info.path);
+            }
+        }
+        Ok(paths)
+    }
+
+    fn add_signatures(&self, path: &StorePath, signatures: BTreeSet<Signature>) -> Result<()> {
+        let part = path.to_hash_part();
+        let file = self.root.join(layout::narinfo(&part));
+        let not_found = || Error::NotFound {
+            path: path.clone(),
+            store: self.to_string(),
+        };
+        // Until it is dropped, nobody else adds signatures to this path.
+        let locked = files::lock(&file)
+            .map_err(|e| reading(&file, e))?
+            .ok_or_else(not_found)?;
+        let text = files::read_open(&locked, MAX_NARINFO_BYTES).map_err(|e| reading(&file, e))?;
+        let mut narinfo = self.parse(&file, &part, &text)?;
+        if narinfo.info.path != *path {
+            return Err(not_found());
+        }
+        let before = narinfo.info.signatures.len();
+        narinfo.info.signatures.extend(signatures);
+        if narinfo.info.signatures.len() == before {
+            return Ok(());
+        }
+        let mut text = narinfo.print(&self.config.store_dir).into_bytes();
+        for (key, value) in &narinfo.extra {
+            let _ = writeln!(text, "{key}: {value}");
+        }
+        files::write(&file, &text).map_err(|e| writing(&file, e))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(Error::io("waiting for a thread", io::Error::other(error))),
+    }
+}
+
+fn reading(path: &Path, error: impl Into<io::Error>) -> Error {
+    Error::io(format!("reading {}", path.display()), error)
+}
+
+fn writing(path: &Path, error: impl Into<io::Error>) -> Error {
+    Error::io(format!("writing {}", path.display()), error)
+}
+
+/// Narinfos that one thread reads before it answers.
+const BATCH: usize = 64;
+
+/// MiB that the encoders of NARs may hold together. One of xz with two threads fits.
+const MEMORY: u32 = 144;
+
+const NOT_IN_URLS: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');

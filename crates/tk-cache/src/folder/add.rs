@@ -1,0 +1,451 @@
+//! Paths into the cache, so that what is visible is always complete.
+//!
+//! Each item goes through these states; a narinfo is written only on the last step:
+//! ```text
+//! queued -> uploading (NAR checked, packed, renamed into place) -> uploaded -> visible
+//!    \___________\________________________________________________/
+//!                 failed, and with it all that refers to it
+//! ```
+//! An uploaded path becomes visible when everything it refers to is. The largest NARs of what is
+//! at hand go first, so that no long one is left over for the end; therefore uploads end in any
+//! order. One task decides (this file's [`Adding`]); blocking threads do the work ([`upload`]).
+
+mod upload;
+
+use super::{Inner, MEMORY, blocking, files, writing};
+use crate::layout;
+use futures::{
+    FutureExt, StreamExt,
+    future::BoxFuture,
+    stream::{AbortHandle, Abortable, FuturesUnordered},
+};
+use std::{
+    collections::{BTreeSet, BinaryHeap, HashMap, HashSet},
+    future::poll_fn,
+    io::{self, ErrorKind},
+    sync::Arc,
+    task::Poll,
+};
+use tk_narinfo::PathInfo;
+use tk_path::StorePath;
+use tk_store::{
+    AddItem, AddItems, AddReport, Error, NarStream, Result, SigCheck, nar::BlockingNar,
+};
+use upload::{Failure, Uploaded};
+
+/// [`Store::add`](tk_store::Store::add) of a folder cache.
+pub(super) async fn run(
+    cache: &Arc<Inner>,
+    items: AddItems<'_>,
+    check: &SigCheck,
+) -> Result<AddReport> {
+    let mut adding = Adding {
+        cache: cache.clone(),
+        check,
+        report: AddReport::default(),
+        nodes: HashMap::new(),
+        visible: HashSet::new(),
+        present: HashSet::new(),
+        queue: BinaryHeap::new(),
+        uploads: 0,
+        publishable: Vec::new(),
+        publishing: false,
+        running: FuturesUnordered::new(),
+    };
+    match adding.run(items).await {
+        Ok(()) => Ok(std::mem::take(&mut adding.report)),
+        Err(error) => {
+            adding.stop().await;
+            Err(error)
+        }
+    }
+}
+
+struct Adding<'a> {
+    cache: Arc<Inner>,
+    check: &'a SigCheck,
+    report: AddReport,
+    /// All items so far that were not there before.
+    nodes: HashMap<StorePath, Node>,
+    /// Paths that were there before, as far as somebody asked.
+    visible: HashSet<StorePath>,
+    /// Items that were there before.
+    present: HashSet<StorePath>,
+    queue: BinaryHeap<Queued>,
+    /// Uploads under way.
+    uploads: usize,
+    /// Narinfos that may be written now.
+    publishable: Vec<(StorePath, String)>,
+    publishing: bool,
+    running: FuturesUnordered<BoxFuture<'static, Event>>,
+}
+
+/// What became of an item so far.
+struct Node {
+    state: State,
+    /// References that are not visible yet.
+    waits_for: usize,
+    /// Items that wait for this one.
+    referrers: Vec<StorePath>,
+}
+
+enum State {
+    Queued,
+    /// Aborting ends the NAR's stream, however long that would wait for its source.
+    Uploading(AbortHandle),
+    /// Its narinfo.
+    Uploaded(String),
+    /// Its narinfo is being written, or is there.
+    Published,
+    Failed,
+}
+
+enum Event {
+    Uploaded(StorePath, Result<Uploaded, Failure>),
+    Published(Vec<(StorePath, Result<()>)>),
+}
+
+enum Next {
+    Items(Vec<Result<AddItem>>),
+    Event(Event),
+    End,
+}
+
+impl Adding<'_> {
+    async fn run(&mut self, items: AddItems<'_>) -> Result<()> {
+        let mut items = items.ready_chunks(BATCH).fuse();
+        loop {
+            self.start();
+            // Items first: the more are known, the better is the order of the uploads.
+            let next = poll_fn(|cx| {
+                let ended = match items.poll_next_unpin(cx) {
+                    Poll::Ready(Some(batch)) => return Poll::Ready(Next::Items(batch)),
+                    Poll::Ready(None) => true,
+                    Poll::Pending => false,
+                };
+                match self.running.poll_next_unpin(cx) {
+                    Poll::Ready(Some(event)) => Poll::Ready(Next::Event(event)),
+                    Poll::Ready(None) if ended => Poll::Ready(Next::End),
+                    _ => Poll::Pending,
+                }
+            });
+            match next.await {
+                Next::Items(batch) => self.accept(batch).await?,
+                Next::Event(Event::Uploaded(path, result)) => self.uploaded(path, result)?,
+                Next::Event(Event::Published(results)) => self.published(results)?,
+                Next::End => return Ok(()),
+            }
+        }
+    }
+
+    /// Ends what is under way and waits for it, so that no thread writes after this.
+    async fn stop(&mut self) {
+        for node in self.nodes.values() {
+            node.abort();
+        }
+        while self.running.next().await.is_some() {}
+    }
+
+    async fn accept(&mut self, batch: Vec<Result<AddItem>>) -> Result<()> {
+        let batch = batch.into_iter().collect::<Result<Vec<_>>>()?;
+        let (cache, unknown) = (self.cache.clone(), self.unknown(&batch));
+        self.visible
+            .extend(blocking(move || cache.valid(unknown)).await?);
+        for (info, nar) in batch {
+            if self.nodes.contains_key(&info.path) {
+                continue;
+            }
+            if self.visible.contains(&info.path) {
+                if self.present.insert(info.path.clone()) {
+                    self.report.added.push(info.path);
+                }
+                continue;
+            }
+            self.enqueue(info, nar);
+        }
+        Ok(())
+    }
+
+    /// The items and references of which nothing is known yet.
+    fn unknown(&self, batch: &[AddItem]) -> BTreeSet<StorePath> {
+        let paths = batch
+            .iter()
+            .flat_map(|(info, _)| info.references.iter().chain([&info.path]));
+        let known = |p: &StorePath| self.visible.contains(p) || self.nodes.contains_key(p);
+        paths.filter(|path| !known(path)).cloned().collect()
+    }
+
+    fn enqueue(&mut self, info: PathInfo, nar: NarStream) {
+        let path = info.path.clone();
+        let mut node = Node {
+            state: State::Queued,
+            waits_for: 0,
+            referrers: Vec::new(),
+        };
+        let accepted = self
+            .check
+            .check(&self.cache.config.store_dir, &info)
+            .and_then(|()| self.await_references(&info));
+        match accepted {
+            Ok(waits_for) => {
+                node.waits_for = waits_for;
+                self.queue.push(Queued {
+                    info,
+                    nar,
+                    place: self.nodes.len(),
+                });
+            }
+            Err(error) => {
+                node.state = State::Failed;
+                self.report.failed.push((path.clone(), error));
+            }
+        }
+        self.nodes.insert(path, node);
+    }
+
+    /// Registers `info` with those of its references that are still to come; their number.
+    fn await_references(&mut self, info: &PathInfo) -> Result<usize> {
+        if !self.cache.config.require_references {
+            return Ok(0);
+        }
+        let others = || {
+            info.references
+                .iter()
+                .filter(|r| **r != info.path && !self.visible.contains(*r))
+        };
+        let absent = others().find(|reference| match self.nodes.get(*reference) {
+            Some(node) => matches!(node.state, State::Failed),
+            None => true,
+        });
+        if let Some(reference) = absent {
+            return Err(self.missing(&info.path, reference));
+        }
+        let awaited: Vec<_> = others().cloned().collect();
+        for reference in &awaited {
+            if let Some(node) = self.nodes.get_mut(reference) {
+                node.referrers.push(info.path.clone());
+            }
+        }
+        Ok(awaited.len())
+    }
+
+    /// Starts uploads while there are threads for them, and the writing of narinfos.
+    fn start(&mut self) {
+        while self.uploads < self.cache.config.jobs.get()
+            && let Some(Queued { info, nar, .. }) = self.queue.pop()
+        {
+            let Some(node) = self.nodes.get_mut(&info.path) else {
+                continue;
+            };
+            if matches!(node.state, State::Queued) {
+                let (nar, abort) = futures::stream::abortable(nar);
+                node.state = State::Uploading(abort);
+                self.uploads += 1;
+                self.running
+                    .push(upload(self.cache.clone(), info, nar).boxed());
+            }
+        }
+        if !self.publishing && !self.publishable.is_empty() {
+            self.publishing = true;
+            let narinfos = std::mem::take(&mut self.publishable);
+            self.running
+                .push(publish(self.cache.clone(), narinfos).boxed());
+        }
+    }
+
+    fn uploaded(&mut self, path: StorePath, result: Result<Uploaded, Failure>) -> Result<()> {
+        self.uploads -= 1;
+        let Some(node) = self.nodes.get_mut(&path) else {
+            return Ok(());
+        };
+        if matches!(node.state, State::Failed) {
+            // A reference failed meanwhile. The NAR stays: another writer may use it by now.
+            return Ok(());
+        }
+        match result {
+            Ok(Uploaded { narinfo, written }) => {
+                self.report.written += written;
+                node.state = State::Uploaded(narinfo);
+                self.publish_if_complete(&path);
+                Ok(())
+            }
+            Err(Failure::Cache(error)) if is_fatal(&error) => Err(error),
+            Err(Failure::Cache(error) | Failure::Item(error)) => {
+                self.fail(path, error);
+                Ok(())
+            }
+        }
+    }
+
+    fn publish_if_complete(&mut self, path: &StorePath) {
+        if let Some(node) = self.nodes.get_mut(path)
+            && node.waits_for == 0
+            && let State::Uploaded(narinfo) = &mut node.state
+        {
+            self.publishable
+                .push((path.clone(), std::mem::take(narinfo)));
+            node.state = State::Published;
+        }
+    }
+
+    fn published(&mut self, results: Vec<(StorePath, Result<()>)>) -> Result<()> {
+        self.publishing = false;
+        for (path, result) in results {
+            match result {
+                Ok(()) => {
+                    let referrers = self
+                        .nodes
+                        .get_mut(&path)
+                        .map(|n| std::mem::take(&mut n.referrers));
+                    for referrer in referrers.unwrap_or_default() {
+                        if let Some(node) = self.nodes.get_mut(&referrer) {
+                            node.waits_for -= 1;
+                        }
+                        self.publish_if_complete(&referrer);
+                    }
+                    self.present.insert(path.clone());
+                    self.visible.insert(path.clone());
+                    self.report.added.push(path);
+                }
+                Err(error) if is_fatal(&error) => return Err(error),
+                Err(error) => self.fail(path, error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up `path`, and all that refers to it.
+    fn fail(&mut self, path: StorePath, error: Error) {
+        let mut failing = vec![(path, error)];
+        while let Some((path, error)) = failing.pop() {
+            let Some(node) = self.nodes.get_mut(&path) else {
+                continue;
+            };
+            if matches!(node.state, State::Failed) {
+                continue;
+            }
+            node.abort();
+            node.state = State::Failed;
+            for referrer in std::mem::take(&mut node.referrers) {
+                let error = self.missing(&referrer, &path);
+                failing.push((referrer, error));
+            }
+            self.report.failed.push((path, error));
+        }
+    }
+
+    fn missing(&self, path: &StorePath, reference: &StorePath) -> Error {
+        Error::MissingReference {
+            path: path.clone(),
+            reference: reference.clone(),
+            store: self.cache.to_string(),
+        }
+    }
+}
+
+/// If nobody waits for the result any more, the threads end at their next chunk.
+impl Drop for Adding<'_> {
+    fn drop(&mut self) {
+        for node in self.nodes.values() {
+            node.abort();
+        }
+    }
+}
+
+impl Node {
+    fn abort(&self) {
+        if let State::Uploading(abort) = &self.state {
+            abort.abort();
+        }
+    }
+}
+
+/// An item that waits for its upload. The greatest is the next: the one with the largest NAR, and
+/// of equal ones the first.
+struct Queued {
+    info: PathInfo,
+    nar: NarStream,
+    place: usize,
+}
+
+impl Queued {
+    fn rank(&self) -> (u64, std::cmp::Reverse<usize>) {
+        (self.info.nar_size, std::cmp::Reverse(self.place))
+    }
+}
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank() == other.rank()
+    }
+}
+
+impl Eq for Queued {}
+
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Queued {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.rank().cmp(&other.rank())
+    }
+}
+
+async fn upload(cache: Arc<Inner>, info: PathInfo, nar: Abortable<NarStream>) -> Event {
+    let path = info.path.clone();
+    let size = (info.nar_size != 0).then_some(info.nar_size);
+    let memory = cache
+        .compressor
+        .memory(size)
+        .div_ceil(1 << 20)
+        .min(u64::from(MEMORY)) as u32;
+    let permit = cache.memory.clone().acquire_many_owned(memory).await;
+    let nar = BlockingNar::new(nar.boxed());
+    let work = blocking(move || {
+        let _permit = permit;
+        Ok(upload::upload(&cache, info, nar))
+    });
+    let result = work.await.unwrap_or_else(|error| Err(Failure::Item(error)));
+    Event::Uploaded(path, result)
+}
+
+/// Writes narinfos, in order.
+async fn publish(cache: Arc<Inner>, narinfos: Vec<(StorePath, String)>) -> Event {
+    let write = move |(path, text): (StorePath, String)| {
+        let file = cache.root.join(layout::narinfo(&path.to_hash_part()));
+        let written = files::write(&file, text.as_bytes()).map_err(|e| writing(&file, e));
+        (path, written)
+    };
+    let paths: Vec<_> = narinfos.iter().map(|(path, _)| path.clone()).collect();
+    let work = blocking(move || Ok(narinfos.into_iter().map(write).collect()));
+    Event::Published(work.await.unwrap_or_else(|error| {
+        let line = error.to_line();
+        let lost = |path| {
+            (
+                path,
+                Err(Error::io(line.clone(), io::Error::other("no thread"))),
+            )
+        };
+        paths.into_iter().map(lost).collect()
+    }))
+}
+
+/// Whether the rest need not be tried.
+fn is_fatal(error: &Error) -> bool {
+    let Error::Io { source, .. } = error else {
+        return false;
+    };
+    matches!(
+        source.kind(),
+        ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::PermissionDenied
+    )
+}
+
+/// Items that are looked up in the cache together.
+const BATCH: usize = 1024;

@@ -1,0 +1,178 @@
+//! Files of a cache: read within limits, written so that they are there whole or not at all.
+//!
+//! A new file is made under `.tmp/` beside its final name and renamed. Its maker holds a lock on
+//! it (`flock`), which ends with the process however that dies: a temporary file that can be
+//! locked belongs to nobody and is removed by the next writer.
+//!
+//! Files are not synced to the disk, as in Nix: what is promised holds when processes are killed,
+//! not when the power fails.
+
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// Opens a regular file; `None` if there is none. Neither a pipe nor a device is waited for.
+pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(error) if error == rustix::io::Errno::NOENT => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match file.metadata()?.is_file() {
+        true => Ok(Some(file)),
+        false => Err(io::Error::other("it is no regular file")),
+    }
+}
+
+/// The content of a file of at most `limit` bytes; `None` if there is none.
+pub(super) fn read(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = open(path)? else {
+        return Ok(None);
+    };
+    read_open(&file, limit).map(Some)
+}
+
+/// The content of an open file of at most `limit` bytes.
+pub(super) fn read_open(file: &File, limit: usize) -> io::Result<Vec<u8>> {
+    let size = file.metadata()?.len();
+    let mut content = Vec::with_capacity(limit.min(size as usize) + 1);
+    let read = file.take(limit as u64 + 1).read_to_end(&mut content)?;
+    if read > limit {
+        let what = format!("it is larger than the {limit} bytes that such a file may have");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    Ok(content)
+}
+
+/// Puts `content` at `path`, at once.
+pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = Temporary::new(parent(path))?;
+    file.file().write_all(content)?;
+    file.rename(path)
+}
+
+/// Locks the file at `path` against others who do the same; `None` if there is none.
+pub(super) fn lock(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let Some(file) = open(path)? else {
+            return Ok(None);
+        };
+        flock(&file, FlockOperation::LockExclusive)?;
+        // Somebody may have put another file there while this waited.
+        if is_at(&file, path)? {
+            return Ok(Some(file));
+        }
+    }
+}
+
+/// A file that is being written. Removed on drop, unless it was renamed.
+#[derive(Debug)]
+pub(super) struct Temporary {
+    file: File,
+    path: PathBuf,
+    renamed: bool,
+}
+
+impl Temporary {
+    /// A new, empty file that can be renamed to names in `folder`.
+    pub(super) fn new(folder: &Path) -> io::Result<Self> {
+        let folder = folder.join(TEMPORARY);
+        loop {
+            let n = COUNT.fetch_add(1, Relaxed);
+            let path = folder.join(format!("{}.{n}", process::id()));
+            let file = match File::create_new(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    make_folder(&folder)?;
+                    continue;
+                }
+                // Of an earlier process with this number, or of one in another container.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(error),
+            };
+            // A sweep may have found it before the lock was taken.
+            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+            if locked == Err(rustix::io::Errno::WOULDBLOCK) || file.metadata()?.nlink() == 0 {
+                continue;
+            }
+            let renamed = false;
+            return Ok(Temporary {
+                file,
+                path,
+                renamed,
+            });
+        }
+    }
+
+    pub(super) fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Gives it its name, in the place of what has that name.
+    pub(super) fn rename(mut self, to: &Path) -> io::Result<()> {
+        fs::rename(&self.path, to)?;
+        self.renamed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // If it stays, the next writer removes it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes what killed writers left in `folder`, and its temporary folder if it is empty.
+pub(super) fn sweep(folder: &Path) {
+    let folder = folder.join(TEMPORARY);
+    let Ok(entries) = fs::read_dir(&folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        // Whatever cannot be locked or removed is in nobody's way.
+        let path = entry.path();
+        if let Ok(Some(file)) = open(&path)
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && is_at(&file, &path).unwrap_or(false)
+        {
+            let _ = fs::remove_file(&path);
+        }
+    }
+    let _ = fs::remove_dir(&folder);
+}
+
+/// Makes a folder whose parent is there; it may be there already.
+pub(super) fn make_folder(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other,
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
+}
+
+/// Whether `file` is what is at `path` now.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let file = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(now) => Ok((now.dev(), now.ino()) == (file.dev(), file.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+const TEMPORARY: &str = ".tmp";
+
+static COUNT: AtomicU64 = AtomicU64::new(0);

@@ -1,0 +1,177 @@
+//! The names of what is in a binary cache, relative to the cache.
+//!
+//! ```text
+//! nix-cache-info          what the cache says about itself
+//! <hash part>.narinfo     metadata of a path; names its NAR
+//! <hash part>.ls          what is in its NAR, as JSON
+//! nar/<file hash>.nar.zst the NAR; the name is free, the narinfo's URL decides
+//! log/<derivation>        a build log
+//! ```
+//! Hash parts and hashes are nix32.
+
+use tk_narinfo::CacheInfo;
+use tk_path::{HashPart, StorePath};
+
+/// The name of [`CacheInfo`].
+pub const CACHE_INFO: &str = "nix-cache-info";
+
+/// The folder of the NARs that Nix and this crate write.
+pub const NAR_FOLDER: &str = "nar";
+
+/// The metadata of the path that starts with `part`.
+pub fn narinfo(part: &HashPart) -> String {
+    format!("{}{NARINFO}", part.as_str())
+}
+
+/// The listing of the path that starts with `part`.
+pub fn listing(part: &HashPart) -> String {
+    format!("{}.ls", part.as_str())
+}
+
+/// The build log of the derivation `drv`.
+pub fn log(drv: &StorePath) -> String {
+    format!("log/{drv}")
+}
+
+/// The hash part of which `name` is the narinfo; `None` if it is something else.
+pub fn part_of_narinfo(name: &str) -> Option<HashPart> {
+    HashPart::parse(name.strip_suffix(NARINFO)?).ok()
+}
+
+/// The media type that Nix gives an object of this name.
+pub fn mime_type(name: &str) -> &'static str {
+    match name {
+        CACHE_INFO => "text/x-nix-cache-info",
+        _ if name.ends_with(NARINFO) => "text/x-nix-narinfo",
+        _ if name.starts_with("log/") => "text/plain; charset=utf-8",
+        _ if name.starts_with("nar/") => "application/x-nix-nar",
+        _ => "application/json",
+    }
+}
+
+/// `url` as a path inside of the cache.
+///
+/// A folder has no servers: the URL is a path, taken as it stands (`%20` is no blank), as in
+/// Nix's local-binary-cache-store.cc.
+///
+/// # Errors
+/// When it leads out of the cache, or would in some reader: absolute, another scheme, `.` and `..`.
+pub fn path_of_url(url: &str) -> Result<&str, UrlError> {
+    let fault = |why| {
+        Err(UrlError {
+            url: url.to_owned(),
+            why,
+        })
+    };
+    if url.starts_with('/') {
+        return fault("is absolute");
+    }
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+    if scheme.is_some_and(|s| {
+        s.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+    }) {
+        return fault("is on another server");
+    }
+    if url.contains('\0') {
+        return fault("holds a NUL");
+    }
+    if url.split('/').any(|step| matches!(step, "." | "..")) {
+        return fault("has '.' or '..' in it");
+    }
+    if url.is_empty() || url.ends_with('/') {
+        return fault("names no file");
+    }
+    Ok(url)
+}
+
+/// A URL that does not belong into the narinfo of a folder.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("its URL {url:?} {why}, where a file inside of the cache is needed")]
+pub struct UrlError {
+    url: String,
+    why: &'static str,
+}
+
+/// What a new cache says about itself: what Nix writes, and what else is `Some`.
+pub(crate) fn cache_info(
+    dir: &tk_path::StoreDir,
+    want_mass_query: Option<bool>,
+    priority: Option<i32>,
+) -> CacheInfo {
+    CacheInfo {
+        want_mass_query,
+        priority,
+        ..CacheInfo::new(dir)
+    }
+}
+
+const NARINFO: &str = ".narinfo";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PART: &str = "g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q";
+
+    #[test]
+    fn names_are_those_of_nix() {
+        let part = HashPart::parse(PART).unwrap();
+        assert_eq!(narinfo(&part), format!("{PART}.narinfo"));
+        assert_eq!(listing(&part), format!("{PART}.ls"));
+        assert_eq!(part_of_narinfo(&narinfo(&part)), Some(part));
+        for name in [
+            "nix-cache-info",
+            "nar",
+            ".narinfo",
+            "x.narinfo",
+            &listing(&part),
+        ] {
+            assert_eq!(part_of_narinfo(name), None, "{name}");
+        }
+        let drv = StorePath::parse(&format!("{PART}-foo.drv")).unwrap();
+        assert_eq!(log(&drv), format!("log/{PART}-foo.drv"));
+    }
+
+    #[test]
+    fn media_types_are_those_of_nix() {
+        for (name, mime) in [
+            ("nix-cache-info", "text/x-nix-cache-info"),
+            ("x.narinfo", "text/x-nix-narinfo"),
+            ("nar/x.nar.xz", "application/x-nix-nar"),
+            ("x.ls", "application/json"),
+            ("log/x.drv", "text/plain; charset=utf-8"),
+        ] {
+            assert_eq!(mime_type(name), mime, "{name}");
+        }
+    }
+
+    #[test]
+    fn urls_stay_inside() {
+        for url in [
+            "nar/x.nar",
+            "x.nar",
+            "nar/a%2e%2e/x",
+            "nar/q.nar?a=://b",
+            "nar/..x",
+            "nar//x",
+        ] {
+            assert_eq!(path_of_url(url).unwrap(), url);
+        }
+        for url in [
+            "",
+            "/etc/passwd",
+            "../../etc/passwd",
+            "nar/../../etc/passwd",
+            "nar/..",
+            "./nar/x",
+            "nar/",
+            "file:///etc/passwd",
+            "https://example.org/nar/x.nar",
+            "nar/x\0",
+        ] {
+            let error = path_of_url(url).unwrap_err().to_string();
+            assert!(error.contains(&format!("{url:?}")), "{error}");
+        }
+    }
+}
