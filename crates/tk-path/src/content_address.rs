@@ -327,3 +327,154 @@ fn split_fixed(text: &str) -> Result<(Method, &str), ContentAddressError> {
         split => Ok(split),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts() {
+        let hash = Hash::digest(Algorithm::Sha256, b"abc");
+        for (method, text, protocol, aterm) in [
+            (Method::Text, "text:", "text:sha256", "text:sha256"),
+            (Method::Flat, "fixed:", "fixed:sha256", "sha256"),
+            (Method::Nar, "fixed:r:", "fixed:r:sha256", "r:sha256"),
+            (Method::Git, "fixed:git:", "fixed:git:sha256", "git:sha256"),
+        ] {
+            let ca = ContentAddress { method, hash };
+            assert_eq!(ca.to_string(), format!("{text}{hash}"));
+            for encoding in [Encoding::Base16, Encoding::Nix32, Encoding::Base64] {
+                assert_eq!(format!("{text}{}", hash.to_text(encoding)).parse(), Ok(ca));
+            }
+            assert!(
+                format!("{text}{}", hash.to_text(Encoding::Sri))
+                    .parse::<ContentAddress>()
+                    .is_err()
+            );
+            assert_eq!(ca.method_algorithm().to_string(), protocol);
+            assert_eq!(protocol.parse(), Ok(ca.method_algorithm()));
+            assert_eq!(ca.method_algorithm().to_aterm(), aterm);
+            assert_eq!(
+                MethodAlgorithm::parse_aterm(aterm),
+                Ok(ca.method_algorithm())
+            );
+            assert_eq!(method.name().parse(), Ok(method));
+        }
+        assert!("narwhal".parse::<Method>().is_err());
+    }
+
+    #[test]
+    fn refuses_texts() {
+        for text in [
+            "",
+            "fixed",
+            "fixed:",
+            "r:sha256:00",
+            "fixed:text:sha256:00",
+            "fixed:r:sha256",
+            "fixed:r:git:sha1:00",
+            "text:sha257:00",
+        ] {
+            let error = text.parse::<ContentAddress>().expect_err(text).to_string();
+            assert!(
+                error.starts_with(&format!("{text:?} is not a content address: ")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn paths() {
+        let path = |method, algorithm, references: &References| {
+            let hash = Hash::digest(algorithm, b"hello");
+            let ca = ContentAddress { method, hash };
+            StoreDir::default()
+                .path_of_content("x", &ca, references)
+                .map(|p| p.to_string())
+        };
+        let none = References::default();
+        let other = StorePath::parse("0c6rn30q4frawknapgwq386zq358m8r6-zed").expect("path");
+        let one = References {
+            others: [other].into(),
+            itself: false,
+        };
+        let itself = References {
+            itself: true,
+            ..References::default()
+        };
+        use {Algorithm::*, ContentPathError as E};
+        assert_eq!(path(Method::Text, Sha1, &none), Err(E::TextAlgorithm(Sha1)));
+        assert_eq!(path(Method::Text, Sha256, &itself), Err(E::TextSelf));
+        assert_eq!(
+            path(Method::Git, Sha512, &none),
+            Err(E::GitAlgorithm(Sha512))
+        );
+        for (method, algorithm) in [
+            (Method::Flat, Sha256),
+            (Method::Nar, Sha1),
+            (Method::Git, Sha256),
+        ] {
+            assert!(path(method, algorithm, &none).is_ok());
+            for refs in [&one, &itself] {
+                assert_eq!(
+                    path(method, algorithm, refs),
+                    Err(E::References(method, algorithm))
+                );
+            }
+        }
+        // All differ, references and the place of `self` included.
+        let made: BTreeSet<_> = [
+            path(Method::Text, Sha256, &none),
+            path(Method::Text, Sha256, &one),
+            path(Method::Nar, Sha256, &none),
+            path(Method::Nar, Sha256, &one),
+            path(Method::Nar, Sha256, &itself),
+            path(Method::Flat, Sha256, &none),
+            path(Method::Git, Sha256, &none),
+        ]
+        .into_iter()
+        .map(|p| p.expect("a path"))
+        .collect();
+        assert_eq!(made.len(), 7);
+    }
+
+    /// Paths that Nix made.
+    #[test]
+    fn paths_as_nix() {
+        let sha1 = |hex| Hash::parse_digits(hex, Algorithm::Sha1).expect("hash");
+        let path = |dir: &str, method, hash| {
+            let dir = StoreDir::new(dir).expect("directory");
+            let ca = ContentAddress { method, hash };
+            let path = dir.path_of_content("hello-2.12.1", &ca, &References::default());
+            dir.path(&path.expect("path"))
+        };
+        let (flat, git) = (
+            sha1("33469b9b10ef7391db7dd2f56c8d4d487137cf10"),
+            sha1("8a9353e0b8836f5e29da789eaecc4dac76142027"),
+        );
+        assert_eq!(
+            path("/nix/store", Method::Flat, flat),
+            "/nix/store/s3lsgczj4ayja4ry7xcl5pylmr9956pz-hello-2.12.1"
+        );
+        assert_eq!(
+            path("/nix/store", Method::Git, git),
+            "/nix/store/jgkd3lyvzypv2m6hspkfp4lpgybj1jfg-hello-2.12.1"
+        );
+        assert_eq!(
+            path("/my/store", Method::Git, git),
+            "/my/store/z7ggsdhxg56pcyxnhvi8qvlphzbjl7za-hello-2.12.1"
+        );
+        let dir = StoreDir::default();
+        let ca = ContentAddress {
+            method: Method::Nar,
+            hash: flat,
+        };
+        let error = dir
+            .path_of_content("a b", &ca, &References::default())
+            .expect_err("name");
+        assert!(
+            error.to_string().contains("byte 1 of its name is 0x20"),
+            "{error}"
+        );
+    }
+}

@@ -68,14 +68,13 @@ impl Tree {
 
     /// Adds an entry. The name must not be empty, `.` or `..`, have no `/` and no NUL, and be new.
     pub fn insert(&mut self, name: &[u8], mode: Mode, hash: Hash) -> Result<(), GitError> {
-        check_name(name).map_err(|why| GitError::Tree { offset: 0, why })?;
+        check_name(name).map_err(GitError::Entry)?;
         let other = [Mode::Directory, Mode::Regular]
             .map(|mode| sort_key(name, mode))
             .iter()
             .any(|key| self.entries.contains_key(key));
         if other {
-            let why = "two entries have the same name";
-            return Err(GitError::Tree { offset: 0, why });
+            return Err(GitError::Entry("two entries have the same name"));
         }
         self.entries.insert(sort_key(name, mode), (mode, hash));
         Ok(())
@@ -178,6 +177,9 @@ pub enum GitError {
         /// What is wrong.
         why: &'static str,
     },
+    /// An entry that a tree cannot have.
+    #[error("cannot be put into a git tree: {0}")]
+    Entry(&'static str),
     /// The file system refused.
     #[error("cannot {doing} {}", path.display())]
     Io {

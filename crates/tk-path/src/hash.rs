@@ -638,3 +638,175 @@ fn shown(digest: &[u8]) -> &[u8] {
 const MAX_NAME: usize = 6;
 /// The longest digest in bytes.
 const MAX_SIZE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn digests_of_abc() {
+        for (algorithm, hex) in [
+            (Algorithm::Md5, "900150983cd24fb0d6963f7d28e17f72"),
+            (Algorithm::Sha1, "a9993e364706816aba3e25717850c26c9cd0d89d"),
+            (
+                Algorithm::Sha256,
+                "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            ),
+            (
+                Algorithm::Blake3,
+                "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85",
+            ),
+        ] {
+            let mut hasher = Hasher::new(algorithm);
+            hasher.write_all(b"a").expect("write");
+            hasher.write_all(b"bc").expect("write");
+            assert_eq!(hasher.bytes(), 3);
+            assert_eq!(hasher.finish().digits(Encoding::Base16), hex);
+        }
+    }
+
+    #[test]
+    fn texts() {
+        let hash = Hash::digest(Algorithm::Sha1, b"abc");
+        for (encoding, text) in [
+            (
+                Encoding::Base16,
+                "sha1:a9993e364706816aba3e25717850c26c9cd0d89d",
+            ),
+            (Encoding::Nix32, "sha1:kpcd173cq987hw957sx6m0868wv3x6d9"),
+            (Encoding::Base64, "sha1:qZk+NkcGgWq6PiVxeFDCbJzQ2J0="),
+            (Encoding::Sri, "sha1-qZk+NkcGgWq6PiVxeFDCbJzQ2J0="),
+        ] {
+            assert_eq!(hash.to_text(encoding), text);
+            assert_eq!(Hash::parse_prefixed(text), Ok(hash));
+        }
+        assert_eq!(hash.to_string(), hash.to_text(Encoding::Nix32));
+        let upper = "A9993E364706816ABA3E25717850C26C9CD0D89D";
+        assert_eq!(Hash::parse_any(upper, Some(Algorithm::Sha1)), Ok(hash));
+    }
+
+    #[test]
+    fn base64_is_read_as_nix_reads_it() {
+        let hash = Hash::digest(Algorithm::Sha512, b"abc");
+        let digits = hash.digits(Encoding::Base64);
+        let bare = digits.trim_end_matches('=');
+        for tail in ["", "=", "==", "===", "== cheesecake", "\n==\n", "\n"] {
+            let text = format!("sha512-{bare}{tail}");
+            assert_eq!(Hash::parse_sri(&text), Ok(hash), "{text}");
+            assert_eq!(Hash::parse_any(&text, None), Ok(hash), "{text}");
+        }
+        // Outside of SRI the length decides what it is.
+        for tail in ["", "=", "===", "== cheesecake"] {
+            let text = format!("{bare}{tail}");
+            let error = Hash::parse_digits(&text, Algorithm::Sha512).expect_err(&text);
+            assert!(
+                matches!(error.kind(), HashErrorKind::Length { .. }),
+                "{error}"
+            );
+        }
+        assert_eq!(Hash::parse_digits(&digits, Algorithm::Sha512), Ok(hash));
+    }
+
+    #[test]
+    fn refuses() {
+        let sha256 = Hash::digest(Algorithm::Sha256, b"abc");
+        let hex = sha256.digits(Encoding::Base16);
+        let sri = sha256.to_text(Encoding::Sri);
+        let (bad_hex, bad_sri) = (hex.replacen("ba", "bg", 1), sri.replacen('W', "_", 1));
+        let any =
+            |text: &str, expected| Hash::parse_any(text, expected).expect_err(text).to_string();
+        for (error, says) in [
+            (any(&hex, None), "does not name its algorithm"),
+            (
+                any(&hex, Some(Algorithm::Sha1)),
+                "64 digits, but sha1 has 40 in hex, 32 in nix32 or 28 in base64",
+            ),
+            (
+                any(&sri, Some(Algorithm::Sha1)),
+                "is sha256 where sha1 is expected",
+            ),
+            (
+                any(&bad_hex, Some(Algorithm::Sha256)),
+                "byte 1 of its digits is 'g', which is not in base16",
+            ),
+            (any(&bad_sri, None), "is '_', which is not in base64"),
+            (any("sha1-AAAA", None), "holds 3 bytes, but sha1 has 20"),
+            (any("sha3:00", None), "unknown hash algorithm \"sha3\""),
+            (any("SHA256:00", None), "unknown hash algorithm"),
+            (any("", None), "does not name"),
+        ] {
+            assert!(error.contains(says), "{error} / {says}");
+        }
+        assert!(Hash::parse_sri(&hex).is_err() && Hash::new(Algorithm::Md5, &[0; 17]).is_err());
+        let long = any(&"é".repeat(10_000), None);
+        assert!(long.len() < 500, "{long}");
+    }
+
+    #[test]
+    fn names() {
+        for algorithm in Algorithm::ALL {
+            assert_eq!(algorithm.name().parse(), Ok(algorithm));
+            assert!(algorithm.name().len() <= MAX_NAME && algorithm.size() <= MAX_SIZE);
+        }
+        for encoding in Encoding::ALL {
+            assert_eq!(encoding.name().parse(), Ok(encoding));
+        }
+        assert_eq!("base32".parse(), Ok(Encoding::Nix32));
+        assert!("sha0042".parse::<Encoding>().is_err());
+    }
+
+    #[test]
+    fn nar_hashes_are_sha256() {
+        let hash = NarHash::digest(b"abc");
+        assert_eq!(NarHash::parse(&hash.to_string()), Ok(hash));
+        assert_eq!(NarHash::parse(&hash.sri()), Ok(hash));
+        assert_eq!(NarHash::parse(&format!("sha256:{}", hash.hex())), Ok(hash));
+        let blake3 = Hash::digest(Algorithm::Blake3, b"abc").to_string();
+        let error = NarHash::parse(&blake3).expect_err("blake3").to_string();
+        assert!(error.contains("blake3 where sha256"), "{error}");
+    }
+
+    #[test]
+    fn compressing() {
+        let hash = Hash::new(
+            Algorithm::Md5,
+            &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16],
+        );
+        let hash = hash.expect("16 bytes");
+        assert_eq!(
+            hash.compress(5),
+            [
+                1 ^ 6 ^ 11 ^ 16,
+                2 ^ 7 ^ 12,
+                3 ^ 8 ^ 13,
+                4 ^ 9 ^ 14,
+                5 ^ 10 ^ 15
+            ]
+        );
+        assert_eq!(hash.compress(0), [0; 0]);
+        assert_eq!(hash.compress(20)[16..], [0; 4]);
+    }
+
+    fn hashes() -> impl Strategy<Value = Hash> {
+        (prop::sample::select(&Algorithm::ALL[..]), any::<Vec<u8>>())
+            .prop_map(|(a, data)| Hash::digest(a, &data))
+    }
+
+    proptest! {
+        #[test]
+        fn there_and_back(hash in hashes(), encoding in prop::sample::select(&Encoding::ALL[..])) {
+            let text = hash.to_text(encoding);
+            prop_assert_eq!(Hash::parse_any(&text, None), Ok(hash));
+            prop_assert_eq!(Hash::parse_any(&text, Some(hash.algorithm())), Ok(hash));
+            prop_assert_eq!(Hash::parse_digits(&hash.digits(encoding), hash.algorithm()), Ok(hash));
+        }
+
+        #[test]
+        fn never_panics(text in "(md5|sha1|sha256|sha512|blake3|)[:-]?.{0,130}") {
+            let _ = Hash::parse_any(&text, None);
+            let _ = Hash::parse_any(&text, Some(Algorithm::Sha512));
+        }
+    }
+}

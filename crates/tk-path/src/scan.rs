@@ -72,6 +72,9 @@ impl RefScanner {
 ///
 /// Each occurrence is hashed as 32 NUL bytes; at the end `|` and its decimal offset in the data are appended for each,
 /// in order. Occurrences do not overlap; the first one wins. Memory grows by 8 bytes per occurrence.
+///
+/// Nix 2.17 to 2.34 forgot the offsets, so what they made content-addressed has the hash of
+/// [`SelfRefHasher::finish_without_offsets`]; who checks a path must accept both.
 #[derive(Debug, Clone)]
 pub struct SelfRefHasher {
     finder: Finder<'static>,
@@ -121,13 +124,26 @@ impl SelfRefHasher {
         self.hasher.bytes() + self.border.len as u64
     }
 
-    /// The hash modulo self of all that was seen.
+    /// Where the own hash part was found so far, in bytes from the start.
+    pub fn offsets(&self) -> &[u64] {
+        &self.offsets
+    }
+
+    /// The hash modulo self of all that was seen, as Nix up to 2.16 and from 2.35 on has it.
     pub fn finish(mut self) -> Hash {
         self.hasher.update(self.border.bytes());
+        self.border = Border::default();
         for offset in &self.offsets {
             self.hasher.update(format!("|{offset}").as_bytes());
         }
         self.hasher.finish()
+    }
+
+    /// The hash modulo self as Nix 2.17 to 2.34 has it. Data with the own hash part and the same data with NULs there
+    /// are not told apart.
+    pub fn finish_without_offsets(mut self) -> Hash {
+        self.offsets.clear();
+        self.finish()
     }
 
     /// Takes in data with nothing carried over.
@@ -504,6 +520,45 @@ mod tests {
             at += 1;
         }
         Hash::digest(Algorithm::Sha256, &[&data, ends.as_bytes()].concat())
+    }
+
+    /// What `nix store make-content-addressed` of 2.8 and of 2.34 make of the same path.
+    #[test]
+    fn modulo_self_as_nix() {
+        let own = "vkhqnb3bhcbhf56j35w8ns31g4ab0kqc";
+        let out = format!("/nix/store/{own}-selfy");
+        let content = format!("1-{out}-{out}/x\nyy{out}\n");
+        let words = [
+            "nix-archive-1",
+            "(",
+            "type",
+            "regular",
+            "contents",
+            &content,
+            ")",
+        ];
+        let mut hasher = SelfRefHasher::new(Algorithm::Sha256, &part(own));
+        for word in words {
+            hasher.update(&(word.len() as u64).to_le_bytes());
+            hasher.update(word.as_bytes());
+            hasher.update(&[0; 8][..word.len().next_multiple_of(8) - word.len()]);
+        }
+        assert_eq!(hasher.offsets(), [109, 159, 213]);
+        let (new, old) = (hasher.clone().finish(), hasher.finish_without_offsets());
+        assert_eq!(
+            new.to_string(),
+            format!(
+                "sha256:{}",
+                "0b1djxb27s605sgds9vw5cm9kzdqpq06yhz3c5zznv0rkddiy6kn"
+            )
+        );
+        assert_eq!(
+            old.to_string(),
+            format!(
+                "sha256:{}",
+                "1dk55421sb19nd2zmg46nw6xcnp5p6pbv77y3ybgvm7bk5l061b8"
+            )
+        );
     }
 
     #[test]

@@ -65,3 +65,31 @@ struct Object {
     hash: Hash,
     method: Method,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{from_str, to_string};
+
+    #[test]
+    fn json_of_nix() {
+        let hash = r#""sha1-qZk+NkcGgWq6PiVxeFDCbJzQ2J0=""#;
+        let address = format!(r#"{{"hash":{hash},"method":"nar"}}"#);
+        let path = r#""n5wkd9frr45pa74if5gpz9j7mifg27fh-foo""#;
+        assert_eq!(
+            to_string(&from_str::<Hash>(hash).expect("hash")).expect("json"),
+            hash
+        );
+        assert_eq!(
+            to_string(&from_str::<ContentAddress>(&address).expect("ca")).expect("json"),
+            address
+        );
+        assert_eq!(
+            to_string(&from_str::<StorePath>(path).expect("path")).expect("json"),
+            path
+        );
+        assert!(from_str::<NarHash>(hash).is_err());
+        assert!(from_str::<StorePath>(r#""foo""#).is_err());
+        assert!(from_str::<ContentAddress>(r#"{"hash":"x","method":"nar"}"#).is_err());
+    }
+}

@@ -163,3 +163,119 @@ pub fn clean_path(path: &str) -> Option<Cow<'_, str>> {
 fn on_whole(path: &str, error: StorePathError) -> StorePathError {
     StorePathError::new(path, error.kind().clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn lenient_and_canonical() {
+        let dir = StoreDir::default();
+        let good = format!("/nix/store/{BASE}");
+        assert_eq!(dir.parse(&good).map(|p| dir.path(&p)), Ok(good.clone()));
+        assert_eq!(
+            dir.parse_canonical(&good)
+                .map(|p| dir.display(&p).to_string()),
+            Ok(good)
+        );
+        for path in [
+            "/nix/store/B/",
+            "/nix/store//B",
+            "/nix/store/./B",
+            "/nix/x/../store/B",
+            "/../nix/store/B",
+        ] {
+            let path = path.replace('B', BASE);
+            assert!(dir.parse(&path).is_ok(), "{path}");
+            assert!(dir.parse_canonical(&path).is_err(), "{path}");
+        }
+        for path in [
+            "",
+            "B",
+            "/foo/B",
+            "/nix/store",
+            "/nix/store/",
+            "/nix/store/B/bin/sh",
+            "/nix/storeB",
+            "/nix/store/..",
+        ] {
+            let path = path.replace('B', BASE);
+            assert!(dir.parse(&path).is_err(), "{path}");
+            assert!(dir.parse_canonical(&path).is_err(), "{path}");
+        }
+        let error = dir
+            .parse("/gnu/store/x")
+            .expect_err("other directory")
+            .to_string();
+        assert_eq!(
+            error,
+            "\"/gnu/store/x\" is not a store path: it is not directly in the store directory /nix/store"
+        );
+        let error = dir
+            .parse("/nix/store/foo")
+            .expect_err("too short")
+            .to_string();
+        assert!(
+            error.starts_with("\"/nix/store/foo\" is not a store path: its base name has 3 bytes"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn splitting() {
+        let dir = StoreDir::new("/my//store/../store/").expect("store directory");
+        assert_eq!(dir.as_str(), "/my/store");
+        for (path, rest) in [
+            ("B", ""),
+            ("B/", ""),
+            ("B/bin/sh", "bin/sh"),
+            ("B//a/./b/../c/", "a/c"),
+        ] {
+            let path = format!("/my/store/{}", path.replace('B', BASE));
+            assert_eq!(
+                dir.split(&path),
+                Ok((StorePath::parse(BASE).expect("path"), rest.to_owned())),
+                "{path}"
+            );
+        }
+        for path in [
+            "/my/store",
+            "/my/store/B/..",
+            "/my/store/foo/bin",
+            "/nix/store/B",
+            "B/bin",
+        ] {
+            let path = path.replace('B', BASE);
+            assert!(dir.split(&path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn directories() {
+        for (path, says) in [
+            ("", "absolute"),
+            ("nix/store", "absolute"),
+            ("/", "root"),
+            ("/a/..", "root"),
+            ("/a\0", "NUL"),
+        ] {
+            let error = StoreDir::new(path).expect_err(path).to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        assert_eq!(clean_path("/"), Some("/".into()));
+        assert_eq!(clean_path("/../a/b/.././/c/"), Some("/a/c".into()));
+        assert_eq!(clean_path("a/b"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn cleaning_twice_is_cleaning_once(path in "/[a./]{0,20}") {
+            let clean = clean_path(&path).expect("absolute").into_owned();
+            prop_assert_eq!(clean_path(&clean), Some(clean.as_str().into()));
+            prop_assert!(clean == "/" || clean[1..].split('/').all(|p| !matches!(p, "" | "." | "..")));
+        }
+    }
+
+    const BASE: &str = "n5wkd9frr45pa74if5gpz9j7mifg27fh-foo";
+}

@@ -313,3 +313,103 @@ static CLASS: [u8; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn parts() {
+        let path = StorePath::parse(&format!("{HASH}-foo.drv")).expect("store path");
+        assert_eq!((path.hash_part(), path.name()), (HASH, "foo.drv"));
+        assert!(path.is_derivation());
+        assert_eq!(
+            StorePath::from_digest(&path.digest(), path.name()),
+            Ok(path.clone())
+        );
+        assert_eq!(HashPart::parse(HASH), Ok(path.to_hash_part()));
+        assert!(
+            HashPart::parse(&HASH[1..]).is_err()
+                && HashPart::parse(&HASH.replace('5', "e")).is_err()
+        );
+    }
+
+    #[test]
+    fn names() {
+        let with = |name: &str| StorePath::parse(&format!("{HASH}-{name}"));
+        for name in [
+            "02345",
+            "FOO",
+            "foo+bar",
+            "a_b",
+            "foo?why",
+            "foo=foo",
+            ".gitignore",
+            "...a",
+            "...-",
+            "...",
+        ] {
+            assert_eq!(with(name).expect(name).name(), name);
+        }
+        assert!(with(&"x".repeat(211)).is_ok());
+        let long = "x".repeat(212);
+        for (name, says) in [
+            ("", "its name is empty"),
+            (".", "'.-'"),
+            ("..", "'.-'"),
+            (".-1", "'.-'"),
+            ("..-a", "'.-'"),
+            ("foo!o", "byte 3 of its name is '!'"),
+            ("a\0", "byte 1 of its name is 0x00"),
+            ("fooé", "byte 3 of its name is 0xc3"),
+            (&long, "its name has 212 bytes"),
+        ] {
+            let error = with(name).expect_err(name).to_string();
+            assert!(error.contains(says), "{error} / {says}");
+            assert!(StorePath::from_digest(&[0; 20], name).is_err());
+        }
+    }
+
+    #[test]
+    fn hash_parts() {
+        for (base, says) in [
+            ("", "0 bytes"),
+            (HASH, "32 bytes"),
+            (&format!("{HASH}_foo"), "must follow its 32 digits, not '_'"),
+            (
+                &format!("{HASH}\0foo"),
+                "must follow its 32 digits, not 0x00",
+            ),
+            (
+                &format!("{}-foo", HASH.replace('y', "u")),
+                "byte 13 of its hash part is 'u'",
+            ),
+            (
+                &format!("{}-foo", HASH.replace('y', "Y")),
+                "byte 13 of its hash part is 'Y'",
+            ),
+            (&"é".repeat(40), "byte 0 of its hash part is 0xc3"),
+        ] {
+            let error = StorePath::parse(base).expect_err(base).to_string();
+            assert!(error.contains(says), "{error} / {says}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn order_is_that_of_base_names(a in "[0-9a-d]{32}-[a-zA-Z0-9+_?=]{1,9}", b in "[0-9a-d]{32}-[a-zA-Z0-9+_?=]{1,9}") {
+            let (x, y) = (StorePath::parse(&a).expect("path"), StorePath::parse(&b).expect("path"));
+            prop_assert_eq!(x.cmp(&y), a.as_bytes().cmp(b.as_bytes()));
+            prop_assert_eq!(StorePath::from_digest(&x.digest(), x.name()), Ok(x));
+        }
+
+        #[test]
+        fn never_panics(base: String, tail: String) {
+            let _ = StorePath::parse(&base);
+            let _ = StorePath::parse(&format!("{HASH}{tail}"));
+        }
+    }
+
+    const HASH: &str = "575s52sh487i0ylmbs9pvi606ljdszr0";
+}
