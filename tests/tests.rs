@@ -3,6 +3,7 @@
 //! What a machine lacks (real Nix, the golden data) is skipped visibly, never silently passed:
 //! see [`support::skip`].
 
+mod cli;
 mod nix;
 mod support;
 mod vectors;

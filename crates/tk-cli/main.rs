@@ -1,2 +1,130 @@
-//! The command line of tk-store.
-fn main() {}
+//! `tk-store`: the Nix store without Nix, on the command line.
+//!
+//! Flags, output and exit codes are here; what an embedder would miss is in the crates below.
+
+mod cmd;
+mod keys;
+mod listing;
+mod open;
+mod paths;
+mod settings;
+mod ui;
+
+use anyhow::Result;
+use clap::{Args, Parser};
+use std::{io, process::ExitCode};
+use tk_store::Error;
+use ui::Ui;
+
+/// The Nix store without Nix: read, hash, sign, check, copy and push store paths.
+#[derive(Parser)]
+#[command(name = "tk-store", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: cmd::Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+#[derive(Args)]
+struct Global {
+    /// The store to work on: auto, local?root=DIR, a folder, or file:///a/cache
+    #[arg(
+        long,
+        global = true,
+        value_name = "URI",
+        help_heading = "Global options"
+    )]
+    store: Option<String>,
+    /// Say nothing but warnings and errors
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    quiet: bool,
+}
+
+/// What every command gets.
+pub struct Context {
+    store: Option<String>,
+    settings: settings::Settings,
+    ui: Ui,
+}
+
+impl Context {
+    /// The URI of the store to work on: `--store`, `NIX_REMOTE`, nix.conf's `store`, or `auto`.
+    fn store_uri(&self) -> String {
+        let remote = || {
+            std::env::var("NIX_REMOTE")
+                .ok()
+                .filter(|uri| !uri.is_empty())
+        };
+        let configured = || self.settings.get("store").map(str::to_owned);
+        let given = self.store.clone().or_else(remote).or_else(configured);
+        given.unwrap_or_else(|| "auto".into())
+    }
+}
+
+/// The answer of a command, as its exit status has it; what failed is an error and 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// 0: yes, or done.
+    Yes,
+    /// 1: no: something is missing or not what it should be.
+    No,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(141),
+        Err(error) => {
+            eprintln!("tk-store: {error:#}");
+            ExitCode::from(if is_no(&error) { 1 } else { 2 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Answer> {
+    let context = Context {
+        store: cli.global.store,
+        settings: settings::Settings::load()?,
+        ui: Ui::new(cli.global.quiet),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(cli.command.run(&context))
+}
+
+/// Whether the error is an answer: asked and understood, but something is missing or is not what it
+/// should be.
+fn is_no(error: &anyhow::Error) -> bool {
+    let no = |error: &Error| {
+        matches!(
+            error,
+            Error::NotFound { .. }
+                | Error::MissingReference { .. }
+                | Error::Mismatch { .. }
+                | Error::Untrusted { .. }
+        )
+    };
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref().is_some_and(no))
+}
+
+/// Whether somebody like `head` closed our stdout: no failure of ours, and nothing to say.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tk-store key generate my-cache-1 --secret my.key --public my.pub
+  tk-store push ./result ./some-folder --to file:///srv/cache --sign-key my.key
+  tk-store pull /nix/store/…-hello --from file:///srv/cache --trusted-key my.pub
+
+Exit status: 0 yes or done, 1 no (something is missing or not what it should be), 2 failed or misused.";

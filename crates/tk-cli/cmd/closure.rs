@@ -1,0 +1,60 @@
+use crate::{
+    Answer, Context,
+    open::{Wish, open},
+    paths::store_paths,
+    ui,
+};
+use anyhow::Result;
+use tk_store::closure;
+
+/// Print all that paths refer to, directly or not, each path after what it refers to
+///
+/// As nix-store --query --requisites. Paths that the store does not have are told on stderr, and
+/// the exit status is 1.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Closure {
+    /// Store paths, or links to them
+    #[arg(required = true, value_name = "STOREPATH")]
+    paths: Vec<String>,
+    /// Print a list as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Closure {
+    /// Runs the command.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
+        let roots = store_paths(&opened, &self.paths)?;
+        let store = opened.store();
+        let found = closure(&*store, roots).await?;
+        let order = found.references_first()?;
+        let paths = order.iter().map(|info| store.dir().path(&info.path));
+        if self.json {
+            ui::out(serde_json::Value::from_iter(paths))?;
+        } else {
+            for path in paths {
+                ui::out(path)?;
+            }
+        }
+        for (path, referrer) in &found.absent {
+            let why = referrer
+                .as_ref()
+                .map(|referrer| format!(" ({referrer} refers to it)"));
+            cx.ui.error(format_args!(
+                "{path} is not in {store}{}",
+                why.unwrap_or_default()
+            ));
+        }
+        Ok(if found.absent.is_empty() {
+            Answer::Yes
+        } else {
+            Answer::No
+        })
+    }
+}
+
+const EXAMPLES: &str = "\
+Example:
+  tk-store closure --store file:///srv/cache /nix/store/…-hello";

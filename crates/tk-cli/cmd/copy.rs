@@ -1,0 +1,208 @@
+use crate::{
+    Answer, Context, keys,
+    open::{self, Opened, Wish, open},
+    paths::store_paths,
+    ui,
+};
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use std::{collections::BTreeSet, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
+use tk_narinfo::{Compression, PathInfo};
+use tk_path::StorePath;
+use tk_store::{
+    SigCheck, Store,
+    copy::{CopyOptions, CopyReport, Reach, plan},
+};
+
+/// Copy paths and all they refer to from one store to another
+///
+/// As nix copy. A local store takes only paths that are signed by a trusted key, or that are
+/// content-addressed; a binary cache takes what it is given.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Copy {
+    /// Store paths, or links to them
+    #[arg(value_name = "STOREPATH", required_unless_present = "all")]
+    paths: Vec<String>,
+    /// The store that has the paths [default: --store]
+    #[arg(long, value_name = "URI", required_unless_present = "to")]
+    from: Option<String>,
+    /// The store that gets them [default: --store]
+    #[arg(long, value_name = "URI")]
+    to: Option<String>,
+    /// Copy every path of the source
+    #[arg(long, conflicts_with = "paths")]
+    all: bool,
+    /// Copy only the paths given, not what they refer to
+    #[arg(long, visible_alias = "no-recursive")]
+    no_closure: bool,
+    /// Take paths without a trusted signature
+    #[arg(long)]
+    no_check_sigs: bool,
+    /// Trust the public key, name:base64 or a file (may be repeated) [default: nix.conf's]
+    #[arg(long, value_name = "KEY")]
+    trusted_key: Vec<String>,
+    /// Sign each path with the secret key in FILE (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    sign_key: Vec<PathBuf>,
+    /// Compression of a cache's new NARs [default: the URI's, or zstd]
+    #[arg(long, value_name = "NAME")]
+    compression: Option<Compression>,
+    /// Level of the compression
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    level: Option<i32>,
+    /// Say what would be copied, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Paths worked on at once [default: twice the processors]
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Print a report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Copy {
+    /// Runs the command.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        let start = Instant::now();
+        let from = self.from.clone().unwrap_or_else(|| cx.store_uri());
+        let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
+        let src = open(cx, &from, &Wish::default()).await?;
+        let dst = open(cx, &to, &self.wish()).await?;
+        let roots = match self.all {
+            true => src.all_paths().await?,
+            false => store_paths(&src, &self.paths)?,
+        };
+        let check = match dst {
+            Opened::Local(_) if !self.no_check_sigs => {
+                SigCheck::Require(Arc::new(keys::policy(cx, &self.trusted_key, 1)?))
+            }
+            _ => SigCheck::Skip,
+        };
+        let options = CopyOptions {
+            reach: if self.no_closure {
+                Reach::Roots
+            } else {
+                Reach::Closure
+            },
+            check,
+            sign: open::secret_keys(&self.sign_key)?,
+        };
+        let (src, dst) = (src.store(), dst.store());
+        let plan = plan(&*src, &*dst, &roots.iter().cloned().collect(), &options)
+            .await
+            .with_context(|| format!("cannot copy from {src} to {dst}"))?;
+        if self.dry_run {
+            return tell_plan(cx, &plan.missing, &*dst, self.json);
+        }
+        let meter = Arc::new(cx.ui.progress("copy", plan.missing.len(), plan.nar_size()));
+        let report = plan.run(&src, &*dst, meter.clone()).await;
+        meter.clear();
+        let report = report.with_context(|| format!("cannot copy from {src} to {dst}"))?;
+        tell_report(cx, "copied", &report, &roots, &*dst, start, self.json)
+    }
+
+    fn wish(&self) -> Wish {
+        Wish {
+            write: !self.dry_run,
+            compression: self.compression,
+            level: self.level,
+            jobs: self.jobs,
+            incomplete: self.no_closure,
+            ..Wish::default()
+        }
+    }
+}
+
+/// Says what would be copied.
+pub fn tell_plan(
+    cx: &Context,
+    missing: &[PathInfo],
+    dst: &dyn Store,
+    json: bool,
+) -> Result<Answer> {
+    let bytes: u64 = missing.iter().map(|info| info.nar_size).sum();
+    if json {
+        let paths: Vec<_> = missing.iter().map(|info| entry(info, dst)).collect();
+        ui::out(json!({ "store": dst.to_string(), "wouldCopy": paths, "narSize": bytes }))?;
+    } else {
+        for info in missing {
+            ui::out(dst.dir().display(&info.path))?;
+        }
+    }
+    let (n, size) = (missing.len(), ui::size(bytes));
+    cx.ui
+        .say(format_args!("would copy {n} paths ({size}) to {dst}"));
+    Ok(Answer::Yes)
+}
+
+/// Says what was copied: the roots that are there now on stdout, the rest on stderr.
+pub fn tell_report(
+    cx: &Context,
+    verb: &str,
+    report: &CopyReport,
+    roots: &[StorePath],
+    dst: &dyn Store,
+    start: Instant,
+    json: bool,
+) -> Result<Answer> {
+    let dir = dst.dir();
+    let bytes: u64 = report.copied.iter().map(|info| info.nar_size).sum();
+    let failed: BTreeSet<_> = report.failed.iter().map(|(path, _)| path).collect();
+    if json {
+        let path = |path: &StorePath| dir.path(path);
+        let copied: Vec<_> = report.copied.iter().map(|info| entry(info, dst)).collect();
+        let failures = report.failed.iter();
+        let failures = failures.map(|(p, e)| json!({ "path": path(p), "error": e.to_line() }));
+        ui::out(json!({
+            "store": dst.to_string(),
+            "roots": roots.iter().map(path).collect::<Vec<_>>(),
+            "copied": copied,
+            "present": report.present.iter().map(path).collect::<Vec<_>>(),
+            "failed": failures.collect::<Vec<_>>(),
+            "narSize": bytes,
+            "written": report.written,
+            "seconds": start.elapsed().as_secs_f64(),
+        }))?;
+    } else {
+        for root in roots.iter().filter(|root| !failed.contains(root)) {
+            ui::out(dir.display(root))?;
+        }
+    }
+    for (_, error) in &report.failed {
+        cx.ui.error(error.to_line());
+    }
+    let (n, there) = (report.copied.len(), report.present.len());
+    let paths = if n == 1 { "path" } else { "paths" };
+    let written = match report.written {
+        0 => String::new(),
+        written => format!(", {} written", ui::size(written)),
+    };
+    let (size, time) = (ui::size(bytes), ui::seconds(start.elapsed()));
+    cx.ui.say(format_args!(
+        "{verb} {n} {paths} ({size}{written}) to {dst} in {time}; {there} were there already"
+    ));
+    match report.failed.len() {
+        0 => Ok(Answer::Yes),
+        n => {
+            cx.ui.error(format_args!(
+                "{n} paths could not be {verb}; the others are complete"
+            ));
+            Ok(Answer::No)
+        }
+    }
+}
+
+fn entry(info: &PathInfo, store: &dyn Store) -> serde_json::Value {
+    json!({
+        "path": store.dir().path(&info.path),
+        "narHash": info.nar_hash.to_string(),
+        "narSize": info.nar_size,
+    })
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tk-store copy /nix/store/…-hello --to file:///srv/cache
+  tk-store copy --all --from file:///srv/cache --to ~/my-store --trusted-key my.pub";

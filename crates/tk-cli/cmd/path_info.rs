@@ -1,0 +1,213 @@
+use crate::{
+    Answer, Context,
+    open::{Opened, Wish, open},
+    paths::store_paths,
+    ui,
+};
+use anyhow::{Result, bail};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use tk_narinfo::{PathInfo as Info, json as format};
+use tk_path::StorePath;
+use tk_store::{Closure, Store, closure};
+
+/// Say what the store knows about paths
+///
+/// As nix path-info, with its flags and columns: path, NAR size (-s), closure size (-S),
+/// signatures (--sigs). A path that is not there is told on stderr, and the exit status is 1.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES, disable_help_flag = true)]
+pub struct PathInfo {
+    /// Store paths, or links to them
+    #[arg(value_name = "STOREPATH", required_unless_present = "all")]
+    paths: Vec<String>,
+    /// All that the paths refer to as well
+    #[arg(long, short)]
+    recursive: bool,
+    /// Every path of the store
+    #[arg(long, conflicts_with = "paths")]
+    all: bool,
+    /// Print the size of each path's NAR
+    #[arg(long, short)]
+    size: bool,
+    /// Print the size of each path's closure
+    #[arg(long, short = 'S')]
+    closure_size: bool,
+    /// Print sizes for people, as 1.2 MiB
+    #[arg(long, short = 'h')]
+    human_readable: bool,
+    /// Print signatures, content address, and whether it was built here
+    #[arg(long)]
+    sigs: bool,
+    /// Print all that is known as JSON: an object by path, null for what is absent
+    #[arg(long)]
+    json: bool,
+    /// The version of the JSON, as Nix numbers them
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    json_format: u8,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+}
+
+impl PathInfo {
+    /// Runs the command.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
+        let roots = match self.all {
+            true => opened.all_paths().await?,
+            false => store_paths(&opened, &self.paths)?,
+        };
+        let store = opened.store();
+        let found = match self.recursive || self.closure_size {
+            true => closure(&*store, roots.clone()).await?,
+            false => Closure::only(&*store, roots.clone()).await?,
+        };
+        let shown: Vec<StorePath> = match self.recursive {
+            true => found
+                .references_first()?
+                .iter()
+                .map(|info| info.path.clone())
+                .collect(),
+            false => roots,
+        };
+        if self.json {
+            self.print_json(&opened, &found, shown).await?;
+        } else {
+            self.print_table(&*store, &found, &shown)?;
+        }
+        for (path, referrer) in &found.absent {
+            let why = referrer
+                .as_ref()
+                .map(|referrer| format!(" ({referrer} refers to it)"));
+            cx.ui.error(format_args!(
+                "{path} is not in {store}{}",
+                why.unwrap_or_default()
+            ));
+        }
+        Ok(if found.absent.is_empty() {
+            Answer::Yes
+        } else {
+            Answer::No
+        })
+    }
+
+    fn print_table(&self, store: &dyn Store, found: &Closure, shown: &[StorePath]) -> Result<()> {
+        let infos = shown.iter().filter_map(|path| found.infos.get(path));
+        let lines: Vec<_> = infos
+            .map(|info| (store.dir().path(&info.path), info))
+            .collect();
+        let width = lines.iter().map(|(path, _)| path.len()).max().unwrap_or(0);
+        let plain = !(self.size || self.closure_size || self.sigs);
+        for (path, info) in &lines {
+            if plain {
+                ui::out(path)?;
+                continue;
+            }
+            let mut line = format!("{path:width$}");
+            if self.size {
+                line.push_str(&self.column(info.nar_size));
+            }
+            if self.closure_size {
+                line.push_str(&self.column(closure_size(found, &info.path)));
+            }
+            if self.sigs {
+                line.push('\t');
+                let mut words = Vec::new();
+                words.extend(info.ultimate.then(|| "ultimate".to_owned()));
+                words.extend(info.ca.as_ref().map(|ca| format!("ca:{ca}")));
+                words.extend(info.signatures.iter().map(ToString::to_string));
+                line.push_str(&words.join(" "));
+            }
+            ui::out(line)?;
+        }
+        Ok(())
+    }
+
+    fn column(&self, bytes: u64) -> String {
+        match self.human_readable {
+            true => format!("\t{:>12}", ui::size(bytes)),
+            false => format!("\t{bytes:>12}"),
+        }
+    }
+
+    async fn print_json(
+        &self,
+        opened: &Opened,
+        found: &Closure,
+        shown: Vec<StorePath>,
+    ) -> Result<()> {
+        let store = opened.store();
+        let dir = store.dir();
+        let version = match self.json_format {
+            1 => format::JsonVersion::V1,
+            2 => format::JsonVersion::V2,
+            3 => format::JsonVersion::V3,
+            other => bail!("there is no JSON format {other}"),
+        };
+        let key = |path: &StorePath| match version {
+            format::JsonVersion::V1 => dir.path(path),
+            _ => path.to_string(),
+        };
+        let mut all = Map::new();
+        let absent = found.absent.keys().cloned();
+        for path in shown.into_iter().chain(absent) {
+            let value = match found.infos.get(&path) {
+                None => Value::Null,
+                Some(info) => {
+                    let mut value = describe(opened, info, version).await?;
+                    if self.closure_size {
+                        value["closureSize"] = json!(closure_size(found, &path));
+                    }
+                    value
+                }
+            };
+            all.insert(key(&path), value);
+        }
+        let whole = match version {
+            format::JsonVersion::V1 => Value::Object(all),
+            _ => json!({ "version": self.json_format, "storeDir": dir.as_str(), "info": all }),
+        };
+        ui::out(whole)?;
+        Ok(())
+    }
+}
+
+/// One path, with what only a cache knows: where its NAR is.
+async fn describe(opened: &Opened, info: &Info, version: format::JsonVersion) -> Result<Value> {
+    let (store, fields) = (opened.store(), format::Fields::Impure);
+    if let Opened::Cache(cache) = opened
+        && let Some(narinfo) = cache.narinfo(&info.path).await?
+    {
+        return Ok(format::narinfo_to_json(
+            &narinfo,
+            store.dir(),
+            version,
+            fields,
+        ));
+    }
+    Ok(format::path_info_to_json(
+        info,
+        store.dir(),
+        version,
+        fields,
+    ))
+}
+
+/// The sum of the NAR sizes of all that `root` reaches within `found`.
+fn closure_size(found: &Closure, root: &StorePath) -> u64 {
+    let mut seen = BTreeSet::from([root]);
+    let mut open = vec![root];
+    let mut size = 0;
+    while let Some(info) = open.pop().map(|path| found.infos.get(path)) {
+        let Some(info) = info else { continue };
+        size += info.nar_size;
+        open.extend(info.references.iter().filter(|path| seen.insert(path)));
+    }
+    size
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tk-store path-info -r -S -h ./result
+  tk-store path-info --store file:///srv/cache --json /nix/store/…-hello";

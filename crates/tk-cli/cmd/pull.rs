@@ -1,0 +1,158 @@
+use crate::{
+    Answer, Context, keys,
+    open::{Wish, open},
+    paths::store_paths,
+};
+use anyhow::{Context as _, Result, bail};
+use std::{
+    fs, io,
+    num::NonZeroUsize,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+use tk_path::StorePath;
+use tk_store::{
+    SigCheck,
+    copy::{CopyOptions, Reach, plan},
+};
+
+/// Fetch paths and all they refer to from a binary cache
+///
+/// Signatures are checked against the trusted keys, content against its hash, before anything
+/// becomes visible. What the store has already is not fetched.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Pull {
+    /// Store paths
+    #[arg(required = true, value_name = "STOREPATH")]
+    paths: Vec<String>,
+    /// The cache, such as file:///srv/cache
+    #[arg(long, value_name = "URI")]
+    from: String,
+    /// The store that gets the paths [default: --store]
+    #[arg(long, value_name = "URI")]
+    to: Option<String>,
+    /// Trust the public key, name:base64 or a file (may be repeated)
+    /// [default: trusted-public-keys of nix.conf]
+    #[arg(long, value_name = "KEY")]
+    trusted_key: Vec<String>,
+    /// How many trusted keys must have signed each path
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    sigs_needed: usize,
+    /// Take paths without a trusted signature
+    #[arg(long, conflicts_with = "trusted_key")]
+    no_check_sigs: bool,
+    /// Fetch only the paths given, not what they refer to (which must be there)
+    #[arg(long, visible_alias = "no-recursive")]
+    no_closure: bool,
+    /// Make LINK a link to the path (with several paths: LINK, LINK-1, …)
+    #[arg(long, short, value_name = "LINK")]
+    out_link: Option<PathBuf>,
+    /// Say what would be fetched, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Paths worked on at once [default: twice the processors]
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Print a report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Pull {
+    /// Runs the command.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        let start = Instant::now();
+        let check = match self.no_check_sigs {
+            true => SigCheck::Skip,
+            false => {
+                let policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
+                SigCheck::Require(Arc::new(policy))
+            }
+        };
+        let src = open(cx, &self.from, &Wish::default()).await?;
+        let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
+        let wish = Wish {
+            write: !self.dry_run,
+            jobs: self.jobs,
+            ..Wish::default()
+        };
+        let opened = open(cx, &to, &wish).await?;
+        let roots = store_paths(&src, &self.paths)?;
+        let links = self.links(&roots)?;
+        let options = CopyOptions {
+            reach: if self.no_closure {
+                Reach::Roots
+            } else {
+                Reach::Missing
+            },
+            check,
+            sign: Vec::new(),
+        };
+        let (src, dst) = (src.store(), opened.store());
+        let plan = plan(&*src, &*dst, &roots.iter().cloned().collect(), &options)
+            .await
+            .with_context(|| format!("cannot pull from {src}"))?;
+        if self.dry_run {
+            return super::copy::tell_plan(cx, &plan.missing, &*dst, self.json);
+        }
+        let meter = Arc::new(cx.ui.progress("pull", plan.missing.len(), plan.nar_size()));
+        let report = plan.run(&src, &*dst, meter.clone()).await;
+        meter.clear();
+        let report = report.with_context(|| format!("cannot pull from {src} to {dst}"))?;
+        if report.failed.is_empty() {
+            for (link, path) in &links {
+                let target = match opened.local() {
+                    Some(local) => local.real_path(path),
+                    None => bail!("--out-link needs a local store, and {dst} is a cache"),
+                };
+                make_link(link, &target)?;
+            }
+        }
+        super::copy::tell_report(cx, "pulled", &report, &roots, &*dst, start, self.json)
+    }
+
+    /// The links to make; looked at first, so that nothing is fetched for a link that cannot be.
+    fn links<'a>(&self, roots: &'a [StorePath]) -> Result<Vec<(PathBuf, &'a StorePath)>> {
+        let Some(link) = &self.out_link else {
+            return Ok(Vec::new());
+        };
+        let mut links = Vec::new();
+        for (i, root) in roots.iter().enumerate() {
+            let mut name = link.clone().into_os_string();
+            if i > 0 {
+                name.push(format!("-{i}"));
+            }
+            let place = PathBuf::from(name);
+            if let Ok(there) = fs::symlink_metadata(&place)
+                && !there.is_symlink()
+            {
+                bail!(
+                    "{} is in the way of the link: it exists and is no link",
+                    place.display()
+                );
+            }
+            links.push((place, root));
+        }
+        Ok(links)
+    }
+}
+
+/// Makes `link` point to `target`, in one step if a link is there.
+fn make_link(link: &Path, target: &Path) -> Result<()> {
+    let mut aside = link.as_os_str().to_owned();
+    aside.push(format!(".tmp-{}", std::process::id()));
+    let aside = PathBuf::from(aside);
+    let make = || -> io::Result<()> {
+        symlink(target, &aside)?;
+        fs::rename(&aside, link).inspect_err(|_| drop(fs::remove_file(&aside)))
+    };
+    make().with_context(|| format!("making the link {}", link.display()))
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tk-store pull /nix/store/…-hello --from file:///srv/cache --trusted-key my.pub
+  tk-store pull /nix/store/…-hello --from file:///srv/cache --to ~/my-store --out-link result";

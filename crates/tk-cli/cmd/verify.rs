@@ -1,0 +1,138 @@
+use crate::{
+    Answer, Context, keys,
+    open::{Wish, open},
+    paths::store_paths,
+    ui,
+};
+use anyhow::Result;
+use futures::{StreamExt, stream};
+use serde_json::json;
+use std::{num::NonZeroUsize, sync::Arc};
+use tk_narinfo::PathInfo;
+use tk_store::{Closure, Error, SigCheck, Store, closure, copy::Progress, verify};
+
+/// Check that content is what its hash says, and that trusted keys signed it
+///
+/// As nix store verify. Each bad path is told with the reason, and the exit status is 1.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Verify {
+    /// Store paths, or links to them
+    #[arg(value_name = "STOREPATH", required_unless_present = "all")]
+    paths: Vec<String>,
+    /// All that the paths refer to as well
+    #[arg(long, short)]
+    recursive: bool,
+    /// Every path of the store
+    #[arg(long, conflicts_with = "paths")]
+    all: bool,
+    /// Do not read the content
+    #[arg(long)]
+    no_contents: bool,
+    /// Do not look at the signatures
+    #[arg(long, visible_alias = "no-check-sigs")]
+    no_trust: bool,
+    /// How many trusted keys must have signed each path
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1)]
+    sigs_needed: usize,
+    /// Trust the public key, name:base64 or a file (may be repeated) [default: nix.conf's]
+    #[arg(long, value_name = "KEY")]
+    trusted_key: Vec<String>,
+    /// Paths read at once [default: the processors]
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Print a report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    /// Runs the command.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        let trust = match self.no_trust {
+            true => SigCheck::Skip,
+            false => {
+                let policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
+                SigCheck::Require(Arc::new(policy))
+            }
+        };
+        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
+        let roots = match self.all {
+            true => opened.all_paths().await?,
+            false => store_paths(&opened, &self.paths)?,
+        };
+        let store = opened.store();
+        let found = match self.recursive {
+            true => closure(&*store, roots).await?,
+            false => Closure::only(&*store, roots).await?,
+        };
+        let jobs = self.jobs.or(std::thread::available_parallelism().ok());
+        let jobs = jobs.map_or(1, NonZeroUsize::get);
+        let meter = cx
+            .ui
+            .progress("verify", found.infos.len(), found.nar_size());
+        let checks = stream::iter(found.infos.values())
+            .map(|info| self.check(&*store, info, &trust, &meter))
+            .buffer_unordered(jobs);
+        let bad: Vec<_> = checks.filter_map(|bad| async { bad }).collect().await;
+        meter.clear();
+        let absent = found.absent.iter().map(|(path, referrer)| {
+            let why = match referrer {
+                None => format!("{path} is not in {store}"),
+                Some(referrer) => format!("{path}, which {referrer} refers to, is not in {store}"),
+            };
+            (path, why)
+        });
+        let bad = bad
+            .iter()
+            .map(|(info, error)| (&info.path, error.to_line()));
+        let bad: Vec<_> = bad.chain(absent).collect();
+        for (_, line) in &bad {
+            cx.ui.error(line);
+        }
+        if self.json {
+            let bad = bad
+                .iter()
+                .map(|(path, line)| (store.dir().path(path), line));
+            let bad: Vec<_> = bad
+                .map(|(path, line)| json!({ "path": path, "error": line }))
+                .collect();
+            ui::out(
+                json!({ "store": store.to_string(), "verified": found.infos.len(), "bad": bad }),
+            )?;
+        }
+        let (n, size) = (found.infos.len(), ui::size(found.nar_size()));
+        cx.ui.say(format_args!(
+            "verified {n} paths ({size}) of {store}: {} bad",
+            bad.len()
+        ));
+        Ok(if bad.is_empty() {
+            Answer::Yes
+        } else {
+            Answer::No
+        })
+    }
+
+    async fn check<'a>(
+        &self,
+        store: &dyn Store,
+        info: &'a PathInfo,
+        trust: &SigCheck,
+        meter: &ui::Meter,
+    ) -> Option<(&'a PathInfo, Error)> {
+        meter.started(&info.path);
+        let trusted = trust.check(store.dir(), info);
+        let checked = match (trusted, self.no_contents) {
+            (Ok(()), false) => verify(store, info).await,
+            (trusted, _) => trusted,
+        };
+        meter.advanced(info.nar_size);
+        meter.finished(&info.path);
+        checked.err().map(|error| (info, error))
+    }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tk-store verify --all --no-trust
+  tk-store verify --store file:///srv/cache --all --trusted-key my.pub";

@@ -1,0 +1,280 @@
+//! Opening stores by the URIs that people know from Nix.
+
+use crate::{
+    Context, keys,
+    settings::{data_folder, path_var},
+};
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::{Access, access};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
+use tk_cache::{FolderCache, FolderConfig};
+use tk_local::{LocalConfig, LocalStore};
+use tk_narinfo::{Compression, SecretKey};
+use tk_path::{StoreDir, StorePath};
+use tk_store::{AddContent, AddSignatures, Store, StoreReference, reference::Settings};
+
+/// An opened store, with what its kind can do beyond [`Store`].
+#[derive(Clone)]
+pub enum Opened {
+    /// A store on disk.
+    Local(Arc<LocalStore>),
+    /// A binary cache in a folder.
+    Cache(Arc<FolderCache>),
+}
+
+impl Opened {
+    /// The store as every store.
+    pub fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Opened::Local(store) => store.clone(),
+            Opened::Cache(store) => store.clone(),
+        }
+    }
+
+    /// The store, if content can be added to it.
+    pub fn add_content(&self) -> Result<&dyn AddContent> {
+        match self {
+            Opened::Local(store) => Ok(&**store),
+            Opened::Cache(store) => bail!(
+                "{store} is a binary cache, which takes store paths only; \
+                 add files to a local store first: tk-store add FILE"
+            ),
+        }
+    }
+
+    /// The store, if signatures can be added to its paths.
+    pub fn add_signatures(&self) -> &dyn AddSignatures {
+        match self {
+            Opened::Local(store) => &**store,
+            Opened::Cache(store) => &**store,
+        }
+    }
+
+    /// Makes a cache that is not there yet; whether it was made.
+    pub async fn init_cache(&self) -> Result<bool> {
+        match self {
+            Opened::Cache(store) => Ok(store.init().await?),
+            Opened::Local(store) => bail!("{store} is no binary cache but a store"),
+        }
+    }
+
+    /// Every path that the store has.
+    pub async fn all_paths(&self) -> Result<Vec<StorePath>> {
+        Ok(match self {
+            Opened::Local(store) => store.all().await?,
+            Opened::Cache(store) => store.all_paths().await?,
+        }
+        .into_iter()
+        .collect())
+    }
+
+    /// The store, if it is a folder with the files as they are.
+    pub fn local(&self) -> Option<&LocalStore> {
+        match self {
+            Opened::Local(store) => Some(store),
+            Opened::Cache(_) => None,
+        }
+    }
+}
+
+/// What a command wants of a store, beyond what its URI says.
+#[derive(Debug, Default, Clone)]
+pub struct Wish {
+    /// The store will be written to: make it if it is not there.
+    pub write: bool,
+    /// Compression of a cache's new NARs.
+    pub compression: Option<Compression>,
+    /// Level of that compression.
+    pub level: Option<i32>,
+    /// Paths worked on at once.
+    pub jobs: Option<NonZeroUsize>,
+    /// Paths may be written whose references are not in the cache.
+    pub incomplete: bool,
+    /// What `nix-cache-info` of a new cache says.
+    pub priority: Option<i32>,
+    /// The same, for mass queries.
+    pub want_mass_query: Option<bool>,
+    /// Write a listing beside each NAR.
+    pub listing: bool,
+}
+
+/// Opens the store that `uri` names.
+pub async fn open(cx: &Context, uri: &str, wish: &Wish) -> Result<Opened> {
+    let cwd = std::env::current_dir().context("finding the current directory")?;
+    let reference = StoreReference::parse(uri, &cwd)?;
+    opened(cx, &reference, wish)
+        .await
+        .with_context(|| format!("cannot open the store {uri}"))
+}
+
+async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result<Opened> {
+    let mut settings = reference.settings();
+    let store = match reference.scheme() {
+        None => auto(&mut settings, wish).await?,
+        Some("local") => local(reference.path()?, &mut settings, wish).await?,
+        Some("file") => {
+            let folder = reference.path()?;
+            cache(
+                folder.context("it names no folder; write file:///the/folder")?,
+                &mut settings,
+                wish,
+            )
+            .await?
+        }
+        Some("unix") => bail!("{DAEMON}"),
+        Some(scheme @ ("ssh" | "ssh-ng" | "http" | "https" | "s3")) => {
+            bail!("stores of the kind {scheme}:// are not supported yet; {KINDS}")
+        }
+        Some(scheme) => bail!("there is no kind of store '{scheme}://'; {KINDS}"),
+    };
+    for name in settings.unknown() {
+        let ui = &cx.ui;
+        ui.warn(format_args!(
+            "the store {reference} has no parameter '{name}'; it is ignored"
+        ));
+    }
+    Ok(store)
+}
+
+/// What Nix would pick: the system's store if it may be written, the daemon if there is one, and a
+/// store in the user's data folder where there is neither (for root too, whom Nix gives a new
+/// /nix: a folder in / should not appear because somebody copied a path).
+async fn auto(settings: &mut Settings, wish: &Wish) -> Result<Opened> {
+    let state = path_var("NIX_STATE_DIR").unwrap_or_else(|| "/nix/var/nix".into());
+    if access(&state, Access::READ_OK | Access::WRITE_OK).is_ok() {
+        return local(None, settings, wish).await;
+    }
+    let socket =
+        path_var("NIX_DAEMON_SOCKET_PATH").unwrap_or_else(|| state.join("daemon-socket/socket"));
+    if socket.exists() {
+        bail!("{DAEMON}");
+    }
+    let configured = path_var("NIX_STORE_DIR").is_some() || path_var("NIX_STATE_DIR").is_some();
+    if configured || state.exists() {
+        return local(None, settings, wish).await;
+    }
+    // The user's own store is there as soon as somebody asks for it.
+    let wish = Wish {
+        write: true,
+        ..wish.clone()
+    };
+    local(Some(data_folder()?.join("root")), settings, &wish).await
+}
+
+async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> Result<Opened> {
+    let root = settings.take_path("root")?.or(root);
+    let mut config = match &root {
+        Some(root) => LocalConfig::chroot(root),
+        None => system()?,
+    };
+    if let Some(dir) = settings.take_store_dir()? {
+        if root.is_none() {
+            config.real = dir.as_str().into();
+        }
+        config.dir = dir;
+    }
+    for (name, field) in [
+        ("state", &mut config.state),
+        ("real", &mut config.real),
+        ("log", &mut config.log),
+    ] {
+        if let Some(path) = settings.take_path(name)? {
+            *field = path;
+        }
+    }
+    config.read_only = settings.take_bool("read-only")?.unwrap_or(false);
+    if let Some(jobs) = wish.jobs {
+        config.jobs = jobs;
+    }
+    skip(settings, STORE_SETTINGS);
+    skip(settings, LOCAL_SETTINGS);
+    let store = match wish.write {
+        true => LocalStore::open(config).await?,
+        // A slip in a name must not leave an empty store behind.
+        false => LocalStore::open_existing(config).await?,
+    };
+    Ok(Opened::Local(Arc::new(store)))
+}
+
+/// The store that is in use on this machine, as Nix's environment variables have it.
+fn system() -> Result<LocalConfig> {
+    let mut config = LocalConfig::system();
+    if let Some(dir) = path_var("NIX_STORE_DIR") {
+        config.dir = StoreDir::new(&dir.to_string_lossy()).context("NIX_STORE_DIR")?;
+        config.real = dir;
+    }
+    if let Some(state) = path_var("NIX_STATE_DIR") {
+        config.state = state;
+    }
+    if let Some(log) = path_var("NIX_LOG_DIR") {
+        config.log = log;
+    }
+    Ok(config)
+}
+
+async fn cache(folder: PathBuf, settings: &mut Settings, wish: &Wish) -> Result<Opened> {
+    let mut config = FolderConfig::new(folder);
+    if let Some(dir) = settings.take_store_dir()? {
+        config.store_dir = dir;
+    }
+    let named = "none, xz, zstd, bzip2, gzip or br";
+    let compression = settings.take_with("compression", named, |name| name.parse().ok())?;
+    // zstd, not Nix's xz: a fraction of the time for a few percent of the size.
+    config.compression = wish
+        .compression
+        .or(compression)
+        .unwrap_or(Compression::Zstd);
+    let level = settings.take_with("compression-level", "a whole number", |n| n.parse().ok())?;
+    // Nix's -1: the default of the compression.
+    config.level = wish.level.or(level).filter(|level: &i32| *level != -1);
+    config.write_listing = wish.listing | settings.take_bool("write-nar-listing")?.unwrap_or(false);
+    for name in ["secret-key", "secret-keys"] {
+        let files = settings.take(name).unwrap_or_default();
+        for file in files.split(',').filter(|file| !file.is_empty()) {
+            config.sign.push(Arc::new(keys::secret(file.as_ref())?));
+        }
+    }
+    if let Some(jobs) = wish.jobs {
+        config.jobs = jobs;
+    }
+    config.create = wish.write;
+    config.require_references = !wish.incomplete;
+    let priority = settings.take_with("priority", "a number", |n| n.parse().ok())?;
+    config.priority = wish.priority.or(priority);
+    let mass_query = settings.take_bool("want-mass-query")?;
+    config.want_mass_query = wish.want_mass_query.or(mass_query);
+    skip(settings, STORE_SETTINGS);
+    skip(settings, CACHE_SETTINGS);
+    Ok(Opened::Cache(Arc::new(FolderCache::open(config).await?)))
+}
+
+/// Keys that sign what the store writes, from files.
+pub fn secret_keys(files: &[PathBuf]) -> Result<Vec<Arc<SecretKey>>> {
+    let keys = files.iter().map(|file| keys::secret(file).map(Arc::new));
+    keys.collect()
+}
+
+/// Leaves out settings that are known, and that make no difference here.
+fn skip(settings: &mut Settings, names: &[&str]) {
+    for name in names {
+        settings.take(name);
+    }
+}
+
+const STORE_SETTINGS: &[&str] = &["trusted", "path-info-cache-size", "system-features"];
+const LOCAL_SETTINGS: &[&str] = &[
+    "require-sigs",
+    "priority",
+    "want-mass-query",
+    "build-dir",
+    "ignore-gc-delete-failure",
+    "use-roots-daemon",
+];
+const CACHE_SETTINGS: &[&str] = &[
+    "parallel-compression",
+    "local-nar-cache",
+    "index-debug-info",
+];
+const KINDS: &str = "this version opens auto, local?root=DIR, /a/folder and file:///a/cache";
+const DAEMON: &str = "it is behind a Nix daemon, which this version does not speak to yet; \
+                      name another store, such as --store ~/my-store";
