@@ -59,7 +59,12 @@ async fn empty_store(store: &dyn Store) {
 async fn add_and_read_back(store: &dyn Store) {
     let (info, nar) = sample(store.dir(), "hello-1.0", b"hello, world\n", []);
     let report = add(store, vec![item(&info, &nar)]).await;
-    assert_eq!(report.added, [info.path.clone()], "{:?}", report.failed);
+    assert_eq!(
+        report.added,
+        std::slice::from_ref(&info.path),
+        "{:?}",
+        report.failed
+    );
     let paths = BTreeSet::from([info.path.clone()]);
     assert_eq!(store.valid(&paths).await.unwrap(), paths);
     let found = store.require_info(&info.path).await.unwrap();
@@ -72,12 +77,22 @@ async fn add_twice(store: &dyn Store) {
     let (info, nar) = sample(store.dir(), "twice", b"twice", []);
     for _ in 0..2 {
         let report = add(store, vec![item(&info, &nar)]).await;
-        assert_eq!(report.added, [info.path.clone()], "{:?}", report.failed);
+        assert_eq!(
+            report.added,
+            std::slice::from_ref(&info.path),
+            "{:?}",
+            report.failed
+        );
     }
     // What is there is not replaced, not even by a lie.
     let lie = lazy_panic();
     let report = add(store, vec![Ok((info.clone(), lie))]).await;
-    assert_eq!(report.added, [info.path.clone()], "{:?}", report.failed);
+    assert_eq!(
+        report.added,
+        std::slice::from_ref(&info.path),
+        "{:?}",
+        report.failed
+    );
     assert_eq!(read(store, &info.path).await, nar);
 }
 

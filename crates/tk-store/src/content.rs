@@ -5,7 +5,10 @@ use tk_nar::{
     fs::{Dump, DumpOptions},
 };
 use tk_narinfo::PathInfo;
-use tk_path::{Algorithm, ContentAddress, Hash, Hasher, Method, NarHash, References, StoreDir};
+use tk_path::{
+    Algorithm, ContentAddress, Hash, Hasher, Method, NarHash, References, StoreDir,
+    git::{self, GitError},
+};
 
 /// Finds the content address of a tree while its NAR passes by: whatever the method, in one pass,
 /// and with the NAR hash that the path's metadata needs anyway.
@@ -26,6 +29,8 @@ enum Content {
     Nar(Hasher),
     /// The bytes of the only file.
     File(Hasher),
+    /// Objects of git.
+    Git(GitHasher),
 }
 
 impl ContentHasher {
@@ -41,7 +46,7 @@ impl ContentHasher {
                 Content::File(Hasher::new(algorithm))
             }
             (Method::Git, Algorithm::Sha1 | Algorithm::Sha256) => {
-                return Err(Error::invalid("git hashing comes soon"));
+                Content::Git(GitHasher::new(algorithm))
             }
             (Method::Text, _) => return Err(Error::invalid("text is hashed with sha256 only")),
             (Method::Git, _) => {
@@ -96,6 +101,7 @@ impl ContentHasher {
         let hash = match self.content {
             Content::NarHash => nar_hash.into(),
             Content::Nar(hasher) | Content::File(hasher) => hasher.finish(),
+            Content::Git(git) => git.finish()?,
         };
         let ca = ContentAddress {
             method: self.method,
@@ -147,8 +153,105 @@ impl Content {
                     "only a plain file that is not executable can be added as text or flat file",
                 )),
             },
+            Content::Git(git) => git.event(event),
         }
     }
+}
+
+/// Git's hash of a tree, from the events of its NAR: every object is hashed as it closes, so that
+/// what is kept is one entry for each node of the open folders.
+#[derive(Debug)]
+struct GitHasher {
+    algorithm: Algorithm,
+    mode: git::Mode,
+    blob: Option<Hasher>,
+    /// The open folders, each with its name in the one before it.
+    open: Vec<(Vec<u8>, git::Tree)>,
+    name: Vec<u8>,
+    root: Option<Hash>,
+}
+
+impl GitHasher {
+    fn new(algorithm: Algorithm) -> Self {
+        GitHasher {
+            algorithm,
+            mode: git::Mode::Regular,
+            blob: None,
+            open: Vec::new(),
+            name: Vec::new(),
+            root: None,
+        }
+    }
+
+    fn event(&mut self, event: Event<'_>) -> Result<()> {
+        match event {
+            Event::Directory => {
+                let name = std::mem::take(&mut self.name);
+                self.open.push((name, git::Tree::new()));
+            }
+            Event::Entry { name } => self.name = name.to_vec(),
+            Event::LeaveDirectory => {
+                let (name, tree) = self.open.pop().unwrap_or_default();
+                self.name = name;
+                self.close(
+                    git::Mode::Directory,
+                    tree.hash(self.algorithm).map_err(git_error)?,
+                )?;
+            }
+            Event::Regular {
+                executable, size, ..
+            } => {
+                self.mode = match executable {
+                    true => git::Mode::Executable,
+                    false => git::Mode::Regular,
+                };
+                self.blob = Some(self.blob_of(size));
+            }
+            Event::Contents(piece) => {
+                if let Some(blob) = &mut self.blob {
+                    blob.update(piece);
+                }
+            }
+            Event::EndRegular => {
+                if let Some(blob) = self.blob.take() {
+                    self.close(self.mode, blob.finish())?;
+                }
+            }
+            Event::Symlink { target } => {
+                let mut blob = self.blob_of(target.len() as u64);
+                blob.update(target);
+                self.close(git::Mode::Symlink, blob.finish())?;
+            }
+            Event::End => {}
+        }
+        Ok(())
+    }
+
+    fn blob_of(&self, size: u64) -> Hasher {
+        let mut hasher = Hasher::new(self.algorithm);
+        hasher.update(&git::blob_header(size));
+        hasher
+    }
+
+    /// A node is complete: it becomes an entry of its folder, or is the root.
+    fn close(&mut self, mode: git::Mode, hash: Hash) -> Result<()> {
+        match self.open.last_mut() {
+            Some((_, folder)) => folder.insert(&self.name, mode, hash).map_err(git_error),
+            None => {
+                self.root = Some(hash);
+                Ok(())
+            }
+        }
+    }
+
+    fn finish(self) -> Result<Hash> {
+        self.root
+            .ok_or_else(|| Error::malformed(WHAT, "it has no root"))
+    }
+}
+
+fn git_error(error: GitError) -> Error {
+    Error::malformed(WHAT, error)
 }
 
 fn malformed(error: NarError) -> Error {

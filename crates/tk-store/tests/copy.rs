@@ -11,7 +11,7 @@ use std::{
     },
 };
 use tk_narinfo::{PathInfo, Policy, SecretKey, TrustedKeys};
-use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
+use tk_path::{Algorithm, Encoding, HashPart, Method, References, StoreDir, StorePath};
 use tk_store::{
     AddContent, AddItems, AddReport, Error, MemoryStore, NarStream, Result, SigCheck, Store,
     StoreExt, closure,
@@ -207,8 +207,8 @@ async fn content_gets_the_paths_that_nix_gives_it() {
         (Method::Flat, Algorithm::Sha1, FLAT_SHA1),
         (Method::Nar, Algorithm::Sha1, NAR_SHA1),
     ];
+    let none = References::default();
     for (method, algorithm, path) in cases {
-        let none = References::default();
         let nar = nar::from_bytes(nar.clone());
         let info = store
             .add_content("hello.txt", method, algorithm, &none, nar)
@@ -218,7 +218,31 @@ async fn content_gets_the_paths_that_nix_gives_it() {
         assert_eq!(info.ca.as_ref().map(|ca| ca.method), Some(method));
         assert_eq!(store.require_info(&info.path).await.unwrap(), info);
     }
-    let none = References::default();
+    // As git says of the same files: `git hash-object`, and `git mktree` of a tree with both.
+    let git = store.add_content(
+        "x",
+        Method::Git,
+        Algorithm::Sha1,
+        &none,
+        nar::from_bytes(nar.clone()),
+    );
+    let blob = git.await.unwrap().ca.unwrap().hash;
+    assert_eq!(
+        blob.digits(Encoding::Base16),
+        "ce013625030ba8dba906f756967f9e9ca394464a"
+    );
+    let git = store.add_content(
+        "x",
+        Method::Git,
+        Algorithm::Sha1,
+        &none,
+        nar::from_bytes(tree_nar()),
+    );
+    let tree = git.await.unwrap().ca.unwrap().hash;
+    assert_eq!(
+        tree.digits(Encoding::Base16),
+        "52bfe8094ec56c3a46bb22c21d570d03dbf55cdf"
+    );
     let folder = nar::from_bytes(tokens(&[
         b"nix-archive-1",
         b"(",
@@ -285,6 +309,66 @@ async fn copy(
     let plan = plan(&**src, dst, roots, options).await.unwrap();
     let report = plan.run(src, dst, Arc::new(())).await.unwrap();
     assert!(report.failed.is_empty(), "{:?}", report.failed);
+}
+
+/// A folder with the folder `b` that holds the executable `x`, the file `b.c`, and the link `l`.
+fn tree_nar() -> Vec<u8> {
+    let tree: &[&[u8]] = &[
+        b"nix-archive-1",
+        b"(",
+        b"type",
+        b"directory",
+        b"entry",
+        b"(",
+        b"name",
+        b"b",
+        b"node",
+        b"(",
+        b"type",
+        b"directory",
+        b"entry",
+        b"(",
+        b"name",
+        b"x",
+        b"node",
+        b"(",
+        b"type",
+        b"regular",
+        b"executable",
+        b"",
+        b"contents",
+        b"hello\n",
+        b")",
+        b")",
+        b")",
+        b")",
+        b"entry",
+        b"(",
+        b"name",
+        b"b.c",
+        b"node",
+        b"(",
+        b"type",
+        b"regular",
+        b"contents",
+        b"hello\n",
+        b")",
+        b")",
+        b"entry",
+        b"(",
+        b"name",
+        b"l",
+        b"node",
+        b"(",
+        b"type",
+        b"symlink",
+        b"target",
+        b"b/x",
+        b")",
+        b")",
+        b")",
+    ];
+    tokens(tree)
 }
 
 fn file_nar(content: &[u8]) -> Vec<u8> {
