@@ -191,9 +191,10 @@ impl Dump {
         if let Some(rest) = rest {
             let mut state = lock(&self.shared.state);
             state.slots.push_back(Slot::default());
-            state.rest = Some(rest);
+            state.rests.push_back((0, rest));
         }
-        for index in 0..self.options.threads.get() {
+        // The consumer works too, but something must read while it hashes.
+        for index in 0..self.options.threads.get().saturating_sub(1).max(1) {
             let shared = self.shared.clone();
             let name = format!("nar-dump-{index}");
             match std::thread::Builder::new()
@@ -220,6 +221,7 @@ impl Dump {
         self.phase = Phase::Over;
         lock(&self.shared.state).stop = true;
         self.shared.room.notify_all();
+        self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
             // A panic was already told to the consumer by `Worker::drop`.
             let _ = thread.join();
@@ -250,13 +252,15 @@ impl Drop for Dump {
 }
 
 /// What consumer and threads share. Whoever takes a batch from the walk appends its slot before the walk is free again,
-/// so slots are in archive order, and the first one always has a thread at work on it.
+/// so slots are in archive order, and the first one is complete, at work in a thread, or in `rests`.
 #[derive(Debug)]
 struct Shared {
     walk: Mutex<Walk>,
     state: Mutex<State>,
-    /// Threads wait here until they may go on.
+    /// Threads with a full block wait here until they may hand it over.
     room: Condvar,
+    /// Threads without a batch wait here for one.
+    work: Condvar,
     /// The consumer waits here for a chunk of the first slot.
     ready: Condvar,
     blocks: Arc<Blocks>,
@@ -271,12 +275,16 @@ struct State {
     first: u64,
     /// Chunks in all slots.
     waiting: usize,
-    /// A batch that was begun by the consumer; its slot is the first.
-    rest: Option<Encoding>,
+    /// Batches the consumer began and left to the threads, with the numbers of their slots.
+    rests: VecDeque<(u64, Encoding)>,
     /// The walk is at its end: no more slots come.
     walked: bool,
     stop: bool,
     died: bool,
+    /// Who waits at which condition variable: waking nobody costs a system call too.
+    full: usize,
+    idle: usize,
+    starved: bool,
 }
 
 #[derive(Debug, Default)]
@@ -284,6 +292,8 @@ struct Slot {
     chunks: VecDeque<Chunk>,
     error: Option<DumpError>,
     complete: bool,
+    /// Its thread waits for room.
+    full: bool,
 }
 
 impl Shared {
@@ -293,45 +303,259 @@ impl Shared {
             walk: Mutex::new(walk),
             state: Mutex::default(),
             room: Condvar::new(),
+            work: Condvar::new(),
             ready: Condvar::new(),
             blocks: Blocks::new(window + threads + 1),
             window,
         }
     }
 
-    /// The consumer's side.
+    /// The consumer's side: the next chunk. Works on batches itself rather than wait for one.
     fn next(&self) -> Result<Option<Chunk>, DumpError> {
         let mut state = lock(&self.state);
         loop {
-            let state_now = &mut *state;
-            match state_now.slots.front_mut() {
-                None if state_now.walked && state_now.rest.is_none() => return Ok(None),
-                None => {}
-                Some(slot) => {
-                    if let Some(chunk) = slot.chunks.pop_front() {
-                        state_now.waiting -= 1;
-                        self.room.notify_all();
-                        return Ok(Some(chunk));
-                    }
-                    if let Some(error) = slot.error.take() {
-                        return Err(error);
-                    }
-                    if slot.complete {
-                        state_now.slots.pop_front();
-                        state_now.first += 1;
-                        self.room.notify_all();
-                        continue;
-                    }
+            match state.pop()? {
+                Popped::Chunk(chunk) => {
+                    self.wake_threads(&state);
+                    return Ok(Some(chunk));
                 }
+                Popped::End => return Ok(None),
+                Popped::Nothing => {}
             }
             if state.died {
                 return Err(DumpError::Thread);
             }
+            if state
+                .rests
+                .front()
+                .is_some_and(|(number, _)| *number == state.first)
+            {
+                let (number, rest) = state
+                    .rests
+                    .pop_front()
+                    .unwrap_or_else(|| unreachable!("seen above"));
+                drop(state);
+                self.help(number, rest);
+            } else if state.has_room(self.window) {
+                drop(state);
+                if let Some((number, encoding)) = self.take_batch() {
+                    self.help(number, encoding);
+                }
+            } else {
+                // The first slot can have become the first only now, while its thread waits for that.
+                self.wake_threads(&state);
+                state.starved = true;
+                state = self
+                    .ready
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state = lock(&self.state);
+        }
+    }
+
+    /// Encodes the beginning of a batch for the consumer, who must not be kept long, and leaves the rest to the threads.
+    fn help(&self, number: u64, mut encoding: Encoding) {
+        for _ in 0..HELP {
+            let mut block = self.blocks.take();
+            let result = encoding.fill(&mut block);
+            let more = matches!(result, Ok(false));
+            self.append(&mut lock(&self.state), number, block, result);
+            if !more {
+                return;
+            }
+        }
+        let mut state = lock(&self.state);
+        let place = state.rests.partition_point(|(other, _)| *other < number);
+        state.rests.insert(place, (number, encoding));
+        if state.idle > 0 {
+            self.work.notify_one();
+        }
+    }
+
+    /// A thread's side: the next batch, once there is room for its chunks; `None` if there is nothing more to do.
+    fn wait_for_batch(&self) -> Option<(u64, Encoding)> {
+        loop {
+            let mut state = lock(&self.state);
+            loop {
+                if state.stop {
+                    return None;
+                }
+                if state.waiting < self.window {
+                    if let Some(rest) = state.rests.pop_front() {
+                        return Some(rest);
+                    }
+                    if state.has_room(self.window) {
+                        break;
+                    }
+                }
+                state.idle += 1;
+                state = self
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            }
+            drop(state);
+            if let Some(batch) = self.take_batch() {
+                return Some(batch);
+            }
+        }
+    }
+
+    /// Takes the next batch from the walk and gives it a slot.
+    fn take_batch(&self) -> Option<(u64, Encoding)> {
+        let mut walk = lock(&self.walk);
+        if lock(&self.state).walked {
+            return None;
+        }
+        let batch = walk.next_batch();
+        let mut state = lock(&self.state);
+        let slot = match &batch {
+            Ok(Some(_)) => Slot::default(),
+            Ok(None) => {
+                state.walked = true;
+                self.wake_consumer(&mut state);
+                return None;
+            }
+            Err(_) => Slot {
+                complete: true,
+                ..Slot::default()
+            },
+        };
+        state.slots.push_back(slot);
+        match batch {
+            Ok(Some(batch)) => Some((
+                state.first + state.slots.len() as u64 - 1,
+                Encoding::new(batch),
+            )),
+            Ok(None) => None,
+            Err(error) => {
+                state.walked = true;
+                if let Some(slot) = state.slots.back_mut() {
+                    slot.error = Some(error);
+                }
+                self.wake_consumer(&mut state);
+                None
+            }
+        }
+    }
+
+    /// Appends a block to its slot; waits while too many chunks wait, unless the consumer is waiting for this very slot.
+    /// False if the dump was stopped.
+    fn hand_over(&self, number: u64, block: Block, result: Result<bool, DumpError>) -> bool {
+        let mut state = lock(&self.state);
+        loop {
+            if state.stop {
+                return false;
+            }
+            let queued = state.slots.front().map_or(0, |slot| slot.chunks.len());
+            if state.waiting < self.window || (state.first == number && queued < 2) {
+                break;
+            }
+            state.set_full(number, true);
             state = self
-                .ready
+                .room
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
+            state.set_full(number, false);
         }
+        self.append(&mut state, number, block, result);
+        true
+    }
+
+    fn append(
+        &self,
+        state: &mut State,
+        number: u64,
+        block: Block,
+        result: Result<bool, DumpError>,
+    ) {
+        let index = (number - state.first) as usize;
+        let Some(slot) = state.slots.get_mut(index) else {
+            return;
+        };
+        match result {
+            Ok(complete) => slot.complete = complete,
+            Err(error) => slot.error = Some(error),
+        }
+        if !block.is_empty() {
+            slot.chunks.push_back(self.blocks.chunk(block));
+            state.waiting += 1;
+        }
+        if index == 0 {
+            self.wake_consumer(state);
+        }
+    }
+
+    /// Wakes threads once there is room for several chunks, or if the first slot runs dry.
+    fn wake_threads(&self, state: &State) {
+        let room = state.waiting <= self.window / 2;
+        let dry = state
+            .slots
+            .front()
+            .is_some_and(|slot| slot.full && slot.chunks.len() < 2);
+        if state.full > 0 && (room || dry) {
+            self.room.notify_all();
+        }
+        if state.idle > 0 && room && (!state.rests.is_empty() || state.has_room(self.window)) {
+            self.work.notify_all();
+        }
+    }
+
+    fn wake_consumer(&self, state: &mut State) {
+        if std::mem::take(&mut state.starved) {
+            self.ready.notify_one();
+        }
+    }
+}
+
+enum Popped {
+    Chunk(Chunk),
+    /// The first slot has no chunk yet.
+    Nothing,
+    End,
+}
+
+impl State {
+    fn pop(&mut self) -> Result<Popped, DumpError> {
+        while let Some(slot) = self.slots.front_mut() {
+            if let Some(chunk) = slot.chunks.pop_front() {
+                self.waiting -= 1;
+                return Ok(Popped::Chunk(chunk));
+            }
+            if let Some(error) = slot.error.take() {
+                return Err(error);
+            }
+            if !slot.complete {
+                return Ok(Popped::Nothing);
+            }
+            self.slots.pop_front();
+            self.first += 1;
+        }
+        Ok(if self.walked {
+            Popped::End
+        } else {
+            Popped::Nothing
+        })
+    }
+
+    fn set_full(&mut self, number: u64, full: bool) {
+        let index = (number - self.first) as usize;
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.full = full;
+        }
+        if full {
+            self.full += 1;
+        } else {
+            self.full -= 1;
+        }
+    }
+
+    /// Whether another batch may be taken from the walk.
+    fn has_room(&self, window: usize) -> bool {
+        !self.walked && self.waiting < window && self.slots.len() < 2 * window
     }
 }
 
@@ -341,12 +565,12 @@ struct Worker {
 
 impl Worker {
     fn run(&self) {
-        while let Some((number, mut encoding)) = self.next_batch() {
+        while let Some((number, mut encoding)) = self.shared.wait_for_batch() {
             loop {
                 let mut block = self.shared.blocks.take();
                 let result = encoding.fill(&mut block);
                 let more = matches!(result, Ok(false));
-                if !self.hand_over(number, block, result) {
+                if !self.shared.hand_over(number, block, result) {
                     return;
                 }
                 if !more {
@@ -354,97 +578,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// The next batch in archive order and the number of its slot, once there is room for its chunks.
-    fn next_batch(&self) -> Option<(u64, Encoding)> {
-        let mut state = lock(&self.shared.state);
-        loop {
-            if state.stop {
-                return None;
-            }
-            if let Some(rest) = state.rest.take() {
-                return Some((state.first, rest));
-            }
-            if state.walked {
-                return None;
-            }
-            if state.waiting < self.shared.window && state.slots.len() < self.shared.window * 2 {
-                break;
-            }
-            state = self
-                .shared
-                .room
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(state);
-        let mut walk = lock(&self.shared.walk);
-        let walked = if lock(&self.shared.state).walked {
-            Ok(None)
-        } else {
-            walk.next_batch()
-        };
-        let mut state = lock(&self.shared.state);
-        let (slot, batch) = match walked {
-            Ok(Some(batch)) => (Slot::default(), Some(batch)),
-            Ok(None) => {
-                state.walked = true;
-                self.shared.ready.notify_one();
-                return None;
-            }
-            Err(error) => {
-                state.walked = true;
-                (
-                    Slot {
-                        error: Some(error),
-                        ..Slot::default()
-                    },
-                    None,
-                )
-            }
-        };
-        state.slots.push_back(slot);
-        let number = state.first + state.slots.len() as u64 - 1;
-        self.shared.ready.notify_one();
-        batch.map(|batch| (number, Encoding::new(batch)))
-    }
-
-    /// Appends a block to its slot; waits while too many chunks wait, unless the consumer is waiting for this very slot.
-    /// False if the dump was stopped.
-    fn hand_over(&self, number: u64, block: Block, result: Result<bool, DumpError>) -> bool {
-        let mut state = lock(&self.shared.state);
-        loop {
-            if state.stop {
-                return false;
-            }
-            let first = state.first == number;
-            let queued = state.slots.front().map_or(0, |slot| slot.chunks.len());
-            if state.waiting < self.shared.window || (first && queued < 2) {
-                break;
-            }
-            state = self
-                .shared
-                .room
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        let index = (number - state.first) as usize;
-        let Some(slot) = state.slots.get_mut(index) else {
-            return false;
-        };
-        match result {
-            Ok(complete) => slot.complete = complete,
-            Err(error) => slot.error = Some(error),
-        }
-        if !block.is_empty() {
-            slot.chunks.push_back(self.shared.blocks.chunk(block));
-            state.waiting += 1;
-        }
-        if index == 0 {
-            self.shared.ready.notify_one();
-        }
-        true
     }
 }
 
@@ -464,5 +597,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Chunks that wait for the consumer, besides one for each thread.
 const WINDOW: usize = 12;
+/// Blocks the consumer encodes before it looks for its own chunk again.
+const HELP: usize = 4;
 /// If the first batch leaves more room than this, the next one is encoded without threads too.
 const ENOUGH_ROOM: usize = 192 * 1024;
