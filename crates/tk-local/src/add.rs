@@ -1,0 +1,421 @@
+//! Adding paths.
+//!
+//! Each path goes through two steps. *Receiving*, several at once, on blocking threads: temporary
+//! root, output lock, a look whether somebody else was faster, then one pass over the NAR that
+//! unpacks it to a temporary place and verifies it. *Committing*, one group at a time and
+//! references first: content is moved to its name, then the group is registered in one
+//! transaction, then the locks are given back.
+//!
+//! Nobody waits in a circle: who holds a lock waits only for paths that its path refers to.
+
+use crate::{
+    Durability, LocalConfig, LocalStore,
+    lock::{Cancel, OutputLock},
+    place::{Nursery, TempPlace, remove_left_over, sweep},
+    receive::{Receiver, receive},
+    store::{Inner, blocking},
+};
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+};
+use tk_narinfo::PathInfo;
+use tk_path::{Algorithm, Method, References, StorePath};
+use tk_store::{AddItem, AddItems, AddReport, ContentHasher, Error, NarStream, Result, SigCheck};
+
+/// See [`tk_store::Store::add`].
+pub(crate) async fn add(
+    store: &LocalStore,
+    items: AddItems<'_>,
+    check: &SigCheck,
+) -> Result<AddReport> {
+    let sweeping = sweep_once(store.inner());
+    let cancel = Cancel::default();
+    let _cancel_on_drop = cancel.on_drop();
+    let mut adding = Adding {
+        store,
+        check,
+        cancel,
+        running: FuturesUnordered::new(),
+        received: BTreeMap::new(),
+        open: BTreeSet::new(),
+        failed: BTreeSet::new(),
+        next: 0,
+        report: AddReport::default(),
+    };
+    let outcome = adding.run(items).await;
+    sweeping.await?;
+    outcome.map(|()| adding.report)
+}
+
+/// See [`tk_store::AddContent::add_content`].
+pub(crate) async fn add_content(
+    store: &LocalStore,
+    name: &str,
+    method: Method,
+    algorithm: Algorithm,
+    references: &References,
+    nar: NarStream,
+) -> Result<PathInfo> {
+    let sweeping = sweep_once(store.inner());
+    let cancel = Cancel::default();
+    let _cancel_on_drop = cancel.on_drop();
+    let hasher = ContentHasher::new(method, algorithm)?;
+    let (inner, name, references) = (store.inner().clone(), name.to_owned(), references.clone());
+    let work = move || {
+        let place = inner.place(&cancel)?;
+        let (hasher, _) = receive(nar, hasher, place.tree(), None, &cancel)?;
+        let info = hasher.finish(&inner.config.dir, &name, &references)?;
+        inner.roots.add(&inner.config.dir, &info.path, &cancel)?;
+        let lock = OutputLock::acquire(&inner.real_path(&info.path), &cancel)?;
+        if let Some(there) = inner.db.info(&info.path)? {
+            return Ok(there);
+        }
+        let received = Received {
+            info: info.clone(),
+            place,
+            _lock: lock,
+            bytes: 0,
+        };
+        match inner.commit(vec![received])?.failed.pop() {
+            Some((_, error)) => Err(error),
+            None => Ok(info),
+        }
+    };
+    let info = blocking("adding to the store", work).await;
+    sweeping.await?;
+    info
+}
+
+/// One call of `add`.
+struct Adding<'a> {
+    store: &'a LocalStore,
+    check: &'a SigCheck,
+    cancel: Cancel,
+    running: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// What waits for a commit, by its place in the order of arrival.
+    received: BTreeMap<usize, Received>,
+    /// The paths of `running` and `received`.
+    open: BTreeSet<StorePath>,
+    failed: BTreeSet<StorePath>,
+    next: usize,
+    report: AddReport,
+}
+
+/// Content that is verified and has not got its name yet.
+pub(crate) struct Received {
+    info: PathInfo,
+    place: TempPlace,
+    _lock: OutputLock,
+    bytes: u64,
+}
+
+/// A path that was received: its place in the order of arrival, and `None` if it was valid already.
+type Done = (usize, StorePath, Result<Option<Received>>);
+
+enum Step {
+    Item(Option<Result<AddItem>>),
+    Done(Done),
+}
+
+impl Adding<'_> {
+    async fn run(&mut self, mut items: AddItems<'_>) -> Result<()> {
+        let mut more = true;
+        let mut ended = Ok(());
+        while more || !self.running.is_empty() {
+            let accept = more && self.has_room();
+            match std::future::poll_fn(|cx| self.poll_step(&mut items, accept, cx)).await {
+                Step::Item(Some(Ok((info, nar)))) => self.begin(info, nar),
+                Step::Item(Some(Err(error))) => {
+                    // What was begun is brought to its end, so that it need not be done again.
+                    ended = Err(error);
+                    more = false;
+                }
+                Step::Item(None) => more = false,
+                Step::Done(done) => {
+                    self.done(done);
+                    while let Some(Some(done)) = self.running.next().now_or_never() {
+                        self.done(done);
+                    }
+                    self.commit().await?;
+                }
+            }
+        }
+        ended
+    }
+
+    fn has_room(&self) -> bool {
+        self.running.len() < self.store.config().jobs.get() && self.received.len() < MAX_WAITING
+    }
+
+    fn poll_step(
+        &mut self,
+        items: &mut AddItems<'_>,
+        accept: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Step> {
+        if let Poll::Ready(Some(done)) = Pin::new(&mut self.running).poll_next(cx) {
+            return Poll::Ready(Step::Done(done));
+        }
+        match accept {
+            true => items.as_mut().poll_next(cx).map(Step::Item),
+            false => Poll::Pending,
+        }
+    }
+
+    fn begin(&mut self, info: PathInfo, nar: NarStream) {
+        let path = info.path.clone();
+        if self.open.contains(&path) {
+            return;
+        }
+        if let Some(reference) = info.references.intersection(&self.failed).next() {
+            let error = self.store.inner().missing(&path, reference);
+            return self.fail(path, error);
+        }
+        self.failed.remove(&path);
+        self.open.insert(path.clone());
+        let n = self.next;
+        self.next += 1;
+        let needed = info.references.iter().filter(|r| !self.open.contains(*r));
+        let request = Request {
+            needed: needed.cloned().collect(),
+            check: self.check.clone(),
+            cancel: self.cancel.clone(),
+            info,
+            nar,
+        };
+        let inner = self.store.inner().clone();
+        let work = blocking("adding to the store", move || request.receive(&inner));
+        self.running
+            .push(work.map(move |outcome| (n, path, outcome)).boxed());
+    }
+
+    fn done(&mut self, (n, path, outcome): Done) {
+        match outcome {
+            Ok(Some(received)) => drop(self.received.insert(n, received)),
+            Ok(None) => {
+                self.open.remove(&path);
+                self.report.added.push(path);
+            }
+            Err(error) => self.fail(path, error),
+        }
+    }
+
+    fn fail(&mut self, path: StorePath, error: Error) {
+        self.open.remove(&path);
+        self.failed.insert(path.clone());
+        self.report.failed.push((path, error));
+    }
+
+    /// Commits what has all its references, until nothing has.
+    async fn commit(&mut self) -> Result<()> {
+        loop {
+            let group = self.take_ready();
+            if group.is_empty() {
+                return Ok(());
+            }
+            let inner = self.store.inner().clone();
+            let committed = blocking("registering paths", move || inner.commit(group)).await?;
+            self.report.written += committed.bytes;
+            for path in committed.paths {
+                self.open.remove(&path);
+                self.report.added.push(path);
+            }
+            for (path, error) in committed.failed {
+                self.fail(path, error);
+            }
+        }
+    }
+
+    /// Takes what can be committed, in order; fails what refers to a failed path.
+    fn take_ready(&mut self) -> Vec<Received> {
+        let mut group = Vec::new();
+        let mut taken = BTreeSet::new();
+        for (n, received) in std::mem::take(&mut self.received) {
+            let info = &received.info;
+            if let Some(reference) = info.references.intersection(&self.failed).next() {
+                let error = self.store.inner().missing(&info.path, reference);
+                let path = info.path.clone();
+                self.fail(path, error);
+                continue;
+            }
+            let waits = |r: &StorePath| *r != info.path && self.open.contains(r);
+            if info
+                .references
+                .iter()
+                .any(|r| waits(r) && !taken.contains(r))
+            {
+                self.received.insert(n, received);
+            } else {
+                taken.insert(info.path.clone());
+                group.push(received);
+            }
+        }
+        group
+    }
+}
+
+/// What the blocking thread needs to receive one path.
+struct Request {
+    info: PathInfo,
+    nar: NarStream,
+    /// References that nobody is adding just now.
+    needed: Vec<StorePath>,
+    check: SigCheck,
+    cancel: Cancel,
+}
+
+impl Request {
+    /// Receives the path; `None` if it is valid already.
+    fn receive(self, store: &Inner) -> Result<Option<Received>> {
+        let Request {
+            mut info,
+            nar,
+            needed,
+            check,
+            cancel,
+        } = self;
+        if store.is_valid(&info.path)? {
+            return Ok(None);
+        }
+        check.check(&store.config.dir, &info)?;
+        let present = store.db.valid(&needed)?;
+        if let Some(reference) = needed
+            .iter()
+            .find(|r| **r != info.path && !present.contains(*r))
+        {
+            return Err(store.missing(&info.path, reference));
+        }
+        let receiver = Receiver::new(&info, &store.config.dir)?;
+        store.roots.add(&store.config.dir, &info.path, &cancel)?;
+        let lock = OutputLock::acquire(&store.real_path(&info.path), &cancel)?;
+        if store.is_valid(&info.path)? {
+            return Ok(None);
+        }
+        let place = store.place(&cancel)?;
+        let size = Some(info.nar_size);
+        let (receiver, bytes) = receive(nar, receiver, place.tree(), size, &cancel)?;
+        receiver.finish(&store.config.dir)?;
+        info.nar_size = bytes;
+        info.registration_time = 0;
+        Ok(Some(Received {
+            info,
+            place,
+            _lock: lock,
+            bytes,
+        }))
+    }
+}
+
+/// What became of a group.
+pub(crate) struct Committed {
+    paths: Vec<StorePath>,
+    failed: Vec<(StorePath, Error)>,
+    bytes: u64,
+}
+
+impl Inner {
+    /// A place for new content, in the temporary folder of this store.
+    fn place(&self, cancel: &Cancel) -> Result<TempPlace> {
+        let mut nursery = self.nursery.lock().unwrap_or_else(|e| e.into_inner());
+        match &*nursery {
+            Some(there) if there.exists() => Ok(there.place()),
+            _ => {
+                let LocalConfig { real, dir, .. } = &self.config;
+                let new = Arc::new(Nursery::new(real, dir, &self.roots, cancel)?);
+                Ok(nursery.insert(new).place())
+            }
+        }
+    }
+
+    fn is_valid(&self, path: &StorePath) -> Result<bool> {
+        Ok(!self.db.valid([path])?.is_empty())
+    }
+
+    fn missing(&self, path: &StorePath, reference: &StorePath) -> Error {
+        Error::MissingReference {
+            path: path.clone(),
+            reference: reference.clone(),
+            store: self.uri.clone(),
+        }
+    }
+
+    /// Moves the content of `group`, references first, to its names and registers it.
+    fn commit(&self, group: Vec<Received>) -> Result<Committed> {
+        let mut failed = Vec::new();
+        let mut published = Vec::new();
+        for received in group {
+            match received.place.publish(&self.real_path(&received.info.path)) {
+                Ok(()) => published.push(received),
+                Err(error) => failed.push((received.info.path.clone(), error)),
+            }
+        }
+        self.sync()?;
+        loop {
+            let infos: Vec<_> = published.iter().map(|r| r.info.clone()).collect();
+            match self.db.register(&infos) {
+                Ok(()) => break,
+                // Collected in the meantime, or failed just above: the others need not suffer.
+                Err(Error::MissingReference {
+                    path,
+                    reference,
+                    store,
+                }) => {
+                    published.retain(|r| r.info.path != path);
+                    let _ = remove_left_over(&self.real_path(&path));
+                    failed.push((
+                        path.clone(),
+                        Error::MissingReference {
+                            path,
+                            reference,
+                            store,
+                        },
+                    ));
+                }
+                Err(error) => {
+                    for received in &published {
+                        let _ = remove_left_over(&self.real_path(&received.info.path));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Committed {
+            bytes: published.iter().map(|r| r.bytes).sum(),
+            paths: published.iter().map(|r| r.info.path.clone()).collect(),
+            failed,
+        })
+    }
+
+    fn sync(&self) -> Result<()> {
+        if self.config.durability != Durability::Content {
+            return Ok(());
+        }
+        let real = &self.config.real;
+        let sync = || rustix::fs::syncfs(File::open(real)?).map_err(Into::into);
+        sync().map_err(|e: std::io::Error| {
+            Error::io(format!("writing {} to the disk", real.display()), e)
+        })
+    }
+}
+
+/// Removes, once per open store, what killed processes left in the store directory.
+fn sweep_once(store: &Arc<Inner>) -> impl Future<Output = Result<()>> + use<> {
+    let first = !store.swept.swap(true, Ordering::Relaxed) && !store.config.read_only;
+    let store = store.clone();
+    let work = first.then(|| tokio::task::spawn_blocking(move || sweep(&store.config.real)));
+    async move {
+        match work {
+            // A sweep that was cut short does no harm.
+            Some(work) => work.await.or(Ok(())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Paths that may be received and wait for others; each holds two open files.
+const MAX_WAITING: usize = 128;

@@ -1,0 +1,229 @@
+//! Locks between processes, the same ones that Nix takes: `flock(2)` on files opened for reading
+//! and writing, created with mode 0600.
+//!
+//! | File | Who | How |
+//! |---|---|---|
+//! | `<state>/db/big-lock` | every user of the store, as long as it is open | shared |
+//! | `<real path>.lock` | who adds that path | exclusive; removed after, see [`OutputLock`] |
+//! | a temporary folder in the store directory | who fills it | exclusive, on the folder itself |
+//!
+//! Waiting is done by asking again and again: a thread that waits in the kernel could not be told
+//! that nobody wants the result any more.
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tk_store::{Error, Result};
+
+/// Shared or exclusive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Shared,
+    Exclusive,
+}
+
+/// Tells blocking work that its result is not wanted any more.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// A guard that cancels when it is dropped.
+    pub fn on_drop(&self) -> CancelOnDrop {
+        CancelOnDrop(self.clone())
+    }
+
+    /// An error if the work was cancelled.
+    pub fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::Relaxed) {
+            let source = io::Error::new(io::ErrorKind::Interrupted, "nobody waits for it any more");
+            return Err(Error::io("adding to the store", source));
+        }
+        Ok(())
+    }
+}
+
+/// See [`Cancel::on_drop`].
+#[derive(Debug)]
+pub(crate) struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Opens the lock file `path`, which need not exist.
+pub(crate) fn open_lock_file(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = options.mode(0o600).open(path);
+    file.map_err(|e| Error::io(format!("opening the lock file {}", path.display()), e))
+}
+
+/// Takes the lock if nobody holds it against us; says whether it did.
+pub(crate) fn try_lock(file: &File, kind: Kind) -> io::Result<bool> {
+    let operation = match kind {
+        Kind::Shared => FlockOperation::NonBlockingLockShared,
+        Kind::Exclusive => FlockOperation::NonBlockingLockExclusive,
+    };
+    loop {
+        match flock(file, operation) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Takes the lock on `file`, which is at `path`; waits while others hold it.
+pub(crate) fn lock(file: &File, path: &Path, kind: Kind, cancel: &Cancel) -> Result<()> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let taken = try_lock(file, kind)
+            .map_err(|e| Error::io(format!("locking {}", path.display()), e))?;
+        if taken {
+            return Ok(());
+        }
+        cancel.check()?;
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// The right to make the content of one store path.
+///
+/// A lock file is removed by its holder while it is locked. Whoever waited for it then holds a
+/// lock on a file that is not there any more; the holder tells by writing into it.
+#[derive(Debug)]
+pub(crate) struct OutputLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl OutputLock {
+    /// Waits for the lock of the path whose content lies at `real`.
+    pub fn acquire(real: &Path, cancel: &Cancel) -> Result<Self> {
+        let mut path = real.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        loop {
+            let file = open_lock_file(&path)?;
+            lock(&file, &path, Kind::Exclusive, cancel)?;
+            let size = file.metadata().map(|m| m.size());
+            match size {
+                Ok(0) => return Ok(OutputLock { file, path }),
+                Ok(_) => {}
+                Err(e) => return Err(Error::io(format!("looking at {}", path.display()), e)),
+            }
+        }
+    }
+}
+
+impl Drop for OutputLock {
+    fn drop(&mut self) {
+        // If it cannot be removed it is still unlocked when the file closes.
+        if std::fs::remove_file(&self.path).is_ok() {
+            let _ = self.file.write_all(b"d");
+        }
+    }
+}
+
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{thread, time::Instant};
+
+    #[test]
+    fn shared_and_exclusive() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        for (first, second, together) in [
+            (Kind::Shared, Kind::Shared, true),
+            (Kind::Shared, Kind::Exclusive, false),
+            (Kind::Exclusive, Kind::Shared, false),
+            (Kind::Exclusive, Kind::Exclusive, false),
+        ] {
+            let (a, b) = (
+                open_lock_file(&path).unwrap(),
+                open_lock_file(&path).unwrap(),
+            );
+            assert!(try_lock(&a, first).unwrap());
+            assert_eq!(try_lock(&b, second).unwrap(), together);
+        }
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn output_lock_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("path");
+        drop(OutputLock::acquire(&real, &Cancel::default()).unwrap());
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn output_lock_excludes() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("path");
+        let shared = dir.path().join("counter");
+        std::fs::write(&shared, "0").unwrap();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..25 {
+                        let _lock = OutputLock::acquire(&real, &Cancel::default()).unwrap();
+                        let n: u32 = std::fs::read_to_string(&shared).unwrap().parse().unwrap();
+                        thread::yield_now();
+                        std::fs::write(&shared, (n + 1).to_string()).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(std::fs::read_to_string(&shared).unwrap(), "100");
+    }
+
+    #[test]
+    fn stale_lock_file_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("path");
+        let lock = dir.path().join("path.lock");
+        // As a holder that was killed between writing and nothing: size not 0, and in the way.
+        std::fs::write(&lock, "d").unwrap();
+        let waiting = thread::spawn({
+            let real = real.clone();
+            move || OutputLock::acquire(&real, &Cancel::default())
+        });
+        thread::sleep(Duration::from_millis(30));
+        assert!(!waiting.is_finished());
+        std::fs::remove_file(&lock).unwrap();
+        assert!(waiting.join().unwrap().is_ok());
+    }
+
+    #[test]
+    fn waiting_can_be_cancelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("path");
+        let held = OutputLock::acquire(&real, &Cancel::default()).unwrap();
+        let cancel = Cancel::default();
+        drop(cancel.on_drop());
+        let begin = Instant::now();
+        assert!(OutputLock::acquire(&real, &cancel).is_err());
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        drop(held);
+    }
+}

@@ -1,0 +1,181 @@
+use crate::lock::Cancel;
+use bytes::Bytes;
+use std::{io, path::Path, sync::mpsc, thread};
+use tk_nar::fs::{CaseHack, Metadata, UnpackOptions, Unpacker};
+use tk_narinfo::PathInfo;
+use tk_path::{Algorithm, ContentAddress, Method, References, StoreDir};
+use tk_store::{ContentHasher, Error, NarCheck, NarStream, Result, nar::BlockingNar};
+
+/// What looks at each byte of a NAR while it is unpacked.
+pub(crate) trait Watch: Send {
+    /// Takes the next bytes.
+    fn update(&mut self, chunk: &[u8]) -> Result<()>;
+}
+
+impl Watch for ContentHasher {
+    fn update(&mut self, chunk: &[u8]) -> Result<()> {
+        ContentHasher::update(self, chunk)
+    }
+}
+
+/// Checks the NAR of a path against all that its metadata says.
+pub(crate) struct Receiver {
+    nar: NarCheck,
+    content: Option<(ContentHasher, PathInfo)>,
+}
+
+impl Receiver {
+    /// A check for the NAR of `info`.
+    ///
+    /// # Errors
+    /// When `info` claims a content address that does not make its path.
+    pub fn new(info: &PathInfo, dir: &StoreDir) -> Result<Self> {
+        let nar = NarCheck::new(info, "its source");
+        let Some(ca) = &info.ca else {
+            return Ok(Receiver { nar, content: None });
+        };
+        if !info.is_content_addressed(dir) {
+            return Err(Error::invalid(format!(
+                "{} claims the content address {ca}, which makes another path",
+                info.path
+            )));
+        }
+        let content = match is_nar_hash(info, ca) {
+            true if ca.hash == info.nar_hash.into() => None,
+            true => return Err(wrong_address(info, ca, info.nar_hash.to_string())),
+            false => Some((
+                ContentHasher::new(ca.method, ca.hash.algorithm())?,
+                info.clone(),
+            )),
+        };
+        Ok(Receiver { nar, content })
+    }
+
+    /// Ends the NAR: `Ok` if it is what the metadata says.
+    pub fn finish(self, dir: &StoreDir) -> Result<()> {
+        self.nar.finish()?;
+        let Some((hasher, info)) = self.content else {
+            return Ok(());
+        };
+        let mut references = References {
+            itself: false,
+            others: info.references.clone(),
+        };
+        references.itself = references.others.remove(&info.path);
+        let found = hasher.finish(dir, info.path.name(), &references)?;
+        match (&info.ca, &found.ca) {
+            (Some(claimed), Some(actual)) if claimed != actual => {
+                Err(wrong_address(&info, claimed, actual.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Watch for Receiver {
+    fn update(&mut self, chunk: &[u8]) -> Result<()> {
+        self.nar.update(chunk)?;
+        match &mut self.content {
+            Some((hasher, _)) => hasher.update(chunk),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Unpacks `nar` to `tree` while `watch` sees all of it; returns `watch` and the bytes.
+///
+/// `size` is what the NAR is said to be long, in bytes; if it is not small, `watch` gets a thread of
+/// its own. An error of `watch` counts more than one of unpacking, which it explains.
+pub(crate) fn receive<W: Watch>(
+    nar: NarStream,
+    mut watch: W,
+    tree: &Path,
+    size: Option<u64>,
+    cancel: &Cancel,
+) -> Result<(W, u64)> {
+    let mut unpacking = Unpacking::new(nar, tree, cancel)?;
+    if size.is_some_and(|size| size != 0 && size < WORTH_A_THREAD) {
+        let bytes = unpacking.run(|chunk| watch.update(chunk).map(|()| true))?;
+        return Ok((watch, bytes));
+    }
+    thread::scope(|scope| {
+        let (send, chunks) = mpsc::sync_channel::<Bytes>(AHEAD);
+        let watching = scope.spawn(move || {
+            for chunk in chunks {
+                watch.update(&chunk)?;
+            }
+            Ok(watch)
+        });
+        let unpacked = unpacking.run(|chunk| Ok(send.send(chunk.clone()).is_ok()));
+        drop(send);
+        let watched = watching
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((watched?, unpacked?))
+    })
+}
+
+/// A NAR that is being unpacked.
+struct Unpacking<'a> {
+    nar: BlockingNar,
+    tree: &'a Path,
+    cancel: &'a Cancel,
+}
+
+impl<'a> Unpacking<'a> {
+    fn new(nar: NarStream, tree: &'a Path, cancel: &'a Cancel) -> Result<Self> {
+        Ok(Unpacking {
+            nar: BlockingNar::new(nar),
+            tree,
+            cancel,
+        })
+    }
+
+    /// Unpacks all; `watch` sees each chunk first, and ends it all with `false`.
+    fn run(&mut self, mut watch: impl FnMut(&Bytes) -> Result<bool>) -> Result<u64> {
+        let options = UnpackOptions {
+            case_hack: CaseHack::Off,
+            metadata: Metadata::Canonical,
+            ..UnpackOptions::default()
+        };
+        let tree = self.tree;
+        let failed = |e| {
+            Error::io(
+                format!("unpacking to {}", tree.display()),
+                io::Error::other(e),
+            )
+        };
+        let mut unpacker = Unpacker::new(tree, &options).map_err(failed)?;
+        for chunk in &mut self.nar {
+            self.cancel.check()?;
+            let chunk = chunk?;
+            if !watch(&chunk)? {
+                break;
+            }
+            unpacker.feed(&chunk).map_err(failed)?;
+        }
+        unpacker.finish().map_err(failed)
+    }
+}
+
+/// Whether the content address is nothing but the NAR hash once more.
+fn is_nar_hash(info: &PathInfo, ca: &ContentAddress) -> bool {
+    ca.method == Method::Nar
+        && ca.hash.algorithm() == Algorithm::Sha256
+        && !info.references.contains(&info.path)
+}
+
+fn wrong_address(info: &PathInfo, claimed: &ContentAddress, actual: String) -> Error {
+    Error::Mismatch {
+        what: "content address",
+        path: info.path.clone(),
+        from: "its source".to_owned(),
+        expected: claimed.to_string(),
+        actual,
+    }
+}
+
+/// Bytes of a NAR from which on a second thread pays.
+const WORTH_A_THREAD: u64 = 256 << 10;
+/// Chunks that may wait between the threads.
+const AHEAD: usize = 4;

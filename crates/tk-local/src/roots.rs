@@ -1,0 +1,283 @@
+use crate::lock::{Cancel, Kind, lock, open_lock_file, try_lock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::{fs::MetadataExt, net::UnixStream},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    time::Duration,
+};
+use tk_path::{StoreDir, StorePath};
+use tk_store::{Error, Result};
+
+/// Paths that this process uses and that must not be collected while it lives.
+///
+/// They stand in `<state>/temproots/<pid>`, each ended by a NUL, in a file that is locked as long
+/// as the process lives (`gc.cc`). There is one such file per process and state folder, however
+/// many stores are opened.
+#[derive(Debug)]
+pub(crate) struct TempRoots {
+    state: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    file: Option<(PathBuf, File)>,
+    gc_lock: Option<File>,
+    collector: Option<UnixStream>,
+    known: BTreeSet<StorePath>,
+}
+
+impl TempRoots {
+    /// The temporary roots of this process in the folder `state`.
+    pub fn of(state: &Path) -> Arc<Self> {
+        let state = state.canonicalize().unwrap_or_else(|_| state.to_owned());
+        let mut all = registry();
+        if let Some(roots) = all.get(&state).and_then(Weak::upgrade) {
+            return roots;
+        }
+        let roots = Arc::new(TempRoots {
+            state: state.clone(),
+            inner: Mutex::default(),
+        });
+        all.insert(state, Arc::downgrade(&roots));
+        roots
+    }
+
+    /// Makes `path` a root. When this returns, no collector will delete the path: neither one
+    /// that begins later nor one that is at work now. It may have been deleted before.
+    pub fn add(&self, dir: &StoreDir, path: &StorePath, cancel: &Cancel) -> Result<()> {
+        let mut inner = self.inner.lock().unwrap_or_else(|e| e.into_inner());
+        if inner.known.contains(path) {
+            return Ok(());
+        }
+        inner.create(&self.state)?;
+        let full = dir.path(path);
+        let shared = loop {
+            cancel.check()?;
+            if let Some(lock) = inner.try_gc_lock(&self.state)? {
+                break Some(lock);
+            }
+            match inner.tell_collector(&self.state, &full) {
+                Ok(()) => break None,
+                // It has just begun, or has just ended.
+                Err(_) => {
+                    inner.collector = None;
+                    std::thread::sleep(PAUSE);
+                }
+            }
+        };
+        inner.record(&full)?;
+        drop(shared);
+        inner.known.insert(path.clone());
+        Ok(())
+    }
+}
+
+impl Drop for TempRoots {
+    fn drop(&mut self) {
+        let _all = registry();
+        let inner = self.inner.get_mut().unwrap_or_else(|e| e.into_inner());
+        if let Some((path, file)) = &inner.file
+            && is_at(file, path)
+        {
+            // A file that stays is removed by the next collector.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Inner {
+    /// Creates and locks the file, once.
+    fn create(&mut self, state: &Path) -> Result<()> {
+        if self.file.is_some() {
+            return Ok(());
+        }
+        let _all = registry();
+        let path = state.join("temproots").join(std::process::id().to_string());
+        let file = loop {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io(
+                        format!("removing the stale {}", path.display()),
+                        e,
+                    ));
+                }
+                _ => {}
+            }
+            let file = open_lock_file(&path)?;
+            lock(&file, &path, Kind::Exclusive, &Cancel::default())?;
+            // A collector that saw the file before its lock has removed it, and marked it.
+            let meta = file.metadata();
+            let meta = meta.map_err(|e| Error::io(format!("looking at {}", path.display()), e))?;
+            if meta.size() == 0 && is_at(&file, &path) {
+                break file;
+            }
+        };
+        self.file = Some((path, file));
+        Ok(())
+    }
+
+    /// The collector's lock, shared, unless a collector is at work. It is held until the result
+    /// is dropped.
+    fn try_gc_lock(&mut self, state: &Path) -> Result<Option<GcLock>> {
+        let path = state.join("gc.lock");
+        if self.gc_lock.is_none() {
+            self.gc_lock = Some(open_lock_file(&path)?);
+        }
+        let file = self.gc_lock.as_ref().expect("it was opened above");
+        let failed = |e| Error::io(format!("locking {}", path.display()), e);
+        if !try_lock(file, Kind::Shared).map_err(failed)? {
+            return Ok(None);
+        }
+        Ok(Some(GcLock(file.try_clone().map_err(failed)?)))
+    }
+
+    /// Tells the collector at work, which answers when it is not about to delete the path.
+    fn tell_collector(&mut self, state: &Path, full: &str) -> io::Result<()> {
+        if self.collector.is_none() {
+            let socket = state.join("gc-socket/socket");
+            self.collector = Some(UnixStream::connect(socket)?);
+        }
+        let socket = self.collector.as_mut().expect("it was connected above");
+        socket.write_all(format!("{full}\n").as_bytes())?;
+        let mut answer = [0];
+        socket.read_exact(&mut answer)?;
+        match answer {
+            [b'1'] => Ok(()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn record(&mut self, full: &str) -> Result<()> {
+        let (path, file) = self.file.as_mut().expect("it was created before");
+        file.write_all(format!("{full}\0").as_bytes())
+            .map_err(|e| Error::io(format!("writing {}", path.display()), e))
+    }
+}
+
+/// Holds the collector's lock; the file stays open.
+#[derive(Debug)]
+struct GcLock(File);
+
+impl Drop for GcLock {
+    fn drop(&mut self) {
+        // Unlocking cannot fail on an open file.
+        let _ = rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock);
+    }
+}
+
+/// Whether the open `file` is the one that `path` names.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.symlink_metadata()) {
+        (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
+        _ => false,
+    }
+}
+
+fn registry() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+type Registry = BTreeMap<PathBuf, Weak<TempRoots>>;
+
+static REGISTRY: Mutex<Registry> = Mutex::new(BTreeMap::new());
+
+const PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::BufRead, os::unix::net::UnixListener};
+
+    fn path(name: &str) -> StorePath {
+        StorePath::from_digest(&[1; 20], name).unwrap()
+    }
+
+    fn state() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("temproots")).unwrap();
+        let file = dir.path().join(format!("temproots/{}", std::process::id()));
+        (dir, file)
+    }
+
+    fn add(roots: &TempRoots, name: &str) -> Result<()> {
+        roots.add(&StoreDir::default(), &path(name), &Cancel::default())
+    }
+
+    #[test]
+    fn one_file_for_all_stores_of_a_process() {
+        let (state, file) = state();
+        std::fs::write(&file, "of a dead process that had our number").unwrap();
+        let (one, two) = (TempRoots::of(state.path()), TempRoots::of(state.path()));
+        add(&one, "a").unwrap();
+        add(&two, "b").unwrap();
+        add(&two, "a").unwrap();
+        let dir = StoreDir::default();
+        let expected = format!("{}\0{}\0", dir.path(&path("a")), dir.path(&path("b")));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
+        let other = File::open(&file).unwrap();
+        assert!(!try_lock(&other, Kind::Shared).unwrap());
+        drop(one);
+        assert!(file.exists());
+        drop(two);
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_collector_at_work_is_told() {
+        let (state, file) = state();
+        let gc = open_lock_file(&state.path().join("gc.lock")).unwrap();
+        assert!(try_lock(&gc, Kind::Exclusive).unwrap());
+        let roots = TempRoots::of(state.path());
+        let adding = std::thread::spawn({
+            let roots = roots.clone();
+            move || add(&roots, "a").and_then(|()| add(&roots, "b"))
+        });
+        // The collector takes its time to open the socket, and hangs up on the first client.
+        std::thread::sleep(Duration::from_millis(50));
+        std::fs::create_dir(state.path().join("gc-socket")).unwrap();
+        let listener = UnixListener::bind(state.path().join("gc-socket/socket")).unwrap();
+        drop(listener.accept().unwrap());
+        let (client, _) = listener.accept().unwrap();
+        let mut lines = io::BufReader::new(client.try_clone().unwrap()).lines();
+        for name in ["a", "b"] {
+            let told = lines.next().unwrap().unwrap();
+            assert_eq!(told, StoreDir::default().path(&path(name)));
+            (&client).write_all(b"1").unwrap();
+        }
+        adding.join().unwrap().unwrap();
+        assert_eq!(
+            std::fs::read(&file)
+                .unwrap()
+                .iter()
+                .filter(|b| **b == 0)
+                .count(),
+            2
+        );
+    }
+
+    #[test]
+    fn waiting_for_a_collector_can_be_cancelled() {
+        let (state, _) = state();
+        let gc = open_lock_file(&state.path().join("gc.lock")).unwrap();
+        assert!(try_lock(&gc, Kind::Exclusive).unwrap());
+        let roots = TempRoots::of(state.path());
+        let cancel = Cancel::default();
+        drop(cancel.on_drop());
+        assert!(
+            roots
+                .add(&StoreDir::default(), &path("a"), &cancel)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_state_folder_that_is_missing_is_named() {
+        let roots = TempRoots::of(Path::new("/nonexistent/state"));
+        let line = add(&roots, "a").unwrap_err().to_line();
+        assert!(line.contains("/nonexistent/state"), "{line}");
+    }
+}

@@ -1,0 +1,347 @@
+use crate::{
+    LocalConfig, add,
+    db::{Database, Mode},
+    lock::{Cancel, Kind, lock, open_lock_file},
+    place::Nursery,
+    roots::TempRoots,
+    schema,
+};
+use async_trait::async_trait;
+use futures::{FutureExt, StreamExt, stream::BoxStream};
+use std::{
+    collections::BTreeSet,
+    fmt, fs,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, atomic::AtomicBool},
+};
+use tk_nar::fs::{CaseHack, DumpOptions};
+use tk_narinfo::{PathInfo, Signature};
+use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
+use tk_store::{
+    AddContent, AddItems, AddReport, AddSignatures, Error, NarStream, Result, SigCheck, Store, nar,
+};
+
+/// A store on disk, in Nix's format. Cheap to clone; all clones are the same open store.
+///
+/// # Security
+/// Whoever can write the folders of the store can make it lie. Content is verified when it is
+/// added, not when it is read.
+#[derive(Clone)]
+pub struct LocalStore {
+    inner: Arc<Inner>,
+}
+
+/// What the blocking work shares.
+pub(crate) struct Inner {
+    pub config: LocalConfig,
+    pub uri: String,
+    pub db: Database,
+    pub roots: Arc<TempRoots>,
+    pub swept: AtomicBool,
+    pub nursery: Mutex<Option<Arc<Nursery>>>,
+    /// Shared as long as the store is open; `None` when it is read only.
+    _big_lock: Option<File>,
+}
+
+impl LocalStore {
+    /// Opens the store, and makes it when there is none (unless `config.read_only`).
+    ///
+    /// # Errors
+    /// When the folders cannot be made or written, when the database is damaged, or has a schema
+    /// other than 10.
+    pub async fn open(config: LocalConfig) -> Result<Self> {
+        blocking("opening the store", move || Inner::open(config, true)).await
+    }
+
+    /// As [`LocalStore::open`], but makes nothing.
+    ///
+    /// # Errors
+    /// Also when there is no store.
+    pub async fn open_existing(config: LocalConfig) -> Result<Self> {
+        blocking("opening the store", move || Inner::open(config, false)).await
+    }
+
+    /// Where the store lies.
+    pub fn config(&self) -> &LocalConfig {
+        &self.inner.config
+    }
+
+    /// The folder in which the content lies: that of the store directory, unless the store is
+    /// in a folder of its own.
+    pub fn real_dir(&self) -> &Path {
+        &self.inner.config.real
+    }
+
+    /// Where the content of `path` lies, if it is valid.
+    pub fn real_path(&self, path: &StorePath) -> PathBuf {
+        self.inner.real_path(path)
+    }
+
+    /// All valid paths.
+    pub async fn all(&self) -> Result<BTreeSet<StorePath>> {
+        self.run("listing the store", |store| store.db.all()).await
+    }
+
+    /// The valid paths that refer to `path`, with itself if it does.
+    pub async fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
+        let path = path.clone();
+        self.run("looking for referrers", move |store| {
+            store.db.referrers(&path)
+        })
+        .await
+    }
+
+    /// The valid derivations that have `path` as an output, as far as Nix registered them.
+    pub async fn valid_derivers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
+        let path = path.clone();
+        self.run("looking for derivers", move |store| {
+            store.db.derivers(&path)
+        })
+        .await
+    }
+
+    /// Makes paths valid whose content is in its place already, all of them or none. They may
+    /// refer to each other in any order. Nothing is verified.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the content of a path is not there; [`Error::MissingReference`]
+    /// when a reference is neither valid nor among `infos`; [`Error::Invalid`] when they refer
+    /// to each other in a circle.
+    pub async fn register(&self, infos: Vec<PathInfo>) -> Result<()> {
+        self.run("registering paths", move |store| {
+            for info in &infos {
+                let real = store.real_path(&info.path);
+                if let Err(e) = real.symlink_metadata() {
+                    return Err(Error::io(format!("registering {}", real.display()), e));
+                }
+            }
+            store.db.register(&infos)
+        })
+        .await
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    /// Runs `work` on a blocking thread.
+    async fn run<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.inner.clone();
+        blocking(doing, move || work(&inner)).await
+    }
+}
+
+#[async_trait]
+impl Store for LocalStore {
+    fn dir(&self) -> &StoreDir {
+        &self.inner.config.dir
+    }
+
+    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        if paths.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let paths = paths.clone();
+        self.run("asking the store", move |store| store.db.valid(&paths))
+            .await
+    }
+
+    fn infos<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
+        let ask = |paths: Vec<StorePath>| {
+            let infos = self.run("asking the store", move |store| Ok(store.db.infos(&paths)));
+            infos.map(|infos| infos.unwrap_or_else(|error| vec![Err(error)]))
+        };
+        paths
+            .ready_chunks(BATCH)
+            .then(ask)
+            .flat_map(futures::stream::iter)
+            .boxed()
+    }
+
+    async fn nar(&self, path: &StorePath) -> Result<NarStream> {
+        if self
+            .valid(&BTreeSet::from([path.clone()]))
+            .await?
+            .is_empty()
+        {
+            return Err(Error::NotFound {
+                path: path.clone(),
+                store: self.to_string(),
+            });
+        }
+        let options = DumpOptions {
+            case_hack: CaseHack::Off,
+            ..DumpOptions::default()
+        };
+        Ok(nar::dump(self.real_path(path), options))
+    }
+
+    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
+        add::add(self, items, check).await
+    }
+
+    async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
+        let part = *part;
+        self.run("asking the store", move |store| store.db.find(&part))
+            .await
+    }
+}
+
+#[async_trait]
+impl AddContent for LocalStore {
+    async fn add_content(
+        &self,
+        name: &str,
+        method: Method,
+        algorithm: Algorithm,
+        references: &References,
+        nar: NarStream,
+    ) -> Result<PathInfo> {
+        add::add_content(self, name, method, algorithm, references, nar).await
+    }
+}
+
+#[async_trait]
+impl AddSignatures for LocalStore {
+    async fn add_signatures(
+        &self,
+        path: &StorePath,
+        signatures: &BTreeSet<Signature>,
+    ) -> Result<()> {
+        let (path, signatures) = (path.clone(), signatures.clone());
+        self.run("adding signatures", move |store| {
+            store.db.add_signatures(&path, &signatures)
+        })
+        .await
+    }
+}
+
+impl fmt::Display for LocalStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.inner.uri)
+    }
+}
+
+impl fmt::Debug for LocalStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LocalStore")
+            .field(&self.inner.config)
+            .finish()
+    }
+}
+
+impl Inner {
+    pub fn real_path(&self, path: &StorePath) -> PathBuf {
+        self.config.real.join(path.as_str())
+    }
+
+    fn open(config: LocalConfig, create: bool) -> Result<LocalStore> {
+        let create = create && !config.read_only;
+        let file = config.database();
+        if !create && !file.exists() {
+            let place = config.root.as_ref().unwrap_or(&config.state).display();
+            return Err(Error::invalid(format!(
+                "there is no Nix store in {place} (no {})",
+                file.display()
+            )));
+        }
+        if create {
+            create_folders(&config)?;
+        }
+        let db_dir = config.state.join("db");
+        let big_lock = match config.read_only {
+            true => None,
+            false => Some(big_lock(&db_dir)?),
+        };
+        let uri = config.to_string();
+        let known = schema::check_schema(&db_dir)?;
+        let mode = match (config.read_only, known || !create) {
+            (true, _) => Mode::ReadOnly,
+            (false, true) => Mode::ReadWrite(config.durability),
+            (false, false) => Mode::Create(config.durability),
+        };
+        let db = Database::open(&file, &config.dir, uri.clone(), mode)?;
+        if let Mode::Create(_) = mode {
+            schema::write_schema(&db_dir)?;
+            reserve(&db_dir.join("reserved"))?;
+        }
+        let inner = Inner {
+            roots: TempRoots::of(&config.state),
+            swept: AtomicBool::new(false),
+            nursery: Mutex::default(),
+            uri,
+            db,
+            config,
+            _big_lock: big_lock,
+        };
+        Ok(LocalStore {
+            inner: Arc::new(inner),
+        })
+    }
+}
+
+/// Runs `work` on a blocking thread; its panics are the caller's.
+pub(crate) async fn blocking<T: Send + 'static>(
+    doing: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(failure) => match failure.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(cancelled) => Err(Error::io(doing, io::Error::other(cancelled))),
+        },
+    }
+}
+
+/// The folders that Nix expects (`LocalStore::LocalStore`).
+fn create_folders(config: &LocalConfig) -> Result<()> {
+    let LocalConfig { real, state, .. } = config;
+    let in_state = ["db", "temproots", "gcroots/per-user", "profiles/per-user"];
+    let folders = in_state.iter().map(|folder| state.join(folder));
+    for folder in folders.chain([real.join(".links")]) {
+        fs::create_dir_all(&folder)
+            .map_err(|e| Error::io(format!("creating the folder {}", folder.display()), e))?;
+    }
+    Ok(())
+}
+
+/// Says to other processes that the store is in use, so that nobody upgrades its schema.
+fn big_lock(db_dir: &Path) -> Result<File> {
+    let path = db_dir.join("big-lock");
+    let file = open_lock_file(&path)?;
+    lock(&file, &path, Kind::Shared, &Cancel::default())?;
+    Ok(file)
+}
+
+/// Space that the collector gives free when the disk is full, so that it can write the database.
+fn reserve(path: &Path) -> Result<()> {
+    if path.metadata().is_ok_and(|meta| meta.len() == RESERVED) {
+        return Ok(());
+    }
+    let write = || {
+        let file = open_lock_file(path).map_err(io::Error::other)?;
+        let flags = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(&file, flags, 0, RESERVED) {
+            Ok(()) => Ok(()),
+            // File systems without it: the space is not worth the time to fill it.
+            Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(RESERVED),
+            Err(error) => Err(error.into()),
+        }
+    };
+    write().map_err(|e| Error::io(format!("reserving space in {}", path.display()), e))
+}
+
+/// Paths that are looked up in one go.
+const BATCH: usize = 512;
+/// In bytes; Nix's default.
+const RESERVED: u64 = 8 << 20;

@@ -1,0 +1,94 @@
+//! Paths made up for tests.
+#![allow(dead_code)]
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use std::path::Path;
+use tk_local::{LocalConfig, LocalStore};
+use tk_narinfo::PathInfo;
+use tk_path::{Algorithm, Hash, NarHash, StorePath};
+use tk_store::{AddReport, SigCheck, Store, nar};
+
+/// A path with its NAR.
+pub struct Sample {
+    pub info: PathInfo,
+    pub nar: Bytes,
+}
+
+pub async fn open(root: &Path) -> LocalStore {
+    LocalStore::open(LocalConfig::chroot(root)).await.unwrap()
+}
+
+/// Adds all of `samples`, references first, and expects that nothing fails.
+pub async fn add_all(store: &dyn Store, samples: &[Sample]) -> AddReport {
+    let report = try_add(store, samples).await;
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    assert_eq!(report.added.len(), samples.len());
+    report
+}
+
+pub async fn try_add(store: &dyn Store, samples: &[Sample]) -> AddReport {
+    let items = samples
+        .iter()
+        .map(|s| Ok((s.info.clone(), nar::from_bytes(s.nar.clone()))));
+    let items = stream::iter(items.collect::<Vec<_>>()).boxed();
+    store.add(items, &SigCheck::Skip).await.unwrap()
+}
+
+/// `n` paths of very different sizes, each of which refers to the two before it and to itself.
+pub fn chain(n: usize) -> Vec<Sample> {
+    let mut samples: Vec<Sample> = Vec::new();
+    for i in 0..n {
+        let size = [13, 4_000, 70_000, 300_000][i % 4];
+        let before = samples.iter().rev().take(2).map(|s| s.info.path.clone());
+        let references: Vec<_> = before.collect();
+        let mut sample = sample(&format!("chain-{i}"), &vec![i as u8; size]);
+        sample.info.references.extend(references);
+        sample.info.references.insert(sample.info.path.clone());
+        samples.push(sample);
+    }
+    samples
+}
+
+/// A folder with a file of `content`, an executable and a link.
+pub fn sample(name: &str, content: &[u8]) -> Sample {
+    let digest = Hash::digest(Algorithm::Sha256, name.as_bytes());
+    let digest: [u8; 20] = digest.compress(20).try_into().unwrap();
+    let nar = nar_of_folder(content);
+    let hash = NarHash::try_from(Hash::digest(Algorithm::Sha256, &nar)).unwrap();
+    let path = StorePath::from_digest(&digest, name).unwrap();
+    Sample {
+        info: PathInfo::new(path, hash, nar.len() as u64),
+        nar,
+    }
+}
+
+fn nar_of_folder(content: &[u8]) -> Bytes {
+    let mut nar = Vec::new();
+    let mut put = |tokens: &[&[u8]]| {
+        for token in tokens {
+            nar.extend((token.len() as u64).to_le_bytes());
+            nar.extend(*token);
+            nar.resize(nar.len().next_multiple_of(8), 0);
+        }
+    };
+    put(&[b"nix-archive-1", b"(", b"type", b"directory"]);
+    put(&[b"entry", b"(", b"name", b"file", b"node"]);
+    put(&[b"(", b"type", b"regular", b"contents", content, b")", b")"]);
+    put(&[b"entry", b"(", b"name", b"link", b"node"]);
+    put(&[b"(", b"type", b"symlink", b"target", b"file", b")", b")"]);
+    put(&[b"entry", b"(", b"name", b"run", b"node"]);
+    put(&[
+        b"(",
+        b"type",
+        b"regular",
+        b"executable",
+        b"",
+        b"contents",
+        b"#!",
+        b")",
+        b")",
+    ]);
+    put(&[b")"]);
+    nar.into()
+}

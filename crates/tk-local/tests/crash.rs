@@ -1,0 +1,90 @@
+//! A process that adds is killed, at many moments: what is left opens, and holds no lie.
+
+mod common;
+
+use common::{Sample, add_all, chain, open};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+use tk_local::LocalStore;
+use tk_store::{Store, StoreExt, verify};
+
+/// Plays both parts: run again with the variable set, it is the process that gets killed.
+#[test]
+fn killed_at_any_moment() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Some(root) = std::env::var_os(CHILD) {
+        runtime.block_on(async { add_all(&open(root.as_ref()).await, &samples()).await });
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let samples = samples();
+    let mut kills = 0;
+    // Each root is killed a few times before a new one begins, so that left-overs meet.
+    for attempt in 0..ATTEMPTS {
+        let root = folder.path().join((attempt / 4).to_string());
+        kills += u32::from(run_and_kill(
+            &root,
+            Duration::from_millis(attempt * 37 % 150),
+        ));
+        runtime.block_on(examine(&root, &samples));
+    }
+    assert!(
+        kills > 10,
+        "{kills} of {ATTEMPTS} were killed at work: the delays do not fit"
+    );
+    for root in folder.path().read_dir().unwrap() {
+        runtime.block_on(complete(&root.unwrap().path(), &samples));
+    }
+}
+
+/// Whether the child was still at work when it was killed.
+fn run_and_kill(root: &Path, delay: Duration) -> bool {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "killed_at_any_moment"])
+        .env(CHILD, root)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(delay);
+    let at_work = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    at_work
+}
+
+/// Every row has its content and its references.
+async fn examine(root: &Path, samples: &[Sample]) {
+    let store = open(root).await;
+    let valid = store.all().await.unwrap();
+    for path in &valid {
+        let info = store.require_info(path).await.unwrap();
+        verify(&store, &info).await.unwrap();
+        assert!(info.references.is_subset(&valid), "{path}");
+        assert!(samples.iter().any(|s| s.info.path == *path));
+    }
+}
+
+/// What is missing can be added, and nothing temporary remains.
+async fn complete(root: &Path, samples: &[Sample]) {
+    let store: LocalStore = open(root).await;
+    add_all(&store, samples).await;
+    examine(root, samples).await;
+    let all = samples.iter().map(|s| s.info.path.clone()).collect();
+    assert_eq!(store.valid(&all).await.unwrap(), all);
+    let real = store.real_dir().to_owned();
+    drop(store);
+    for entry in real.read_dir().unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!name.contains("-tk-tmp-"), "{name} is left over");
+    }
+}
+
+fn samples() -> Vec<Sample> {
+    chain(120)
+}
+
+const CHILD: &str = "TK_LOCAL_TEST_CRASH";
+const ATTEMPTS: u64 = 40;
