@@ -6,7 +6,11 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{Access, access};
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tk_cache::{FolderCache, FolderConfig};
 use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::{Compression, SecretKey};
@@ -136,29 +140,47 @@ async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result
     Ok(store)
 }
 
-/// What Nix would pick: the system's store if it may be written, the daemon if there is one, and a
-/// store in the user's data folder where there is neither (for root too, whom Nix gives a new
-/// /nix: a folder in / should not appear because somebody copied a path).
+/// What Nix would pick, see [`pick`].
 async fn auto(settings: &mut Settings, wish: &Wish) -> Result<Opened> {
-    let state = path_var("NIX_STATE_DIR").unwrap_or_else(|| "/nix/var/nix".into());
-    if access(&state, Access::READ_OK | Access::WRITE_OK).is_ok() {
-        return local(None, settings, wish).await;
-    }
+    let state = path_var("NIX_STATE_DIR");
+    let configured = state.is_some() || path_var("NIX_STORE_DIR").is_some();
+    let state = state.unwrap_or_else(|| "/nix/var/nix".into());
     let socket =
         path_var("NIX_DAEMON_SOCKET_PATH").unwrap_or_else(|| state.join("daemon-socket/socket"));
-    if socket.exists() {
-        bail!("{DAEMON}");
+    match pick(&state, &socket, configured) {
+        Pick::System => local(None, settings, wish).await,
+        Pick::Daemon => bail!("{DAEMON}"),
+        Pick::Own => {
+            // The user's own store is there as soon as somebody asks for it.
+            let wish = Wish {
+                write: true,
+                ..wish.clone()
+            };
+            local(Some(data_folder()?.join("root")), settings, &wish).await
+        }
     }
-    let configured = path_var("NIX_STORE_DIR").is_some() || path_var("NIX_STATE_DIR").is_some();
-    if configured || state.exists() {
-        return local(None, settings, wish).await;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pick {
+    System,
+    Daemon,
+    Own,
+}
+
+/// The system's store if it may be written, the daemon if there is one, and a store in the user's
+/// data folder where there is neither. The last also for root, whom Nix gives a new /nix: a folder
+/// in / should not appear because somebody copied a path.
+fn pick(state: &Path, socket: &Path, configured: bool) -> Pick {
+    if access(state, Access::READ_OK | Access::WRITE_OK).is_ok() {
+        Pick::System
+    } else if socket.exists() {
+        Pick::Daemon
+    } else if configured || state.exists() {
+        Pick::System
+    } else {
+        Pick::Own
     }
-    // The user's own store is there as soon as somebody asks for it.
-    let wish = Wish {
-        write: true,
-        ..wish.clone()
-    };
-    local(Some(data_folder()?.join("root")), settings, &wish).await
 }
 
 async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> Result<Opened> {
@@ -278,3 +300,25 @@ const CACHE_SETTINGS: &[&str] = &[
 const KINDS: &str = "this version opens auto, local?root=DIR, /a/folder and file:///a/cache";
 const DAEMON: &str = "it is behind a Nix daemon, which this version does not speak to yet; \
                       name another store, such as --store ~/my-store";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_what_nix_would_pick() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, socket) = (folder.path().join("state"), folder.path().join("socket"));
+        assert_eq!(pick(&state, &socket, false), Pick::Own);
+        assert_eq!(pick(&state, &socket, true), Pick::System);
+        std::fs::write(&socket, "").unwrap();
+        assert_eq!(pick(&state, &socket, false), Pick::Daemon);
+        assert_eq!(pick(&state, &socket, true), Pick::Daemon);
+        std::fs::create_dir(&state).unwrap();
+        assert_eq!(
+            pick(&state, &socket, false),
+            Pick::System,
+            "it can be written"
+        );
+    }
+}

@@ -2,14 +2,16 @@
 
 use crate::{Context, open::Opened, ui};
 use anyhow::{Context as _, Result, bail};
+use futures::{StreamExt, TryStreamExt};
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use tk_nar::fs::DumpOptions;
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method, References, StorePath};
-use tk_store::{ContentHasher, nar};
+use tk_store::{ContentHasher, copy::Progress, nar};
 
 /// What an argument turned out to be.
 #[derive(Debug)]
@@ -115,12 +117,17 @@ pub async fn add_file(
         let info = tokio::task::spawn_blocking(move || hasher.file(&source, &dump, &dir, &name));
         return info.await?.with_context(doing);
     }
-    let nar = nar::dump(file.to_owned(), dump);
+    let meter = Arc::new(cx.ui.reading("add"));
+    meter.name(&name);
+    let counter = meter.clone();
+    let nar = nar::dump(file.to_owned(), dump).inspect_ok(move |chunk| {
+        counter.advanced(chunk.len() as u64);
+    });
     let store = store.add_content().with_context(doing)?;
     let none = References::default();
-    let info = store
-        .add_content(&name, method, algorithm, &none, nar)
-        .await;
+    let info = store.add_content(&name, method, algorithm, &none, nar.boxed());
+    let info = info.await;
+    meter.clear();
     let info = info.with_context(doing)?;
     cx.ui.say(format_args!(
         "added {} as {} ({})",

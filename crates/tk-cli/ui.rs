@@ -44,12 +44,21 @@ impl Ui {
 
     /// Progress over `paths` paths and `bytes` bytes: a bar on a terminal, else a line a path.
     pub fn progress(&self, verb: &'static str, paths: usize, bytes: u64) -> Meter {
+        self.meter(verb, paths as u64, Some(bytes))
+    }
+
+    /// Progress over one thing of unknown size.
+    pub fn reading(&self, verb: &'static str) -> Meter {
+        self.meter(verb, 1, None)
+    }
+
+    fn meter(&self, verb: &'static str, paths: u64, bytes: Option<u64>) -> Meter {
         let bar = (!self.quiet && io::stderr().is_terminal()).then(|| bar(verb, bytes));
         Meter {
             verb,
             lines: !self.quiet && bar.is_none(),
             bar,
-            paths: paths as u64,
+            paths,
             bytes,
             read: AtomicU64::new(0),
             done: AtomicU64::new(0),
@@ -64,7 +73,8 @@ pub struct Meter {
     lines: bool,
     bar: Option<ProgressBar>,
     paths: u64,
-    bytes: u64,
+    /// Of all NARs, if that is known.
+    bytes: Option<u64>,
     read: AtomicU64,
     done: AtomicU64,
     last: Mutex<Instant>,
@@ -75,6 +85,13 @@ impl Meter {
     pub fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+
+    /// What is being read, where no path is known yet.
+    pub fn name(&self, name: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(name.to_owned());
         }
     }
 
@@ -100,8 +117,11 @@ impl Progress for Meter {
             && last.elapsed() >= LINE_EVERY
         {
             *last = Instant::now();
-            let (read, all) = (HumanBytes(read), HumanBytes(self.bytes));
-            eprintln!("{} {read} of {all}, {}", self.verb, self.head());
+            let (verb, read) = (self.verb, HumanBytes(read));
+            match self.bytes {
+                Some(all) => eprintln!("{verb} {read} of {}, {}", HumanBytes(all), self.head()),
+                None => eprintln!("{verb} {read}"),
+            }
         }
     }
 
@@ -130,10 +150,15 @@ pub fn out(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
-fn bar(verb: &'static str, bytes: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr_with_hz(10));
-    let style = "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}  {wide_msg}";
-    let style = ProgressStyle::with_template(style).expect("the template is a constant");
+fn bar(verb: &'static str, bytes: Option<u64>) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::stderr_with_hz(10));
+    let style = match bytes {
+        Some(_) => {
+            "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}  {wide_msg}"
+        }
+        None => "{prefix} {spinner} {bytes} {bytes_per_sec}  {wide_msg}",
+    };
+    let style = ProgressStyle::with_template(style).expect("the templates are constants");
     bar.set_style(style.progress_chars("=> "));
     bar.set_prefix(verb);
     bar
