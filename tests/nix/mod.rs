@@ -1,4 +1,5 @@
 //! Real Nix as the oracle: what it writes we write, byte for byte.
 
+mod main_job;
 mod nar;
 mod store_path;
