@@ -54,7 +54,7 @@ pub struct Copy {
     /// Say what would be copied, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Paths worked on at once [default: twice the processors]
+    /// Paths worked on at once [default: one for each processor]
     #[arg(long, short, value_name = "N")]
     jobs: Option<NonZeroUsize>,
     /// Print a report as JSON

@@ -38,7 +38,7 @@ pub struct Verify {
     /// Trust the public key, name:base64 or a file (may be repeated) [default: nix.conf's]
     #[arg(long, value_name = "KEY")]
     trusted_key: Vec<String>,
-    /// Paths read at once [default: the processors]
+    /// Paths read at once [default: one for each processor]
     #[arg(long, short, value_name = "N")]
     jobs: Option<NonZeroUsize>,
     /// Print a report as JSON
