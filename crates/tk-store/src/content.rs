@@ -95,6 +95,23 @@ impl ContentHasher {
     /// The metadata of the content as a path named `name`: path, content address, NAR hash and
     /// size, references.
     pub fn finish(self, dir: &StoreDir, name: &str, references: &References) -> Result<PathInfo> {
+        let method = self.method;
+        let (hash, nar_hash, nar_size) = self.hashes()?;
+        let ca = ContentAddress { method, hash };
+        let path = dir
+            .path_of_content(name, &ca, references)
+            .map_err(|e| Error::invalid(e.to_string()))?;
+        let mut info = PathInfo::new(path, nar_hash, nar_size);
+        info.references = references.others.clone();
+        if references.itself {
+            info.references.insert(info.path.clone());
+        }
+        info.ca = Some(ca);
+        Ok(info)
+    }
+
+    /// The hash of the content address, and the NAR's hash and size.
+    pub(crate) fn hashes(self) -> Result<(Hash, NarHash, u64)> {
         self.decoder.finish().map_err(malformed)?;
         let size = self.nar.bytes();
         let nar_hash = NarHash::try_from(self.nar.finish()).expect("sha256 was asked for");
@@ -103,20 +120,7 @@ impl ContentHasher {
             Content::Nar(hasher) | Content::File(hasher) => hasher.finish(),
             Content::Git(git) => git.finish()?,
         };
-        let ca = ContentAddress {
-            method: self.method,
-            hash,
-        };
-        let path = dir
-            .path_of_content(name, &ca, references)
-            .map_err(|e| Error::invalid(e.to_string()))?;
-        let mut info = PathInfo::new(path, nar_hash, size);
-        info.references = references.others.clone();
-        if references.itself {
-            info.references.insert(info.path.clone());
-        }
-        info.ca = Some(ca);
-        Ok(info)
+        Ok((hash, nar_hash, size))
     }
 
     /// The metadata that the file or folder at `path` would have; reads it on this thread.

@@ -1,9 +1,15 @@
-use crate::{Error, Result, Store, nar::BlockingNar};
+use crate::{ContentHasher, Error, Result, Store, nar::BlockingNar};
 use tk_nar::Validator;
 use tk_narinfo::PathInfo;
-use tk_path::{Algorithm, Hasher, NarHash, StorePath};
+use tk_path::{
+    Algorithm, ContentAddress, Hash, Hasher, Method, NarHash, StorePath, scan::SelfRefHasher,
+};
 
-/// Checks a NAR that passes by against its metadata: grammar, size and hash, in one pass.
+/// Checks a NAR that passes by against all that its metadata says: grammar, size, hash, and the
+/// content address if there is one. One pass, and one hash where the address is the NAR hash.
+///
+/// # Security
+/// Whether the content address makes the path is for [`PathInfo::is_content_addressed`] to say.
 #[derive(Debug)]
 pub struct NarCheck {
     hasher: Hasher,
@@ -11,18 +17,30 @@ pub struct NarCheck {
     hash: NarHash,
     /// Bytes; 0 = not known.
     size: u64,
+    claim: Option<(ContentAddress, Claim)>,
     path: StorePath,
     from: String,
+}
+
+/// What finds the content address, where it is not the NAR hash once more.
+#[derive(Debug)]
+enum Claim {
+    Plain(Box<ContentHasher>),
+    RefersToItself(Box<SelfRefHasher>),
+    /// There is no such content address.
+    Impossible(Error),
 }
 
 impl NarCheck {
     /// A check of the NAR of `info`, which comes from `from` (a store's URI, for the errors).
     pub fn new(info: &PathInfo, from: impl Into<String>) -> Self {
+        let claim = info.ca.as_ref();
         NarCheck {
             hasher: Hasher::new(Algorithm::Sha256),
             grammar: Validator::new(),
             hash: info.nar_hash,
             size: info.nar_size,
+            claim: claim.and_then(|ca| Some((ca.clone(), Claim::new(info, ca)?))),
             path: info.path.clone(),
             from: from.into(),
         }
@@ -40,9 +58,16 @@ impl NarCheck {
             let at_least = format!("at least {bytes} bytes");
             return Err(self.mismatch("NAR size", format!("{} bytes", self.size), at_least));
         }
-        match self.grammar.feed(chunk) {
-            Ok(()) => Ok(()),
-            Err(e) => Err(self.malformed(e)),
+        if let Err(error) = self.grammar.feed(chunk) {
+            return Err(self.malformed(error));
+        }
+        match &mut self.claim {
+            Some((_, Claim::Plain(hasher))) => hasher.update(chunk),
+            Some((_, Claim::RefersToItself(hasher))) => {
+                hasher.update(chunk);
+                Ok(())
+            }
+            Some((_, Claim::Impossible(_))) | None => Ok(()),
         }
     }
 
@@ -59,10 +84,22 @@ impl NarCheck {
         if self.hash != actual {
             return Err(self.mismatch("NAR hash", self.hash.to_string(), actual.to_string()));
         }
-        match std::mem::take(&mut self.grammar).finish() {
-            Ok(_) => Ok(()),
-            Err(e) => Err(self.malformed(e)),
+        if let Err(error) = std::mem::take(&mut self.grammar).finish() {
+            return Err(self.malformed(error));
         }
+        let Some((claimed, claim)) = self.claim.take() else {
+            return Ok(());
+        };
+        let actual = claim.finish(&claimed)?;
+        if actual != claimed.hash {
+            let actual = ContentAddress {
+                hash: actual,
+                ..claimed.clone()
+            };
+            let (claimed, actual) = (claimed.to_string(), actual.to_string());
+            return Err(self.mismatch("content address", claimed, actual));
+        }
+        Ok(())
     }
 
     fn mismatch(&self, what: &'static str, expected: String, actual: String) -> Error {
@@ -80,6 +117,37 @@ impl NarCheck {
             format!("the NAR of {} from {}", self.path, self.from),
             error,
         )
+    }
+}
+
+impl Claim {
+    /// `None` if the check of the NAR hash tells all.
+    fn new(info: &PathInfo, ca: &ContentAddress) -> Option<Self> {
+        let algorithm = ca.hash.algorithm();
+        if ca.method == Method::Nar && info.references.contains(&info.path) {
+            let hasher = SelfRefHasher::new(algorithm, &info.path.to_hash_part());
+            return Some(Claim::RefersToItself(Box::new(hasher)));
+        }
+        if ca.method == Method::Nar && ca.hash == info.nar_hash.into() {
+            return None;
+        }
+        Some(match ContentHasher::new(ca.method, algorithm) {
+            Ok(hasher) => Claim::Plain(Box::new(hasher)),
+            Err(error) => Claim::Impossible(error),
+        })
+    }
+
+    /// The hash that the content really has.
+    fn finish(self, claimed: &ContentAddress) -> Result<Hash> {
+        match self {
+            Claim::Plain(hasher) => Ok(hasher.hashes()?.0),
+            // Nix 2.17 to 2.34 leave out the places of the self references.
+            Claim::RefersToItself(hasher) => match hasher.clone().finish_without_offsets() {
+                hash if hash == claimed.hash => Ok(hash),
+                _ => Ok(hasher.finish()),
+            },
+            Claim::Impossible(error) => Err(error),
+        }
     }
 }
 
