@@ -1,0 +1,130 @@
+//! Who takes part: our crates and program, the other crates, and every real Nix that is found.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::work::Library;
+
+/// Somebody who can do a job.
+#[derive(Debug, Clone)]
+pub enum Contender {
+    Library(Library),
+    TkStore(PathBuf),
+    Nix { version: String, bin: PathBuf },
+    OpenSsl(PathBuf),
+}
+
+impl Contender {
+    pub fn name(&self) -> String {
+        match self {
+            Contender::Library(library) => library.name().into(),
+            Contender::TkStore(_) => "tk-store".into(),
+            Contender::Nix { version, .. } => format!("nix {version}"),
+            Contender::OpenSsl(_) => "openssl".into(),
+        }
+    }
+
+    pub fn is_ours(&self) -> bool {
+        matches!(
+            self,
+            Contender::Library(Library::TkNar) | Contender::TkStore(_)
+        )
+    }
+
+    /// Programs start up, read settings and so on; crates do not. Each is compared with ours of its kind.
+    pub fn is_program(&self) -> bool {
+        !matches!(self, Contender::Library(_))
+    }
+}
+
+/// All that are there, ours first, and what is not there and why.
+pub fn find(tk_store: &Path) -> (Vec<Contender>, Vec<(&'static str, String)>) {
+    let (mut found, mut absent) = (vec![Contender::Library(Library::TkNar)], Vec::new());
+    match tk_store.is_file() {
+        true => found.push(Contender::TkStore(tk_store.to_owned())),
+        false => absent.push((
+            "tk-store",
+            format!(
+                "{} is not there: cargo build --release, or --tk-store PATH",
+                tk_store.display()
+            ),
+        )),
+    }
+    let (rig, nix) = find_nix();
+    if nix.is_empty() {
+        absent.push((
+            "nix",
+            format!(
+                "no nix-store in {} or PATH: tests/rig/install",
+                rig.display()
+            ),
+        ));
+    }
+    found.extend(nix);
+    found.extend([Library::NixArchive, Library::NixNar].map(Contender::Library));
+    match in_path("openssl") {
+        Some(openssl) => found.push(Contender::OpenSsl(openssl)),
+        None => absent.push(("openssl", "not in PATH".into())),
+    }
+    (found, absent)
+}
+
+/// Real Nix, oldest version first, each version once.
+fn find_nix() -> (PathBuf, Vec<Contender>) {
+    let rig =
+        env::var_os("NIX_RIG_DIR").map_or_else(|| PathBuf::from("/opt/nix-rig"), PathBuf::from);
+    let folders = rig.read_dir().into_iter().flatten().flatten();
+    let mut bins: Vec<_> = folders.map(|folder| folder.path().join("bin")).collect();
+    bins.extend(in_path("nix-store").and_then(|nix| Some(nix.parent()?.to_owned())));
+    let versions = bins
+        .into_iter()
+        .filter_map(|bin| Some((version(&bin)?, bin)));
+
+    let mut seen = BTreeSet::new();
+    let mut versions: Vec<_> = versions
+        .filter(|(version, _)| seen.insert(version.clone()))
+        .collect();
+    versions.sort_by_key(|(version, _)| numbers(version));
+    let contenders = versions
+        .into_iter()
+        .map(|(version, bin)| Contender::Nix { version, bin });
+    (rig, contenders.collect())
+}
+
+/// `nix-store (Nix) 2.34.8` → `2.34.8`
+fn version(bin: &Path) -> Option<String> {
+    let out = Command::new(bin.join("nix-store"))
+        .arg("--version")
+        .output()
+        .ok()?;
+    let text = String::from_utf8(out.stdout).ok()?;
+    text.split_whitespace().next_back().map(str::to_owned)
+}
+
+fn numbers(version: &str) -> Vec<u64> {
+    version
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse().ok())
+        .collect()
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_sort_by_number() {
+        let mut versions = ["2.34.8", "2.8.0", "2.26.3pre1", "10"];
+        versions.sort_by_key(|version| numbers(version));
+        assert_eq!(versions, ["2.8.0", "2.26.3pre1", "2.34.8", "10"]);
+    }
+}

@@ -1,0 +1,52 @@
+//! `tk-bench`: how fast this project is beside real Nix and other crates, in one run. See README.md.
+
+mod compare;
+mod contender;
+mod corpus;
+mod job;
+mod measure;
+mod report;
+mod work;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Measures this project beside real Nix and other crates.
+#[derive(Parser)]
+#[command(name = "tk-bench", max_term_width = 100)]
+enum Cli {
+    Compare(compare::Compare),
+    #[command(flatten)]
+    Process(Process),
+}
+
+/// What this program starts itself for, so that each thing measured is a process of its own.
+#[derive(clap::Subcommand)]
+enum Process {
+    #[command(hide = true)]
+    Measure(measure::Measure),
+    #[command(hide = true, subcommand)]
+    Work(work::Work),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("tk-bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// False if something of ours failed.
+fn run(cli: Cli) -> Result<bool> {
+    match cli {
+        Cli::Compare(compare) => compare.run(),
+        Cli::Process(Process::Measure(measure)) => measure.run().map(|()| true),
+        Cli::Process(Process::Work(work)) => work.run().map(|()| true),
+    }
+}
