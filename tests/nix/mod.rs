@@ -1,5 +1,6 @@
 //! Real Nix as the oracle: what it writes we write, byte for byte.
 
+mod cache;
 mod main_job;
 mod nar;
 mod store_path;
