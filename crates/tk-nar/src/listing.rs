@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::decode::{Decoder, Event, feed_all};
 use crate::error::NarError;
@@ -107,15 +108,17 @@ impl Listing {
 
     /// Reads a `.ls` text of any version of Nix. Names are checked as an archive's are; unknown keys are passed over.
     pub fn from_json(text: &str) -> Result<Listing, ListingError> {
-        let value: Value = serde_json::from_str(text).map_err(ListingError::Json)?;
-        if value.get("version").and_then(Value::as_u64) != Some(1) {
+        // The root is parsed apart: serde_json goes 127 levels deep, which 64 nodes need for themselves.
+        let parts: BTreeMap<String, &RawValue> =
+            serde_json::from_str(text).map_err(ListingError::Json)?;
+        if parts.get("version").map(|version| version.get()) != Some("1") {
             return Err(shape("", "its version is not 1"));
         }
-        let root = value
+        let root = parts
             .get("root")
             .ok_or_else(|| shape("", "it has no root"))?;
         Ok(Listing {
-            root: Node::from_value(root, "", 1)?,
+            root: Node::from_json(root.get())?,
         })
     }
 

@@ -6,6 +6,7 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 
 use common::{Tree, sample, tree};
 use proptest::prelude::*;
+use tk_nar::grammar::MAX_DEPTH;
 use tk_nar::{Index, Listing, ListingBuilder, ListingStyle, MemberError, Node};
 
 fn shop() -> Tree {
@@ -63,6 +64,14 @@ fn listings_of_other_versions_are_read() {
         listing.to_json(),
         r#"{"root":{"entries":{"a":{"executable":true,"size":2,"type":"regular"},"b":{}},"type":"directory"},"version":1}"#
     );
+}
+
+#[test]
+fn the_deepest_archive_has_a_listing_that_reads_back() {
+    let deepest = (1..MAX_DEPTH).fold(Tree::file(b"x"), |tree, _| Tree::directory([("d", tree)]));
+    let listing = Listing::read(&*deepest.nar()).expect("valid");
+    let back = Listing::from_json(&listing.to_json()).expect("it is a listing");
+    assert_eq!(back, listing);
 }
 
 #[test]
