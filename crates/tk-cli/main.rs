@@ -63,12 +63,28 @@ impl Context {
 }
 
 /// The answer of a command, as its exit status has it; what failed is an error and 2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Answer {
     /// 0: yes, or done.
     Yes,
     /// 1: no: something is missing or not what it should be.
     No,
+    /// 2: something could not be done, and was told already.
+    Failed,
+}
+
+impl Answer {
+    /// The answer of a command that went on after these errors.
+    fn after<'a>(errors: impl IntoIterator<Item = &'a Error>) -> Self {
+        let answer = |error: &Error| match error {
+            Error::Malformed { .. } => Answer::No,
+            // A narinfo without its NAR.
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Answer::No,
+            error if is_no(error) => Answer::No,
+            _ => Answer::Failed,
+        };
+        errors.into_iter().map(answer).max().unwrap_or(Answer::Yes)
+    }
 }
 
 fn main() -> ExitCode {
@@ -76,10 +92,12 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
+        Ok(Answer::Failed) => ExitCode::from(2),
         Err(error) if is_broken_pipe(&error) => ExitCode::from(141),
         Err(error) => {
             eprintln!("tk-store: {error:#}");
-            ExitCode::from(if is_no(&error) { 1 } else { 2 })
+            let no = error.chain().any(|e| e.downcast_ref().is_some_and(is_no));
+            ExitCode::from(if no { 1 } else { 2 })
         }
     }
 }
@@ -98,19 +116,14 @@ fn run(cli: Cli) -> Result<Answer> {
 
 /// Whether the error is an answer: asked and understood, but something is missing or is not what it
 /// should be.
-fn is_no(error: &anyhow::Error) -> bool {
-    let no = |error: &Error| {
-        matches!(
-            error,
-            Error::NotFound { .. }
-                | Error::MissingReference { .. }
-                | Error::Mismatch { .. }
-                | Error::Untrusted { .. }
-        )
-    };
-    error
-        .chain()
-        .any(|cause| cause.downcast_ref().is_some_and(no))
+fn is_no(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::NotFound { .. }
+            | Error::MissingReference { .. }
+            | Error::Mismatch { .. }
+            | Error::Untrusted { .. }
+    )
 }
 
 /// Whether somebody like `head` closed our stdout: no failure of ours, and nothing to say.

@@ -183,15 +183,13 @@ pub fn tell_report(
     cx.ui.say(format_args!(
         "{verb} {n} {paths} ({size}{written}) to {dst} in {time}; {there} were there already"
     ));
-    match report.failed.len() {
-        0 => Ok(Answer::Yes),
-        n => {
-            cx.ui.error(format_args!(
-                "{n} paths could not be {verb}; the others are complete"
-            ));
-            Ok(Answer::No)
-        }
+    if !report.failed.is_empty() {
+        let n = report.failed.len();
+        cx.ui.error(format_args!(
+            "{n} paths could not be {verb}; the others are complete"
+        ));
     }
+    Ok(Answer::after(report.failed.iter().map(|(_, error)| error)))
 }
 
 fn entry(info: &PathInfo, store: &dyn Store) -> serde_json::Value {

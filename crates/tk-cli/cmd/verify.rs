@@ -13,7 +13,8 @@ use tk_store::{Closure, Error, SigCheck, Store, closure, copy::Progress, verify}
 
 /// Check that content is what its hash says, and that trusted keys signed it
 ///
-/// As nix store verify. Each bad path is told with the reason, and the exit status is 1.
+/// As nix store verify. Each bad path is told with the reason, and the exit status is 1 (2 if a
+/// path could not be looked at).
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Verify {
@@ -76,6 +77,10 @@ impl Verify {
             .buffer_unordered(jobs);
         let bad: Vec<_> = checks.filter_map(|bad| async { bad }).collect().await;
         meter.clear();
+        let mut answer = Answer::after(bad.iter().map(|(_, error)| error));
+        if !found.absent.is_empty() {
+            answer = answer.max(Answer::No);
+        }
         let absent = found.absent.iter().map(|(path, referrer)| {
             let why = match referrer {
                 None => format!("{path} is not in {store}"),
@@ -106,11 +111,7 @@ impl Verify {
             "verified {n} paths ({size}) of {store}: {} bad",
             bad.len()
         ));
-        Ok(if bad.is_empty() {
-            Answer::Yes
-        } else {
-            Answer::No
-        })
+        Ok(answer)
     }
 
     async fn check<'a>(
