@@ -91,6 +91,11 @@ impl Compressor {
         }
     }
 
+    /// How many bytes encoders may reasonably hold together: what xz takes with all threads.
+    pub fn memory_of_all(&self) -> u64 {
+        (MEMORY_OF_THREAD * self.threads.get() as u64).max(2 * MEMORY_OF_THREAD)
+    }
+
     /// An encoder that writes to `out`. `size`, the number of bytes that will come if it is known,
     /// saves memory and is not otherwise relied on.
     #[allow(unused_variables)]
@@ -304,7 +309,7 @@ mod xz {
     use liblzma::stream::{Check, Filters, LzmaOptions, MtStreamBuilder, Stream};
     use std::{io, num::NonZeroUsize};
 
-    /// How one NAR is compressed, within [`MEMORY`].
+    /// How one NAR is compressed.
     pub(super) struct Plan {
         level: u32,
         dictionary: u32, // bytes
@@ -315,38 +320,42 @@ mod xz {
     }
 
     impl Plan {
-        /// A dictionary larger than the NAR gains nothing and costs twelve times its size. NARs of
-        /// more than one block go to several threads, for which the dictionary is at most
-        /// [`SHARED_DICTIONARY`].
+        /// A dictionary larger than the NAR gains nothing and costs twelve times its size. A NAR of
+        /// several blocks goes to several threads, unless the level stands for a large dictionary.
         pub(super) fn new(level: u32, size: Option<u64>, threads: NonZeroUsize) -> Plan {
-            let mut plan = Plan {
-                level,
-                dictionary: DICTIONARIES[level as usize],
-                block: 0,
-                threads: 1,
-                memory: 0,
-            };
             let size = size.unwrap_or(u64::MAX);
-            if size < u64::from(plan.dictionary) {
-                plan.dictionary = (size as u32).next_power_of_two().max(SMALLEST);
-            }
-            let threads = u32::try_from(threads.get()).unwrap_or(u32::MAX);
-            let shared = plan.dictionary.min(SHARED_DICTIONARY);
-            let blocks = size.div_ceil(2 * u64::from(shared));
-            plan.memory = plan.single_memory();
-            for threads in (2..=threads.min(MOST_THREADS)).rev() {
-                let parallel = Plan {
-                    threads,
-                    dictionary: shared,
-                    block: 2 * u64::from(shared),
-                    ..plan
-                };
-                let memory = parallel.builder().map_or(u64::MAX, |b| b.memusage());
-                if u64::from(threads) <= blocks && memory <= MEMORY {
-                    return Plan { memory, ..parallel };
+            let preset = DICTIONARIES[level as usize];
+            let dictionary = match u32::try_from(size) {
+                Ok(size) if size < preset => size.next_power_of_two().max(SMALLEST),
+                _ => preset,
+            };
+            let shared = dictionary.min(SHARED_DICTIONARY);
+            let block = 2 * u64::from(shared);
+            let threads = size
+                .div_ceil(block)
+                .min(threads.get() as u64)
+                .min(MOST_THREADS);
+            let plan = if threads < 2 || level > MOST_SHARED_LEVEL {
+                Plan {
+                    level,
+                    dictionary,
+                    block: 0,
+                    threads: 1,
+                    memory: 0,
                 }
+            } else {
+                Plan {
+                    level,
+                    dictionary: shared,
+                    block,
+                    threads: threads as u32,
+                    memory: 0,
+                }
+            };
+            Plan {
+                memory: plan.memory(),
+                ..plan
             }
-            plan
         }
 
         pub(super) fn stream(&self) -> io::Result<Stream> {
@@ -358,12 +367,17 @@ mod xz {
             stream.map_err(io::Error::other)
         }
 
-        /// The parallel encoder with one thread, without its three blocks of buffers.
-        fn single_memory(&self) -> u64 {
-            let block = u64::from(self.dictionary);
-            let one = Plan { block, ..*self };
-            one.builder()
-                .map_or(MEMORY, |b| b.memusage().saturating_sub(3 * block))
+        /// What liblzma expects; it tells only of parallel encoders, which have three buffers of
+        /// one block for each thread.
+        fn memory(&self) -> u64 {
+            let (block, buffers) = match self.threads {
+                1 => (u64::from(self.dictionary), 3 * u64::from(self.dictionary)),
+                _ => (self.block, 0),
+            };
+            let usage = Plan { block, ..*self }
+                .builder()
+                .map_or(0, |b| b.memusage());
+            usage.saturating_sub(buffers)
         }
 
         fn builder(&self) -> io::Result<MtStreamBuilder> {
@@ -385,12 +399,13 @@ mod xz {
         }
     }
 
-    /// What one encoder may hold, in bytes. liblzma counts output buffers in full, so that less
-    /// than this becomes resident. One thread at level 6 takes 94 MiB, at level 9 it takes 674.
-    const MEMORY: u64 = 144 << 20;
-    const MOST_THREADS: u32 = 64;
-    /// With 8 MiB, two threads would not fit. 4 % of size on the Rust toolchain.
-    const SHARED_DICTIONARY: u32 = 4 << 20;
+    /// liblzma refuses more than 16 thousand; this is what a machine may have.
+    const MOST_THREADS: u64 = 256;
+    /// Levels above have dictionaries of 16 MiB and more; who asks for them asks for small files.
+    const MOST_SHARED_LEVEL: u32 = 6;
+    /// With it a thread holds 54 MiB; with the 8 MiB of level 6 it would be 117. It costs 5 % of
+    /// size on the Rust toolchain.
+    const SHARED_DICTIONARY: u32 = 3 << 20;
     const SMALLEST: u32 = 1 << 16;
     /// Of the presets 0 to 9, in bytes.
     const DICTIONARIES: [u32; 10] = [
@@ -406,6 +421,10 @@ mod xz {
         64 << 20,
     ];
 }
+
+/// With two threads, the least that is reckoned with, there is room for one encoder of xz at its
+/// default level, 94 MiB, and within 128 MiB for the rest of the process.
+const MEMORY_OF_THREAD: u64 = 56 << 20;
 
 #[cfg(feature = "zstd")]
 const ZSTD_LEVEL: i32 = 3;

@@ -97,7 +97,9 @@ struct Inner {
     root: PathBuf,
     compressor: Compressor,
     /// What the encoders may hold together, in MiB.
-    memory: Arc<Semaphore>,
+    memory: u32,
+    /// What is left of it.
+    free_memory: Arc<Semaphore>,
 }
 
 impl FolderCache {
@@ -255,12 +257,13 @@ impl Inner {
             Err(e) if e.kind() == io::ErrorKind::NotFound && config.create => {}
             Err(e) => return Err(Error::io(doing(), e)),
         }
-        let memory = Arc::new(Semaphore::new(MEMORY as usize));
+        let memory = (compressor.memory_of_all() / MIB) as u32;
         let inner = Inner {
             config,
             root,
             compressor,
             memory,
+            free_memory: Arc::new(Semaphore::new(memory as usize)),
         };
         inner.check_info()?;
         Ok(inner)
@@ -441,8 +444,7 @@ fn writing(path: &Path, error: impl Into<io::Error>) -> Error {
 /// Narinfos that one thread reads before it answers.
 const BATCH: usize = 64;
 
-/// MiB that the encoders of NARs may hold together. One of xz with two threads fits.
-const MEMORY: u32 = 144;
+const MIB: u64 = 1 << 20;
 
 const NOT_IN_URLS: &AsciiSet = &CONTROLS
     .add(b' ')

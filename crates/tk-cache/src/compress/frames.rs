@@ -1,7 +1,8 @@
 //! zstd in independent frames, so that several threads can work on one NAR.
 //!
 //! Order is kept: frames are written as they were cut. Frames under way are bounded over all
-//! encoders of one [`Workers`]: two for each thread, and one or two for each encoder.
+//! encoders of one [`Workers`]: one for each thread and one that waits, and one or two for each
+//! encoder.
 
 use super::zstd_frame;
 use std::{
@@ -100,7 +101,7 @@ impl<W: Write> FrameEncoder<'_, W> {
         let shared = self.shared;
         // What is done is written, so that its memory is free. One frame of its own every encoder
         // may always have under way, or it could wait for others for ever.
-        while !self.under_way.is_empty() && shared.under_way.load(Relaxed) >= 2 * shared.threads {
+        while !self.under_way.is_empty() && shared.under_way.load(Relaxed) > shared.threads {
             let oldest = self.under_way.pop_front().expect("not empty");
             self.write_frame(oldest)?;
         }
@@ -247,7 +248,7 @@ impl Shared {
 
     fn give_back(&self, buffer: Vec<u8>) {
         let mut spare = lock(&self.spare);
-        if spare.len() < 2 * self.threads {
+        if spare.len() <= self.threads {
             spare.push(buffer);
         }
     }

@@ -280,10 +280,12 @@ fn xz_memory_is_planned() {
         (Some(1000), 2, 4 << 20),
         (Some(1 << 20), 8, 16 << 20),
         (Some(4 << 30), 1, 96 << 20),
-        (Some(4 << 30), 2, 144 << 20),
-        (None, 64, 144 << 20),
+        (Some(4 << 30), 2, 112 << 20),
+        (None, 2, 112 << 20),
+        (None, 64, 64 * (56 << 20)),
     ] {
         let memory = xz(threads).memory(size);
+        assert!(memory <= xz(threads).memory_of_all());
         assert!(
             memory > 0 && memory <= most,
             "{size:?}, {threads} threads: {memory} bytes"

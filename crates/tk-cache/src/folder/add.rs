@@ -12,7 +12,7 @@
 
 mod upload;
 
-use super::{Inner, MEMORY, blocking, files, writing};
+use super::{Inner, MIB, blocking, files, writing};
 use crate::layout;
 use futures::{
     FutureExt, StreamExt,
@@ -400,9 +400,14 @@ async fn upload(cache: Arc<Inner>, info: PathInfo, nar: Abortable<NarStream>) ->
     let memory = cache
         .compressor
         .memory(size)
-        .div_ceil(1 << 20)
-        .min(u64::from(MEMORY)) as u32;
-    let permit = cache.memory.clone().acquire_many_owned(memory).await;
+        .div_ceil(MIB)
+        .min(u64::from(cache.memory));
+    // It is never closed.
+    let permit = cache
+        .free_memory
+        .clone()
+        .acquire_many_owned(memory as u32)
+        .await;
     let nar = BlockingNar::new(nar.boxed());
     let work = blocking(move || {
         let _permit = permit;
