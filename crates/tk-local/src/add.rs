@@ -12,7 +12,7 @@ use crate::{
     Durability, LocalConfig, LocalStore,
     lock::{Cancel, OutputLock},
     place::{Nursery, TempPlace, remove_left_over, sweep},
-    receive::{Receiver, receive},
+    receive::receive,
     store::{Inner, blocking},
 };
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -25,7 +25,9 @@ use std::{
 };
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method, References, StorePath};
-use tk_store::{AddItem, AddItems, AddReport, ContentHasher, Error, NarStream, Result, SigCheck};
+use tk_store::{
+    AddItem, AddItems, AddReport, ContentHasher, Error, NarCheck, NarStream, Result, SigCheck,
+};
 
 /// See [`tk_store::Store::add`].
 pub(crate) async fn add(
@@ -33,6 +35,7 @@ pub(crate) async fn add(
     items: AddItems<'_>,
     check: &SigCheck,
 ) -> Result<AddReport> {
+    store.inner().require_writable()?;
     let sweeping = sweep_once(store.inner());
     let cancel = Cancel::default();
     let _cancel_on_drop = cancel.on_drop();
@@ -61,6 +64,7 @@ pub(crate) async fn add_content(
     references: &References,
     nar: NarStream,
 ) -> Result<PathInfo> {
+    store.inner().require_writable()?;
     let sweeping = sweep_once(store.inner());
     let cancel = Cancel::default();
     let _cancel_on_drop = cancel.on_drop();
@@ -290,7 +294,14 @@ impl Request {
         {
             return Err(store.missing(&info.path, reference));
         }
-        let receiver = Receiver::new(&info, &store.config.dir)?;
+        if let Some(ca) = &info.ca
+            && !info.is_content_addressed(&store.config.dir)
+        {
+            return Err(Error::invalid(format!(
+                "{} claims the content address {ca}, which makes another path",
+                info.path
+            )));
+        }
         store.roots.add(&store.config.dir, &info.path, &cancel)?;
         let lock = OutputLock::acquire(&store.real_path(&info.path), &cancel)?;
         if store.is_valid(&info.path)? {
@@ -298,8 +309,14 @@ impl Request {
         }
         let place = store.place(&cancel)?;
         let size = Some(info.nar_size);
-        let (receiver, bytes) = receive(nar, receiver, place.tree(), size, &cancel)?;
-        receiver.finish(&store.config.dir)?;
+        let (check, bytes) = receive(
+            nar,
+            NarCheck::new(&info, "its source"),
+            place.tree(),
+            size,
+            &cancel,
+        )?;
+        check.finish()?;
         info.nar_size = bytes;
         info.registration_time = 0;
         Ok(Some(Received {
@@ -319,6 +336,16 @@ pub(crate) struct Committed {
 }
 
 impl Inner {
+    fn require_writable(&self) -> Result<()> {
+        if !self.config.read_only {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            store: self.uri.clone(),
+            what: "is open for reading only".to_owned(),
+        })
+    }
+
     /// A place for new content, in the temporary folder of this store.
     fn place(&self, cancel: &Cancel) -> Result<TempPlace> {
         let mut nursery = self.nursery.lock().unwrap_or_else(|e| e.into_inner());
@@ -405,7 +432,7 @@ impl Inner {
 
 /// Removes, once per open store, what killed processes left in the store directory.
 fn sweep_once(store: &Arc<Inner>) -> impl Future<Output = Result<()>> + use<> {
-    let first = !store.swept.swap(true, Ordering::Relaxed) && !store.config.read_only;
+    let first = !store.swept.swap(true, Ordering::Relaxed);
     let store = store.clone();
     let work = first.then(|| tokio::task::spawn_blocking(move || sweep(&store.config.real)));
     async move {

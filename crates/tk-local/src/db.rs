@@ -16,7 +16,7 @@ use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
@@ -71,7 +71,7 @@ impl Database {
 
     /// The metadata of `path`, if it is valid.
     pub fn info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
-        self.info_from(&self.reader(), path)
+        self.info_from(&self.reader(), path, &mut Known::new())
     }
 
     /// The metadata of each of `paths`, as of one moment. What is wrong with one row concerns
@@ -79,8 +79,12 @@ impl Database {
     pub fn infos(&self, paths: &[StorePath]) -> Vec<Result<(StorePath, Option<PathInfo>)>> {
         let reader = self.reader();
         let snapshot = reader.unchecked_transaction();
-        let one = |path: &StorePath| Ok((path.clone(), self.info_from(&reader, path)?));
-        let infos = paths.iter().map(one).collect();
+        let mut known = Known::new();
+        let mut one = |path: &StorePath| {
+            let info = self.info_from(&reader, path, &mut known)?;
+            Ok((path.clone(), info))
+        };
+        let infos = paths.iter().map(&mut one).collect();
         drop(snapshot);
         infos
     }
@@ -161,7 +165,7 @@ impl Database {
     /// Adds signatures to those of `path`.
     pub fn add_signatures(&self, path: &StorePath, new: &BTreeSet<Signature>) -> Result<()> {
         self.write(|transaction| {
-            let Some(mut info) = self.info_from(transaction, path)? else {
+            let Some(mut info) = self.info_from(transaction, path, &mut Known::new())? else {
                 return Err(Error::NotFound {
                     path: path.clone(),
                     store: self.store.clone(),
@@ -190,47 +194,80 @@ impl Database {
             .optional()
     }
 
-    fn info_from(&self, connection: &Connection, path: &StorePath) -> Result<Option<PathInfo>> {
+    fn info_from(
+        &self,
+        connection: &Connection,
+        path: &StorePath,
+        known: &mut Known,
+    ) -> Result<Option<PathInfo>> {
         let full = self.dir.path(path);
         let row = self.read(|| {
             let sql = "select id, hash, registrationTime, deriver, narSize, ultimate, sigs, ca \
                        from ValidPaths where path = ?";
             let mut statement = connection.prepare_cached(sql)?;
-            statement
-                .query_row([&full], |row| Ok(self.info_of_row(path, row)))
-                .optional()
+            let info = |row: &Row| Ok(self.info_of_row(path, row));
+            statement.query_row([&full], info).optional()
         })?;
         let Some(row) = row else { return Ok(None) };
         let malformed =
             |why| Error::malformed(format!("the row of {full} in {}", self.file()), why);
         let (id, mut info) = row.map_err(malformed)?;
-        let references: Vec<String> = self.read(|| {
-            let sql = "select path from Refs join ValidPaths on reference = id where referrer = ?";
+        known.insert(id, path.clone());
+        let references: Vec<i64> = self.read(|| {
+            let sql = "select reference from Refs where referrer = ?";
             let mut statement = connection.prepare_cached(sql)?;
             statement.query_map([id], |row| row.get(0))?.collect()
         })?;
         for reference in references {
-            let reference = self.parse(&reference, &format!("a reference of {full}"))?;
+            let reference = match known.get(&reference) {
+                Some(known) => known.clone(),
+                None => self.path_of(connection, reference, &full, known)?,
+            };
             info.references.insert(reference);
         }
         Ok(Some(info))
     }
 
+    /// The path with the number `id`, to which `referrer` refers.
+    fn path_of(
+        &self,
+        connection: &Connection,
+        id: i64,
+        referrer: &str,
+        known: &mut Known,
+    ) -> Result<StorePath> {
+        let path: Option<String> = self.read(|| {
+            let sql = "select path from ValidPaths where id = ?";
+            let mut statement = connection.prepare_cached(sql)?;
+            statement.query_row([id], |row| row.get(0)).optional()
+        })?;
+        let what = format!("a reference of {referrer}");
+        let path = path.ok_or_else(|| {
+            Error::malformed(
+                format!("{what} in {}", self.file()),
+                format!("there is no row {id}"),
+            )
+        })?;
+        let path = self.parse(&path, &what)?;
+        known.insert(id, path.clone());
+        Ok(path)
+    }
+
     /// The id and the metadata, without references, that `row` holds.
     fn info_of_row(&self, path: &StorePath, row: &Row) -> Result<(i64, PathInfo), BadRow> {
-        let hash: String = column(row, "hash")?;
+        let hash: String = column(row, 1, "hash")?;
         let hash = NarHash::parse(&hash).map_err(|e| bad("hash", e))?;
-        let size: Option<i64> = column(row, "narSize")?;
+        let size: Option<i64> = column(row, 4, "narSize")?;
         let size = u64::try_from(size.unwrap_or(0)).map_err(|e| bad("narSize", e))?;
         let mut info = PathInfo::new(path.clone(), hash, size);
-        let time: i64 = column(row, "registrationTime")?;
+        let time: i64 = column(row, 2, "registrationTime")?;
         info.registration_time = u64::try_from(time).map_err(|e| bad("registrationTime", e))?;
-        if let Some(deriver) = column::<Option<String>>(row, "deriver")? {
+        if let Some(deriver) = column::<Option<String>>(row, 3, "deriver")? {
             let deriver = self.dir.parse_canonical(&deriver);
             info.deriver = Some(deriver.map_err(|e| bad("deriver", e))?);
         }
-        info.ultimate = column::<Option<i64>>(row, "ultimate")? == Some(1);
-        for signature in column::<Option<String>>(row, "sigs")?
+        info.ultimate = column::<Option<i64>>(row, 5, "ultimate")? == Some(1);
+        for signature in column::<Option<String>>(row, 6, "sigs")?
             .iter()
             .flat_map(|s| s.split(' '))
         {
@@ -239,10 +276,10 @@ impl Database {
                     .insert(signature.parse().map_err(|e| bad("sigs", e))?);
             }
         }
-        if let Some(ca) = column::<Option<String>>(row, "ca")?.filter(|ca| !ca.is_empty()) {
+        if let Some(ca) = column::<Option<String>>(row, 7, "ca")?.filter(|ca| !ca.is_empty()) {
             info.ca = Some(ca.parse().map_err(|e| bad("ca", e))?);
         }
-        Ok((column(row, "id")?, info))
+        Ok((column(row, 0, "id")?, info))
     }
 
     fn write_row(&self, transaction: &Transaction, info: &PathInfo) -> rusqlite::Result<i64> {
@@ -411,11 +448,14 @@ fn now() -> i64 {
     since.map_or(1, |since| since.as_secs() as i64)
 }
 
+/// Paths by the number of their row: in a closure the same are referred to again and again.
+type Known = HashMap<i64, StorePath>;
+
 /// What is wrong with one column.
 type BadRow = Box<dyn std::error::Error + Send + Sync>;
 
-fn column<T: rusqlite::types::FromSql>(row: &Row, name: &str) -> Result<T, BadRow> {
-    row.get(name).map_err(|e| bad(name, e))
+fn column<T: rusqlite::types::FromSql>(row: &Row, at: usize, name: &str) -> Result<T, BadRow> {
+    row.get(at).map_err(|e| bad(name, e))
 }
 
 fn bad(column: &str, error: impl std::fmt::Display) -> BadRow {
@@ -644,6 +684,18 @@ mod tests {
         );
         assert!(fixture.db.all().is_err());
         assert!(fixture.db.find(&path(1).to_hash_part()).unwrap().is_none());
+    }
+
+    #[test]
+    fn references_to_nowhere_are_named() {
+        let fixture = Fixture::new();
+        fixture.db.register(&[info(1, [])]).unwrap();
+        fixture.execute("pragma foreign_keys = off; insert into Refs values (1, 77)");
+        let line = fixture.db.info(&path(1)).unwrap_err().to_line();
+        assert!(
+            line.contains(&full(1)) && line.contains("no row 77"),
+            "{line}"
+        );
     }
 
     #[test]

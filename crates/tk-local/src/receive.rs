@@ -2,8 +2,6 @@ use crate::lock::Cancel;
 use bytes::Bytes;
 use std::{io, path::Path, sync::mpsc, thread};
 use tk_nar::fs::{CaseHack, Metadata, UnpackOptions, Unpacker};
-use tk_narinfo::PathInfo;
-use tk_path::{Algorithm, ContentAddress, Method, References, StoreDir};
 use tk_store::{ContentHasher, Error, NarCheck, NarStream, Result, nar::BlockingNar};
 
 /// What looks at each byte of a NAR while it is unpacked.
@@ -18,67 +16,9 @@ impl Watch for ContentHasher {
     }
 }
 
-/// Checks the NAR of a path against all that its metadata says.
-pub(crate) struct Receiver {
-    nar: NarCheck,
-    content: Option<(ContentHasher, PathInfo)>,
-}
-
-impl Receiver {
-    /// A check for the NAR of `info`.
-    ///
-    /// # Errors
-    /// When `info` claims a content address that does not make its path.
-    pub fn new(info: &PathInfo, dir: &StoreDir) -> Result<Self> {
-        let nar = NarCheck::new(info, "its source");
-        let Some(ca) = &info.ca else {
-            return Ok(Receiver { nar, content: None });
-        };
-        if !info.is_content_addressed(dir) {
-            return Err(Error::invalid(format!(
-                "{} claims the content address {ca}, which makes another path",
-                info.path
-            )));
-        }
-        let content = match is_nar_hash(info, ca) {
-            true if ca.hash == info.nar_hash.into() => None,
-            true => return Err(wrong_address(info, ca, info.nar_hash.to_string())),
-            false => Some((
-                ContentHasher::new(ca.method, ca.hash.algorithm())?,
-                info.clone(),
-            )),
-        };
-        Ok(Receiver { nar, content })
-    }
-
-    /// Ends the NAR: `Ok` if it is what the metadata says.
-    pub fn finish(self, dir: &StoreDir) -> Result<()> {
-        self.nar.finish()?;
-        let Some((hasher, info)) = self.content else {
-            return Ok(());
-        };
-        let mut references = References {
-            itself: false,
-            others: info.references.clone(),
-        };
-        references.itself = references.others.remove(&info.path);
-        let found = hasher.finish(dir, info.path.name(), &references)?;
-        match (&info.ca, &found.ca) {
-            (Some(claimed), Some(actual)) if claimed != actual => {
-                Err(wrong_address(&info, claimed, actual.to_string()))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Watch for Receiver {
+impl Watch for NarCheck {
     fn update(&mut self, chunk: &[u8]) -> Result<()> {
-        self.nar.update(chunk)?;
-        match &mut self.content {
-            Some((hasher, _)) => hasher.update(chunk),
-            None => Ok(()),
-        }
+        NarCheck::update(self, chunk)
     }
 }
 
@@ -155,23 +95,6 @@ impl<'a> Unpacking<'a> {
             unpacker.feed(&chunk).map_err(failed)?;
         }
         unpacker.finish().map_err(failed)
-    }
-}
-
-/// Whether the content address is nothing but the NAR hash once more.
-fn is_nar_hash(info: &PathInfo, ca: &ContentAddress) -> bool {
-    ca.method == Method::Nar
-        && ca.hash.algorithm() == Algorithm::Sha256
-        && !info.references.contains(&info.path)
-}
-
-fn wrong_address(info: &PathInfo, claimed: &ContentAddress, actual: String) -> Error {
-    Error::Mismatch {
-        what: "content address",
-        path: info.path.clone(),
-        from: "its source".to_owned(),
-        expected: claimed.to_string(),
-        actual,
     }
 }
 

@@ -6,7 +6,7 @@ use common::{Sample, add_all, chain, open};
 use std::{
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tk_local::LocalStore;
 use tk_store::{Store, StoreExt, verify};
@@ -21,38 +21,44 @@ fn killed_at_any_moment() {
     }
     let folder = tempfile::tempdir().unwrap();
     let samples = samples();
+    let begin = Instant::now();
+    assert!(!run_and_kill(&folder.path().join("whole"), None));
+    let whole = begin.elapsed();
     let mut kills = 0;
     // Each root is killed a few times before a new one begins, so that left-overs meet.
     for attempt in 0..ATTEMPTS {
-        let root = folder.path().join((attempt / 4).to_string());
-        kills += u32::from(run_and_kill(
-            &root,
-            Duration::from_millis(attempt * 37 % 150),
-        ));
+        let root = folder.path().join((attempt / 3).to_string());
+        let delay = whole * (attempt * 37 % 100) / 130;
+        kills += u32::from(run_and_kill(&root, Some(delay)));
         runtime.block_on(examine(&root, &samples));
     }
     assert!(
         kills > 10,
-        "{kills} of {ATTEMPTS} were killed at work: the delays do not fit"
+        "only {kills} of {ATTEMPTS} were killed at work, of {whole:?}"
     );
     for root in folder.path().read_dir().unwrap() {
         runtime.block_on(complete(&root.unwrap().path(), &samples));
     }
 }
 
-/// Whether the child was still at work when it was killed.
-fn run_and_kill(root: &Path, delay: Duration) -> bool {
+/// Lets a child add, and kills it after `delay`; says whether it was still at work.
+fn run_and_kill(root: &Path, delay: Option<Duration>) -> bool {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "killed_at_any_moment"])
         .env(CHILD, root)
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    std::thread::sleep(delay);
-    let at_work = child.try_wait().unwrap().is_none();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    at_work
+    if let Some(delay) = delay {
+        std::thread::sleep(delay);
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+    }
+    assert!(child.wait().unwrap().success());
+    false
 }
 
 /// Every row has its content and its references.
@@ -87,4 +93,4 @@ fn samples() -> Vec<Sample> {
 }
 
 const CHILD: &str = "TK_LOCAL_TEST_CRASH";
-const ATTEMPTS: u64 = 40;
+const ATTEMPTS: u32 = 45;
