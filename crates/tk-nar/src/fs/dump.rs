@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::block::{Block, Blocks, Chunk};
+use super::block::{BLOCK, Block, Blocks, Chunk};
 use super::encode_batch::Encoding;
 use super::walk::Walk;
 use super::{CaseHack, default_threads};
@@ -124,9 +126,9 @@ pub fn dump(path: &Path, options: &DumpOptions, out: &mut impl Write) -> Result<
 
 /// The archive of a tree as chunks, in order, read ahead by threads.
 ///
-/// Ends after the first error. Memory is bounded whatever the size of files: 256 KiB for each of 12 + 2 × threads
-/// chunks, and the names of the open directories. At most 64 + 33 × threads descriptors are open. Dropping it early
-/// stops the threads and waits for them, which takes no longer than the read they are in.
+/// Ends after the first error. Memory is bounded whatever the size of files: 128 KiB for each of 8 + 2 × threads chunks
+/// (besides those the caller keeps), and the names of the open directories. At most 64 + 33 × threads descriptors are
+/// open. Dropping it early stops the threads and waits for them, which takes no longer than the read they are in.
 ///
 /// ```
 /// # let folder = std::env::temp_dir().join("tk-nar-doc-dump");
@@ -144,6 +146,7 @@ pub fn dump(path: &Path, options: &DumpOptions, out: &mut impl Write) -> Result<
 pub struct Dump {
     shared: Arc<Shared>,
     options: DumpOptions,
+    consumer: Consumer,
     phase: Phase,
     threads: Vec<JoinHandle<()>>,
 }
@@ -164,6 +167,7 @@ impl Dump {
         Ok(Dump {
             shared,
             options: options.clone(),
+            consumer: Consumer::default(),
             phase: Phase::First,
             threads: Vec::new(),
         })
@@ -186,12 +190,11 @@ impl Dump {
         Ok((!block.is_empty()).then(|| self.shared.blocks.chunk(block)))
     }
 
-    /// Starts the threads, the first of which goes on with `rest`; `block` holds what came before it.
+    /// Starts the threads; `block` holds what comes before `rest`.
     fn start(&mut self, block: Block, rest: Option<Encoding>) -> Result<Chunk, DumpError> {
         if let Some(rest) = rest {
-            let mut state = lock(&self.shared.state);
-            state.slots.push_back(Slot::default());
-            state.rests.push_back((0, rest));
+            lock(&self.shared.state).slots.push_back(Slot::default());
+            self.consumer.rest = Some((0, rest));
         }
         // The consumer works too, but something must read while it hashes.
         for index in 0..self.options.threads.get().saturating_sub(1).max(1) {
@@ -235,12 +238,13 @@ impl Iterator for Dump {
     fn next(&mut self) -> Option<Self::Item> {
         let next = match self.phase {
             Phase::First => self.first(),
-            Phase::Threads => self.shared.next(),
+            Phase::Threads => self.shared.next(&mut self.consumer),
             Phase::Over => return None,
         };
         if !matches!(next, Ok(Some(_))) {
             self.stop();
         }
+        self.consumer.left = Some(Instant::now());
         next.transpose()
     }
 }
@@ -263,6 +267,8 @@ struct Shared {
     work: Condvar,
     /// The consumer waits here for a chunk of the first slot.
     ready: Condvar,
+    /// Changes with every block that is appended to a slot.
+    appended: AtomicUsize,
     blocks: Arc<Blocks>,
     /// Chunks that may wait for the consumer, all slots taken together.
     window: usize,
@@ -305,15 +311,24 @@ impl Shared {
             room: Condvar::new(),
             work: Condvar::new(),
             ready: Condvar::new(),
+            appended: AtomicUsize::new(0),
             blocks: Blocks::new(window + threads + 1),
             window,
         }
     }
 
     /// The consumer's side: the next chunk. Works on batches itself rather than wait for one.
-    fn next(&self) -> Result<Option<Chunk>, DumpError> {
+    fn next(&self, consumer: &mut Consumer) -> Result<Option<Chunk>, DumpError> {
+        let fast = consumer.is_fast();
+        let mut patient = false;
         let mut state = lock(&self.state);
         loop {
+            if let Some((number, rest)) = consumer
+                .rest
+                .take_if(|(number, _)| !fast || *number != state.first)
+            {
+                self.leave(&mut state, number, rest);
+            }
             match state.pop()? {
                 Popped::Chunk(chunk) => {
                     self.wake_threads(&state);
@@ -325,38 +340,47 @@ impl Shared {
             if state.died {
                 return Err(DumpError::Thread);
             }
-            if state
-                .rests
-                .front()
-                .is_some_and(|(number, _)| *number == state.first)
-            {
-                let (number, rest) = state
-                    .rests
-                    .pop_front()
-                    .unwrap_or_else(|| unreachable!("seen above"));
+            if let Some((number, rest)) = consumer.rest.take().or_else(|| state.first_rest()) {
                 drop(state);
-                self.help(number, rest);
+                self.help(consumer, number, rest);
             } else if state.has_room(self.window) {
                 drop(state);
                 if let Some((number, encoding)) = self.take_batch() {
-                    self.help(number, encoding);
+                    self.help(consumer, number, encoding);
                 }
             } else {
                 // The first slot can have become the first only now, while its thread waits for that.
                 self.wake_threads(&state);
-                state.starved = true;
-                state = self
-                    .ready
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
+                let seen = self.appended.load(Ordering::Relaxed);
+                if std::mem::take(&mut patient) {
+                    state.starved = true;
+                    state = self
+                        .ready
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
+                drop(state);
+                self.spin(seen);
+                patient = true;
             }
             state = lock(&self.state);
         }
     }
 
-    /// Encodes the beginning of a batch for the consumer, who must not be kept long, and leaves the rest to the threads.
-    fn help(&self, number: u64, mut encoding: Encoding) {
+    /// Waits a moment without sleeping: reading the next piece takes less time than falling asleep and waking up.
+    fn spin(&self, seen: usize) {
+        for _ in 0..SPINS {
+            if self.appended.load(Ordering::Relaxed) != seen {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Encodes the beginning of a batch for the consumer, who must not be kept long.
+    fn help(&self, consumer: &mut Consumer, number: u64, mut encoding: Encoding) {
+        let start = Instant::now();
         for _ in 0..HELP {
             let mut block = self.blocks.take();
             let result = encoding.fill(&mut block);
@@ -366,9 +390,14 @@ impl Shared {
                 return;
             }
         }
-        let mut state = lock(&self.state);
+        consumer.fill = start.elapsed() / HELP;
+        consumer.rest = Some((number, encoding));
+    }
+
+    /// Leaves what the consumer began to the threads.
+    fn leave(&self, state: &mut State, number: u64, rest: Encoding) {
         let place = state.rests.partition_point(|(other, _)| *other < number);
-        state.rests.insert(place, (number, encoding));
+        state.rests.insert(place, (number, rest));
         if state.idle > 0 {
             self.work.notify_one();
         }
@@ -382,13 +411,11 @@ impl Shared {
                 if state.stop {
                     return None;
                 }
-                if state.waiting < self.window {
-                    if let Some(rest) = state.rests.pop_front() {
-                        return Some(rest);
-                    }
-                    if state.has_room(self.window) {
-                        break;
-                    }
+                if let Some(rest) = state.rests.pop_front() {
+                    return Some(rest);
+                }
+                if state.has_room(self.window) {
+                    break;
                 }
                 state.idle += 1;
                 state = self
@@ -484,7 +511,12 @@ impl Shared {
             slot.chunks.push_back(self.blocks.chunk(block));
             state.waiting += 1;
         }
-        if index == 0 {
+        self.appended.fetch_add(1, Ordering::Relaxed);
+        // A consumer that is faster than the threads is woken for several chunks at once.
+        let over = slot.complete || slot.error.is_some();
+        if index == 0
+            && (over || slot.chunks.len() >= ENOUGH_CHUNKS || state.waiting >= self.window)
+        {
             self.wake_consumer(state);
         }
     }
@@ -492,6 +524,7 @@ impl Shared {
     /// Wakes threads once there is room for several chunks, or if the first slot runs dry.
     fn wake_threads(&self, state: &State) {
         let room = state.waiting <= self.window / 2;
+        let work = !state.rests.is_empty() || (room && state.has_room(self.window));
         let dry = state
             .slots
             .front()
@@ -499,7 +532,7 @@ impl Shared {
         if state.full > 0 && (room || dry) {
             self.room.notify_all();
         }
-        if state.idle > 0 && room && (!state.rests.is_empty() || state.has_room(self.window)) {
+        if state.idle > 0 && work {
             self.work.notify_all();
         }
     }
@@ -508,6 +541,24 @@ impl Shared {
         if std::mem::take(&mut state.starved) {
             self.ready.notify_one();
         }
+    }
+}
+
+/// What only the consumer knows.
+#[derive(Debug, Default)]
+struct Consumer {
+    /// A batch it began and did not leave to the threads yet.
+    rest: Option<(u64, Encoding)>,
+    /// How long it took to encode a block.
+    fill: Duration,
+    /// When it went away with its last chunk.
+    left: Option<Instant>,
+}
+
+impl Consumer {
+    /// Whether it needs so little time for a chunk that passing chunks from thread to thread would only slow it down.
+    fn is_fast(&self) -> bool {
+        self.left.is_some_and(|left| left.elapsed() * 4 < self.fill)
     }
 }
 
@@ -539,6 +590,14 @@ impl State {
         } else {
             Popped::Nothing
         })
+    }
+
+    /// The batch whose chunks come next, if the consumer left it to the threads and none took it.
+    fn first_rest(&mut self) -> Option<(u64, Encoding)> {
+        match self.rests.front() {
+            Some((number, _)) if *number == self.first => self.rests.pop_front(),
+            _ => None,
+        }
     }
 
     fn set_full(&mut self, number: u64, full: bool) {
@@ -596,8 +655,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Chunks that wait for the consumer, besides one for each thread.
-const WINDOW: usize = 12;
+const WINDOW: usize = 4;
+/// Chunks of an incomplete batch for which a waiting consumer is woken.
+const ENOUGH_CHUNKS: usize = 3;
+/// Turns a waiting consumer spins, some tens of microseconds.
+const SPINS: usize = 1000;
 /// Blocks the consumer encodes before it looks for its own chunk again.
-const HELP: usize = 4;
+const HELP: u32 = 4;
 /// If the first batch leaves more room than this, the next one is encoded without threads too.
-const ENOUGH_ROOM: usize = 192 * 1024;
+const ENOUGH_ROOM: usize = BLOCK / 4 * 3;

