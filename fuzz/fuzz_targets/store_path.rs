@@ -59,11 +59,10 @@ fn check_address(dir: &StoreDir, text: &str) {
             }
         }
     }
-    for method in [text.parse(), MethodAlgorithm::parse_aterm(text)] {
-        if let Ok(method) = method {
-            assert_eq!(method.to_string().parse(), Ok(method));
-            let aterm = method.to_aterm();
-            assert_eq!(MethodAlgorithm::parse_aterm(&aterm), Ok(method));
-        }
+    let methods = [text.parse(), MethodAlgorithm::parse_aterm(text)];
+    for method in methods.into_iter().flatten() {
+        assert_eq!(method.to_string().parse(), Ok(method));
+        let aterm = method.to_aterm();
+        assert_eq!(MethodAlgorithm::parse_aterm(&aterm), Ok(method));
     }
 }
