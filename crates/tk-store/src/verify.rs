@@ -40,7 +40,7 @@ impl NarCheck {
             grammar: Validator::new(),
             hash: info.nar_hash,
             size: info.nar_size,
-            claim: claim.and_then(|ca| Some((ca.clone(), Claim::new(info, ca)?))),
+            claim: claim.and_then(|ca| Some((*ca, Claim::new(info, ca)?))),
             path: info.path.clone(),
             from: from.into(),
         }
@@ -94,7 +94,7 @@ impl NarCheck {
         if actual != claimed.hash {
             let actual = ContentAddress {
                 hash: actual,
-                ..claimed.clone()
+                ..claimed
             };
             let (claimed, actual) = (claimed.to_string(), actual.to_string());
             return Err(self.mismatch("content address", claimed, actual));
