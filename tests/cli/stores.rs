@@ -336,7 +336,7 @@ fn sign_and_verify() {
         sigs.contains("test-1:") && sigs.contains("second-1:"),
         "{sigs}"
     );
-    machine.ok(&format!("sign --all -k s2"));
+    machine.ok("sign --all -k s2");
     assert!(
         machine
             .ok(&format!("path-info --sigs {path}"))
