@@ -46,7 +46,10 @@ fn rare_compressions_of_nix() {
         let Some(nix) = rig(version) else { continue };
         let place = TempDir::new().unwrap();
         let file = place.path().join("rare");
-        fs::write(&file, sample(300_000)).unwrap();
+        // More than one block of lz4 (4 MiB), and more than the code table of compress takes: it is
+        // cleared when what follows packs worse than what made it.
+        let content = [vec![0; 4 << 20], sample(1 << 20), sample(100_000).repeat(4)];
+        fs::write(&file, content.concat()).unwrap();
         let store = place.path().join("store").display().to_string();
         let path = nix.run(
             "nix-store",
@@ -59,13 +62,8 @@ fn rare_compressions_of_nix() {
             let to = format!("file://{}?compression={compression}", root.display());
             let full = StoreDir::default().path(&path);
             nix.run("nix", ["copy", "--store", &store, "--to", &to, &full]);
-            match (read(&root, &path), compression) {
-                (Ok(()), "lzma" | "lzip") => {}
-                (Err(line), "lz4" | "compress") => {
-                    let says = format!("compression {compression} is not supported");
-                    assert!(line.contains(&says), "{line}");
-                }
-                (result, _) => panic!("{compression} of {version}: {result:?}"),
+            if let Err(error) = read(&root, &path) {
+                panic!("{compression} of {version}: {error}");
             }
         }
     }

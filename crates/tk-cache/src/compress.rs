@@ -11,13 +11,17 @@
 //! | `bzip2` | one stream | 1…9 (9) | any number of streams |
 //! | `br` | one stream, 4 MiB window | 0…11 (11) | exactly one stream |
 //! | `lzma`, `lzip` | not at all | | one stream; any number of members |
+//! | `lz4` | not at all | | any number of frames, skippable ones too |
+//! | `compress` | not at all | | one stream (`.Z`) |
 //!
 //! The defaults are those that Nix ends up with (libarchive's, and the Brotli library's). The other
-//! names that a narinfo may carry are neither written nor read. Nix reads all that is written here:
-//! its libarchive takes concatenated frames.
+//! names that a narinfo may carry (`grzip`, `lrzip`, `lzop`) are neither written nor read: Nix
+//! needs further programs for them. Nix reads all that is written here: its libarchive takes
+//! concatenated frames.
 //!
-//! Every format but `none` has an end mark. Input that stops before it is an error, and so are
-//! bytes behind it that are no further frame.
+//! Every format but `none` and `compress` has an end mark. Input that stops before it is an error,
+//! and so are bytes behind it that are no further frame. `compress` can be cut off unseen anywhere
+//! behind its header: the caller has to compare sizes and hashes, as it must with `none`.
 //!
 //! # Security
 //! A decoder is pulled and holds no more than its window: at most 128 MiB where the input
@@ -26,6 +30,9 @@
 
 #[cfg(feature = "zstd")]
 mod frames;
+#[cfg(feature = "lz4")]
+mod lz4;
+mod lzw;
 mod read;
 
 pub use read::decoder;

@@ -5,8 +5,9 @@ use tk_narinfo::Compression;
 /// A decoder of `input`, whose end is the end of `input`.
 ///
 /// # Errors
-/// While reading: [`io::ErrorKind::UnexpectedEof`] when the input stops before its end mark; other
-/// kinds when it is broken, or more follows than there should. After an error nothing that is
+/// While reading: [`io::ErrorKind::UnexpectedEof`] when the input stops before its end mark
+/// (`none` and `compress` have none); other kinds when it is broken, or more follows than there
+/// should. After an error nothing that is
 /// read has a meaning.
 pub fn decoder<'a>(
     compression: Compression,
@@ -26,6 +27,11 @@ pub fn decoder<'a>(
         Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
         #[cfg(feature = "brotli")]
         Compression::Br => Box::new(brotli::BrotliReader::new(input)),
+        #[cfg(feature = "lz4")]
+        Compression::Lz4 => Box::new(super::lz4::Lz4Reader::new(input)),
+        Compression::Compress => Box::new(super::lzw::LzwReader::new(input)),
+        #[cfg(not(feature = "lz4"))]
+        Compression::Lz4 => return Err(CompressError::LeftOut(compression)),
         #[cfg(not(feature = "xz"))]
         Compression::Lzma | Compression::Lzip => return Err(CompressError::LeftOut(compression)),
         other => {
@@ -180,21 +186,19 @@ fn no_decoder(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Com
     CompressError::Decoder(io::Error::other(error))
 }
 
-#[allow(dead_code)] // used by some of the features
-fn truncated() -> io::Error {
+pub(super) fn truncated() -> io::Error {
     io::Error::new(
         io::ErrorKind::UnexpectedEof,
         "the data stops before its end mark",
     )
 }
 
-#[allow(dead_code)]
-fn trailing() -> io::Error {
+#[allow(dead_code)] // used by some of the features
+pub(super) fn trailing() -> io::Error {
     invalid("there are bytes behind the end mark")
 }
 
-#[allow(dead_code)]
-fn invalid(what: &'static str) -> io::Error {
+pub(super) fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 

@@ -31,14 +31,14 @@ fn encode(compressor: &Compressor, input: &[u8], piece: usize, size: Option<u64>
     encoder.finish().unwrap()
 }
 
-fn decode(compression: Compression, input: impl BufRead + Send) -> io::Result<Vec<u8>> {
+pub(super) fn decode(compression: Compression, input: impl BufRead + Send) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     decoder(compression, input).unwrap().read_to_end(&mut out)?;
     Ok(out)
 }
 
 /// Bytes that compress by about a half.
-fn sample(n: usize) -> Vec<u8> {
+pub(super) fn sample(n: usize) -> Vec<u8> {
     let mut state = 1u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -51,8 +51,27 @@ fn sample(n: usize) -> Vec<u8> {
     (0..n).map(|_| next()).collect()
 }
 
+pub(super) fn hex(text: &str) -> Vec<u8> {
+    let digits = text.as_bytes().chunks(2);
+    let byte = |two| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap();
+    digits.map(byte).collect()
+}
+
+/// The NAR of a file.
+pub(super) fn small_nar(content: &[u8]) -> Vec<u8> {
+    let mut nar = Vec::new();
+    let words = ["nix-archive-1", "(", "type", "regular", "contents"];
+    let words = words.iter().map(|word| word.as_bytes());
+    for word in words.chain([content, b")"]) {
+        nar.extend((word.len() as u64).to_le_bytes());
+        nar.extend(word);
+        nar.resize(nar.len().next_multiple_of(8), 0);
+    }
+    nar
+}
+
 /// Gives one byte a read.
-struct Short<'a>(&'a [u8]);
+pub(super) struct Short<'a>(pub(super) &'a [u8]);
 
 impl Read for Short<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
@@ -132,7 +151,13 @@ fn other_compressions_are_named() {
         let made = Compressor::new(compression, None, threads(1));
         assert_eq!(made.is_ok(), written, "{compression}");
         let read = decoder(compression, &b""[..]).err();
-        let also_read = [Compression::Lzma, Compression::Lzip].contains(&compression);
+        let also_read = [
+            Compression::Compress,
+            Compression::Lz4,
+            Compression::Lzip,
+            Compression::Lzma,
+        ]
+        .contains(&compression);
         assert_eq!(read.is_none(), written || also_read, "{compression}");
         if let Some(error) = read {
             assert!(
