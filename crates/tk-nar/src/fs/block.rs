@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::grammar::Sink;
 
 /// Bytes of one block. More would not be read faster, and the few in use should stay in a core's cache.
-pub(super) const BLOCK: usize = 128 * 1024;
+pub(super) const BLOCK: usize = 256 * 1024;
 
 /// A piece of an archive, never empty. Its buffer goes back to the dump it came from when it is dropped, so
 /// `bytes::Bytes::from_owner(chunk)` copies nothing.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::block::{BLOCK, Block, Blocks, Chunk};
-use super::encode_batch::Encoding;
+use super::encode_batch::{Encoding, PIECE};
 use super::walk::Walk;
 use super::{CaseHack, default_threads};
 
@@ -126,7 +126,7 @@ pub fn dump(path: &Path, options: &DumpOptions, out: &mut impl Write) -> Result<
 
 /// The archive of a tree as chunks, in order, read ahead by threads.
 ///
-/// Ends after the first error. Memory is bounded whatever the size of files: 128 KiB for each of 8 + 2 × threads chunks
+/// Ends after the first error. Memory is bounded whatever the size of files: 256 KiB for each of 8 + 2 × threads chunks
 /// (besides those the caller keeps), and the names of the open directories. At most 64 + 33 × threads descriptors are
 /// open. Dropping it early stops the threads and waits for them, which takes no longer than the read they are in.
 ///
@@ -178,7 +178,7 @@ impl Dump {
         let mut block = self.shared.blocks.take();
         while let Some(batch) = walk.next_batch()? {
             let mut encoding = Encoding::new(batch);
-            let complete = encoding.fill(&mut block)?;
+            let complete = encoding.fill(&mut block, PIECE)?;
             // A batch that left much room was small, and so may be the whole tree.
             if complete && block.room() > ENOUGH_ROOM {
                 continue;
@@ -323,10 +323,10 @@ impl Shared {
         let mut patient = false;
         let mut state = lock(&self.state);
         loop {
-            if let Some((number, rest)) = consumer
-                .rest
-                .take_if(|(number, _)| !fast || *number != state.first)
-            {
+            let keeps = |(number, rest): &mut (u64, Encoding)| {
+                *number == state.first && (fast || rest.is_in_large_file())
+            };
+            if let Some((number, rest)) = consumer.rest.take_if(|rest| !keeps(rest)) {
                 self.leave(&mut state, number, rest);
             }
             match state.pop()? {
@@ -380,17 +380,23 @@ impl Shared {
 
     /// Encodes the beginning of a batch for the consumer, who must not be kept long.
     fn help(&self, consumer: &mut Consumer, number: u64, mut encoding: Encoding) {
+        // Who only passes the bytes on does best with few large reads.
+        // One of them, so that it is still in the cache when the next one is read into it.
+        let (piece, blocks) = match consumer.is_fast() {
+            true => (BLOCK, 1),
+            false => (PIECE, HELP),
+        };
         let start = Instant::now();
-        for _ in 0..HELP {
+        for _ in 0..blocks {
             let mut block = self.blocks.take();
-            let result = encoding.fill(&mut block);
+            let result = encoding.fill(&mut block, piece);
             let more = matches!(result, Ok(false));
             self.append(&mut lock(&self.state), number, block, result);
             if !more {
                 return;
             }
         }
-        consumer.fill = start.elapsed() / HELP;
+        consumer.fill = start.elapsed() / blocks;
         consumer.rest = Some((number, encoding));
     }
 
@@ -627,7 +633,7 @@ impl Worker {
         while let Some((number, mut encoding)) = self.shared.wait_for_batch() {
             loop {
                 let mut block = self.shared.blocks.take();
-                let result = encoding.fill(&mut block);
+                let result = encoding.fill(&mut block, PIECE);
                 let more = matches!(result, Ok(false));
                 if !self.shared.hand_over(number, block, result) {
                     return;

@@ -17,10 +17,12 @@ const HEADROOM: usize = 8 * 1024;
 /// Room for what follows a file's contents.
 const TAIL: usize = 8 + 32;
 /// A file up to this size is not torn over two blocks: it costs one read.
-const WHOLE: usize = BLOCK / 4;
-/// A block that holds so much of a larger file is handed over: what passes from one core to another in small pieces is
-/// hashed a fifth faster.
-const PIECE: usize = BLOCK / 2;
+const WHOLE: usize = 32 * 1024;
+/// What is hashed, compressed or passed from one core to another comes in pieces of this size: that is a fifth faster
+/// than whole blocks.
+pub(super) const PIECE: usize = 64 * 1024;
+/// A file with so much left to read is large, in bytes.
+const LARGE: u64 = 1024 * 1024;
 
 /// A batch on its way into blocks.
 #[derive(Debug)]
@@ -54,10 +56,11 @@ impl Encoding {
     }
 
     /// Fills `block` up; true once the batch is complete.
-    pub(super) fn fill(&mut self, block: &mut Block) -> Result<bool, DumpError> {
+    /// Of a file larger than `piece` no more than that goes into one block.
+    pub(super) fn fill(&mut self, block: &mut Block, piece: usize) -> Result<bool, DumpError> {
         loop {
             if let Some(file) = &mut self.open {
-                match file.copy(block) {
+                match file.copy(block, piece) {
                     Ok(true) => {}
                     Ok(false) => return Ok(false),
                     Err(fault) => return Err(fault.of(self.path())),
@@ -84,6 +87,13 @@ impl Encoding {
                 Some(_) => self.begin(block).map_err(|fault| fault.of(self.path()))?,
             }
         }
+    }
+
+    /// Whether it is in the middle of a file of many blocks: reading one costs less than passing it from one core to
+    /// another does.
+    pub(super) fn is_in_large_file(&self) -> bool {
+        let left = self.open.as_ref().map_or(0, |file| file.left);
+        left > LARGE
     }
 
     fn begin(&mut self, block: &mut Block) -> Result<(), Fault> {
@@ -164,7 +174,7 @@ impl OpenFile {
     }
 
     /// Puts size, contents and padding; false if the block is full before that is done.
-    fn copy(&mut self, block: &mut Block) -> Result<bool, Fault> {
+    fn copy(&mut self, block: &mut Block, piece: usize) -> Result<bool, Fault> {
         if !self.started {
             let whole = usize::try_from(self.size)
                 .unwrap_or(usize::MAX)
@@ -176,11 +186,11 @@ impl OpenFile {
             self.started = true;
         }
         while !self.ended {
-            let torn = self.size > PIECE as u64 && block.filled().len() >= PIECE;
+            let torn = self.size > piece as u64 && block.filled().len() >= piece;
             if torn || block.room() <= TAIL {
                 return Ok(false);
             }
-            self.read(block)?;
+            self.read(block, piece)?;
         }
         if block.room() < TAIL {
             return Ok(false);
@@ -190,10 +200,10 @@ impl OpenFile {
     }
 
     /// One read, of one byte more than is expected if there is room: so the end of the file needs no read of its own.
-    fn read(&mut self, block: &mut Block) -> Result<(), Fault> {
+    fn read(&mut self, block: &mut Block, piece: usize) -> Result<(), Fault> {
         let most = usize::try_from(self.left.saturating_add(1)).unwrap_or(usize::MAX);
-        let piece = if self.size > PIECE as u64 {
-            PIECE - block.filled().len()
+        let piece = if self.size > piece as u64 {
+            piece - block.filled().len()
         } else {
             BLOCK
         };
