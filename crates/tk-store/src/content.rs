@@ -94,7 +94,18 @@ impl ContentHasher {
 
     /// The metadata of the content as a path named `name`: path, content address, NAR hash and
     /// size, references.
+    ///
+    /// # Errors
+    /// When the NAR is not complete, when `references` do not go with the method, or when the path
+    /// is to refer to itself.
     pub fn finish(self, dir: &StoreDir, name: &str, references: &References) -> Result<PathInfo> {
+        // Its address would have to be made of the content without the path, which is not known
+        // before the address is.
+        if references.itself {
+            return Err(Error::invalid(format!(
+                "{name} cannot be added by its content: it refers to itself"
+            )));
+        }
         let method = self.method;
         let (hash, nar_hash, nar_size) = self.hashes()?;
         let ca = ContentAddress { method, hash };
@@ -103,9 +114,6 @@ impl ContentHasher {
             .map_err(|e| Error::invalid(e.to_string()))?;
         let mut info = PathInfo::new(path, nar_hash, nar_size);
         info.references = references.others.clone();
-        if references.itself {
-            info.references.insert(info.path.clone());
-        }
         info.ca = Some(ca);
         Ok(info)
     }

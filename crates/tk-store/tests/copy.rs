@@ -254,6 +254,15 @@ async fn content_gets_the_paths_that_nix_gives_it() {
         .add_content("x", Method::Flat, Algorithm::Sha256, &none, folder)
         .await;
     assert!(flat.unwrap_err().to_line().contains("plain file"));
+    let itself = References {
+        itself: true,
+        ..References::default()
+    };
+    let to_itself = nar::from_bytes(nar.clone());
+    let added = store
+        .add_content("x", Method::Nar, Algorithm::Sha256, &itself, to_itself)
+        .await;
+    assert!(added.unwrap_err().to_line().contains("itself"));
     let cut = nar::from_bytes(nar[..nar.len() - 3].to_vec());
     assert!(
         store
