@@ -38,20 +38,7 @@ impl Closure {
                 ui::out(path)?;
             }
         }
-        for (path, referrer) in &found.absent {
-            let why = referrer
-                .as_ref()
-                .map(|referrer| format!(" ({referrer} refers to it)"));
-            cx.ui.error(format_args!(
-                "{path} is not in {store}{}",
-                why.unwrap_or_default()
-            ));
-        }
-        Ok(if found.absent.is_empty() {
-            Answer::Yes
-        } else {
-            Answer::No
-        })
+        Ok(super::tell_absent(cx, &found, &*store))
     }
 }
 

@@ -19,6 +19,7 @@ mod verify;
 use crate::{Answer, Context};
 use anyhow::Result;
 use clap::Subcommand;
+use tk_store::{Closure, Store};
 
 /// What to do.
 #[derive(Subcommand)]
@@ -66,5 +67,20 @@ impl Command {
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
         }
+    }
+}
+
+/// Says which paths the store does not have, and who refers to them; the answer that follows.
+fn tell_absent(cx: &Context, found: &Closure, store: &dyn Store) -> Answer {
+    for (path, referrer) in &found.absent {
+        let why = match referrer {
+            None => String::new(),
+            Some(referrer) => format!(" ({referrer} refers to it)"),
+        };
+        cx.ui.error(format_args!("{path} is not in {store}{why}"));
+    }
+    match found.absent.is_empty() {
+        true => Answer::Yes,
+        false => Answer::No,
     }
 }

@@ -76,20 +76,7 @@ impl PathInfo {
         } else {
             self.print_table(&*store, &found, &shown)?;
         }
-        for (path, referrer) in &found.absent {
-            let why = referrer
-                .as_ref()
-                .map(|referrer| format!(" ({referrer} refers to it)"));
-            cx.ui.error(format_args!(
-                "{path} is not in {store}{}",
-                why.unwrap_or_default()
-            ));
-        }
-        Ok(if found.absent.is_empty() {
-            Answer::Yes
-        } else {
-            Answer::No
-        })
+        Ok(super::tell_absent(cx, &found, &*store))
     }
 
     fn print_table(&self, store: &dyn Store, found: &Closure, shown: &[StorePath]) -> Result<()> {
