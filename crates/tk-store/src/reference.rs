@@ -448,7 +448,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<StoreReference, ReferenceError> {
-        StoreReference::parse(text, Path::new("/work/here"))
+        StoreReference::parse(text, Path::new("/home/me"))
     }
 
     fn specified(scheme: &str, authority: &str) -> StoreVariant {
@@ -477,8 +477,8 @@ mod tests {
             ("/", specified("local", "/"), "local:///"),
             (
                 "./a",
-                specified("local", "/work/here/a"),
-                "local:///work/here/a",
+                specified("local", "/home/me/a"),
+                "local:///home/me/a",
             ),
             (
                 "../../../a/./b//",
@@ -581,7 +581,7 @@ mod tests {
             ("local", Some(None)),
             ("unix://", Some(None)),
             ("unix:///run/s%20s", Some(Some("/run/s s"))),
-            ("./x y", Some(Some("/work/here/x y"))),
+            ("./x y", Some(Some("/home/me/x y"))),
             ("file://a/b", None),
             ("file:///a%00", None),
         ] {
