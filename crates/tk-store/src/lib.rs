@@ -1,7 +1,7 @@
 //! The [`Store`] trait, the closure walk, the copy engine and an in-memory store.
 //!
 //! A store is anything that holds store paths: a folder on disk, a daemon, a binary cache. All of
-//! them answer the five questions of [`Store`]; what only some can do is a trait of its own
+//! them answer the few questions of [`Store`]; what only some can do is a trait of its own
 //! ([`AddContent`], [`AddSignatures`]). [`copy`] moves closures between any two of
 //! them and keeps the one invariant that matters to readers: *a path that is visible in the
 //! destination has its content and its references there too*.
