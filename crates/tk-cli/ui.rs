@@ -140,6 +140,11 @@ pub fn size(bytes: u64) -> String {
     HumanBytes(bytes).to_string()
 }
 
+/// A number of paths, as `1 path` or `5 paths`.
+pub fn paths(n: usize) -> String {
+    format!("{n} path{}", if n == 1 { "" } else { "s" })
+}
+
 /// A duration for people, as `4.2 s`.
 pub fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())

@@ -173,20 +173,19 @@ pub fn tell_report(
     for (_, error) in &report.failed {
         cx.ui.error(error.to_line());
     }
-    let (n, there) = (report.copied.len(), report.present.len());
-    let paths = if n == 1 { "path" } else { "paths" };
+    let (paths, there) = (ui::paths(report.copied.len()), report.present.len());
     let written = match report.written {
         0 => String::new(),
         written => format!(", {} written", ui::size(written)),
     };
     let (size, time) = (ui::size(bytes), ui::seconds(start.elapsed()));
     cx.ui.say(format_args!(
-        "{verb} {n} {paths} ({size}{written}) to {dst} in {time}; {there} were there already"
+        "{verb} {paths} ({size}{written}) to {dst} in {time}; {there} were there already"
     ));
     if !report.failed.is_empty() {
-        let n = report.failed.len();
+        let paths = ui::paths(report.failed.len());
         cx.ui.error(format_args!(
-            "{n} paths could not be {verb}; the others are complete"
+            "{paths} could not be {verb}; the others are complete"
         ));
     }
     Ok(Answer::after(report.failed.iter().map(|(_, error)| error)))

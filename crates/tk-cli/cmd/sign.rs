@@ -73,7 +73,8 @@ impl Sign {
             ui::out(store.dir().display(&info.path))?;
         }
         cx.ui.say(format_args!(
-            "added {signed} signatures to {total} paths of {store}"
+            "added {signed} signatures to {} of {store}",
+            ui::paths(total)
         ));
         Ok(Answer::Yes)
     }

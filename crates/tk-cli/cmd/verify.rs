@@ -106,9 +106,9 @@ impl Verify {
                 json!({ "store": store.to_string(), "verified": found.infos.len(), "bad": bad }),
             )?;
         }
-        let (n, size) = (found.infos.len(), ui::size(found.nar_size()));
+        let (paths, size) = (ui::paths(found.infos.len()), ui::size(found.nar_size()));
         cx.ui.say(format_args!(
-            "verified {n} paths ({size}) of {store}: {} bad",
+            "verified {paths} ({size}) of {store}: {} bad",
             bad.len()
         ));
         Ok(answer)
