@@ -4,6 +4,7 @@
 //! see [`support::skip`].
 
 mod cli;
+mod daemon;
 mod local;
 mod nix;
 mod support;

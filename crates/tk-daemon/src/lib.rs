@@ -1,0 +1,4 @@
+//! The languages that Nix's daemon speaks, from both ends: the worker protocol (`unix://`,
+//! `ssh-ng://`) and the serve protocol (`ssh://`), as messages, clients, stores and servers.
+//!
+//! Nothing here prints, reads the environment or starts a runtime.

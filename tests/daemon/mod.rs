@@ -1,0 +1,1 @@
+//! The daemon's protocols against real Nix: our client and its daemons, its clients and our server.
