@@ -15,9 +15,13 @@
 //! Nothing is printed, no environment is read; only [`git::hash_tree`] touches the file system.
 
 mod content_address;
+mod derivation;
+mod derived_path;
 pub mod git;
 mod hash;
 pub mod nix32;
+mod output_name;
+mod outputs_spec;
 pub mod scan;
 #[cfg(feature = "serde")]
 mod serde;
@@ -29,9 +33,15 @@ pub use content_address::{
     ContentAddress, ContentAddressError, ContentPathError, Method, MethodAlgorithm, References,
     UnknownMethod,
 };
+pub use derivation::{
+    BasicDerivation, Derivation, DerivationOutput, InputOutputs, Inputs, OutputError,
+};
+pub use derived_path::{DerivedPath, DerivedPathError, SingleDerivedPath};
 pub use hash::{
     Algorithm, Encoding, Hash, HashError, HashErrorKind, Hasher, NarHash, UnknownAlgorithm,
     UnknownEncoding,
 };
+pub use output_name::{OutputName, OutputNameError};
+pub use outputs_spec::{ExtendedOutputsSpec, OutputsSpec, OutputsSpecError};
 pub use store_dir::{StoreDir, StoreDirError, clean_path};
 pub use store_path::{HashPart, NameError, StorePath, StorePathError, StorePathErrorKind};
