@@ -1,8 +1,13 @@
 //! Random values for the property tests.
 
-use proptest::prelude::*;
-use tk_path::{Algorithm, ContentAddress, Hash, Method, NarHash, StorePath, nix32};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use proptest::prelude::*;
+use tk_path::{Algorithm, ContentAddress, Hash, Method, NarHash, OutputName, StorePath, nix32};
+
+use crate::build_result::{BuildResult, BuildStatus};
+use crate::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
 use crate::text::encode_base64;
 use crate::{Compression, NarInfo, PathInfo, Signature};
 
@@ -43,5 +48,71 @@ prop_compose! {
     ) -> NarInfo {
         let file_hash = file.map(|f| Hash::digest(Algorithm::Sha256, &f));
         NarInfo { file_hash, file_size, ..NarInfo::new(info, url, compression) }
+    }
+}
+
+fn output_name() -> impl Strategy<Value = OutputName> {
+    "[a-zA-Z0-9+_?=][a-zA-Z0-9+._?=-]{0,10}".prop_map(|name| OutputName::parse(&name).unwrap())
+}
+
+fn signatures() -> impl Strategy<Value = BTreeSet<Signature>> {
+    proptest::collection::btree_set(signature(), 0..3)
+}
+
+prop_compose! {
+    fn unkeyed_realisation()(out_path in store_path(), signatures in signatures()) -> UnkeyedRealisation {
+        UnkeyedRealisation { out_path, signatures }
+    }
+}
+
+prop_compose! {
+    pub(crate) fn realisation()(
+        drv in store_path(),
+        output in output_name(),
+        value in unkeyed_realisation(),
+    ) -> Realisation {
+        Realisation { id: DrvOutput { drv, output }, value }
+    }
+}
+
+prop_compose! {
+    fn legacy_drv_output()(content in any::<[u8; 4]>(), output in output_name()) -> legacy::DrvOutput {
+        legacy::DrvOutput { hash: Hash::digest(Algorithm::Sha256, &content), output }
+    }
+}
+
+prop_compose! {
+    pub(crate) fn legacy_realisation()(
+        id in legacy_drv_output(),
+        out_path in store_path(),
+        signatures in signatures(),
+        dependent in proptest::collection::btree_map(legacy_drv_output(), store_path(), 0..3),
+    ) -> legacy::Realisation {
+        legacy::Realisation { signatures, dependent, ..legacy::Realisation::new(id, out_path) }
+    }
+}
+
+prop_compose! {
+    pub(crate) fn build_result()(
+        status in proptest::sample::select(&BuildStatus::ALL[..]),
+        error in ".{0,40}",
+        non_deterministic: bool,
+        times_built: u32,
+        (start, stop) in any::<(i64, i64)>(),
+        cpu in any::<(Option<u64>, Option<u64>)>(),
+        outputs in proptest::collection::btree_map(output_name(), unkeyed_realisation(), 0..3),
+    ) -> BuildResult {
+        let good = status.is_success();
+        BuildResult {
+            times_built,
+            start,
+            stop,
+            cpu_user: cpu.0.map(Duration::from_micros),
+            cpu_system: cpu.1.map(Duration::from_micros),
+            error: if good { String::new() } else { error },
+            non_deterministic: !good && non_deterministic,
+            outputs: if good { outputs } else { BTreeMap::new() },
+            ..BuildResult::new(status)
+        }
     }
 }

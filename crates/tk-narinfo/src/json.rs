@@ -214,10 +214,12 @@ pub fn signature_from_json(value: &Value) -> Result<Signature, JsonError> {
     signature(value).map_err(|what| at("signature", what))
 }
 
-/// Why a JSON value is no path info or narinfo.
+/// Why a JSON value is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("bad path info JSON{}{key}: {what}", if key.is_empty() { "" } else { ", " })]
+#[error("bad {of} JSON{}{key}: {what}", if key.is_empty() { "" } else { ", " })]
 pub struct JsonError {
+    /// What was to be read, such as `path info`.
+    pub of: &'static str,
     /// The key, or `""` if it is about the whole.
     pub key: &'static str,
     /// What is wrong there.
@@ -225,7 +227,11 @@ pub struct JsonError {
 }
 
 fn at(key: &'static str, what: String) -> JsonError {
-    JsonError { key, what }
+    JsonError {
+        of: "path info",
+        key,
+        what,
+    }
 }
 
 /// An object being read.
@@ -336,7 +342,7 @@ fn object(value: &Value) -> Result<&Map<String, Value>, JsonError> {
         .ok_or_else(|| at("", format!("expected an object, got {}", kind(value))))
 }
 
-fn signature(value: &Value) -> Result<Signature, String> {
+pub(crate) fn signature(value: &Value) -> Result<Signature, String> {
     match value {
         Value::Object(object) => {
             let part = |key| {
@@ -351,7 +357,7 @@ fn signature(value: &Value) -> Result<Signature, String> {
     }
 }
 
-fn set<T: Ord>(
+pub(crate) fn set<T: Ord>(
     value: &Value,
     read: impl Fn(&Value) -> Result<T, String>,
 ) -> Result<BTreeSet<T>, String> {
@@ -359,27 +365,27 @@ fn set<T: Ord>(
     list.iter().map(read).collect()
 }
 
-fn text(value: &Value) -> Result<&str, String> {
+pub(crate) fn text(value: &Value) -> Result<&str, String> {
     value.as_str().ok_or_else(|| expected("a string", value))
 }
 
-fn number(value: &Value) -> Result<u64, String> {
+pub(crate) fn number(value: &Value) -> Result<u64, String> {
     value
         .as_u64()
         .ok_or_else(|| expected("an unsigned integer", value))
 }
 
-fn boolean(value: &Value) -> Result<bool, String> {
+pub(crate) fn boolean(value: &Value) -> Result<bool, String> {
     value
         .as_bool()
         .ok_or_else(|| expected("true or false", value))
 }
 
-fn expected(what: &str, value: &Value) -> String {
+pub(crate) fn expected(what: &str, value: &Value) -> String {
     format!("expected {what}, got {}", kind(value))
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null (is the path absent?)",
         Value::Bool(_) => "a boolean",
@@ -391,7 +397,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// The words of a parser's error, with those of its causes.
-fn parse<T, E: std::error::Error>(result: Result<T, E>) -> Result<T, String> {
+pub(crate) fn parse<T, E: std::error::Error>(result: Result<T, E>) -> Result<T, String> {
     result.map_err(|error| {
         let mut words = error.to_string();
         let mut cause = error.source();

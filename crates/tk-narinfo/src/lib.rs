@@ -7,6 +7,8 @@
 //! | [`CacheInfo`] | what a binary cache says about itself |
 //! | [`PublicKey`], [`SecretKey`], [`Signature`], [`TrustedKeys`] | who vouches for a path |
 //! | [`Policy`] | whether that is enough |
+//! | [`realisation`] | what the outputs of content-addressed derivations turned out to be |
+//! | [`build_result`] | what became of a build |
 //! | [`json`] | path infos and narinfos as Nix's JSON |
 //!
 //! ```
@@ -38,6 +40,7 @@
 
 #[cfg(test)]
 mod arbitrary;
+pub mod build_result;
 mod cache_info;
 mod compression;
 pub mod json;
@@ -45,6 +48,7 @@ mod keys;
 mod narinfo;
 mod path_info;
 mod policy;
+pub mod realisation;
 mod text;
 
 pub use cache_info::{CacheInfo, CacheInfoError, MAX_CACHE_INFO_BYTES};

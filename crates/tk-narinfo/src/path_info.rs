@@ -111,24 +111,10 @@ impl PathInfo {
         keys: &TrustedKeys,
     ) -> Result<BTreeMap<&str, Verdict>, SignatureError> {
         let text = self.fingerprint(dir)?;
-        let mut verdicts = BTreeMap::new();
-        for signature in &self.signatures {
-            let verdict = verdicts
-                .entry(signature.key_name())
-                .or_insert(Verdict::UnknownKey);
-            let found = keys.verify(text.as_bytes(), signature).map_err(|source| {
-                SignatureError::Damaged {
-                    path: self.path.clone(),
-                    source,
-                }
-            })?;
-            *verdict = (*verdict).max(match found {
-                None => Verdict::UnknownKey,
-                Some(false) => Verdict::Wrong,
-                Some(true) => Verdict::Valid,
-            });
-        }
-        Ok(verdicts)
+        verdicts(&text, &self.signatures, keys).map_err(|source| SignatureError::Damaged {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Whether the content address makes exactly this path, with these references. Such a path needs no signature: whoever
@@ -140,6 +126,27 @@ impl PathInfo {
         let made = dir.path_of_content(self.path.name(), ca, &References { others, itself });
         made.is_ok_and(|made| made == self.path)
     }
+}
+
+/// What `signatures` over `text` are worth, by key name.
+pub(crate) fn verdicts<'a>(
+    text: &str,
+    signatures: &'a BTreeSet<Signature>,
+    keys: &TrustedKeys,
+) -> Result<BTreeMap<&'a str, Verdict>, KeyError> {
+    let mut verdicts = BTreeMap::new();
+    for signature in signatures {
+        let verdict = verdicts
+            .entry(signature.key_name())
+            .or_insert(Verdict::UnknownKey);
+        let found = keys.verify(text.as_bytes(), signature)?;
+        *verdict = (*verdict).max(match found {
+            None => Verdict::UnknownKey,
+            Some(false) => Verdict::Wrong,
+            Some(true) => Verdict::Valid,
+        });
+    }
+    Ok(verdicts)
 }
 
 /// How many different keys there are among the valid ones: one key under two names is one voice.

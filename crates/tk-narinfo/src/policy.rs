@@ -1,12 +1,13 @@
 //! Whether to believe what is said about a path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use tk_path::{StoreDir, StorePath};
 
-use crate::keys::TrustedKeys;
-use crate::path_info::{PathInfo, SignatureError, Verdict, distinct_valid};
+use crate::keys::{Signature, TrustedKeys};
+use crate::path_info::{PathInfo, SignatureError, Verdict, distinct_valid, verdicts};
+use crate::realisation::{Realisation, legacy};
 
 /// Whom to trust, and how many of them must agree.
 ///
@@ -32,10 +33,52 @@ impl Policy {
     /// # Errors
     /// [`Untrusted`], also when a trusted key's signature is damaged, even if others would suffice (as in Nix).
     pub fn check(&self, dir: &StoreDir, info: &PathInfo) -> Result<(), Untrusted> {
-        if self.threshold == 0 || info.is_content_addressed(dir) {
+        if info.is_content_addressed(dir) {
             return Ok(());
         }
-        let (verdicts, source) = match info.verdicts(dir, &self.keys) {
+        let verdicts = info.verdicts(dir, &self.keys);
+        self.judge(&info.path, verdicts, info.ca.is_some())
+    }
+
+    /// `Ok` if enough trusted keys have signed `realisation`.
+    pub fn check_realisation(&self, realisation: &Realisation) -> Result<(), Untrusted> {
+        let (text, value) = (realisation.fingerprint(), &realisation.value);
+        self.judge_text(&value.out_path, &text, &value.signatures)
+    }
+
+    /// The same for the older form.
+    pub fn check_legacy_realisation(
+        &self,
+        realisation: &legacy::Realisation,
+    ) -> Result<(), Untrusted> {
+        let text = realisation.fingerprint();
+        self.judge_text(&realisation.out_path, &text, &realisation.signatures)
+    }
+
+    fn judge_text(
+        &self,
+        path: &StorePath,
+        text: &str,
+        signatures: &BTreeSet<Signature>,
+    ) -> Result<(), Untrusted> {
+        let verdicts = verdicts(text, signatures, &self.keys);
+        let damaged = |source| SignatureError::Damaged {
+            path: path.clone(),
+            source,
+        };
+        self.judge(path, verdicts.map_err(damaged), false)
+    }
+
+    fn judge(
+        &self,
+        path: &StorePath,
+        verdicts: Result<BTreeMap<&str, Verdict>, SignatureError>,
+        false_address: bool,
+    ) -> Result<(), Untrusted> {
+        if self.threshold == 0 {
+            return Ok(());
+        }
+        let (verdicts, source) = match verdicts {
             Ok(verdicts) => (verdicts, None),
             Err(error) => (BTreeMap::new(), Some(Box::new(error))),
         };
@@ -44,7 +87,7 @@ impl Policy {
             return Ok(());
         }
         Err(Untrusted {
-            path: info.path.clone(),
+            path: path.clone(),
             threshold: self.threshold,
             valid,
             signed_by: verdicts
@@ -52,7 +95,7 @@ impl Policy {
                 .map(|(name, v)| (name.to_owned(), v))
                 .collect(),
             trusted: self.keys.iter().map(|key| key.name().to_owned()).collect(),
-            false_address: info.ca.is_some(),
+            false_address,
             source,
         })
     }
