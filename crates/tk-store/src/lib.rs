@@ -2,25 +2,32 @@
 //!
 //! A store is anything that holds store paths: a folder on disk, a daemon, a binary cache. All of
 //! them answer the few questions of [`Store`]; what only some can do is a trait of its own
-//! ([`AddContent`], [`AddSignatures`]). [`copy`] moves closures between any two of
+//! ([`AddContent`], [`AddSignatures`], [`Build`], [`Roots`], …; [`Abilities`] says which of them a
+//! store has). [`copy`] moves closures between any two of
 //! them and keeps the one invariant that matters to readers: *a path that is visible in the
 //! destination has its content and its references there too*.
 //!
 //! Nothing here prints, reads the environment or starts a runtime; futures run on the caller's
 //! tokio runtime, blocking work on its blocking threads.
 
+mod abilities;
 pub mod closure;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod content;
 pub mod copy;
 mod error;
+pub mod log;
 mod memory;
 pub mod nar;
 pub mod reference;
 mod store;
 mod verify;
 
+pub use abilities::{
+    Abilities, Build, BuildMode, ByteStream, CollectGarbage, GcAction, GcOptions, GcReport, Graph,
+    Logs, Missing, Realisations, Root, Roots,
+};
 pub use closure::{Closure, closure};
 pub use content::ContentHasher;
 pub use error::{Error, Result};

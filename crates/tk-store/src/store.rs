@@ -6,7 +6,10 @@ use std::{
     fmt::{Debug, Display},
     sync::Arc,
 };
-use tk_narinfo::{PathInfo, Policy, Signature};
+use tk_narinfo::{
+    PathInfo, Policy, Signature, Untrusted,
+    realisation::{Realisation, legacy},
+};
 use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
 
 /// What every store can do. `Display` is the store's canonical URI.
@@ -87,13 +90,34 @@ impl SigCheck {
     pub fn check(&self, dir: &StoreDir, info: &PathInfo) -> Result<()> {
         match self {
             SigCheck::Skip => Ok(()),
+            SigCheck::Require(policy) => policy.check(dir, info).map_err(untrusted),
+        }
+    }
+
+    /// Whether `realisation` may be registered.
+    pub fn check_realisation(&self, realisation: &Realisation) -> Result<()> {
+        match self {
+            SigCheck::Skip => Ok(()),
+            SigCheck::Require(policy) => policy.check_realisation(realisation).map_err(untrusted),
+        }
+    }
+
+    /// The same for the older form.
+    pub fn check_legacy_realisation(&self, realisation: &legacy::Realisation) -> Result<()> {
+        match self {
+            SigCheck::Skip => Ok(()),
             SigCheck::Require(policy) => {
-                policy.check(dir, info).map_err(|source| Error::Untrusted {
-                    path: info.path.clone(),
-                    source,
-                })
+                let checked = policy.check_legacy_realisation(realisation);
+                checked.map_err(untrusted)
             }
         }
+    }
+}
+
+fn untrusted(source: Untrusted) -> Error {
+    Error::Untrusted {
+        path: source.path.clone(),
+        source,
     }
 }
 

@@ -1,0 +1,270 @@
+//! What only some stores can do, a trait each, and [`Abilities`]: a store with those that it has.
+
+use crate::{AddContent, AddSignatures, Error, NarStream, Result, SigCheck, Store, log::LogSink};
+use async_trait::async_trait;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
+use tk_narinfo::{
+    build_result::{BuildResult, KeyedBuildResult},
+    realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy},
+};
+use tk_path::{BasicDerivation, DerivedPath, OutputName, StorePath};
+
+/// Stores that build, or have somebody who does.
+///
+/// Dropping a future gives the build up. What the builders write comes to `log` as it is written.
+#[async_trait]
+pub trait Build: Store {
+    /// Builds or fetches what is not there yet. One result for each of `paths`, in the store's
+    /// order; a build that fails is a result, not an error.
+    async fn build(
+        &self,
+        paths: &[DerivedPath],
+        mode: BuildMode,
+        log: &dyn LogSink,
+    ) -> Result<Vec<KeyedBuildResult>>;
+
+    /// Builds the derivation `drv`, whose inputs are there and which itself need not be; `path`
+    /// is what it would be called.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for a user who is not trusted, unless the outputs are content-addressed.
+    async fn build_derivation(
+        &self,
+        path: &StorePath,
+        drv: &BasicDerivation,
+        mode: BuildMode,
+        log: &dyn LogSink,
+    ) -> Result<BuildResult>;
+
+    /// What would have to be built and fetched for `paths`. Nothing is changed.
+    async fn missing(&self, paths: &[DerivedPath]) -> Result<Missing>;
+
+    /// Makes `path` valid, by fetching it or by repairing what is broken.
+    async fn ensure(&self, path: &StorePath, log: &dyn LogSink) -> Result<()>;
+}
+
+/// What is to be done with outputs that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BuildMode {
+    /// They are left alone.
+    #[default]
+    Normal = 0,
+    /// Those that are damaged are built again.
+    Repair = 1,
+    /// They are built again, and it is an error if they differ.
+    Check = 2,
+}
+
+/// What is to be done before certain paths are there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Derivations to build.
+    pub build: BTreeSet<StorePath>,
+    /// Paths to fetch.
+    pub substitute: BTreeSet<StorePath>,
+    /// Paths that nobody knows how to come by.
+    pub unknown: BTreeSet<StorePath>,
+    /// Bytes to fetch, compressed, as far as known.
+    pub download_size: u64,
+    /// Bytes of their NARs, as far as known.
+    pub nar_size: u64,
+}
+
+/// Stores that keep their paths until nothing needs them: what is a root, and what a root refers
+/// to, is never collected.
+#[async_trait]
+pub trait Roots: Store {
+    /// Makes `path` a root as long as this process (or this connection) lives. The path need not
+    /// be there.
+    async fn add_temp_root(&self, path: &StorePath) -> Result<()>;
+
+    /// Makes a root of the link at `link`, which lies anywhere: a root as long as it is there and
+    /// leads into the store.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when `link` is not absolute.
+    async fn add_indirect_root(&self, link: &Path) -> Result<()>;
+
+    /// Makes `link` a link to `path`, and a root of it. A link that is there is replaced.
+    async fn add_perm_root(&self, path: &StorePath, link: &Path) -> Result<()>;
+
+    /// All roots, with those of processes as far as they can be found out.
+    async fn roots(&self) -> Result<Vec<Root>>;
+}
+
+/// Something that keeps a path from being collected.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Root {
+    /// What keeps it: the place of a link, `{temp:PID}` or the like for a process, `{censored}` where
+    /// the store does not want to say.
+    pub link: String,
+    /// What it keeps.
+    pub target: StorePath,
+}
+
+/// Stores that can delete what nothing needs.
+#[async_trait]
+pub trait CollectGarbage: Store {
+    /// Finds out what is alive or dead, and deletes if asked to.
+    async fn collect_garbage(&self, options: &GcOptions, log: &dyn LogSink) -> Result<GcReport>;
+}
+
+/// What [`CollectGarbage::collect_garbage`] is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GcOptions {
+    /// What to do.
+    pub action: GcAction,
+    /// Stop after so many bytes have been freed; `u64::MAX`: never.
+    pub max_freed: u64,
+}
+
+impl GcOptions {
+    /// `action`, without limit.
+    pub fn new(action: GcAction) -> Self {
+        GcOptions {
+            action,
+            max_freed: u64::MAX,
+        }
+    }
+}
+
+/// See [`GcOptions`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GcAction {
+    /// Tell what roots reach.
+    ReturnLive,
+    /// Tell what they do not.
+    ReturnDead,
+    /// Delete what they do not.
+    DeleteDead,
+    /// Delete these, if roots do not reach them.
+    DeleteSpecific(BTreeSet<StorePath>),
+}
+
+/// What [`CollectGarbage::collect_garbage`] found or did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// What is alive, is dead or was deleted. Whole paths, since not all that is deleted is a store path.
+    pub paths: BTreeSet<String>,
+    /// Bytes that were freed, or would be.
+    pub bytes_freed: u64,
+}
+
+/// Stores that know more about their paths than their metadata.
+#[async_trait]
+pub trait Graph: Store {
+    /// Everything that is valid.
+    async fn all_paths(&self) -> Result<BTreeSet<StorePath>>;
+
+    /// The valid paths that refer to `path`, with itself if it does.
+    async fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>>;
+
+    /// The valid derivations that have `path` as an output.
+    async fn valid_derivers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>>;
+
+    /// The outputs of the derivation `drv`, each with its path as far as it is known.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the derivation is not there.
+    async fn output_map(&self, drv: &StorePath) -> Result<BTreeMap<OutputName, Option<StorePath>>>;
+}
+
+/// Stores that keep what builders wrote.
+#[async_trait]
+pub trait Logs: Store {
+    /// The log of the derivation `drv`, whatever it is compressed with; `None` if there is none.
+    /// Bytes as the builder wrote them: not always text, and with the escape sequences of
+    /// terminals.
+    async fn build_log(&self, drv: &StorePath) -> Result<Option<ByteStream>>;
+
+    /// Keeps `log` as the log of the derivation `drv`. If there is one it stays, which is no
+    /// error.
+    async fn add_build_log(&self, drv: &StorePath, log: ByteStream) -> Result<()>;
+}
+
+/// Plain bytes in order; the same type as that of a NAR.
+pub type ByteStream = NarStream;
+
+/// Stores that know what the outputs of content-addressed derivations turned out to be.
+///
+/// There are two forms, see [`realisation`](tk_narinfo::realisation); most stores know one.
+///
+/// # Errors
+/// [`Error::Unsupported`] for the form that a store does not know.
+#[async_trait]
+pub trait Realisations: Store {
+    /// What the output `id` turned out to be; `None` if that is not known.
+    async fn realisation(&self, id: &DrvOutput) -> Result<Option<UnkeyedRealisation>>;
+
+    /// Keeps `realisation`. One that is there with the same path gets its signatures.
+    ///
+    /// # Errors
+    /// [`Error::Untrusted`] if `check` wants other signatures; [`Error::Refused`] when the output
+    /// is known to be something else.
+    async fn register(&self, realisation: &Realisation, check: &SigCheck) -> Result<()>;
+
+    /// As [`Realisations::realisation`], in the older form.
+    async fn legacy_realisation(
+        &self,
+        id: &legacy::DrvOutput,
+    ) -> Result<Option<legacy::Realisation>>;
+
+    /// As [`Realisations::register`], in the older form.
+    async fn register_legacy(
+        &self,
+        realisation: &legacy::Realisation,
+        check: &SigCheck,
+    ) -> Result<()>;
+}
+
+/// A store with what it can do beyond [`Store`]; what it cannot is `None`.
+#[derive(Debug, Clone)]
+pub struct Abilities {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Naming content by what it is.
+    pub content: Option<Arc<dyn AddContent>>,
+    /// Adding signatures.
+    pub signatures: Option<Arc<dyn AddSignatures>>,
+    /// Building.
+    pub build: Option<Arc<dyn Build>>,
+    /// Roots.
+    pub roots: Option<Arc<dyn Roots>>,
+    /// Collecting garbage.
+    pub gc: Option<Arc<dyn CollectGarbage>>,
+    /// Who refers to what, and outputs.
+    pub graph: Option<Arc<dyn Graph>>,
+    /// Build logs.
+    pub logs: Option<Arc<dyn Logs>>,
+    /// Realisations.
+    pub realisations: Option<Arc<dyn Realisations>>,
+}
+
+impl Abilities {
+    /// `store` without any of them.
+    pub fn of(store: Arc<dyn Store>) -> Self {
+        Abilities {
+            store,
+            content: None,
+            signatures: None,
+            build: None,
+            roots: None,
+            gc: None,
+            graph: None,
+            logs: None,
+            realisations: None,
+        }
+    }
+
+    /// The error that this store cannot do `what`, the end of a sentence: `does not build`.
+    pub fn unsupported(&self, what: &str) -> Error {
+        Error::Unsupported {
+            store: self.store.to_string(),
+            what: what.to_owned(),
+        }
+    }
+}
