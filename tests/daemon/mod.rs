@@ -1,1 +1,2 @@
 //! The daemon's protocols against real Nix: our client and its daemons, its clients and our server.
+mod client;

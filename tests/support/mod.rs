@@ -1,9 +1,11 @@
 //! What the tests share: visible skips, tables for the report, golden data, real Nix.
 
+pub mod daemon;
 mod rig;
 mod tally;
 mod vectors;
 
+pub use daemon::RigDaemon;
 pub use rig::{Rig, VERSIONS, rig};
 pub use tally::{Tally, equal};
 pub use vectors::{Golden, Vectors};
