@@ -34,7 +34,8 @@ pub use content_address::{
     UnknownMethod,
 };
 pub use derivation::{
-    BasicDerivation, Derivation, DerivationOutput, InputOutputs, Inputs, OutputError,
+    BasicDerivation, Derivation, DerivationError, DerivationErrorKind, DerivationInputs,
+    DerivationKind, DerivationOutput, InputOutputs, Inputs, OutputError,
 };
 pub use derived_path::{DerivedPath, DerivedPathError, SingleDerivedPath};
 pub use hash::{

@@ -4,14 +4,19 @@
 //! and how output paths come about at that of [`modulo`](crate::modulo). Mirrors `derivations.cc` and what is below
 //! `derivation/` in Nix.
 
+#[cfg(test)]
+mod arbitrary;
+mod aterm;
+mod error;
 mod output;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bstr::BString;
 
-use crate::{OutputName, StorePath};
+use crate::{Algorithm, OutputName, StorePath, StorePathError, StorePathErrorKind};
 
+pub use error::{DerivationError, DerivationErrorKind};
 pub use output::{DerivationOutput, OutputError};
 
 /// What is to be run, on what, and which store paths come out. The texts that a builder gets may be any bytes.
@@ -56,3 +61,106 @@ pub struct InputOutputs {
     /// Outputs that are themselves derivations, and what is needed of those. Nix wants `dynamic-derivations` for it.
     pub dynamic: BTreeMap<OutputName, InputOutputs>,
 }
+
+impl<I> Derivation<I> {
+    /// The text of the structured attributes, if there are any: a JSON object, as the derivation has it.
+    pub fn structured_attrs(&self) -> Option<&BString> {
+        self.env.get(STRUCTURED_ATTRS.as_bytes())
+    }
+
+    /// How the outputs come about. An error when there are none or they do not go together.
+    pub fn kind(&self) -> Result<DerivationKind, DerivationError> {
+        let wrong = |why| Err(self.error(DerivationErrorKind::Outputs(why)));
+        let mut kinds = self.outputs.values().map(DerivationKind::of);
+        let Some(kind) = kinds.next() else {
+            return wrong("it has no output");
+        };
+        if kinds.any(|other| other != kind) {
+            return wrong("its outputs are of different kinds");
+        }
+        match kind {
+            DerivationKind::Fixed
+                if !(self.outputs.len() == 1 && self.outputs.contains_key("out")) =>
+            {
+                wrong("a derivation with fixed content must have exactly one output, out")
+            }
+            kind => Ok(kind),
+        }
+    }
+
+    fn error(&self, kind: impl Into<DerivationErrorKind>) -> DerivationError {
+        DerivationError::new(&self.name, kind)
+    }
+}
+
+/// How all outputs of a derivation come about, see [`DerivationOutput`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DerivationKind {
+    /// By what goes into it.
+    InputAddressed,
+    /// By the content that is demanded.
+    Fixed,
+    /// By content, hashed with this algorithm.
+    Floating(Algorithm),
+    /// By inputs that are not known yet.
+    Deferred,
+    /// By content that may differ each time, hashed with this algorithm.
+    Impure(Algorithm),
+}
+
+impl DerivationKind {
+    fn of(output: &DerivationOutput) -> DerivationKind {
+        match output {
+            DerivationOutput::InputAddressed(_) => DerivationKind::InputAddressed,
+            DerivationOutput::Fixed(_) => DerivationKind::Fixed,
+            DerivationOutput::Floating(method) => DerivationKind::Floating(method.algorithm),
+            DerivationOutput::Deferred => DerivationKind::Deferred,
+            DerivationOutput::Impure(method) => DerivationKind::Impure(method.algorithm),
+        }
+    }
+}
+
+/// What a derivation can have as inputs: [`Inputs`], or store paths only.
+pub trait DerivationInputs: sealed::Sealed {
+    /// The store paths.
+    fn srcs(&self) -> &BTreeSet<StorePath>;
+
+    /// The derivations.
+    fn drvs(&self) -> &BTreeMap<StorePath, InputOutputs>;
+}
+
+impl DerivationInputs for Inputs {
+    fn srcs(&self) -> &BTreeSet<StorePath> {
+        &self.srcs
+    }
+
+    fn drvs(&self) -> &BTreeMap<StorePath, InputOutputs> {
+        &self.drvs
+    }
+}
+
+impl DerivationInputs for BTreeSet<StorePath> {
+    fn srcs(&self) -> &BTreeSet<StorePath> {
+        self
+    }
+
+    fn drvs(&self) -> &BTreeMap<StorePath, InputOutputs> {
+        static NONE: BTreeMap<StorePath, InputOutputs> = BTreeMap::new();
+        &NONE
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Inputs {}
+    impl Sealed for std::collections::BTreeSet<crate::StorePath> {}
+}
+
+/// Whether `name` may be the name of a derivation.
+fn check_name(name: &str) -> Result<(), StorePathError> {
+    crate::store_path::check_name(name.as_bytes())
+        .map_err(|why| StorePathError::new(name, StorePathErrorKind::Name(why)))
+}
+
+/// The variable that holds the structured attributes.
+const STRUCTURED_ATTRS: &str = "__json";

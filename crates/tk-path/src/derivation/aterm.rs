@@ -1,0 +1,631 @@
+//! The file format of derivations, a subset of ATerms.
+//!
+//! ```text
+//! file     = "Derive(" body | "DrvWithVersion(" string "," body      the version is "xp-dyn-drv"
+//! body     = outputs "," drvs "," srcs "," platform "," builder "," args "," env ")"
+//! outputs  = list of "(" name "," path "," method "," hash ")"        see output.rs
+//! drvs     = list of "(" path "," node ")"
+//! node     = list of output names
+//!          | "(" list of output names "," list of "(" output name "," node ")" ")"
+//! srcs     = list of paths
+//! args     = list of strings
+//! env      = list of "(" name "," value ")"
+//! list     = "[" [ item { "," item } ] "]"
+//! string   = '"' bytes '"'
+//! ```
+//! Written: sorted by bytes, apart from args; `\"`, `\\`, `\n`, `\r` and `\t` escaped in builder, args and env, all
+//! other bytes and all other strings raw; `DrvWithVersion` only if a node has the second form.
+//!
+//! Read as Nix does: any order; of repeated entries the first output and the last variable and input derivation stay;
+//! a comma may be missing between items and stand before the first; `\x` is `x` for other bytes; what follows the last
+//! `)` is not looked at. Paths must be canonical. A node that names nothing is an error, as is the second form of a
+//! node below `Derive(`, and more than [`MAX_DEPTH`] nodes in each other.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use bstr::ByteSlice;
+use memchr::memchr2;
+
+use super::{
+    Derivation, DerivationError, DerivationErrorKind as Kind, DerivationInputs, DerivationOutput,
+    InputOutputs, Inputs,
+};
+use crate::derived_path::MAX_DEPTH;
+use crate::{Algorithm, ContentAddress, Hash, Method, OutputName, References, StoreDir, StorePath};
+
+impl Derivation {
+    /// Reads the file of the derivation `name`, which is the name of its path without `.drv`.
+    ///
+    /// What is read may break rules that derivations in a store keep, see [`Derivation::check_outputs`]; only that a
+    /// fixed output has the path of its content address is checked here already. Reading takes memory in proportion
+    /// to the file.
+    pub fn parse_aterm(
+        dir: &StoreDir,
+        name: &str,
+        file: &[u8],
+    ) -> Result<Derivation, DerivationError> {
+        let mut parser = Parser {
+            dir,
+            name,
+            file,
+            at: 0,
+            dynamic: false,
+        };
+        parser
+            .derivation()
+            .map_err(|kind| DerivationError::new(name, kind))
+    }
+}
+
+impl<I: DerivationInputs> Derivation<I> {
+    /// The file, byte for byte as Nix writes it.
+    pub fn to_aterm(&self, dir: &StoreDir) -> Result<Vec<u8>, DerivationError> {
+        print(self, dir, None, false)
+    }
+
+    /// The path of the file: of a text that refers to all inputs.
+    pub fn path(&self, dir: &StoreDir) -> Result<StorePath, DerivationError> {
+        let hash = Hash::digest(Algorithm::Sha256, &self.to_aterm(dir)?);
+        let mut others = self.inputs.srcs().clone();
+        others.extend(self.inputs.drvs().keys().cloned());
+        let references = References {
+            others,
+            itself: false,
+        };
+        let ca = ContentAddress {
+            method: Method::Text,
+            hash,
+        };
+        dir.path_of_content(&format!("{}.drv", self.name), &ca, &references)
+            .map_err(|error| self.error(error))
+    }
+}
+
+/// Input derivations by the hashes that stand for them, in hex.
+pub(super) type HashedInputs<'a> = BTreeMap<String, BTreeSet<&'a OutputName>>;
+
+/// The file; with `inputs` in place of the input derivations, and with `masked` without output paths, also in the
+/// variables that are named like outputs.
+pub(super) fn print<I: DerivationInputs>(
+    drv: &Derivation<I>,
+    dir: &StoreDir,
+    inputs: Option<&HashedInputs<'_>>,
+    masked: bool,
+) -> Result<Vec<u8>, DerivationError> {
+    if drv.platform.find_byteset(b"\"\\").is_some() {
+        return Err(drv.error(Kind::Platform(drv.platform.clone())));
+    }
+    let drvs = drv.inputs.drvs();
+    let dynamic = drvs.values().any(|node| !node.dynamic.is_empty());
+    let mut printer = Printer(match dynamic {
+        false => b"Derive(".to_vec(),
+        true => b"DrvWithVersion(\"xp-dyn-drv\",".to_vec(),
+    });
+    printer.outputs(drv, dir, masked)?;
+    printer.0.push(b',');
+    match inputs {
+        None => printer.list(drvs, |p, (path, node)| {
+            p.0.push(b'(');
+            p.raw(dir.path(path));
+            p.0.push(b',');
+            p.node(node);
+            p.0.push(b')');
+        }),
+        Some(inputs) => printer.list(inputs, |p, (hash, outputs)| {
+            p.0.push(b'(');
+            p.raw(hash);
+            p.0.push(b',');
+            p.list(outputs, |p, name| p.raw(name.as_str()));
+            p.0.push(b')');
+        }),
+    }
+    printer.0.push(b',');
+    printer.list(drv.inputs.srcs(), |p, path| p.raw(dir.path(path)));
+    printer.0.push(b',');
+    printer.raw(&drv.platform);
+    printer.0.push(b',');
+    printer.string(&drv.builder);
+    printer.0.push(b',');
+    printer.list(&drv.args, |p, arg| p.string(arg));
+    printer.0.push(b',');
+    printer.list(&drv.env, |p, (name, value)| {
+        let hidden = masked && is_output(drv, name);
+        p.0.push(b'(');
+        p.string(name);
+        p.0.push(b',');
+        p.string(if hidden { b"" } else { value });
+        p.0.push(b')');
+    });
+    printer.0.push(b')');
+    Ok(printer.0)
+}
+
+fn is_output<I>(drv: &Derivation<I>, name: &[u8]) -> bool {
+    name.to_str()
+        .is_ok_and(|name| drv.outputs.contains_key(name))
+}
+
+struct Printer(Vec<u8>);
+
+impl Printer {
+    fn outputs<I>(
+        &mut self,
+        drv: &Derivation<I>,
+        dir: &StoreDir,
+        masked: bool,
+    ) -> Result<(), DerivationError> {
+        let mut texts = Vec::with_capacity(drv.outputs.len());
+        for (name, output) in &drv.outputs {
+            let mut strings = output
+                .to_strings(dir, &drv.name, name)
+                .map_err(|error| drv.error((name.clone(), error)))?;
+            if masked {
+                strings[0].clear();
+            }
+            texts.push((name, strings));
+        }
+        self.list(texts, |p, (name, strings)| {
+            p.0.push(b'(');
+            p.raw(name.as_str());
+            for string in strings {
+                p.0.push(b',');
+                p.raw(string);
+            }
+            p.0.push(b')');
+        });
+        Ok(())
+    }
+
+    fn node(&mut self, node: &InputOutputs) {
+        let names = |p: &mut Self| p.list(&node.outputs, |p, name| p.raw(name.as_str()));
+        if node.dynamic.is_empty() {
+            return names(self);
+        }
+        self.0.push(b'(');
+        names(self);
+        self.0.push(b',');
+        self.list(&node.dynamic, |p, (name, node)| {
+            p.0.push(b'(');
+            p.raw(name.as_str());
+            p.0.push(b',');
+            p.node(node);
+            p.0.push(b')');
+        });
+        self.0.push(b')');
+    }
+
+    fn list<T>(&mut self, items: impl IntoIterator<Item = T>, mut item: impl FnMut(&mut Self, T)) {
+        self.0.push(b'[');
+        for (index, value) in items.into_iter().enumerate() {
+            if index > 0 {
+                self.0.push(b',');
+            }
+            item(self, value);
+        }
+        self.0.push(b']');
+    }
+
+    fn raw(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.push(b'"');
+        self.0.extend_from_slice(bytes.as_ref());
+        self.0.push(b'"');
+    }
+
+    fn string(&mut self, mut bytes: &[u8]) {
+        self.0.push(b'"');
+        while let Some(at) = bytes.find_byteset(b"\"\\\n\r\t") {
+            self.0.extend_from_slice(&bytes[..at]);
+            let letter = match bytes[at] {
+                b'\n' => b'n',
+                b'\r' => b'r',
+                b'\t' => b't',
+                other => other,
+            };
+            self.0.extend_from_slice(&[b'\\', letter]);
+            bytes = &bytes[at + 1..];
+        }
+        self.0.extend_from_slice(bytes);
+        self.0.push(b'"');
+    }
+}
+
+struct Parser<'a> {
+    dir: &'a StoreDir,
+    name: &'a str,
+    file: &'a [u8],
+    at: usize,
+    /// Whether nodes may have the second form.
+    dynamic: bool,
+}
+
+impl<'a> Parser<'a> {
+    fn derivation(&mut self) -> Result<Derivation, Kind> {
+        super::check_name(self.name)?;
+        self.head()?;
+        let outputs = self.list("[", Self::output)?;
+        let drvs = self.list(",[", Self::input_drv)?;
+        let srcs = self.list(",[", Self::path)?;
+        self.expect(",")?;
+        let platform = self.string()?.into_owned().into();
+        self.expect(",")?;
+        let builder = self.string()?.into_owned().into();
+        let args = self.list(",[", |p| Ok(p.string()?.into_owned().into()))?;
+        let env = self.list(",[", Self::variable)?;
+        self.expect(")")?;
+        Ok(Derivation {
+            name: self.name.to_owned(),
+            // Backwards, because collecting keeps the last of those with one name.
+            outputs: outputs.into_iter().rev().collect(),
+            inputs: Inputs {
+                srcs: srcs.into_iter().collect(),
+                drvs: drvs.into_iter().collect(),
+            },
+            platform,
+            builder,
+            args,
+            env: env.into_iter().collect(),
+        })
+    }
+
+    fn head(&mut self) -> Result<(), Kind> {
+        if self.file.is_empty() {
+            return Err(Kind::Empty);
+        }
+        if self.file.starts_with(b"DrvWithVersion(") {
+            self.expect("DrvWithVersion(")?;
+            let version = self.string()?;
+            if &*version != b"xp-dyn-drv" {
+                return Err(Kind::Version(version.into_owned().into()));
+            }
+            self.dynamic = true;
+            return self.expect(",");
+        }
+        self.expect("Derive(")
+    }
+
+    fn output(&mut self) -> Result<(OutputName, DerivationOutput), Kind> {
+        self.expect("(")?;
+        let name = self.output_name()?;
+        let mut strings = [const { Cow::Borrowed("") }; 3];
+        for string in &mut strings {
+            self.expect(",")?;
+            *string = self.text()?;
+        }
+        self.expect(")")?;
+        let strings = strings.each_ref().map(|text| &**text);
+        match DerivationOutput::from_strings(self.dir, self.name, &name, strings) {
+            Ok(output) => Ok((name, output)),
+            Err(error) => Err(Kind::Output(name, error)),
+        }
+    }
+
+    fn input_drv(&mut self) -> Result<(StorePath, InputOutputs), Kind> {
+        self.expect("(")?;
+        let path = self.path()?;
+        self.expect(",")?;
+        let node = self.node(path.as_str(), MAX_DEPTH)?;
+        self.expect(")")?;
+        Ok((path, node))
+    }
+
+    /// `whose` names it in an error.
+    fn node(&mut self, whose: &str, depth: usize) -> Result<InputOutputs, Kind> {
+        let depth = depth.checked_sub(1).ok_or(Kind::Depth)?;
+        let full = self.dynamic && self.peek() == Some(b'(');
+        if full {
+            self.expect("(")?;
+        }
+        let mut node = InputOutputs {
+            outputs: self.list("[", Self::output_name)?.into_iter().collect(),
+            dynamic: BTreeMap::new(),
+        };
+        if full {
+            let inner = self.list(",[", |p| p.inner_node(depth))?;
+            node.dynamic = inner.into_iter().collect();
+            self.expect(")")?;
+        }
+        match node.outputs.is_empty() && node.dynamic.is_empty() {
+            true => Err(Kind::NoInputOutputs(whose.to_owned())),
+            false => Ok(node),
+        }
+    }
+
+    fn inner_node(&mut self, depth: usize) -> Result<(OutputName, InputOutputs), Kind> {
+        self.expect("(")?;
+        let name = self.output_name()?;
+        self.expect(",")?;
+        let node = self.node(name.as_str(), depth)?;
+        self.expect(")")?;
+        Ok((name, node))
+    }
+
+    fn variable(&mut self) -> Result<(bstr::BString, bstr::BString), Kind> {
+        self.expect("(")?;
+        let name = self.string()?.into_owned();
+        self.expect(",")?;
+        let value = self.string()?.into_owned();
+        self.expect(")")?;
+        Ok((name.into(), value.into()))
+    }
+
+    /// `open`, then `item` until the closing bracket; as loose about commas as Nix is.
+    fn list<T>(
+        &mut self,
+        open: &'static str,
+        mut item: impl FnMut(&mut Self) -> Result<T, Kind>,
+    ) -> Result<Vec<T>, Kind> {
+        self.expect(open)?;
+        let mut items = Vec::new();
+        loop {
+            match self.peek() {
+                Some(b']') => {
+                    self.at += 1;
+                    return Ok(items);
+                }
+                Some(b',') => self.at += 1,
+                _ => {}
+            }
+            items.push(item(self)?);
+        }
+    }
+
+    fn path(&mut self) -> Result<StorePath, Kind> {
+        let text = self.text()?;
+        Ok(self.dir.parse_canonical(&text)?)
+    }
+
+    fn output_name(&mut self) -> Result<OutputName, Kind> {
+        let text = self.text()?;
+        Ok(OutputName::parse(&text)?)
+    }
+
+    fn text(&mut self) -> Result<Cow<'a, str>, Kind> {
+        let at = self.at;
+        let text = match self.string()? {
+            Cow::Borrowed(bytes) => bytes.to_str().ok().map(Cow::Borrowed),
+            Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
+        };
+        text.ok_or_else(|| Kind::NotUtf8(format!("the string at byte {at} of its file")))
+    }
+
+    fn string(&mut self) -> Result<Cow<'a, [u8]>, Kind> {
+        let start = self.at;
+        self.expect("\"")?;
+        let rest = &self.file[self.at..];
+        match memchr2(b'"', b'\\', rest) {
+            Some(end) if rest[end] == b'"' => {
+                self.at += end + 1;
+                Ok(Cow::Borrowed(&rest[..end]))
+            }
+            Some(_) => self.escaped(start).map(Cow::Owned),
+            None => Err(Kind::Unterminated(start)),
+        }
+    }
+
+    /// The rest of the string that starts at `start`, which has escapes.
+    fn escaped(&mut self, start: usize) -> Result<Vec<u8>, Kind> {
+        let mut bytes = Vec::new();
+        loop {
+            let rest = &self.file[self.at..];
+            let end = memchr2(b'"', b'\\', rest).ok_or(Kind::Unterminated(start))?;
+            bytes.extend_from_slice(&rest[..end]);
+            self.at += end + 1;
+            if rest[end] == b'"' {
+                return Ok(bytes);
+            }
+            let letter = self.peek().ok_or(Kind::Unterminated(start))?;
+            self.at += 1;
+            bytes.push(match letter {
+                b'n' => b'\n',
+                b'r' => b'\r',
+                b't' => b'\t',
+                other => other,
+            });
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.file.get(self.at).copied()
+    }
+
+    fn expect(&mut self, expected: &'static str) -> Result<(), Kind> {
+        if self.file[self.at..].starts_with(expected.as_bytes()) {
+            self.at += expected.len();
+            return Ok(());
+        }
+        let at = self.at;
+        Err(Kind::Syntax { at, expected })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &[u8]) -> Result<Derivation, DerivationError> {
+        Derivation::parse_aterm(&StoreDir::default(), "x", text)
+    }
+
+    fn reprint(text: &[u8]) -> Vec<u8> {
+        let drv = parse(text).unwrap_or_else(|e| panic!("{}: {e}", text.as_bstr()));
+        drv.to_aterm(&StoreDir::default()).expect("printable")
+    }
+
+    #[test]
+    fn canonical_files() {
+        for text in [
+            r#"Derive([],[],[],"","",[],[])"#,
+            r#"Derive([("dev","S-a","",""),("out","S-b","","")],[("S-d.drv",["dev","out"])],["S-a","S-b"],"p","b",["z","","a"],[("a","\"\\\n\r\tü"),("b","")])"#,
+            r#"DrvWithVersion("xp-dyn-drv",[("out","","","")],[("S-c.drv",["x"]),("S-d.drv",([],[("a",([],[("b",["c"])])),("e",["f","g"])]))],[],"p","b",[],[])"#,
+        ] {
+            let text = text.replace('S', S);
+            assert_eq!(reprint(text.as_bytes()).as_bstr(), text.as_bytes());
+        }
+        let raw = b"Derive([],[],[],\"p\xff\",\"b\xfe\",[\"\x00\"],[(\"\xc3\",\"\xe9\")])";
+        assert_eq!(reprint(raw).as_bstr(), raw.as_bstr());
+    }
+
+    /// What Nix takes too, and what it becomes.
+    #[test]
+    fn lenient() {
+        let canonical = r#"Derive([("out","S-b","","")],[("S-d.drv",["a","b"])],["S-a","S-b"],"p","b",[],[("a","2"),("b","1")])"#;
+        for text in [
+            &format!("{canonical} and more )"),
+            // Any order; the first output, the last variable and derivation; sets merged.
+            r#"Derive([("out","S-b","",""),("out","S-c","","")],[("S-d.drv",["c"]),("S-d.drv",["b","a","b"])],["S-b","S-a","S-b"],"p","b",[],[("b","1"),("a","1"),("a","2")])"#,
+            // Commas, and escapes that need not be.
+            r#"Derive([,("out","S-b","","")],[,("S-d.drv",["a""b"])],["S-a""S-b"],"\p","b",[],[("\a","\2")("b","1")])"#,
+            // A hash without an algorithm means nothing.
+            &canonical.replace(r#"-b","","")"#, r#"-b","","zz")"#),
+        ] {
+            let (text, canonical) = (text.replace('S', S), canonical.replace('S', S));
+            assert_eq!(
+                reprint(text.as_bytes()).as_bstr(),
+                canonical.as_bytes(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn refuses() {
+        for (text, says) in [
+            ("", "its file is empty"),
+            ("D", "byte 0 of its file: Derive( is expected"),
+            ("Derive", "byte 0 of its file: Derive( is expected"),
+            (
+                r#"DrvWithVersion("x",[],[],[],"","",[],[])"#,
+                "unknown version \"x\"",
+            ),
+            (
+                r#"Derive([],[],[],"p","b",[],[]"#,
+                "byte 29 of its file: ) is expected",
+            ),
+            (
+                r#"Derive([],[],[],"p","b",["#,
+                "byte 25 of its file: \" is expected",
+            ),
+            (
+                r#"Derive([],[],[],"p","b",["a",])"#,
+                "byte 29 of its file: \" is expected",
+            ),
+            (
+                r#"Derive([],[],[],"p","b",[,,"a"],[])"#,
+                "byte 26 of its file: \" is expected",
+            ),
+            (
+                r#"Derive([],[],[],"p","b",["a],[])"#,
+                "the string at byte 25 of its file does not end",
+            ),
+            (
+                r#"Derive([],[],[],"p","b\"#,
+                "the string at byte 20 of its file does not end",
+            ),
+            (
+                r#"Derive([],[],[],"p","b\n"#,
+                "the string at byte 20 of its file does not end",
+            ),
+            (
+                r#"Derive([],[],["/nix/store/x"],"p","b",[],[])"#,
+                "not a store path",
+            ),
+            (
+                r#"Derive([],[],["S-a/"],"p","b",[],[])"#,
+                "not a store path",
+            ),
+            (
+                r#"Derive([],[("S-d.drv",[])],[],"p","b",[],[])"#,
+                "no output is named of its input",
+            ),
+            (
+                r#"Derive([],[("S-d.drv",(["a"],[("a",["b"])]))],[],"p","b",[],[])"#,
+                "[ is expected",
+            ),
+            (
+                r#"Derive([("a/b","","","")],[],[],"p","b",[],[])"#,
+                "\"a/b\" is not an output name",
+            ),
+            (
+                r#"Derive([("out","","x","")],[],[],"p","b",[],[])"#,
+                "output out: \"x\" is not a content address",
+            ),
+            (
+                r#"Derive([("out","",""],[],[],"p","b",[],[])"#,
+                "byte 20 of its file: , is expected",
+            ),
+        ] {
+            let text = text.replace('S', S);
+            let error = parse(text.as_bytes()).expect_err(&text).to_string();
+            assert!(
+                error.starts_with("derivation \"x\": ") && error.contains(says),
+                "{error} / {says}"
+            );
+        }
+        let error = parse(b"Derive([],[],[\"\xff\"],\"\",\"\",[],[])").expect_err("raw path");
+        assert_eq!(
+            error.kind(),
+            &Kind::NotUtf8("the string at byte 14 of its file".into())
+        );
+        for name in ["", ".", "a/b", &"a".repeat(212)] {
+            let file = b"Derive([],[],[],\"\",\"\",[],[])";
+            assert!(Derivation::parse_aterm(&StoreDir::default(), name, file).is_err());
+        }
+    }
+
+    #[test]
+    fn depth() {
+        let file = |depth: usize| {
+            let (open, close) = ("([],[(\"a\",".repeat(depth), ")])".repeat(depth));
+            let node = format!("(\"{S}-d.drv\",{open}[\"a\"]{close})");
+            format!("DrvWithVersion(\"xp-dyn-drv\",[],[{node}],[],\"\",\"\",[],[])")
+        };
+        let text = file(MAX_DEPTH - 1);
+        assert_eq!(reprint(text.as_bytes()).as_bstr(), text.as_bytes());
+        for depth in [MAX_DEPTH, 1 << 18] {
+            let error = parse(file(depth).as_bytes()).expect_err("too deep");
+            assert_eq!(error.kind(), &Kind::Depth);
+        }
+    }
+
+    #[test]
+    fn platforms_that_no_file_can_hold() {
+        let mut drv = parse(br#"Derive([],[],[],"p","b",[],[])"#).expect("derivation");
+        for platform in ["a\"b", "a\\b"] {
+            drv.platform = platform.into();
+            let error = drv.to_aterm(&StoreDir::default()).expect_err(platform);
+            assert_eq!(error.kind(), &Kind::Platform(platform.into()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(drv in crate::derivation::arbitrary::derivation()) {
+            let dir = StoreDir::default();
+            let text = drv.to_aterm(&dir).expect("printable");
+            for end in (0..text.len()).step_by(7) {
+                prop_assert!(Derivation::parse_aterm(&dir, &drv.name, &text[..end]).is_err());
+            }
+            prop_assert_eq!(Derivation::parse_aterm(&dir, &drv.name, &text), Ok(drv));
+        }
+
+        #[test]
+        fn never_panics(bytes: Vec<u8>, at in 0usize..200, byte: u8) {
+            let _ = parse(&bytes);
+            let mut text = r#"DrvWithVersion("xp-dyn-drv",[("out","S-b","","")],[("S-d.drv",(["a"],[("b",["c"])]))],["S-a"],"p","b",["\n"],[("a","b")])"#
+                .replace('S', S)
+                .into_bytes();
+            let at = at % text.len();
+            text[at] = byte;
+            if let Ok(drv) = parse(&text)
+                && let Ok(printed) = drv.to_aterm(&StoreDir::default())
+            {
+                prop_assert_eq!(parse(&printed), Ok(drv));
+            }
+            let _ = parse(&text[..at]);
+        }
+    }
+
+    const S: &str = "/nix/store/c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9";
+}
