@@ -3,12 +3,25 @@
 //! [`run`] takes a function that gives a new, empty, writable store each time it is called. It
 //! panics at the first thing that is wrong, as tests do.
 
-use crate::{AddReport, Error, NarStream, Result, SigCheck, Store, StoreExt, closure, nar, verify};
+use crate::{
+    AddReport, Error, Graph, Logs, NarStream, Realisations, Result, SigCheck, Store, StoreExt,
+    closure, nar, verify,
+};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use std::{collections::BTreeSet, future::Future, sync::Arc};
-use tk_narinfo::{PathInfo, Policy, SecretKey, TrustedKeys};
-use tk_path::{Algorithm, ContentAddress, Hash, Method, NarHash, References, StoreDir, StorePath};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+};
+use tk_narinfo::{
+    PathInfo, Policy, SecretKey, TrustedKeys,
+    realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy},
+};
+use tk_path::{
+    Algorithm, ContentAddress, Derivation, DerivationOutput, Hash, Inputs, Method, NarHash,
+    OutputName, References, StoreDir, StorePath,
+};
 
 /// Runs the whole suite; each case gets a store of its own from `make`.
 pub async fn run<S, F>(make: impl Fn() -> F)
@@ -32,6 +45,43 @@ where
     questions_that_follow_answers(&make().await).await;
     at_the_same_time(&make().await).await;
     large_nar(&make().await).await;
+}
+
+/// Runs the suite of stores that know more than metadata; as [`run`].
+pub async fn run_graph<S, F>(make: impl Fn() -> F)
+where
+    S: Graph,
+    F: Future<Output = S>,
+{
+    graph(&make().await).await;
+    derivations(&make().await).await;
+}
+
+/// Runs the suite of stores that know realisations of the newer form; as [`run`].
+pub async fn run_realisations<S, F>(make: impl Fn() -> F)
+where
+    S: Realisations,
+    F: Future<Output = S>,
+{
+    realisations(&make().await).await;
+}
+
+/// The same for the older form.
+pub async fn run_legacy_realisations<S, F>(make: impl Fn() -> F)
+where
+    S: Realisations,
+    F: Future<Output = S>,
+{
+    legacy_realisations(&make().await).await;
+}
+
+/// Runs the suite of stores that keep build logs; as [`run`].
+pub async fn run_logs<S, F>(make: impl Fn() -> F)
+where
+    S: Logs,
+    F: Future<Output = S>,
+{
+    build_logs(&make().await).await;
 }
 
 async fn empty_store(store: &dyn Store) {
@@ -374,6 +424,207 @@ async fn large_nar(store: &dyn Store) {
         read(store, &info.path).await == nar,
         "a large NAR came back changed"
     );
+}
+
+async fn graph(store: &dyn Graph) {
+    assert!(store.all_paths().await.unwrap().is_empty());
+    let chain = chain(store.dir(), 3);
+    add_all(store, &chain).await;
+    let [one, two, three] = [0, 1, 2].map(|i: usize| chain[i].0.path.clone());
+    let all = BTreeSet::from([one.clone(), two.clone(), three.clone()]);
+    assert_eq!(store.all_paths().await.unwrap(), all);
+    for (path, referrers) in [
+        (&one, BTreeSet::from([one.clone(), two.clone()])),
+        (&two, BTreeSet::from([two.clone(), three.clone()])),
+        (&three, BTreeSet::from([three.clone()])),
+    ] {
+        assert_eq!(store.referrers(path).await.unwrap(), referrers);
+    }
+    let (absent, _) = sample(store.dir(), "absent", b"", []);
+    assert!(store.referrers(&absent.path).await.unwrap().is_empty());
+    assert!(store.valid_derivers(&one).await.unwrap().is_empty());
+    let outputs = store.output_map(&drv_path("absent")).await;
+    assert!(
+        matches!(outputs, Err(Error::NotFound { .. })),
+        "{outputs:?}"
+    );
+}
+
+async fn derivations(store: &dyn Graph) {
+    let hash = Hash::digest(Algorithm::Sha256, b"the content");
+    let method = Method::Flat;
+    let ca = ContentAddress { method, hash };
+    let fixed = DerivationOutput::Fixed(ca);
+    let floating = DerivationOutput::Floating(ca.method_algorithm());
+    for (name, output, known) in [("fixed", fixed, true), ("floating", floating, false)] {
+        let drv = Derivation {
+            name: name.to_owned(),
+            outputs: [(OutputName::out(), output.clone())].into(),
+            inputs: Inputs::default(),
+            platform: "any".into(),
+            builder: "/bin/sh".into(),
+            args: vec![],
+            env: BTreeMap::new(),
+        };
+        let path = add_drv(store, drv).await;
+        let out = output.path(store.dir(), name, &OutputName::out());
+        let out = out.unwrap();
+        assert_eq!(out.is_some(), known);
+        let outputs = store.output_map(&path).await.unwrap();
+        assert_eq!(outputs, [(OutputName::out(), out.clone())].into());
+        if let Some(out) = out {
+            let derivers = store.valid_derivers(&out).await.unwrap();
+            assert_eq!(derivers, [path].into());
+        }
+    }
+}
+
+/// Adds a derivation; its environment gets the path of its output, if that is known.
+async fn add_drv(store: &dyn Store, mut drv: Derivation) -> StorePath {
+    let out = drv.outputs[&OutputName::out()].path(store.dir(), &drv.name, &OutputName::out());
+    if let Some(out) = out.unwrap() {
+        drv.env.insert("out".into(), store.dir().path(&out).into());
+    }
+    let nar = nar_of(&drv.to_aterm(store.dir()).unwrap());
+    let path = drv.path(store.dir()).unwrap();
+    let info = PathInfo::new(path.clone(), hash(&nar), nar.len() as u64);
+    let report = add(store, vec![item(&info, &nar)]).await;
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    path
+}
+
+async fn realisations(store: &dyn Realisations) {
+    let (out, nar) = sample(store.dir(), "out", b"out", []);
+    let (other, other_nar) = sample(store.dir(), "other", b"other", []);
+    add_all(store, &[(out.clone(), nar), (other.clone(), other_nar)]).await;
+    let id = DrvOutput {
+        drv: drv_path("realised"),
+        output: OutputName::out(),
+    };
+    assert_eq!(store.realisation(&id).await.unwrap(), None);
+    let mut first = Realisation {
+        id: id.clone(),
+        value: UnkeyedRealisation::new(out.path.clone()),
+    };
+    let keys = ["one-1", "two-1"].map(|name| SecretKey::generate(name).unwrap());
+    let check = require(&keys[0]);
+    let refused = store.register(&first, &check).await;
+    assert!(
+        matches!(refused, Err(Error::Untrusted { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(store.realisation(&id).await.unwrap(), None);
+    let mut second = first.clone();
+    first.sign(&keys[0]);
+    store.register(&first, &check).await.unwrap();
+    let found = store.realisation(&id).await.unwrap();
+    assert_eq!(found, Some(first.value.clone()));
+    second.sign(&keys[1]);
+    store.register(&second, &SigCheck::Skip).await.unwrap();
+    let found = store.realisation(&id).await.unwrap().unwrap();
+    assert_eq!(found.signatures.len(), 2, "signatures come together");
+    let mut lie = second.clone();
+    lie.value.out_path = other.path;
+    let refused = store.register(&lie, &SigCheck::Skip).await;
+    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    assert_eq!(store.realisation(&id).await.unwrap(), Some(found));
+    let dev = DrvOutput {
+        output: OutputName::parse("dev").unwrap(),
+        ..id
+    };
+    assert_eq!(store.realisation(&dev).await.unwrap(), None);
+}
+
+async fn legacy_realisations(store: &dyn Realisations) {
+    let (dep, dep_nar) = sample(store.dir(), "dep", b"dep", []);
+    let (out, nar) = sample(store.dir(), "out", b"out", []);
+    add_all(store, &[(dep.clone(), dep_nar), (out.clone(), nar)]).await;
+    let id = |text: &[u8]| legacy::DrvOutput {
+        hash: Hash::digest(Algorithm::Sha256, text),
+        output: OutputName::out(),
+    };
+    let needed = legacy::Realisation::new(id(b"dep"), dep.path.clone());
+    let mut first = legacy::Realisation::new(id(b"out"), out.path.clone());
+    first.dependent.insert(id(b"dep"), dep.path.clone());
+    assert_eq!(store.legacy_realisation(&first.id).await.unwrap(), None);
+    let key = SecretKey::generate("one-1").unwrap();
+    let refused = store.register_legacy(&first, &require(&key)).await;
+    assert!(
+        matches!(refused, Err(Error::Untrusted { .. })),
+        "{refused:?}"
+    );
+    let skip = SigCheck::Skip;
+    store.register_legacy(&needed, &skip).await.unwrap();
+    first.sign(&key);
+    store.register_legacy(&first, &require(&key)).await.unwrap();
+    let found = store.legacy_realisation(&first.id).await.unwrap();
+    assert_eq!(found, Some(first.clone()));
+    let mut second = first.clone();
+    second.signatures.clear();
+    second.sign(&SecretKey::generate("two-1").unwrap());
+    store.register_legacy(&second, &skip).await.unwrap();
+    let found = store.legacy_realisation(&first.id).await.unwrap().unwrap();
+    assert_eq!(found.signatures.len(), 2, "signatures come together");
+    let mut lie = first.clone();
+    lie.out_path = dep.path;
+    let refused = store.register_legacy(&lie, &skip).await;
+    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    let known = store.legacy_realisation(&first.id).await.unwrap();
+    assert_eq!(known, Some(found));
+}
+
+async fn build_logs(store: &dyn Logs) {
+    let drv = drv_path("logged");
+    assert!(store.build_log(&drv).await.unwrap().is_none());
+    // Not text, and more than one chunk.
+    let log: Vec<u8> = (0..300_000u32)
+        .map(|i| (i.wrapping_mul(i) >> 9) as u8)
+        .collect();
+    let chunks: Vec<_> = log.chunks(65_537).map(|c| Ok(c.to_vec().into())).collect();
+    let broken = [
+        Ok(Bytes::from_static(b"half")),
+        Err(Error::invalid("it broke off")),
+    ];
+    let failed = store.add_build_log(&drv, stream::iter(broken).boxed());
+    assert!(failed.await.is_err());
+    assert!(store.build_log(&drv).await.unwrap().is_none());
+    let added = store.add_build_log(&drv, stream::iter(chunks).boxed());
+    added.await.unwrap();
+    let other = nar::from_bytes("another build, later");
+    store.add_build_log(&drv, other).await.unwrap();
+    let found = store.build_log(&drv).await.unwrap().expect("a log");
+    let found: Vec<Bytes> = found.try_collect().await.unwrap();
+    assert!(found.concat() == log, "the log came back changed");
+    let empty = drv_path("silent");
+    let added = store.add_build_log(&empty, nar::from_bytes(""));
+    added.await.unwrap();
+    let found = store.build_log(&empty).await.unwrap().expect("a log");
+    let found: Vec<Bytes> = found.try_collect().await.unwrap();
+    assert!(found.concat().is_empty());
+    let no_drv = sample(store.dir(), "no-derivation", b"", []).0.path;
+    let refused = store.add_build_log(&no_drv, nar::from_bytes("")).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+}
+
+fn require(key: &SecretKey) -> SigCheck {
+    let keys = TrustedKeys::from_iter([key.public()]);
+    SigCheck::Require(Arc::new(Policy::new(keys)))
+}
+
+fn drv_path(name: &str) -> StorePath {
+    StorePath::from_digest(&[5; 20], &format!("{name}.drv")).unwrap()
+}
+
+async fn add_all<S: Store + ?Sized>(store: &S, samples: &[(PathInfo, Bytes)]) {
+    let items = samples.iter().map(|(info, nar)| item(info, nar));
+    let report = store
+        .add(
+            stream::iter(items.collect::<Vec<_>>()).boxed(),
+            &SigCheck::Skip,
+        )
+        .await
+        .unwrap();
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
 }
 
 /// Metadata as it must come back, but for what a store may fill in by itself.

@@ -1,6 +1,6 @@
 use crate::{
-    AddContent, AddItems, AddReport, AddSignatures, ContentHasher, Error, NarCheck, NarStream,
-    Result, SigCheck, Store, nar,
+    AddContent, AddItems, AddReport, AddSignatures, ContentHasher, Error, Graph, NarCheck,
+    NarStream, Realisations, Result, SigCheck, Store, derivation, nar, realisations,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -10,8 +10,11 @@ use std::{
     fmt,
     sync::{Mutex, MutexGuard},
 };
-use tk_narinfo::{PathInfo, Signature};
-use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
+use tk_narinfo::{
+    PathInfo, Signature,
+    realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy},
+};
+use tk_path::{Algorithm, HashPart, Method, OutputName, References, StoreDir, StorePath};
 
 /// A store that lives in memory, as Nix's `dummy://`: for tests, and for embedders who want to
 /// assemble a closure before it goes anywhere.
@@ -19,6 +22,8 @@ use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
 pub struct MemoryStore {
     dir: StoreDir,
     paths: Mutex<BTreeMap<StorePath, (PathInfo, Bytes)>>,
+    realisations: Mutex<BTreeMap<DrvOutput, Realisation>>,
+    legacy_realisations: Mutex<BTreeMap<legacy::DrvOutput, legacy::Realisation>>,
 }
 
 impl MemoryStore {
@@ -26,13 +31,12 @@ impl MemoryStore {
     pub fn new(dir: StoreDir) -> Self {
         MemoryStore {
             dir,
-            paths: Mutex::default(),
+            ..MemoryStore::default()
         }
     }
 
     fn paths(&self) -> MutexGuard<'_, BTreeMap<StorePath, (PathInfo, Bytes)>> {
-        // A panic while the lock was held cannot leave a map half changed.
-        self.paths.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.paths)
     }
 
     async fn add_item(&self, info: PathInfo, mut nar: NarStream, check: &SigCheck) -> Result<u64> {
@@ -170,6 +174,78 @@ impl AddSignatures for MemoryStore {
             }
         }
     }
+}
+
+#[async_trait]
+impl Graph for MemoryStore {
+    async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
+        Ok(self.paths().keys().cloned().collect())
+    }
+
+    async fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
+        let paths = self.paths();
+        let infos = paths.values().map(|(info, _)| info);
+        let referrers = infos.filter(|info| info.references.contains(path));
+        Ok(referrers.map(|info| info.path.clone()).collect())
+    }
+
+    /// Reads every derivation; those that cannot be read are no derivers.
+    async fn valid_derivers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
+        let mut derivers = BTreeSet::new();
+        for drv in self.all_paths().await? {
+            if drv.is_derivation()
+                && let Ok(outputs) = self.output_map(&drv).await
+                && outputs.values().flatten().any(|output| output == path)
+            {
+                derivers.insert(drv);
+            }
+        }
+        Ok(derivers)
+    }
+
+    async fn output_map(&self, drv: &StorePath) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
+        derivation::output_map(self, drv, Some(self)).await
+    }
+}
+
+#[async_trait]
+impl Realisations for MemoryStore {
+    async fn realisation(&self, id: &DrvOutput) -> Result<Option<UnkeyedRealisation>> {
+        let known = lock(&self.realisations).get(id).cloned();
+        Ok(known.map(|realisation| realisation.value))
+    }
+
+    async fn register(&self, realisation: &Realisation, check: &SigCheck) -> Result<()> {
+        check.check_realisation(realisation)?;
+        let mut known = lock(&self.realisations);
+        let merged = realisations::merge(self, known.get(&realisation.id), realisation)?;
+        known.insert(realisation.id.clone(), merged);
+        Ok(())
+    }
+
+    async fn legacy_realisation(
+        &self,
+        id: &legacy::DrvOutput,
+    ) -> Result<Option<legacy::Realisation>> {
+        Ok(lock(&self.legacy_realisations).get(id).cloned())
+    }
+
+    async fn register_legacy(
+        &self,
+        realisation: &legacy::Realisation,
+        check: &SigCheck,
+    ) -> Result<()> {
+        check.check_legacy_realisation(realisation)?;
+        let mut known = lock(&self.legacy_realisations);
+        let merged = realisations::merge_legacy(self, known.get(&realisation.id), realisation)?;
+        known.insert(realisation.id.clone(), merged);
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock was held cannot leave a map half changed.
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl fmt::Display for MemoryStore {

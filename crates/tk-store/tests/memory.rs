@@ -13,3 +13,10 @@ async fn memory_store_of_another_directory_conforms() {
     let dir = StoreDir::new("/opt/store").unwrap();
     conformance::run(|| async { MemoryStore::new(dir.clone()) }).await;
 }
+
+#[tokio::test]
+async fn memory_store_knows_the_graph_and_realisations() {
+    conformance::run_graph(|| async { MemoryStore::default() }).await;
+    conformance::run_realisations(|| async { MemoryStore::default() }).await;
+    conformance::run_legacy_realisations(|| async { MemoryStore::default() }).await;
+}
