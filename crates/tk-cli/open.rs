@@ -15,7 +15,7 @@ use tk_cache::{FolderCache, FolderConfig};
 use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::{Compression, SecretKey};
 use tk_path::{StoreDir, StorePath};
-use tk_store::{AddContent, AddSignatures, Store, StoreReference, reference::Settings};
+use tk_store::{Abilities, AddContent, AddSignatures, Store, StoreReference, reference::Settings};
 
 /// An opened store, with what its kind can do beyond [`Store`].
 #[derive(Clone)]
@@ -33,6 +33,21 @@ impl Opened {
             Opened::Local(store) => store.clone(),
             Opened::Cache(store) => store.clone(),
         }
+    }
+
+    /// The store with all that it can do.
+    pub fn abilities(&self) -> Abilities {
+        let mut abilities = Abilities::of(self.store());
+        match self {
+            Opened::Local(store) => {
+                abilities.content = Some(store.clone());
+                abilities.signatures = Some(store.clone());
+            }
+            Opened::Cache(store) => {
+                abilities.signatures = Some(store.clone());
+            }
+        }
+        abilities
     }
 
     /// The store, if content can be added to it.
