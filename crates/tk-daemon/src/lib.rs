@@ -2,3 +2,7 @@
 //! `ssh-ng://`) and the serve protocol (`ssh://`), as messages, clients, stores and servers.
 //!
 //! Nothing here prints, reads the environment or starts a runtime.
+
+pub mod values;
+pub mod wire;
+pub mod worker;

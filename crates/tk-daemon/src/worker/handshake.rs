@@ -1,0 +1,236 @@
+//! How a connection begins, and what both ends then know.
+//!
+//! | Step | Who | Sent |
+//! |---|---|---|
+//! | 1 | client | `0x6e697863`, own version |
+//! | 2 | server | `0x6478696f`, own version; before it reads the client's |
+//! | 3 | both | the version is the lower one |
+//! | 4 (1.38) | client | set of features |
+//! | 5 (1.38) | server | set of features; those of both hold |
+//! | 6 (1.14) | client | 0; otherwise the server takes one more integer (processor affinity) |
+//! | 7 (1.11) | client | 0 (reserved space) |
+//! | 8 (1.33) | server | string: version of Nix |
+//! | 9 (1.35) | server | whether it trusts the client: 0 unknown, 1 yes, 2 no |
+//! | 10 | server | [`log`](super::log) up to the last message or an error |
+//!
+//! A version is `major << 8 | minor`; the major must be 1. Neither end waits more than it must: a
+//! client sends 4, 6 and 7 at once, so that a handshake takes two round trips.
+
+use super::{
+    Capabilities, MINIMUM, OLDEST, Trust, Version, Worker,
+    log::{Message, RemoteError},
+};
+use crate::wire::{Decode, Encode, Reader, WireError, Writer};
+use std::io;
+use tk_store::log::LogSink;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+/// What a server says about itself (Nix's `ClientHandshakeInfo`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerHello {
+    /// The version of Nix, or whatever the server wants to be called; unknown before 1.33.
+    pub nix_version: Option<String>,
+    /// Whether it trusts the client; unknown before 1.35, and where it does not say.
+    pub trust: Option<Trust>,
+}
+
+impl Encode<Worker> for ServerHello {
+    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+        if to.protocol().at_least(33) {
+            to.string(self.nix_version.as_deref().unwrap_or_default());
+        }
+        if to.protocol().at_least(35) {
+            to.value(&self.trust)?;
+        }
+        Ok(())
+    }
+}
+
+impl Decode<Worker> for ServerHello {
+    async fn decode<R: AsyncRead + Unpin + Send>(
+        from: &mut Reader<R, Worker>,
+    ) -> Result<Self, WireError> {
+        let mut hello = ServerHello::default();
+        if from.protocol().at_least(33) {
+            let text = |text: &str| Ok::<_, &str>(text.to_owned());
+            let version = from
+                .parse("the version of Nix", MAX_NIX_VERSION, text)
+                .await?;
+            hello.nix_version = Some(version);
+        }
+        if from.protocol().at_least(35) {
+            hello.trust = from.value().await?;
+        }
+        Ok(hello)
+    }
+}
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// The connection failed, or what came is not this protocol.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The other side does not begin as it should.
+    #[error("the other side does not speak the worker protocol: it begins with {0:#x}")]
+    Magic(u64),
+    /// The other side is too old, or from another world.
+    #[error("the other side speaks worker protocol {0}, but 1.{min} or later is needed", min = MINIMUM.minor)]
+    Version(Version),
+    /// The server started, and then refused to go on.
+    #[error("{0}")]
+    Refused(RemoteError),
+}
+
+/// Begins a connection as a client that can do `offered`. Afterwards the reader has the protocol
+/// agreed on, and the connection waits for the first request. What the server logs goes to `log`.
+///
+/// # Errors
+/// Also for a version below [`MINIMUM`].
+pub async fn client<R, W>(
+    from: &mut Reader<R, Worker>,
+    to: &mut W,
+    offered: &Capabilities,
+    log: &dyn LogSink,
+) -> Result<ServerHello, HandshakeError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    greet(from, to, offered, MINIMUM).await?;
+    let hello = from.message().await?;
+    loop {
+        match from.message().await? {
+            Message::Log(event) => log.event(event),
+            Message::Last => return Ok(hello),
+            Message::Error(error) => return Err(HandshakeError::Refused(error)),
+            Message::Read(_) | Message::Write(_) => {
+                return Err(from.malformed("data during the handshake").into());
+            }
+        }
+    }
+}
+
+/// Steps 1 to 7 of a client: whoever the server is, and from `minimum` on, but at least [`OLDEST`].
+/// The reader then has the protocol agreed on.
+pub async fn greet<R, W>(
+    from: &mut Reader<R, Worker>,
+    to: &mut W,
+    offered: &Capabilities,
+    minimum: Version,
+) -> Result<(), HandshakeError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    let mut out = Writer::new(from.protocol().clone());
+    out.u64(CLIENT_MAGIC);
+    out.u64(offered.version.word());
+    send(to, &mut out).await?;
+    expect_magic(from, SERVER_MAGIC).await?;
+    let version = read_version(from, offered.version, minimum).await?;
+    let mut agreed = Capabilities {
+        version,
+        features: Default::default(),
+    };
+    if version >= FEATURES {
+        out.value(&offered.features)?;
+    }
+    if version >= AFFINITY {
+        out.u64(0);
+    }
+    if version >= RESERVED {
+        out.u64(0);
+    }
+    send(to, &mut out).await?;
+    if version >= FEATURES {
+        agreed.features = offered.features.common(&from.message().await?);
+    }
+    from.set_protocol(from.protocol().with(agreed));
+    Ok(())
+}
+
+/// Begins a connection as a server that can do `offered`: steps 1 to 9. Afterwards the reader has the
+/// protocol agreed on, and the client waits for [`Message::Last`] or [`Message::Error`].
+///
+/// # Errors
+/// Also for a version below [`MINIMUM`]; the client then sees the connection close.
+pub async fn server<R, W>(
+    from: &mut Reader<R, Worker>,
+    to: &mut W,
+    offered: &Capabilities,
+    hello: &ServerHello,
+) -> Result<(), HandshakeError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    expect_magic(from, CLIENT_MAGIC).await?;
+    let mut out = Writer::new(from.protocol().clone());
+    out.u64(SERVER_MAGIC);
+    out.u64(offered.version.word());
+    send(to, &mut out).await?;
+    let version = read_version(from, offered.version, MINIMUM).await?;
+    let mut agreed = Capabilities {
+        version,
+        features: Default::default(),
+    };
+    if version >= FEATURES {
+        agreed.features = offered.features.common(&from.message().await?);
+        out.value(&offered.features)?;
+        send(to, &mut out).await?;
+    }
+    if version >= AFFINITY && from.bool().await? {
+        from.u64().await?;
+    }
+    if version >= RESERVED {
+        from.bool().await?;
+    }
+    from.set_protocol(from.protocol().with(agreed));
+    out.set_protocol(from.protocol().clone());
+    out.value(hello)?;
+    send(to, &mut out).await
+}
+
+async fn expect_magic<R: AsyncRead + Unpin + Send>(
+    from: &mut Reader<R, Worker>,
+    expected: u64,
+) -> Result<(), HandshakeError> {
+    match from.u64().await? {
+        magic if magic == expected => Ok(()),
+        other => Err(HandshakeError::Magic(other)),
+    }
+}
+
+async fn read_version<R: AsyncRead + Unpin + Send>(
+    from: &mut Reader<R, Worker>,
+    own: Version,
+    minimum: Version,
+) -> Result<Version, HandshakeError> {
+    let theirs = Version::from_word(from.int("a version").await?);
+    let agreed = theirs.min(own);
+    match theirs.major == 1 && agreed >= minimum.max(OLDEST) {
+        true => Ok(agreed),
+        false => Err(HandshakeError::Version(theirs)),
+    }
+}
+
+async fn send<W: AsyncWrite + Unpin>(
+    to: &mut W,
+    out: &mut Writer<Worker>,
+) -> Result<(), HandshakeError> {
+    let sent: io::Result<()> = async {
+        to.write_all(&out.take()).await?;
+        to.flush().await
+    }
+    .await;
+    sent.map_err(|e| WireError::from(e).into())
+}
+
+const CLIENT_MAGIC: u64 = 0x6e69_7863;
+const SERVER_MAGIC: u64 = 0x6478_696f;
+const FEATURES: Version = Version::minor(38);
+const AFFINITY: Version = Version::minor(14);
+const RESERVED: Version = Version::minor(11);
+const MAX_NIX_VERSION: u64 = 4096;
