@@ -22,6 +22,7 @@ mod hash;
 pub mod nix32;
 mod output_name;
 mod outputs_spec;
+mod placeholder;
 pub mod scan;
 #[cfg(feature = "serde")]
 mod serde;
@@ -35,7 +36,8 @@ pub use content_address::{
 };
 pub use derivation::{
     BasicDerivation, Derivation, DerivationError, DerivationErrorKind, DerivationInputs,
-    DerivationKind, DerivationOutput, InputOutputs, Inputs, OutputError,
+    DerivationKind, DerivationOutput, InputOutputs, Inputs, JsonVersion, OutputError, ResolveError,
+    modulo,
 };
 pub use derived_path::{DerivedPath, DerivedPathError, SingleDerivedPath};
 pub use hash::{
@@ -44,5 +46,6 @@ pub use hash::{
 };
 pub use output_name::{OutputName, OutputNameError};
 pub use outputs_spec::{ExtendedOutputsSpec, OutputsSpec, OutputsSpecError};
+pub use placeholder::{Placeholder, placeholder};
 pub use store_dir::{StoreDir, StoreDirError, clean_path};
 pub use store_path::{HashPart, NameError, StorePath, StorePathError, StorePathErrorKind};

@@ -108,6 +108,9 @@ pub enum DerivationErrorKind {
     /// A derivation that needs itself.
     #[error("its input {0} needs itself")]
     Cycle(StorePath),
+    /// The structured attributes are no JSON object.
+    #[error("its structured attributes: {0}")]
+    Attributes(String),
     /// The JSON is not that of a derivation.
     #[error("its JSON: {0}")]
     Json(String),

@@ -8,7 +8,12 @@
 mod arbitrary;
 mod aterm;
 mod error;
+mod fill;
+mod json;
+mod json_text;
+pub mod modulo;
 mod output;
+mod resolve;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +22,10 @@ use bstr::BString;
 use crate::{Algorithm, OutputName, StorePath, StorePathError, StorePathErrorKind};
 
 pub use error::{DerivationError, DerivationErrorKind};
+pub use json::JsonVersion;
+use modulo::Modulo;
 pub use output::{DerivationOutput, OutputError};
+pub use resolve::ResolveError;
 
 /// What is to be run, on what, and which store paths come out. The texts that a builder gets may be any bytes.
 ///
@@ -151,9 +159,12 @@ impl DerivationInputs for BTreeSet<StorePath> {
 }
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::Inputs {}
-    impl Sealed for std::collections::BTreeSet<crate::StorePath> {}
+    /// The JSON of version 4; what it is for the two kinds of inputs stands in `json.rs`.
+    pub trait Sealed: Sized {
+        fn to_json(&self) -> serde_json::Value;
+
+        fn from_json(value: &serde_json::Value) -> Result<Self, super::DerivationErrorKind>;
+    }
 }
 
 /// Whether `name` may be the name of a derivation.

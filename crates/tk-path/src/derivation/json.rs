@@ -1,0 +1,375 @@
+//! Derivations as JSON.
+//!
+//! ```text
+//! version   1           2            3              4
+//! of Nix    to 2.17     to 2.31      2.32           since 2.33
+//! version   no          no           3              4
+//! name      no          yes          yes            yes
+//! paths     full        full         base names     base names
+//! inputs    inputSrcs, inputDrvs ------------->     inputs: {srcs, drvs}, or a list when all are paths
+//!   of drv  [output]    {"outputs": [output], "dynamicOutputs": {output: same}} ------------------>
+//! fixed     path, hash, path, hash,  hash, method,  hash (SRI), method
+//!           hashAlgo    method, hashAlgo  hashAlgo
+//! floating  hashAlgo    method, hashAlgo -------------------------------------------------------->
+//! impure    hashAlgo,   method, hashAlgo, impure: true ------------------------------------------>
+//!           impure
+//! others    {"path"}, {} ------------------------------------------------------------------------>
+//! __json    in env      in env       structuredAttrs: the object, and not in env ---------------->
+//! ```
+//! In all: `system`, `builder`, `args`, `env`. `hash` is hex in versions 1 to 3; the `hashAlgo` of version 1 has the
+//! method in front (`r:sha256`), the others' does not. Nix 2.18 to 2.21 mixed 1 and 2; 2.31 had `structuredAttrs` in 2.
+//!
+//! Version 4 is read, in it the output by its exact set of keys; other keys that are unknown are passed over, as Nix
+//! does. Texts that are not UTF-8 have no JSON. Mirrors `derivation/json.cc`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bstr::{BString, ByteSlice};
+use serde_json::{Map, Value, json};
+
+use super::sealed::Sealed;
+use super::{
+    Derivation, DerivationError, DerivationErrorKind as Kind, DerivationInputs, DerivationOutput,
+    InputOutputs, Inputs, STRUCTURED_ATTRS,
+};
+use crate::derived_path::MAX_DEPTH;
+use crate::text::clip;
+use crate::{
+    Algorithm, ContentAddress, Encoding, Hash, Method, MethodAlgorithm, OutputName, StoreDir,
+    StorePath,
+};
+
+/// A shape of the JSON of derivations; the numbers are Nix's, which wrote them down from 3 on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum JsonVersion {
+    /// Up to Nix 2.17.
+    V1,
+    /// Up to Nix 2.31.
+    V2,
+    /// Nix 2.32.
+    V3,
+    /// Since Nix 2.33.
+    V4,
+}
+
+impl<I: DerivationInputs> Derivation<I> {
+    /// The JSON in the shape `version`. An error when a text in it is not UTF-8.
+    pub fn to_json(&self, dir: &StoreDir, version: JsonVersion) -> Result<Value, DerivationError> {
+        let mut object = Map::new();
+        let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
+        if version >= JsonVersion::V2 {
+            put("name", self.name.as_str().into());
+        }
+        let outputs = self.outputs.iter().map(|(name, output)| {
+            let value = self.output_json(dir, version, name, output)?;
+            Ok((name.to_string(), value))
+        });
+        put("outputs", outputs.collect::<Result<_, _>>()?);
+        match version {
+            JsonVersion::V4 => drop(put("inputs", self.inputs.to_json())),
+            older => {
+                let path = |path: &StorePath| older.path(dir, path);
+                put("inputSrcs", self.inputs.srcs().iter().map(path).collect());
+                let drvs = self.inputs.drvs().iter();
+                let drvs = drvs.map(|(drv, node)| (path(drv), older.node(node)));
+                put("inputDrvs", drvs.collect());
+            }
+        }
+        put("system", self.text("its platform", &self.platform)?.into());
+        put("builder", self.text("its builder", &self.builder)?.into());
+        let args = self.args.iter().map(|arg| self.text("an argument", arg));
+        put("args", args.collect::<Result<_, _>>()?);
+        put("env", self.env_json(version)?);
+        if version >= JsonVersion::V3 {
+            put(
+                "version",
+                if version == JsonVersion::V3 { 3 } else { 4 }.into(),
+            );
+            if let Some(text) = self.structured_attrs() {
+                put("structuredAttrs", self.attributes(text)?);
+            }
+        }
+        Ok(Value::Object(object))
+    }
+
+    /// Reads version 4. Whether the outputs go with the rest, [`Derivation::check_outputs`] tells.
+    pub fn from_json(value: &Value) -> Result<Derivation<I>, DerivationError> {
+        let name = value["name"].as_str().unwrap_or_default();
+        read(value).map_err(|kind| DerivationError::new(name, kind))
+    }
+
+    fn output_json(
+        &self,
+        dir: &StoreDir,
+        version: JsonVersion,
+        name: &OutputName,
+        output: &DerivationOutput,
+    ) -> Result<Value, DerivationError> {
+        if version == JsonVersion::V4 {
+            return Ok(output.to_json());
+        }
+        let method = |method: MethodAlgorithm| match version {
+            JsonVersion::V1 => json!({"hashAlgo": method.to_aterm()}),
+            _ => method_json(method),
+        };
+        let mut value = match output {
+            DerivationOutput::InputAddressed(path) => json!({"path": version.path(dir, path)}),
+            DerivationOutput::Deferred => json!({}),
+            DerivationOutput::Floating(of) => method(*of),
+            DerivationOutput::Impure(of) => method(*of),
+            DerivationOutput::Fixed(ca) => method(ca.method_algorithm()),
+        };
+        match output {
+            DerivationOutput::Impure(_) => value["impure"] = true.into(),
+            DerivationOutput::Fixed(ca) => {
+                value["hash"] = ca.hash.digits(Encoding::Base16).into();
+                let path = output.path(dir, &self.name, name);
+                let path = path.map_err(|error| self.error((name.clone(), error)))?;
+                if let Some(path) = path.filter(|_| version < JsonVersion::V3) {
+                    value["path"] = dir.path(&path).into();
+                }
+            }
+            _ => {}
+        }
+        Ok(value)
+    }
+
+    fn env_json(&self, version: JsonVersion) -> Result<Value, DerivationError> {
+        let apart = version >= JsonVersion::V3;
+        let entries = self.env.iter();
+        let entries = entries.filter(|(name, _)| !(apart && **name == STRUCTURED_ATTRS));
+        let pair = |(name, value): (&BString, &BString)| {
+            let name = self.text("the name of a variable", name)?;
+            let value = self.text(&format!("the variable {name}"), value)?;
+            Ok((name, value))
+        };
+        entries.map(pair).collect()
+    }
+
+    fn attributes(&self, text: &BString) -> Result<Value, DerivationError> {
+        match serde_json::from_slice(text) {
+            Ok(value @ Value::Object(_)) => Ok(value),
+            Ok(_) => Err(self.error(Kind::Attributes("they are no object".into()))),
+            Err(error) => Err(self.error(Kind::Attributes(error.to_string()))),
+        }
+    }
+
+    fn text(&self, what: &str, bytes: &BString) -> Result<String, DerivationError> {
+        match bytes.to_str() {
+            Ok(text) => Ok(text.to_owned()),
+            Err(_) => Err(self.error(Kind::NotUtf8(clip(what).into()))),
+        }
+    }
+}
+
+impl JsonVersion {
+    fn path(self, dir: &StoreDir, path: &StorePath) -> String {
+        match self < JsonVersion::V3 {
+            true => dir.path(path),
+            false => path.to_string(),
+        }
+    }
+
+    fn node(self, node: &InputOutputs) -> Value {
+        match self {
+            JsonVersion::V1 => node.outputs.iter().map(OutputName::as_str).collect(),
+            _ => node_json(node),
+        }
+    }
+}
+
+impl DerivationOutput {
+    /// The JSON of version 4.
+    pub fn to_json(&self) -> Value {
+        match self {
+            DerivationOutput::InputAddressed(path) => json!({"path": path.as_str()}),
+            DerivationOutput::Fixed(ca) => {
+                json!({"hash": ca.hash.to_text(Encoding::Sri), "method": ca.method.name()})
+            }
+            DerivationOutput::Floating(method) => method_json(*method),
+            DerivationOutput::Deferred => json!({}),
+            DerivationOutput::Impure(method) => {
+                let mut value = method_json(*method);
+                value["impure"] = true.into();
+                value
+            }
+        }
+    }
+
+    /// Reads the JSON of version 4.
+    pub fn from_json(value: &Value) -> Result<DerivationOutput, Kind> {
+        read_output(value)
+    }
+}
+
+fn method_json(method: MethodAlgorithm) -> Value {
+    json!({"method": method.method.name(), "hashAlgo": method.algorithm.name()})
+}
+
+fn node_json(node: &InputOutputs) -> Value {
+    let dynamic = node.dynamic.iter();
+    let dynamic: Map<_, _> = dynamic
+        .map(|(name, node)| (name.to_string(), node_json(node)))
+        .collect();
+    let outputs: Value = node.outputs.iter().map(OutputName::as_str).collect();
+    json!({"outputs": outputs, "dynamicOutputs": dynamic})
+}
+
+impl Sealed for Inputs {
+    fn to_json(&self) -> Value {
+        let drvs = self.drvs.iter();
+        let drvs: Map<_, _> = drvs
+            .map(|(drv, node)| (drv.to_string(), node_json(node)))
+            .collect();
+        json!({"srcs": self.srcs.to_json(), "drvs": drvs})
+    }
+
+    fn from_json(value: &Value) -> Result<Self, Kind> {
+        let drvs = object(field(value, "drvs")?, "drvs")?.iter();
+        let drv = |(drv, node): (&String, &Value)| {
+            Ok::<_, Kind>((StorePath::parse(drv)?, read_node(drv, node, MAX_DEPTH)?))
+        };
+        Ok(Inputs {
+            srcs: BTreeSet::from_json(field(value, "srcs")?)?,
+            drvs: drvs.map(drv).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Sealed for BTreeSet<StorePath> {
+    fn to_json(&self) -> Value {
+        self.iter().map(StorePath::as_str).collect()
+    }
+
+    fn from_json(value: &Value) -> Result<Self, Kind> {
+        let path = |path| Ok(StorePath::parse(text(path, "an input")?)?);
+        array(value, "inputs")?.iter().map(path).collect()
+    }
+}
+
+fn read<I: DerivationInputs>(value: &Value) -> Result<Derivation<I>, Kind> {
+    let version = field(value, "version")?;
+    if *version != 4 {
+        return wrong(format!("it has version {version}, but only 4 can be read"));
+    }
+    let name = text(field(value, "name")?, "name")?;
+    super::check_name(name)?;
+    let output = |(name, output): (&String, &Value)| {
+        let name = OutputName::parse(name)?;
+        Ok::<_, Kind>((name, read_output(output)?))
+    };
+    let outputs = object(field(value, "outputs")?, "outputs")?.iter();
+    let variable = |(name, value): (&String, &Value)| {
+        Ok::<_, Kind>((BString::from(name.as_str()), bytes(value, "a variable")?))
+    };
+    let env = object(field(value, "env")?, "env")?.iter();
+    let args = array(field(value, "args")?, "args")?.iter();
+    let mut drv = Derivation {
+        name: name.to_owned(),
+        outputs: outputs.map(output).collect::<Result<_, _>>()?,
+        inputs: I::from_json(field(value, "inputs")?)?,
+        platform: bytes(field(value, "system")?, "system")?,
+        builder: bytes(field(value, "builder")?, "builder")?,
+        args: args
+            .map(|arg| bytes(arg, "an argument"))
+            .collect::<Result<_, _>>()?,
+        env: env.map(variable).collect::<Result<BTreeMap<_, _>, _>>()?,
+    };
+    if let Some(attributes) = value.get("structuredAttrs") {
+        object(attributes, "structuredAttrs")?;
+        let text = super::json_text::compact(attributes);
+        if drv
+            .env
+            .insert(STRUCTURED_ATTRS.into(), text.into())
+            .is_some()
+        {
+            return wrong(format!(
+                "it has structuredAttrs and a variable {STRUCTURED_ATTRS}"
+            ));
+        }
+    }
+    Ok(drv)
+}
+
+fn read_output(value: &Value) -> Result<DerivationOutput, Kind> {
+    let object = object(value, "an output")?;
+    let mut keys: Vec<&str> = object.keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    let get = |key: &str| text(&object[key], key);
+    let method = || {
+        Ok::<_, Kind>(MethodAlgorithm {
+            method: named::<Method>(get("method")?)?,
+            algorithm: named::<Algorithm>(get("hashAlgo")?)?,
+        })
+    };
+    match &keys[..] {
+        [] => Ok(DerivationOutput::Deferred),
+        ["path"] => Ok(DerivationOutput::InputAddressed(StorePath::parse(get(
+            "path",
+        )?)?)),
+        ["hash", "method"] => Ok(DerivationOutput::Fixed(ContentAddress {
+            method: named(get("method")?)?,
+            hash: Hash::parse_sri(get("hash")?).map_err(|e| Kind::Json(e.to_string()))?,
+        })),
+        ["hashAlgo", "method"] => Ok(DerivationOutput::Floating(method()?)),
+        ["hashAlgo", "impure", "method"] => Ok(DerivationOutput::Impure(method()?)),
+        _ => wrong(format!(
+            "no output has exactly the keys {}",
+            clip(&keys.join(", "))
+        )),
+    }
+}
+
+fn read_node(whose: &str, value: &Value, depth: usize) -> Result<InputOutputs, Kind> {
+    let depth = depth.checked_sub(1).ok_or(Kind::Depth)?;
+    let output = |name| Ok(OutputName::parse(text(name, "an output")?)?);
+    let outputs = array(field(value, "outputs")?, "outputs")?.iter();
+    let outputs = outputs.map(output).collect::<Result<BTreeSet<_>, Kind>>()?;
+    let inner = |(name, node): (&String, &Value)| {
+        let node = read_node(name, node, depth)?;
+        Ok::<_, Kind>((OutputName::parse(name)?, node))
+    };
+    let dynamic = object(field(value, "dynamicOutputs")?, "dynamicOutputs")?.iter();
+    let dynamic = dynamic.map(inner).collect::<Result<BTreeMap<_, _>, _>>()?;
+    match outputs.is_empty() && dynamic.is_empty() {
+        true => Err(Kind::NoInputOutputs(clip(whose).into())),
+        false => Ok(InputOutputs { outputs, dynamic }),
+    }
+}
+
+fn field<'a>(value: &'a Value, key: &str) -> Result<&'a Value, Kind> {
+    value
+        .get(key)
+        .ok_or_else(|| Kind::Json(format!("{key} is missing")))
+}
+
+fn object<'a>(value: &'a Value, what: &str) -> Result<&'a Map<String, Value>, Kind> {
+    value
+        .as_object()
+        .ok_or_else(|| Kind::Json(format!("{what} must be an object")))
+}
+
+fn array<'a>(value: &'a Value, what: &str) -> Result<&'a Vec<Value>, Kind> {
+    value
+        .as_array()
+        .ok_or_else(|| Kind::Json(format!("{what} must be an array")))
+}
+
+fn text<'a>(value: &'a Value, what: &str) -> Result<&'a str, Kind> {
+    value
+        .as_str()
+        .ok_or_else(|| Kind::Json(format!("{what} must be a text")))
+}
+
+fn bytes(value: &Value, what: &str) -> Result<BString, Kind> {
+    Ok(text(value, what)?.into())
+}
+
+fn named<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Kind> {
+    text.parse()
+        .map_err(|error: T::Err| Kind::Json(error.to_string()))
+}
+
+fn wrong<T>(why: String) -> Result<T, Kind> {
+    Err(Kind::Json(why))
+}

@@ -1,0 +1,243 @@
+//! Hashes modulo fixed outputs, and the output paths that follow from them.
+//!
+//! The path of an input-addressed output depends on everything that goes into it, apart from *how* fixed content was
+//! obtained. All hashes are sha256:
+//!
+//! ```text
+//! fixed output        hash of "fixed:out:" method+algo ":" hex ":" full path
+//! floating, impure,   none: its dependants' paths are not known either ("deferred"), nor those of a
+//!   deferred            derivation with dynamic inputs
+//! otherwise           hash of the file with each input derivation's path replaced by its hash in hex;
+//!                       inputs with one hash become one, with the outputs of all; sorted by hash
+//! path of an output   "output:" name, with the hash of the same file without output paths, and with
+//!                       the variables that are named like outputs set to nothing
+//! ```
+//! The hash that dependants use is thus another than the one that makes the derivation's own paths.
+//! Mirrors `derivation/modulo.cc`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
+use std::sync::Arc;
+
+use super::aterm::{HashedInputs, print};
+use super::{
+    Derivation, DerivationError, DerivationErrorKind as Kind, DerivationInputs, DerivationKind,
+    DerivationOutput, InputOutputs,
+};
+use crate::{Algorithm, Encoding, Hash, OutputName, StoreDir, StorePath};
+
+/// What is known of input derivations: each one is hashed once, whatever depends on it.
+///
+/// A derivation can be asked about when all its inputs are known: either [`load`](Modulo::load) fetches them, or the
+/// caller does, with [`missing`](Modulo::missing) and [`add`](Modulo::add). A known derivation takes some 200 bytes.
+#[derive(Debug, Clone)]
+pub struct Modulo {
+    dir: StoreDir,
+    known: HashMap<StorePath, Known>,
+}
+
+/// What stands for a derivation in those that depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashModulo {
+    /// Its only output has fixed content; this stands for that.
+    Fixed(Hash),
+    /// This stands for the whole.
+    Whole(Hash),
+    /// Nothing does before it is built.
+    Deferred,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    hash: HashModulo,
+    /// Sorted; empty if the hash is deferred, because then nobody asks.
+    outputs: Box<[OutputName]>,
+}
+
+impl Modulo {
+    /// Nothing is known yet of the derivations of the store at `dir`.
+    pub fn new(dir: StoreDir) -> Modulo {
+        let known = HashMap::new();
+        Modulo { dir, known }
+    }
+
+    /// The store directory.
+    pub fn dir(&self) -> &StoreDir {
+        &self.dir
+    }
+
+    /// The input derivations of `drv` that are not known.
+    pub fn missing<'a, I: DerivationInputs>(
+        &'a self,
+        drv: &'a Derivation<I>,
+    ) -> impl Iterator<Item = &'a StorePath> {
+        let inputs = drv.inputs.drvs().keys();
+        inputs.filter(|path| !self.known.contains_key(path))
+    }
+
+    /// Makes `drv` known as the derivation at `path`; that this is its path is not checked. Its inputs must be known.
+    pub fn add(&mut self, path: StorePath, drv: &Derivation) -> Result<(), DerivationError> {
+        let hash = self.hash(drv)?;
+        let outputs = match hash {
+            HashModulo::Deferred => Box::default(),
+            _ => drv.outputs.keys().cloned().collect(),
+        };
+        self.known.insert(path, Known { hash, outputs });
+        Ok(())
+    }
+
+    /// Makes all inputs of `drv` known, and theirs, however deep. `get` gives the derivation at a path, and is asked
+    /// once for each one that is not known. Paths are not checked against content.
+    pub fn load<I: DerivationInputs>(
+        &mut self,
+        drv: &Derivation<I>,
+        mut get: impl FnMut(&StorePath) -> Result<Arc<Derivation>, BoxError>,
+    ) -> Result<(), LoadError> {
+        let mut todo: Vec<StorePath> = self.missing(drv).cloned().collect();
+        let mut open: HashMap<StorePath, Arc<Derivation>> = HashMap::new();
+        // A path stays on the stack until its inputs, which are pushed above it, are known.
+        while let Some(path) = todo.pop() {
+            if self.known.contains_key(&path) {
+                continue;
+            }
+            if let Some(drv) = open.remove(&path) {
+                if let Some(input) = self.missing(&drv).next() {
+                    let cycle = drv.error(Kind::Cycle(input.clone()));
+                    return Err(LoadError::Derivation(cycle));
+                }
+                self.add(path, &drv)?;
+                continue;
+            }
+            let drv = get(&path).map_err(|source| {
+                let path = path.clone();
+                LoadError::Get { path, source }
+            })?;
+            todo.push(path.clone());
+            todo.extend(self.missing(&drv).cloned());
+            open.insert(path, drv);
+        }
+        Ok(())
+    }
+
+    /// What stands for `drv` in derivations that depend on it. Its inputs must be known, unless its content is fixed
+    /// or floating.
+    pub fn hash<I: DerivationInputs>(
+        &self,
+        drv: &Derivation<I>,
+    ) -> Result<HashModulo, DerivationError> {
+        match drv.kind()? {
+            DerivationKind::Fixed => self.fixed(drv),
+            DerivationKind::InputAddressed => Ok(match self.whole(drv, false)? {
+                Some(hash) => HashModulo::Whole(hash),
+                None => HashModulo::Deferred,
+            }),
+            _ => Ok(HashModulo::Deferred),
+        }
+    }
+
+    /// The paths of all outputs: what follows from the derivation, not what it states. `None` for what only building
+    /// tells. The inputs must be known, unless the content is fixed or floating.
+    pub fn output_paths<I: DerivationInputs>(
+        &self,
+        drv: &Derivation<I>,
+    ) -> Result<BTreeMap<OutputName, Option<StorePath>>, DerivationError> {
+        let hash = match drv.kind()? {
+            DerivationKind::InputAddressed | DerivationKind::Deferred => self.whole(drv, true)?,
+            _ => None,
+        };
+        let path = |(name, output): (&OutputName, &DerivationOutput)| {
+            let path = match (output, &hash) {
+                (DerivationOutput::InputAddressed(_) | DerivationOutput::Deferred, hash) => hash
+                    .map(|hash| self.output_path(drv, name, &hash))
+                    .transpose()?,
+                (output, _) => output
+                    .path(&self.dir, &drv.name, name)
+                    .map_err(|error| drv.error((name.clone(), error)))?,
+            };
+            Ok((name.clone(), path))
+        };
+        drv.outputs.iter().map(path).collect()
+    }
+
+    fn output_path<I>(
+        &self,
+        drv: &Derivation<I>,
+        name: &OutputName,
+        hash: &Hash,
+    ) -> Result<StorePath, DerivationError> {
+        self.dir
+            .make_path(&format!("output:{name}"), hash, &name.path_name(&drv.name))
+            .map_err(|error| drv.error(error))
+    }
+
+    fn fixed<I>(&self, drv: &Derivation<I>) -> Result<HashModulo, DerivationError> {
+        let Some((name, output)) = drv.outputs.first_key_value() else {
+            return Ok(HashModulo::Deferred);
+        };
+        let [path, method, hash] = output
+            .to_strings(&self.dir, &drv.name, name)
+            .map_err(|error| drv.error((name.clone(), error)))?;
+        let text = format!("fixed:out:{method}:{hash}:{path}");
+        let hash = Hash::digest(Algorithm::Sha256, text.as_bytes());
+        Ok(HashModulo::Fixed(hash))
+    }
+
+    /// The hash of the file without input derivations, or `None` when one of them has none.
+    fn whole<I: DerivationInputs>(
+        &self,
+        drv: &Derivation<I>,
+        masked: bool,
+    ) -> Result<Option<Hash>, DerivationError> {
+        let mut inputs = HashedInputs::new();
+        for (path, node) in drv.inputs.drvs() {
+            let Some(hash) = self.input(drv, path, node)? else {
+                return Ok(None);
+            };
+            let outputs = inputs.entry(hash.digits(Encoding::Base16)).or_default();
+            outputs.extend(&node.outputs);
+        }
+        let file = print(drv, &self.dir, Some(&inputs), masked)?;
+        Ok(Some(Hash::digest(Algorithm::Sha256, &file)))
+    }
+
+    fn input<I>(
+        &self,
+        drv: &Derivation<I>,
+        path: &StorePath,
+        node: &InputOutputs,
+    ) -> Result<Option<Hash>, DerivationError> {
+        if !node.dynamic.is_empty() {
+            return Ok(None);
+        }
+        let known = self.known.get(path);
+        let known = known.ok_or_else(|| drv.error(Kind::UnknownInput(path.clone())))?;
+        let hash = match known.hash {
+            HashModulo::Fixed(hash) | HashModulo::Whole(hash) => hash,
+            HashModulo::Deferred => return Ok(None),
+        };
+        let missing = |name: &&OutputName| known.outputs.binary_search(name).is_err();
+        match node.outputs.iter().find(missing) {
+            None => Ok(Some(hash)),
+            Some(name) => Err(drv.error(Kind::NoSuchOutput(path.clone(), name.clone()))),
+        }
+    }
+}
+
+/// Input derivations that could not be made known.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// One could not be got.
+    #[error("cannot get the derivation {path}")]
+    Get {
+        /// Which.
+        path: StorePath,
+        /// Why, as the caller said.
+        source: BoxError,
+    },
+    /// One is wrong.
+    #[error("{0}")]
+    Derivation(#[from] DerivationError),
+}
+
+/// Whatever the caller's way of getting derivations fails with.
+pub type BoxError = Box<dyn Error + Send + Sync>;

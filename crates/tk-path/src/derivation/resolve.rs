@@ -1,0 +1,146 @@
+//! Derivations whose inputs have been built, so that they can be built without looking at those.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use bstr::{BStr, BString};
+use memchr::memchr;
+
+use super::{BasicDerivation, Derivation, DerivationError, DerivationOutput, InputOutputs, Modulo};
+use crate::{OutputName, Placeholder, StoreDir, StorePath};
+
+impl Derivation {
+    /// The derivation with each output of an input derivation replaced by the path it was realised at: among the
+    /// inputs, and where its placeholder stands in builder, arguments, environment (names too) and structured
+    /// attributes. Outputs that were deferred get their path then; the variables named like them are set to it.
+    ///
+    /// `realised` gives the path of an output, or `None` if it is not built; it is also asked about derivations that
+    /// are themselves outputs, by the path they were realised at.
+    ///
+    /// The text of the structured attributes changes where placeholders stand, and nowhere else; Nix since 2.31 also
+    /// brings it to its own form.
+    pub fn resolve(
+        &self,
+        dir: &StoreDir,
+        realised: impl Fn(&StorePath, &OutputName) -> Option<StorePath>,
+    ) -> Result<BasicDerivation, ResolveError> {
+        let mut found = Found {
+            paths: self.inputs.srcs.clone(),
+            placeholders: HashMap::new(),
+        };
+        for (drv, node) in &self.inputs.drvs {
+            found.add(dir, &realised, drv, None, node)?;
+        }
+        let rewrite = |text: &BString| found.rewrite(text);
+        let mut env = BTreeMap::new();
+        for (name, value) in &self.env {
+            // Two names can become one; as in Nix, the first stays.
+            env.entry(rewrite(name)).or_insert_with(|| rewrite(value));
+        }
+        let mut resolved = Derivation {
+            name: self.name.clone(),
+            outputs: self.outputs.clone(),
+            platform: self.platform.clone(),
+            builder: rewrite(&self.builder),
+            args: self.args.iter().map(rewrite).collect(),
+            env,
+            inputs: found.paths,
+        };
+        if resolved
+            .outputs
+            .values()
+            .any(|o| *o == DerivationOutput::Deferred)
+        {
+            resolved.clear_variables();
+            resolved.fill_outputs(&Modulo::new(dir.clone()))?;
+        }
+        Ok(resolved)
+    }
+}
+
+impl BasicDerivation {
+    /// Whatever the variables of outputs were, they are to become the paths.
+    fn clear_variables(&mut self) {
+        for name in self.outputs.keys() {
+            if let Some(value) = self.env.get_mut(BStr::new(name.as_str())) {
+                value.clear();
+            }
+        }
+    }
+}
+
+/// What the input derivations turned out to be.
+struct Found {
+    paths: BTreeSet<StorePath>,
+    /// By the text that stands for the path.
+    placeholders: HashMap<BString, String>,
+}
+
+impl Found {
+    /// Finds the outputs of `node`, of the derivation at `drv`; `unknown` stands for that, if it is itself an output.
+    fn add(
+        &mut self,
+        dir: &StoreDir,
+        realised: &impl Fn(&StorePath, &OutputName) -> Option<StorePath>,
+        drv: &StorePath,
+        unknown: Option<&Placeholder>,
+        node: &InputOutputs,
+    ) -> Result<(), ResolveError> {
+        let placeholder = |output: &OutputName| match unknown {
+            None => Placeholder::ca_output(drv, output),
+            Some(unknown) => Placeholder::unknown_derivation(unknown, output),
+        };
+        let path = |output: &OutputName| {
+            realised(drv, output).ok_or_else(|| ResolveError::Unrealised {
+                drv: drv.clone(),
+                output: output.clone(),
+            })
+        };
+        for output in &node.outputs {
+            let path = path(output)?;
+            let text = placeholder(output).to_string();
+            self.placeholders.insert(text.into(), dir.path(&path));
+            self.paths.insert(path);
+        }
+        for (output, inner) in &node.dynamic {
+            let inner_drv = path(output)?;
+            self.add(dir, realised, &inner_drv, Some(&placeholder(output)), inner)?;
+        }
+        Ok(())
+    }
+
+    /// `text` with the paths instead of their placeholders.
+    fn rewrite(&self, text: &BString) -> BString {
+        let (mut rest, mut done): (&[u8], _) = (text, Vec::new());
+        // No placeholder has a slash but its first byte, so none begins within another.
+        while let Some(at) = memchr(b'/', rest) {
+            let path = rest
+                .get(at..at + Placeholder::LEN)
+                .and_then(|text| self.placeholders.get(BStr::new(text)));
+            let (end, with): (usize, &[u8]) = match path {
+                Some(path) => (at + Placeholder::LEN, path.as_bytes()),
+                None => (at + 1, b"/"),
+            };
+            done.extend_from_slice(&rest[..at]);
+            done.extend_from_slice(with);
+            rest = &rest[end..];
+        }
+        done.extend_from_slice(rest);
+        done.into()
+    }
+}
+
+/// A derivation that cannot be resolved.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// An output that it needs is not built.
+    #[error("output {output} of {drv} is not built")]
+    Unrealised {
+        /// The derivation of the output.
+        drv: StorePath,
+        /// Which.
+        output: OutputName,
+    },
+    /// The result breaks a rule.
+    #[error("{0}")]
+    Derivation(#[from] DerivationError),
+}
