@@ -54,5 +54,6 @@ mod version;
 
 pub use features::Features;
 pub use ops::{Op, Request};
+pub(crate) use values::read_nar_hash;
 pub use values::{Trust, UnkeyedPathInfo};
 pub use version::{Capabilities, LATEST, MINIMUM, OLDEST, Version, Worker};

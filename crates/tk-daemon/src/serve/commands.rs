@@ -1,0 +1,350 @@
+//! The commands: what can be asked, and what is replied.
+//!
+//! A request is the number of its [`Command`] and the fields of its type, in order. In this table P is a
+//! store path, P* a set of them, and OK the integer 1 ([`Done`]).
+//!
+//! | # | Name | Request | Reply |
+//! |---|---|---|---|
+//! | 1 | QueryValidPaths | bool lock, bool substitute, P* | P* |
+//! | 2 | QueryPathInfos | P* | for each that is known: P, unkeyed path info; then an empty string |
+//! | 3 | DumpStorePath | P | a **raw NAR** |
+//! | 4 | ImportPaths | an **export stream**, see [`ExportTrailer`](super::ExportTrailer) | OK |
+//! | 6 | BuildPaths | list of derived paths, build options | 0, or exit status and string |
+//! | 7 | QueryClosure | bool include outputs, P* | P* |
+//! | 8 | BuildDerivation | P of the derivation, basic derivation, build options | build result |
+//! | 9 | AddToStoreNar | P, optional deriver, NAR hash in hex without prefix, P* references, registration time, NAR size, bool ultimate, set of signatures, optional content address, then a **raw NAR** of so many bytes | OK |
+//!
+//! 5 is gone. Only a server started with `--write` does more than read; 4 and 9 need it. It does
+//! not check signatures, and takes a NAR size of 0 for an error.
+//!
+//! **A trap.** The reply of BuildPaths on failure is the exit status of the server's process (1, 100 and
+//! up), not the status of a build, whose 1 would be a success. Whatever is not 0 is a failure
+//! here, and a message follows.
+
+use super::{BuildOptions, Serve, UnkeyedPathInfo};
+use crate::{
+    values::{Done, MAX_BUILD_ERROR, MAX_SKIPPED, read_derivation},
+    wire::{Decode, Encode, ITEM_COST, Reader, WireError, Writer},
+    worker::read_nar_hash,
+};
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Debug},
+};
+use tk_narinfo::{PathInfo, build_result::BuildResult};
+use tk_path::{BasicDerivation, DerivedPath, StorePath};
+use tokio::io::AsyncRead;
+
+/// What can be asked: a type for each command.
+pub trait Request: Encode<Serve> + Decode<Serve> + Debug + Send + Sync {
+    /// The command.
+    const COMMAND: Command;
+
+    /// What comes back; data that follows is not part of it.
+    type Reply: Encode<Serve> + Decode<Serve> + Debug + Send + Sync;
+
+    /// Writes the number of the command and the request. Data follows without a mark.
+    fn write(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
+        let start = to.len();
+        to.u64(Self::COMMAND.number());
+        to.value(self).inspect_err(|_| to.truncate(start))
+    }
+}
+
+macro_rules! commands {
+    ($($(#[$meta:meta])* $name:ident = $number:literal;)*) => {
+        /// A command of the serve protocol.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u64)]
+        pub enum Command {
+            $($(#[$meta])* $name = $number,)*
+        }
+
+        impl Command {
+            /// All of them, by number.
+            pub const ALL: &[Command] = &[$(Command::$name),*];
+
+            /// The command of that number.
+            pub const fn from_u64(number: u64) -> Option<Command> {
+                match number {
+                    $($number => Some(Command::$name),)*
+                    _ => None,
+                }
+            }
+
+            /// Nix's name of it.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Command::$name => stringify!($name),)*
+                }
+            }
+
+            /// The number on the wire.
+            pub const fn number(self) -> u64 {
+                self as u64
+            }
+        }
+    };
+}
+
+commands! {
+    /// See [`QueryValidPaths`].
+    QueryValidPaths = 1;
+    /// See [`QueryPathInfos`].
+    QueryPathInfos = 2;
+    /// See [`DumpStorePath`].
+    DumpStorePath = 3;
+    /// See [`ImportPaths`].
+    ImportPaths = 4;
+    /// See [`BuildPaths`].
+    BuildPaths = 6;
+    /// See [`QueryClosure`].
+    QueryClosure = 7;
+    /// See [`BuildDerivation`].
+    BuildDerivation = 8;
+    /// See [`AddToStoreNar`].
+    AddToStoreNar = 9;
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Declares requests that are read and written field by field.
+macro_rules! requests {
+    ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)? } -> $reply:ty;)*) => {$(
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $name {
+            $($(#[$field_meta])* pub $field: $type,)*
+        }
+
+        impl Encode<Serve> for $name {
+            fn encode(&self, _to: &mut Writer<Serve>) -> Result<(), WireError> {
+                $(_to.value(&self.$field)?;)*
+                Ok(())
+            }
+        }
+
+        impl Decode<Serve> for $name {
+            async fn decode<R: AsyncRead + Unpin + Send>(
+                _from: &mut Reader<R, Serve>,
+            ) -> Result<Self, WireError> {
+                Ok($name { $($field: _from.value().await?,)* })
+            }
+        }
+
+        impl Request for $name {
+            const COMMAND: Command = Command::$name;
+            type Reply = $reply;
+        }
+    )*};
+}
+
+requests! {
+    /// Which of the paths are valid.
+    QueryValidPaths {
+        /// Whether to keep them as long as the connection lives.
+        lock: bool,
+        /// Whether to fetch those that are not there.
+        substitute: bool,
+        /// The paths.
+        paths: BTreeSet<StorePath>,
+    } -> BTreeSet<StorePath>;
+
+    /// What is known about paths.
+    QueryPathInfos {
+        /// The paths.
+        paths: BTreeSet<StorePath>,
+    } -> PathInfos;
+
+    /// The NAR of a path, which is the reply, raw. A server that does not have it ends.
+    DumpStorePath {
+        /// The path.
+        path: StorePath,
+    } -> ();
+
+    /// Adds the paths of an export stream, which follows.
+    ImportPaths {} -> Done;
+
+    /// Builds or fetches what is asked for.
+    BuildPaths {
+        /// What is asked for.
+        paths: Vec<DerivedPath>,
+        /// How.
+        options: BuildOptions,
+    } -> BuildOutcome;
+
+    /// All that the paths need.
+    QueryClosure {
+        /// Whether the outputs of derivations among them count too.
+        include_outputs: bool,
+        /// The paths.
+        paths: BTreeSet<StorePath>,
+    } -> BTreeSet<StorePath>;
+}
+
+/// The reply to [`QueryPathInfos`], in the server's order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PathInfos(pub Vec<(StorePath, UnkeyedPathInfo)>);
+
+impl Encode<Serve> for PathInfos {
+    fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
+        for (path, info) in &self.0 {
+            to.path(path);
+            to.value(info)?;
+        }
+        to.string("");
+        Ok(())
+    }
+}
+
+impl Decode<Serve> for PathInfos {
+    async fn decode<R: AsyncRead + Unpin + Send>(
+        from: &mut Reader<R, Serve>,
+    ) -> Result<Self, WireError> {
+        let mut infos = Vec::new();
+        while let Some(path) = from.optional_path().await? {
+            // Nobody says beforehand how many there are.
+            let item = size_of::<(StorePath, UnkeyedPathInfo)>() as u64;
+            from.charge("the infos of paths", item + ITEM_COST)?;
+            infos.push((path, from.value().await?));
+        }
+        Ok(PathInfos(infos))
+    }
+}
+
+/// The reply to [`BuildPaths`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BuildOutcome {
+    /// All is there.
+    Success,
+    /// Something failed.
+    Failure {
+        /// The exit status of the server's process; never 0.
+        exit_status: u64,
+        /// What it says about it.
+        message: String,
+    },
+}
+
+impl Encode<Serve> for BuildOutcome {
+    fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
+        match self {
+            BuildOutcome::Success => to.u64(0),
+            BuildOutcome::Failure { exit_status: 0, .. } => {
+                return Err(to.unsupported("a failure with exit status 0"));
+            }
+            BuildOutcome::Failure {
+                exit_status,
+                message,
+            } => {
+                to.u64(*exit_status);
+                to.string(message);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Decode<Serve> for BuildOutcome {
+    async fn decode<R: AsyncRead + Unpin + Send>(
+        from: &mut Reader<R, Serve>,
+    ) -> Result<Self, WireError> {
+        Ok(match from.u64().await? {
+            0 => BuildOutcome::Success,
+            exit_status => BuildOutcome::Failure {
+                exit_status,
+                message: from
+                    .text("the error of a build", MAX_BUILD_ERROR, MAX_SKIPPED)
+                    .await?,
+            },
+        })
+    }
+}
+
+/// Builds a derivation that need not be in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildDerivation {
+    /// Where the derivation lies, or would lie. It is named by this.
+    pub path: StorePath,
+    /// The derivation.
+    pub derivation: BasicDerivation,
+    /// How.
+    pub options: BuildOptions,
+}
+
+impl Encode<Serve> for BuildDerivation {
+    fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
+        to.path(&self.path);
+        to.value(&self.derivation)?;
+        to.value(&self.options)
+    }
+}
+
+impl Decode<Serve> for BuildDerivation {
+    async fn decode<R: AsyncRead + Unpin + Send>(
+        from: &mut Reader<R, Serve>,
+    ) -> Result<Self, WireError> {
+        let path = from.path().await?;
+        Ok(BuildDerivation {
+            derivation: read_derivation(from, &path).await?,
+            path,
+            options: from.value().await?,
+        })
+    }
+}
+
+impl Request for BuildDerivation {
+    const COMMAND: Command = Command::BuildDerivation;
+    type Reply = BuildResult;
+}
+
+/// Adds a path, whose raw NAR follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddToStoreNar {
+    /// The path and what is to be known about it.
+    pub info: PathInfo,
+}
+
+impl Encode<Serve> for AddToStoreNar {
+    fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
+        let info = &self.info;
+        to.path(&info.path);
+        to.value(&info.deriver)?;
+        to.string(&info.nar_hash.hex());
+        to.value(&info.references)?;
+        let time = i64::try_from(info.registration_time);
+        to.time(time.map_err(|_| to.unsupported("so late a time"))?)?;
+        to.u64(info.nar_size);
+        to.bool(info.ultimate);
+        to.value(&info.signatures)?;
+        to.value(&info.ca)
+    }
+}
+
+impl Decode<Serve> for AddToStoreNar {
+    async fn decode<R: AsyncRead + Unpin + Send>(
+        from: &mut Reader<R, Serve>,
+    ) -> Result<Self, WireError> {
+        let info = PathInfo {
+            path: from.path().await?,
+            deriver: from.value().await?,
+            nar_hash: read_nar_hash(from).await?,
+            references: from.value().await?,
+            registration_time: from.time().await?.unsigned_abs(),
+            nar_size: from.u64().await?,
+            ultimate: from.bool().await?,
+            signatures: from.value().await?,
+            ca: from.value().await?,
+        };
+        Ok(AddToStoreNar { info })
+    }
+}
+
+impl Request for AddToStoreNar {
+    const COMMAND: Command = Command::AddToStoreNar;
+    type Reply = Done;
+}
