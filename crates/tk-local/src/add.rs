@@ -336,7 +336,7 @@ pub(crate) struct Committed {
 }
 
 impl Inner {
-    fn require_writable(&self) -> Result<()> {
+    pub fn require_writable(&self) -> Result<()> {
         if !self.config.read_only {
             return Ok(());
         }
@@ -359,11 +359,11 @@ impl Inner {
         }
     }
 
-    fn is_valid(&self, path: &StorePath) -> Result<bool> {
+    pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
         Ok(!self.db.valid([path])?.is_empty())
     }
 
-    fn missing(&self, path: &StorePath, reference: &StorePath) -> Error {
+    pub fn missing(&self, path: &StorePath, reference: &StorePath) -> Error {
         Error::MissingReference {
             path: path.clone(),
             reference: reference.clone(),
@@ -381,10 +381,17 @@ impl Inner {
                 Err(error) => failed.push((received.info.path.clone(), error)),
             }
         }
+        let infos: Vec<_> = published.iter().map(|r| r.info.clone()).collect();
+        let (outputs, wrong) = self.outputs_of(&infos);
+        for (path, error) in wrong {
+            published.retain(|r| r.info.path != path);
+            let _ = remove_left_over(&self.real_path(&path));
+            failed.push((path, error));
+        }
         self.sync()?;
         loop {
             let infos: Vec<_> = published.iter().map(|r| r.info.clone()).collect();
-            match self.db.register(&infos) {
+            match self.db.register(&infos, &outputs) {
                 Ok(()) => break,
                 // Collected in the meantime, or failed just above: the others need not suffer.
                 Err(Error::MissingReference {

@@ -9,7 +9,10 @@
 //! | ultimate | NULL for no |
 //! | sigs | joined by blanks |
 //!
-//! References stand in Refs, as pairs of ids. All functions block.
+//! References stand in Refs, as pairs of ids; the outputs of derivations, as far as their paths are
+//! known, in DerivationOutputs. All functions block.
+
+mod realisations;
 
 use crate::{Durability, schema};
 use rusqlite::{
@@ -23,7 +26,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tk_narinfo::{PathInfo, Signature};
-use tk_path::{HashPart, NarHash, StoreDir, StorePath};
+use tk_path::{HashPart, NarHash, OutputName, StoreDir, StorePath};
 use tk_store::{Error, Result};
 
 /// An open database. Readers never wait for a writer.
@@ -140,14 +143,35 @@ impl Database {
         self.paths(sql, [self.dir.path(path)])
     }
 
+    /// The outputs of the derivation `drv` whose paths are known.
+    pub fn outputs(&self, drv: &StorePath) -> Result<BTreeMap<OutputName, StorePath>> {
+        let reader = self.reader();
+        let rows: Vec<(String, String)> = self.read(|| {
+            let sql = "select d.id, d.path from DerivationOutputs d join ValidPaths v \
+                       on d.drv = v.id where v.path = ?";
+            let mut statement = reader.prepare_cached(sql)?;
+            let pair = |row: &Row| Ok((row.get(0)?, row.get(1)?));
+            statement.query_map([self.dir.path(drv)], pair)?.collect()
+        })?;
+        let what = format!("an output of {drv}");
+        let parse = |(name, path): (String, String)| {
+            let name = OutputName::parse(&name);
+            let name =
+                name.map_err(|e| Error::malformed(format!("{what} in {}", self.file()), e))?;
+            Ok((name, self.parse(&path, &what)?))
+        };
+        rows.into_iter().map(parse).collect()
+    }
+
     /// Makes `infos` valid, all of them or none. They may refer to each other in any order.
+    /// `outputs` are those of the derivations among them.
     ///
     /// A path that is valid already has its metadata replaced, and its references added to.
     ///
     /// # Errors
     /// [`Error::MissingReference`] if one refers to a path that is not valid; [`Error::Invalid`]
     /// if they refer to each other in a circle.
-    pub fn register(&self, infos: &[PathInfo]) -> Result<()> {
+    pub fn register(&self, infos: &[PathInfo], outputs: &Outputs) -> Result<()> {
         check(infos)?;
         self.write(|transaction| {
             let mut ids = BTreeMap::new();
@@ -156,7 +180,11 @@ impl Database {
                 ids.insert(&info.path, self.written(id)?);
             }
             for info in infos {
-                self.write_references(transaction, info, ids[&info.path])?;
+                let id = ids[&info.path];
+                self.write_references(transaction, info, id)?;
+                for (name, path) in outputs.get(&info.path).into_iter().flatten() {
+                    self.written(self.write_output(transaction, id, name, path))?;
+                }
             }
             Ok(())
         })
@@ -325,6 +353,18 @@ impl Database {
         Ok(())
     }
 
+    fn write_output(
+        &self,
+        transaction: &Transaction,
+        drv: i64,
+        name: &OutputName,
+        path: &StorePath,
+    ) -> rusqlite::Result<usize> {
+        let sql = "insert or replace into DerivationOutputs (drv, id, path) values (?, ?, ?)";
+        let values = params![drv, name.as_str(), self.dir.path(path)];
+        transaction.prepare_cached(sql)?.execute(values)
+    }
+
     fn paths(&self, sql: &str, values: impl rusqlite::Params) -> Result<BTreeSet<StorePath>> {
         let reader = self.reader();
         let paths: Vec<String> = self.read(|| {
@@ -448,6 +488,9 @@ fn now() -> i64 {
     since.map_or(1, |since| since.as_secs() as i64)
 }
 
+/// The outputs of derivations whose paths are known.
+pub(crate) type Outputs = BTreeMap<StorePath, BTreeMap<OutputName, StorePath>>;
+
 /// Paths by the number of their row: in a closure the same are referred to again and again.
 type Known = HashMap<i64, StorePath>;
 
@@ -472,6 +515,12 @@ mod tests {
     use proptest::prelude::*;
     use tk_narinfo::SecretKey;
     use tk_path::{Algorithm, Hash};
+
+    impl Database {
+        fn add(&self, infos: &[PathInfo]) -> Result<()> {
+            self.register(infos, &Outputs::new())
+        }
+    }
 
     struct Fixture {
         db: Database,
@@ -525,7 +574,7 @@ mod tests {
                 .unwrap(),
         );
         // The one that is referred to comes last.
-        db.register(&[all.clone(), info(1, [])]).unwrap();
+        db.add(&[all.clone(), info(1, [])]).unwrap();
         assert_eq!(db.info(&path(2)).unwrap(), Some(all.clone()));
         assert_eq!(db.info(&path(1)).unwrap(), Some(info(1, [])));
         assert_eq!(db.info(&path(3)).unwrap(), None);
@@ -544,11 +593,11 @@ mod tests {
     #[test]
     fn registering_again_replaces_the_metadata() {
         let Fixture { db, .. } = &Fixture::new();
-        db.register(&[info(1, []), info(2, [1])]).unwrap();
+        db.add(&[info(1, []), info(2, [1])]).unwrap();
         let mut again = info(1, []);
         again.nar_size = 0;
         again.ultimate = true;
-        db.register(std::slice::from_ref(&again)).unwrap();
+        db.add(std::slice::from_ref(&again)).unwrap();
         assert_eq!(db.info(&path(1)).unwrap(), Some(again));
         assert_eq!(db.referrers(&path(1)).unwrap().len(), 1);
     }
@@ -556,7 +605,7 @@ mod tests {
     #[test]
     fn all_or_nothing() {
         let Fixture { db, .. } = &Fixture::new();
-        let missing = db.register(&[info(1, []), info(2, [1, 9])]).unwrap_err();
+        let missing = db.add(&[info(1, []), info(2, [1, 9])]).unwrap_err();
         let Error::MissingReference {
             path: of,
             reference,
@@ -566,11 +615,11 @@ mod tests {
             panic!("{missing}");
         };
         assert_eq!((of, reference), (path(2), path(9)));
-        let circle = db.register(&[info(1, [2]), info(2, [1])]).unwrap_err();
+        let circle = db.add(&[info(1, [2]), info(2, [1])]).unwrap_err();
         assert!(matches!(circle, Error::Invalid { .. }), "{circle}");
         let mut large = info(1, []);
         large.nar_size = u64::MAX;
-        assert!(db.register(&[large]).is_err());
+        assert!(db.add(&[large]).is_err());
         assert_eq!(db.all().unwrap(), BTreeSet::new());
     }
 
@@ -584,7 +633,7 @@ mod tests {
             info
         };
         let (one, two) = (sign("a"), sign("b"));
-        db.register(std::slice::from_ref(&one)).unwrap();
+        db.add(std::slice::from_ref(&one)).unwrap();
         for _ in 0..2 {
             db.add_signatures(&path(1), &two.signatures).unwrap();
         }
@@ -597,7 +646,7 @@ mod tests {
     #[test]
     fn derivers_come_from_outputs() {
         let fixture = Fixture::new();
-        fixture.db.register(&[info(1, []), info(2, [])]).unwrap();
+        fixture.db.add(&[info(1, []), info(2, [])]).unwrap();
         let insert = "insert into DerivationOutputs select id, 'out'";
         fixture.execute(&format!("{insert}, '{}' from ValidPaths", full(7)));
         let derivers = fixture.db.derivers(&path(7)).unwrap();
@@ -630,7 +679,7 @@ mod tests {
             ("ca", "x'c3'", "ca"),
         ] {
             let fixture = Fixture::new();
-            fixture.db.register(&[info(1, []), info(2, [])]).unwrap();
+            fixture.db.add(&[info(1, []), info(2, [])]).unwrap();
             let of = full(1);
             fixture.execute(&format!(
                 "update ValidPaths set {column} = {value} where path = '{of}'"
@@ -659,7 +708,7 @@ mod tests {
             ("ultimate", "0".to_owned()),
         ] {
             let fixture = Fixture::new();
-            fixture.db.register(&[info(1, [])]).unwrap();
+            fixture.db.add(&[info(1, [])]).unwrap();
             fixture.execute(&format!("update ValidPaths set {column} = {value}"));
             assert_eq!(
                 fixture.db.info(&path(1)).unwrap(),
@@ -672,7 +721,7 @@ mod tests {
     #[test]
     fn odd_references_are_named() {
         let fixture = Fixture::new();
-        fixture.db.register(&[info(1, []), info(2, [1])]).unwrap();
+        fixture.db.add(&[info(1, []), info(2, [1])]).unwrap();
         fixture.execute(&format!(
             "update ValidPaths set path = 'x' where path = '{}'",
             full(1)
@@ -689,7 +738,7 @@ mod tests {
     #[test]
     fn references_to_nowhere_are_named() {
         let fixture = Fixture::new();
-        fixture.db.register(&[info(1, [])]).unwrap();
+        fixture.db.add(&[info(1, [])]).unwrap();
         fixture.execute("pragma foreign_keys = off; insert into Refs values (1, 77)");
         let line = fixture.db.info(&path(1)).unwrap_err().to_line();
         assert!(
@@ -702,14 +751,14 @@ mod tests {
     fn a_database_without_tables_is_an_error() {
         let fixture = Fixture::new();
         fixture.execute("drop table Refs");
-        fixture.db.register(&[info(1, [])]).unwrap();
+        fixture.db.add(&[info(1, [])]).unwrap();
         assert!(fixture.db.info(&path(1)).is_err());
     }
 
     #[test]
     fn read_only_is_not_written() {
         let fixture = Fixture::new();
-        fixture.db.register(&[info(1, [])]).unwrap();
+        fixture.db.add(&[info(1, [])]).unwrap();
         let file = fixture.folder.path().join("db.sqlite");
         let dir = StoreDir::default();
         // With a journal beside it, and without one.
@@ -717,7 +766,7 @@ mod tests {
             let name = "local".to_owned();
             let db = Database::open(&file, &dir, name, Mode::ReadOnly).unwrap();
             assert!(db.info(&path(1)).unwrap().is_some());
-            let refused = db.register(&[info(2, [])]).unwrap_err();
+            let refused = db.add(&[info(2, [])]).unwrap_err();
             assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
             fixture.execute("pragma wal_checkpoint(truncate)");
         }
@@ -735,7 +784,7 @@ mod tests {
                     let dir = StoreDir::default();
                     let db = Database::open(file, &dir, "local".to_owned(), mode).unwrap();
                     for i in 0..20 {
-                        db.register(&[info(n * 20 + i, [])]).unwrap();
+                        db.add(&[info(n * 20 + i, [])]).unwrap();
                     }
                 });
             }
@@ -756,13 +805,13 @@ mod tests {
             references in prop::collection::btree_set(0..20u8, 0..20),
         ) {
             let Fixture { db, .. } = &Fixture::new();
-            db.register(&(0..20).map(|n| info(n, [])).collect::<Vec<_>>()).unwrap();
+            db.add(&(0..20).map(|n| info(n, [])).collect::<Vec<_>>()).unwrap();
             let mut given = info(30, references);
             given.nar_hash = NarHash::from_bytes(hash);
             given.nar_size = size;
             given.registration_time = time;
             given.ultimate = ultimate;
-            db.register(std::slice::from_ref(&given)).unwrap();
+            db.add(std::slice::from_ref(&given)).unwrap();
             prop_assert_eq!(db.info(&given.path).unwrap(), Some(given));
         }
     }

@@ -21,13 +21,17 @@
 //!   added again, temporary folders are removed by the next process that adds.
 //!
 //! # Left to Nix
-//! Garbage collection, `.links` (sharing of equal files), schemas older than 10, and the table
-//! DerivationOutputs: derivations are added like any other path.
+//! Garbage collection, `.links` (sharing of equal files), schemas older than 10, and making the
+//! tables of realisations, which are used where they are.
 
+mod abilities;
 mod add;
 mod config;
 mod db;
+mod derivations;
+mod gcroots;
 mod lock;
+mod logs;
 mod place;
 mod receive;
 mod roots;

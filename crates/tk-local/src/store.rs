@@ -1,6 +1,7 @@
 use crate::{
     LocalConfig, add,
     db::{Database, Mode},
+    derivations::Derivations,
     lock::{Cancel, Kind, lock, open_lock_file},
     place::Nursery,
     roots::TempRoots,
@@ -38,6 +39,7 @@ pub(crate) struct Inner {
     pub config: LocalConfig,
     pub uri: String,
     pub db: Database,
+    pub derivations: Derivations,
     pub roots: Arc<TempRoots>,
     pub swept: AtomicBool,
     pub nursery: Mutex<Option<Arc<Nursery>>>,
@@ -93,7 +95,7 @@ impl LocalStore {
         .await
     }
 
-    /// The valid derivations that have `path` as an output, as far as Nix registered them.
+    /// The valid derivations that have `path` as an output.
     pub async fn valid_derivers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
         let path = path.clone();
         self.run("looking for derivers", move |store| {
@@ -103,7 +105,8 @@ impl LocalStore {
     }
 
     /// Makes paths valid whose content is in its place already, all of them or none. They may
-    /// refer to each other in any order. Nothing is verified.
+    /// refer to each other in any order. Their content is not verified, but derivations must be
+    /// readable and state the outputs that follow from them.
     ///
     /// # Errors
     /// [`Error::NotFound`] when the content of a path is not there; [`Error::MissingReference`]
@@ -117,7 +120,11 @@ impl LocalStore {
                     return Err(Error::io(format!("registering {}", real.display()), e));
                 }
             }
-            store.db.register(&infos)
+            let (outputs, mut failed) = store.outputs_of(&infos);
+            match failed.pop() {
+                Some((_, error)) => Err(error),
+                None => store.db.register(&infos, &outputs),
+            }
         })
         .await
     }
@@ -127,7 +134,7 @@ impl LocalStore {
     }
 
     /// Runs `work` on a blocking thread.
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         doing: &'static str,
         work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
@@ -275,6 +282,7 @@ impl Inner {
             reserve(&db_dir.join("reserved"))?;
         }
         let inner = Inner {
+            derivations: Derivations::new(config.dir.clone()),
             roots: TempRoots::of(&config.state),
             swept: AtomicBool::new(false),
             nursery: Mutex::default(),

@@ -92,3 +92,21 @@ fn nar_of_folder(content: &[u8]) -> Bytes {
     put(&[b")"]);
     nar.into()
 }
+
+pub fn nar_of_file(content: &[u8]) -> Bytes {
+    let mut nar = Vec::new();
+    for token in [
+        b"nix-archive-1".as_slice(),
+        b"(",
+        b"type",
+        b"regular",
+        b"contents",
+        content,
+        b")",
+    ] {
+        nar.extend((token.len() as u64).to_le_bytes());
+        nar.extend(token);
+        nar.resize(nar.len().next_multiple_of(8), 0);
+    }
+    nar.into()
+}

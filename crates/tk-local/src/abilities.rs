@@ -1,0 +1,172 @@
+//! What a store on disk can do beyond [`Store`](tk_store::Store).
+
+use crate::{LocalStore, lock::Cancel, logs, store::Inner};
+use async_trait::async_trait;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
+use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
+use tk_path::{OutputName, StorePath};
+use tk_store::{
+    Abilities, ByteStream, Error, Graph, Logs, Realisations, Result, Root, Roots, SigCheck,
+};
+
+impl LocalStore {
+    /// The store with all that it can do.
+    pub fn abilities(&self) -> Abilities {
+        let store = Arc::new(self.clone());
+        let mut abilities = Abilities::of(store.clone());
+        abilities.content = Some(store.clone());
+        abilities.signatures = Some(store.clone());
+        abilities.roots = Some(store.clone());
+        abilities.graph = Some(store.clone());
+        abilities.logs = Some(store.clone());
+        abilities.realisations = Some(store);
+        abilities
+    }
+}
+
+#[async_trait]
+impl Graph for LocalStore {
+    async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
+        self.all().await
+    }
+
+    async fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
+        LocalStore::referrers(self, path).await
+    }
+
+    async fn valid_derivers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
+        LocalStore::valid_derivers(self, path).await
+    }
+
+    async fn output_map(&self, drv: &StorePath) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
+        let drv = drv.clone();
+        self.run("looking for outputs", move |store| store.output_map(&drv))
+            .await
+    }
+}
+
+#[async_trait]
+impl Roots for LocalStore {
+    async fn add_temp_root(&self, path: &StorePath) -> Result<()> {
+        self.inner().require_writable()?;
+        let path = path.clone();
+        let cancel = Cancel::default();
+        let _cancel_on_drop = cancel.on_drop();
+        let add = move |store: &Inner| store.roots.add(&store.config.dir, &path, &cancel);
+        self.run("adding a root", add).await
+    }
+
+    async fn add_indirect_root(&self, link: &Path) -> Result<()> {
+        let link = link.to_owned();
+        let add = move |store: &Inner| store.add_indirect_root(&link);
+        self.run("adding a root", add).await
+    }
+
+    /// The link names the path below the store directory, as Nix's do, which leads nowhere where
+    /// the store is in a folder of its own.
+    async fn add_perm_root(&self, path: &StorePath, link: &Path) -> Result<()> {
+        let (path, link) = (path.clone(), link.to_owned());
+        let add = move |store: &Inner| store.add_perm_root(&path, &link);
+        self.run("adding a root", add).await
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>> {
+        self.run("looking for roots", Inner::all_roots).await
+    }
+}
+
+#[async_trait]
+impl Logs for LocalStore {
+    async fn build_log(&self, drv: &StorePath) -> Result<Option<ByteStream>> {
+        logs::read(self.inner(), drv).await
+    }
+
+    /// Compressed with bzip2, as Nix does.
+    async fn add_build_log(&self, drv: &StorePath, log: ByteStream) -> Result<()> {
+        logs::add(self.inner(), drv, log).await
+    }
+}
+
+/// A form is known if the database has its table: Nix makes it when `ca-derivations` is on.
+#[async_trait]
+impl Realisations for LocalStore {
+    async fn realisation(&self, id: &DrvOutput) -> Result<Option<UnkeyedRealisation>> {
+        let id = id.clone();
+        self.run("looking for a realisation", move |store| {
+            store.db.realisation(&id)
+        })
+        .await
+    }
+
+    async fn register(&self, realisation: &Realisation, check: &SigCheck) -> Result<()> {
+        check.check_realisation(realisation)?;
+        let realisation = realisation.clone();
+        self.run("registering a realisation", move |store| {
+            store.db.register_realisation(&realisation)
+        })
+        .await
+    }
+
+    async fn legacy_realisation(
+        &self,
+        id: &legacy::DrvOutput,
+    ) -> Result<Option<legacy::Realisation>> {
+        let id = id.clone();
+        self.run("looking for a realisation", move |store| {
+            store.db.legacy_realisation(&id)
+        })
+        .await
+    }
+
+    async fn register_legacy(
+        &self,
+        realisation: &legacy::Realisation,
+        check: &SigCheck,
+    ) -> Result<()> {
+        check.check_legacy_realisation(realisation)?;
+        let realisation = realisation.clone();
+        self.run("registering a realisation", move |store| {
+            store.db.register_legacy_realisation(&realisation)
+        })
+        .await
+    }
+}
+
+impl Inner {
+    /// What the derivation says of its outputs, and what the database knows of the others.
+    fn output_map(&self, path: &StorePath) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
+        if !self.is_valid(path)? {
+            return Err(Error::NotFound {
+                path: path.clone(),
+                store: self.uri.clone(),
+            });
+        }
+        let mut known = self.db.outputs(path)?;
+        let drv = self.derivation(path)?;
+        let mut outputs = BTreeMap::new();
+        for (name, how) in drv.outputs {
+            let mut output = how
+                .path(&self.config.dir, &drv.name, &name)
+                .map_err(|e| Error::malformed(self.config.dir.path(path), e))?;
+            output = output.or_else(|| known.remove(&name));
+            if output.is_none() {
+                output = self.realised(path, &name)?;
+            }
+            outputs.insert(name, output);
+        }
+        Ok(outputs)
+    }
+
+    fn realised(&self, drv: &StorePath, output: &OutputName) -> Result<Option<StorePath>> {
+        let (drv, output) = (drv.clone(), output.clone());
+        match self.db.realisation(&DrvOutput { drv, output }) {
+            Ok(found) => Ok(found.map(|found| found.out_path)),
+            Err(Error::Unsupported { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Derivations on their way in.
+//!
+//! A path whose name ends in `.drv` must be a derivation that states the outputs which follow from
+//! it (Nix's `LocalStore::registerValidPaths`): its outputs are found again by name, and nobody should be
+//! able to put somebody else's path there. The derivations that it needs must be valid.
+
+use crate::{db::Outputs, store::Inner};
+use rustix::fs::{Mode, OFlags, open};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Read},
+    sync::{Arc, Mutex},
+};
+use tk_narinfo::PathInfo;
+use tk_path::{
+    Derivation, DerivationKind, OutputName, StoreDir, StorePath,
+    modulo::{BoxError, LoadError, Modulo},
+};
+use tk_store::{
+    Error, Result,
+    derivation::{MAX_DERIVATION_BYTES, parse},
+};
+
+/// Remembers what stands for derivations in those that need them, so that each is read once.
+#[derive(Debug)]
+pub(crate) struct Derivations(Mutex<Modulo>);
+
+impl Derivations {
+    pub fn new(dir: StoreDir) -> Self {
+        Derivations(Mutex::new(Modulo::new(dir)))
+    }
+}
+
+impl Inner {
+    /// The outputs of the derivations among `infos`, whose content is in its place, as far as
+    /// they are known; and those that must not be registered.
+    pub fn outputs_of(&self, infos: &[PathInfo]) -> (Outputs, Vec<(StorePath, Error)>) {
+        let (mut outputs, mut failed) = (Outputs::new(), Vec::new());
+        let mut group: BTreeSet<_> = infos.iter().map(|info| &info.path).collect();
+        for path in infos.iter().map(|info| &info.path) {
+            if !path.is_derivation() {
+                continue;
+            }
+            match self.checked_outputs(path, &group) {
+                Ok(checked) => drop(outputs.insert(path.clone(), checked)),
+                Err(error) => {
+                    group.remove(path);
+                    failed.push((path.clone(), error));
+                    // What was learned of this group may be wrong.
+                    *self.modulo() = Modulo::new(self.config.dir.clone());
+                }
+            }
+        }
+        (outputs, failed)
+    }
+
+    /// The derivation at `path`, which need not be valid.
+    pub fn derivation(&self, path: &StorePath) -> Result<Derivation> {
+        let real = self.real_path(path);
+        let reading = |e: io::Error| Error::io(format!("reading {}", real.display()), e);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = open(&real, flags, Mode::empty()).map_err(|e| reading(e.into()))?;
+        let mut text = Vec::new();
+        let limit = MAX_DERIVATION_BYTES as u64 + 1;
+        let read = File::from(file).take(limit).read_to_end(&mut text);
+        read.map_err(reading)?;
+        parse(&self.config.dir, path, &text, &self.uri)
+    }
+
+    /// The known outputs of the derivation at `path`, which may need others of `group`.
+    fn checked_outputs(
+        &self,
+        path: &StorePath,
+        group: &BTreeSet<&StorePath>,
+    ) -> Result<BTreeMap<OutputName, StorePath>> {
+        let drv = self.derivation(path)?;
+        let malformed = |error| Error::malformed(self.config.dir.path(path), error);
+        let mut modulo = self.modulo();
+        // Other kinds of outputs do not depend on other derivations.
+        if let DerivationKind::InputAddressed | DerivationKind::Deferred =
+            drv.kind().map_err(malformed)?
+        {
+            self.load_inputs(&mut modulo, path, &drv, group)?;
+        }
+        drv.check_outputs(&modulo).map_err(malformed)?;
+        let mut outputs = BTreeMap::new();
+        for (name, output) in &drv.outputs {
+            let known = output.path(&self.config.dir, &drv.name, name);
+            let known = known.map_err(|e| Error::malformed(self.config.dir.path(path), e))?;
+            outputs.extend(known.map(|known| (name.clone(), known)));
+        }
+        Ok(outputs)
+    }
+
+    /// Makes known what stands for the derivations that `drv` needs.
+    fn load_inputs(
+        &self,
+        modulo: &mut Modulo,
+        path: &StorePath,
+        drv: &Derivation,
+        group: &BTreeSet<&StorePath>,
+    ) -> Result<()> {
+        let get = |input: &StorePath| -> Result<Arc<Derivation>, BoxError> {
+            if !group.contains(input) && !self.is_valid(input)? {
+                let store = self.uri.clone();
+                let path = input.clone();
+                return Err(Error::NotFound { path, store }.into());
+            }
+            Ok(Arc::new(self.derivation(input)?))
+        };
+        modulo.load(drv, get).map_err(|error| match error {
+            LoadError::Derivation(error) => Error::malformed(self.config.dir.path(path), error),
+            LoadError::Get {
+                path: input,
+                source,
+            } => match source.downcast::<Error>() {
+                Ok(error) if matches!(*error, Error::NotFound { .. }) => self.missing(path, &input),
+                Ok(error) => *error,
+                Err(error) => Error::malformed(self.config.dir.path(&input), error),
+            },
+        })
+    }
+
+    fn modulo(&self) -> std::sync::MutexGuard<'_, Modulo> {
+        self.derivations.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}

@@ -1,0 +1,134 @@
+//! Build logs.
+//!
+//! ```text
+//! <log>/drvs/<first two characters>/<the rest>.drv        while it is written, and where logs are not compressed
+//! <log>/drvs/<first two characters>/<the rest>.drv.bz2
+//! <log>/drvs/<base name>.drv[.bz2]                        long ago
+//! ```
+
+use crate::{
+    lock::Cancel,
+    store::{Inner, blocking},
+};
+use bzip2::{Compression, bufread::MultiBzDecoder, write::BzEncoder};
+use std::{
+    fs::{self, File},
+    io::{self, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tk_path::StorePath;
+use tk_store::{
+    ByteStream, Error, Result,
+    nar::{BlockingNar, produce},
+};
+
+/// See [`tk_store::Logs::build_log`].
+pub(crate) async fn read(store: &Arc<Inner>, drv: &StorePath) -> Result<Option<ByteStream>> {
+    let (inner, drv) = (store.clone(), drv.clone());
+    let opened = blocking("reading a build log", move || open(&inner, &drv)).await?;
+    Ok(opened.map(|(mut log, place)| {
+        produce(move |send| {
+            loop {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                let read = log.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
+                read.map_err(|e| Error::io(format!("reading {}", place.display()), e))?;
+                if chunk.is_empty() || !send(chunk.into()) {
+                    return Ok(());
+                }
+            }
+        })
+    }))
+}
+
+/// See [`tk_store::Logs::add_build_log`].
+pub(crate) async fn add(store: &Arc<Inner>, drv: &StorePath, log: ByteStream) -> Result<()> {
+    store.require_writable()?;
+    if !drv.is_derivation() {
+        let what = format!("{drv} is no derivation, so it has no build log");
+        return Err(Error::invalid(what));
+    }
+    let cancel = Cancel::default();
+    let _cancel_on_drop = cancel.on_drop();
+    let (inner, drv, log) = (store.clone(), drv.clone(), BlockingNar::new(log));
+    let work = move || {
+        let [place, ..] = places(&inner.config.log, &drv);
+        let place = compressed(&place);
+        if place.exists() {
+            return Ok(());
+        }
+        write(&place, log, &cancel)
+    };
+    blocking("adding a build log", work).await
+}
+
+type Log = Box<dyn Read + Send>;
+
+fn open(store: &Inner, drv: &StorePath) -> Result<Option<(Log, PathBuf)>> {
+    for plain in places(&store.config.log, drv) {
+        let compressed = compressed(&plain);
+        for (place, is_plain) in [(plain, true), (compressed, false)] {
+            let file = match File::open(&place) {
+                Ok(file) => BufReader::new(file),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::io(format!("opening {}", place.display()), e)),
+            };
+            let log: Log = match is_plain {
+                true => Box::new(file),
+                false => Box::new(MultiBzDecoder::new(file)),
+            };
+            return Ok(Some((log, place)));
+        }
+    }
+    Ok(None)
+}
+
+/// Where the log of `drv` may be, without the suffix of compressed ones.
+fn places(folder: &Path, drv: &StorePath) -> [PathBuf; 2] {
+    let folder = folder.join("drvs");
+    let (first, rest) = drv.as_str().split_at(2);
+    [folder.join(first).join(rest), folder.join(drv.as_str())]
+}
+
+fn compressed(place: &Path) -> PathBuf {
+    let mut name = place.as_os_str().to_owned();
+    name.push(".bz2");
+    name.into()
+}
+
+/// Writes all of `log`, compressed, or nothing.
+fn write(place: &Path, log: BlockingNar, cancel: &Cancel) -> Result<()> {
+    let mut aside = place.as_os_str().to_owned();
+    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+    aside.push(format!(".tmp-{}-{n}", std::process::id()));
+    let aside = PathBuf::from(aside);
+    let written = write_file(&aside, place, log, cancel);
+    if written.is_err() {
+        // If it stays, it is in nobody's way.
+        let _ = fs::remove_file(&aside);
+    }
+    written
+}
+
+fn write_file(aside: &Path, place: &Path, log: BlockingNar, cancel: &Cancel) -> Result<()> {
+    let failed = |e| Error::io(format!("writing {}", place.display()), e);
+    if let Some(folder) = place.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let file = File::create_new(aside).map_err(failed)?;
+    let mut encoder = BzEncoder::new(file, Compression::best());
+    for chunk in log {
+        cancel.check()?;
+        encoder.write_all(&chunk?).map_err(failed)?;
+    }
+    encoder.finish().map_err(failed)?;
+    fs::rename(aside, place).map_err(failed)
+}
+
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+/// In bytes.
+const CHUNK: usize = 64 << 10;
