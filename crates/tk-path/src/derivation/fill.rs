@@ -15,20 +15,26 @@ impl<I: DerivationInputs> Derivation<I> {
     /// variable that differs is an error. `modulo` must know the inputs.
     ///
     /// A derivation that asks for the system feature `builder-rpc-v0` gets no variables, and must be content-addressed.
+    /// Missing variables count as empty ones in the hash, so that the result passes [`Derivation::check_outputs`];
+    /// Nix 2.34 hashes without them and then refuses what it made. After an error `self` may be half filled in.
     pub fn fill_outputs(&mut self, modulo: &Modulo) -> Result<(), DerivationError> {
-        let paths = self.stated_paths(modulo)?;
-        for (name, path) in paths {
-            let Some(path) = path else { continue };
-            if self.outputs.get(&name) == Some(&DerivationOutput::Deferred) {
-                let output = DerivationOutput::InputAddressed(path.clone());
-                self.outputs.insert(name.clone(), output);
+        let variables = !self.has_rpc_outputs();
+        if variables && self.is_input_addressed()? {
+            for name in self.outputs.keys() {
+                self.env.entry(name.as_str().into()).or_default();
             }
-            if !self.has_rpc_outputs() {
+        }
+        for (name, path) in self.stated_paths(modulo)? {
+            let Some(path) = path else { continue };
+            if variables {
                 let variable = self.env.entry(name.as_str().into()).or_default();
                 if variable.is_empty() {
                     *variable = modulo.dir().path(&path).into();
                 }
                 self.check_variable(modulo, &name, &path)?;
+            }
+            if let Some(output @ DerivationOutput::Deferred) = self.outputs.get_mut(&name) {
+                *output = DerivationOutput::InputAddressed(path);
             }
         }
         Ok(())
@@ -54,11 +60,7 @@ impl<I: DerivationInputs> Derivation<I> {
         &self,
         modulo: &Modulo,
     ) -> Result<Vec<(OutputName, Option<StorePath>)>, DerivationError> {
-        let input_addressed = matches!(
-            self.kind()?,
-            DerivationKind::InputAddressed | DerivationKind::Deferred
-        );
-        if input_addressed && self.has_rpc_outputs() {
+        if self.is_input_addressed()? && self.has_rpc_outputs() {
             return Err(self.error(Kind::ContentAddressedOnly(BUILDER_RPC)));
         }
         let paths = modulo.output_paths(self)?;
@@ -95,6 +97,14 @@ impl<I: DerivationInputs> Derivation<I> {
         }))
     }
 
+    fn is_input_addressed(&self) -> Result<bool, DerivationError> {
+        let kind = self.kind()?;
+        Ok(matches!(
+            kind,
+            DerivationKind::InputAddressed | DerivationKind::Deferred
+        ))
+    }
+
     /// Whether the builder tells its outputs itself, so that no variables do.
     fn has_rpc_outputs(&self) -> bool {
         let Some(attributes) = self.structured_attrs() else {
@@ -116,3 +126,136 @@ impl<I: DerivationInputs> Derivation<I> {
 
 const FEATURES: &str = "requiredSystemFeatures";
 const BUILDER_RPC: &str = "builder-rpc-v0";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::modulo::HashModulo;
+    use crate::{StoreDir, StorePath};
+
+    /// One output that is `output`, and these variables.
+    fn drv(output: [&str; 3], env: &[(&str, &str)]) -> Derivation {
+        let dir = StoreDir::default();
+        let name = OutputName::out();
+        let output = DerivationOutput::from_strings(&dir, "x", &name, output).expect("output");
+        let env = env
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()));
+        Derivation {
+            name: "x".into(),
+            outputs: [(name, output)].into(),
+            inputs: crate::Inputs::default(),
+            platform: "p".into(),
+            builder: "b".into(),
+            args: Vec::new(),
+            env: env.collect(),
+        }
+    }
+
+    fn fill(mut drv: Derivation) -> Result<Derivation, DerivationError> {
+        let modulo = Modulo::new(StoreDir::default());
+        drv.fill_outputs(&modulo)?;
+        drv.check_outputs(&modulo)?;
+        let again = drv.clone();
+        drv.fill_outputs(&modulo)?;
+        assert_eq!(drv, again);
+        Ok(drv)
+    }
+
+    #[test]
+    fn variables() {
+        let filled = fill(drv(DEFERRED, &[("out", "")])).expect("filled in");
+        assert!(matches!(
+            filled.outputs["out"],
+            DerivationOutput::InputAddressed(_)
+        ));
+        assert_eq!(fill(drv(DEFERRED, &[])), Ok(filled.clone()));
+        let path = filled.env[BStr::new("out")].to_string();
+        assert_eq!(fill(drv(DEFERRED, &[("out", &path)])), Ok(filled.clone()));
+        let error = fill(drv(DEFERRED, &[("out", "x")]))
+            .expect_err("another")
+            .to_string();
+        assert!(
+            error.contains("the variable out of its environment is \"x\""),
+            "{error}"
+        );
+        let mut missing = filled;
+        missing.env.clear();
+        assert!(
+            missing
+                .check_outputs(&Modulo::new(StoreDir::default()))
+                .is_err()
+        );
+
+        let fixed = fill(drv(FIXED, &[])).expect("filled in");
+        assert_eq!(fixed.env[BStr::new("out")], FIXED[0]);
+        assert!(fill(drv(FIXED, &[("out", "x")])).is_err());
+        let floating = drv(FLOATING, &[("out", "anything")]);
+        assert_eq!(fill(floating.clone()), Ok(floating));
+        let mut none = drv(DEFERRED, &[]);
+        none.outputs.clear();
+        assert!(fill(none).is_err());
+    }
+
+    #[test]
+    fn outputs_that_the_builder_tells() {
+        let json = r#"{"requiredSystemFeatures":["builder-rpc-v0"]}"#;
+        for variable in [
+            ("requiredSystemFeatures", "kvm builder-rpc-v0"),
+            ("__json", json),
+        ] {
+            for output in [FIXED, FLOATING] {
+                let drv = drv(output, &[variable]);
+                assert_eq!(fill(drv.clone()), Ok(drv));
+            }
+            let error = fill(drv(DEFERRED, &[variable])).expect_err("not content-addressed");
+            assert_eq!(error.kind(), &Kind::ContentAddressedOnly(BUILDER_RPC));
+        }
+        for variable in [
+            ("requiredSystemFeatures", "builder-rpc-v01"),
+            ("__json", "builder-rpc-v0"),
+        ] {
+            assert!(fill(drv(DEFERRED, &[variable])).is_ok());
+        }
+    }
+
+    #[test]
+    fn dependants_of_what_is_not_known_are_deferred() {
+        let dir = StoreDir::default();
+        let mut modulo = Modulo::new(dir.clone());
+        let floating = drv(FLOATING, &[]);
+        let path = floating.path(&dir).expect("path");
+        let mut dependant = drv(DEFERRED, &[("out", "")]);
+        let needed = crate::InputOutputs {
+            outputs: [OutputName::out()].into(),
+            ..Default::default()
+        };
+        dependant.inputs.drvs.insert(path.clone(), needed);
+        let unfilled = dependant.clone();
+        assert_eq!(
+            dependant.fill_outputs(&modulo).expect_err("unknown").kind(),
+            &Kind::UnknownInput(path.clone())
+        );
+        modulo.add(path, &floating).expect("known");
+        dependant.fill_outputs(&modulo).expect("deferred");
+        assert_eq!(dependant, unfilled);
+        assert_eq!(modulo.hash(&dependant), Ok(HashModulo::Deferred));
+        let stated = StorePath::parse("c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-x").expect("path");
+        let stated = DerivationOutput::InputAddressed(stated);
+        dependant.outputs.insert(OutputName::out(), stated);
+        let error = dependant.check_outputs(&modulo).expect_err("stated");
+        assert!(
+            error
+                .to_string()
+                .ends_with("none is known before its inputs are built")
+        );
+    }
+
+    const DEFERRED: [&str; 3] = ["", "", ""];
+    const FLOATING: [&str; 3] = ["", "r:sha256", ""];
+    const FIXED: [&str; 3] = [
+        "/nix/store/s0897cjmash79gpdx41a9d460agbpxsa-x",
+        "r:sha256",
+        "894517c9163c896ec31a2adbd33c0681fd5f45b2c0ef08a64c92a03fb97f390f",
+    ];
+}

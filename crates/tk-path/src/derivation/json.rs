@@ -373,3 +373,207 @@ fn named<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, 
 fn wrong<T>(why: String) -> Result<T, Kind> {
     Err(Kind::Json(why))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BasicDerivation;
+    use proptest::prelude::*;
+
+    const V4: &str = r#"{"name":"x","version":4,"outputs":{"dev":{"hashAlgo":"sha1","method":"flat"},"out":{"hashAlgo":"sha256","impure":true,"method":"nar"}},
+        "inputs":{"srcs":["c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-a"],"drvs":{"c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-d.drv":{"outputs":["out"],"dynamicOutputs":{"out":{"outputs":["a"],"dynamicOutputs":{}}}}}},
+        "system":"p","builder":"b","args":["1","2"],"env":{"a":"b"},"structuredAttrs":{"b":1.5,"a":[]}}"#;
+
+    fn read(text: &str) -> Result<Derivation, DerivationError> {
+        Derivation::from_json(&serde_json::from_str(text).expect("JSON"))
+    }
+
+    #[test]
+    fn shapes() {
+        let drv = read(V4).expect("derivation");
+        let dir = StoreDir::default();
+        let shape = |version| drv.to_json(&dir, version).expect("JSON");
+        assert_eq!(
+            shape(JsonVersion::V4),
+            serde_json::from_str::<Value>(V4).expect("JSON")
+        );
+        assert_eq!(
+            drv.structured_attrs().map(|t| t.to_string()),
+            Some(r#"{"a":[],"b":1.5}"#.into())
+        );
+        let full = "/nix/store/c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-d.drv";
+        let node = shape(JsonVersion::V4)["inputs"]["drvs"][&full[11..]].clone();
+        let env = json!({"a": "b", "__json": r#"{"a":[],"b":1.5}"#});
+        let (v1, v2, v3) = (
+            shape(JsonVersion::V1),
+            shape(JsonVersion::V2),
+            shape(JsonVersion::V3),
+        );
+        assert_eq!(v1["inputDrvs"], json!({full: ["out"]}));
+        assert_eq!(
+            v1["outputs"],
+            json!({"dev": {"hashAlgo": "sha1"}, "out": {"hashAlgo": "r:sha256", "impure": true}})
+        );
+        assert_eq!(
+            (&v1["env"], &v1["name"], &v1["version"]),
+            (&env, &Value::Null, &Value::Null)
+        );
+        assert_eq!(v2["inputDrvs"], json!({full: node}));
+        assert_eq!(
+            (&v2["env"], &v2["name"], &v2["version"]),
+            (&env, &json!("x"), &Value::Null)
+        );
+        assert_eq!(
+            v2["outputs"]["out"],
+            json!({"hashAlgo": "sha256", "method": "nar", "impure": true})
+        );
+        assert_eq!(v3["inputDrvs"], json!({&full[11..]: node}));
+        assert_eq!(
+            v3["inputSrcs"],
+            json!(["c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-a"])
+        );
+        assert_eq!(
+            (&v3["env"], &v3["version"]),
+            (&json!({"a": "b"}), &json!(3))
+        );
+        assert_eq!(v3["structuredAttrs"], json!({"a": [], "b": 1.5}));
+    }
+
+    #[test]
+    fn fixed_outputs_in_all_shapes() {
+        let out = OutputName::out();
+        let path = "/nix/store/i00sflxqsj37lfmf95m8mn0grv615hpj-source";
+        let hex = "894517c9163c896ec31a2adbd33c0681fd5f45b2c0ef08a64c92a03fb97f390f";
+        let dir = StoreDir::default();
+        let fixed = DerivationOutput::from_strings(&dir, "source", &out, [path, "r:sha256", hex]);
+        let mut drv = read(V4).expect("derivation");
+        drv.name = "source".into();
+        drv.outputs = [(out, fixed.expect("output"))].into();
+        for (version, shape) in [
+            (
+                JsonVersion::V1,
+                json!({"path": path, "hash": hex, "hashAlgo": "r:sha256"}),
+            ),
+            (
+                JsonVersion::V2,
+                json!({"path": path, "hash": hex, "hashAlgo": "sha256", "method": "nar"}),
+            ),
+            (
+                JsonVersion::V3,
+                json!({"hash": hex, "hashAlgo": "sha256", "method": "nar"}),
+            ),
+            (
+                JsonVersion::V4,
+                json!({"hash": "sha256-iUUXyRY8iW7DGirb0zwGgf1fRbLA7wimTJKgP7l/OQ8=", "method": "nar"}),
+            ),
+        ] {
+            let json = drv.to_json(&dir, version).expect("JSON");
+            assert_eq!(json["outputs"]["out"], shape);
+        }
+    }
+
+    #[test]
+    fn refuses() {
+        for (from, to, says) in [
+            (
+                "\"version\":4",
+                "\"version\":3",
+                "it has version 3, but only 4 can be read",
+            ),
+            ("\"version\":4", "\"v\":4", "version is missing"),
+            ("\"name\":\"x\"", "\"name\":\"x/y\"", "is not a store path"),
+            ("\"name\":\"x\"", "\"name\":1", "name must be a text"),
+            (
+                "\"args\":[\"1\",\"2\"]",
+                "\"args\":[1]",
+                "an argument must be a text",
+            ),
+            ("\"a\":\"b\"", "\"a\":1", "a variable must be a text"),
+            (
+                "\"impure\":true",
+                "\"impurely\":true",
+                "no output has exactly the keys hashAlgo, impurely, method",
+            ),
+            ("\"flat\"", "\"flut\"", "unknown content-address method"),
+            ("\"sha1\"", "\"sha2\"", "unknown hash algorithm"),
+            (
+                "\"outputs\":[\"a\"]",
+                "\"outputs\":[]",
+                "no output is named of its input out",
+            ),
+            (
+                "\"outputs\":[\"a\"]",
+                "\"outputs\":[\"a*\"]",
+                "is not an output name",
+            ),
+            ("\"srcs\":[", "\"srcs\":[\"x\",", "is not a store path"),
+            (
+                "\"a\":\"b\"",
+                "\"__json\":\"b\"",
+                "structuredAttrs and a variable __json",
+            ),
+            (
+                "{\"b\":1.5,\"a\":[]}",
+                "[]",
+                "structuredAttrs must be an object",
+            ),
+        ] {
+            let text = V4.replace(from, to);
+            assert_ne!(text, V4);
+            let error = read(&text).expect_err(to).to_string();
+            assert!(error.contains(says), "{error} / {says}");
+        }
+    }
+
+    #[test]
+    fn texts_without_json() {
+        let dir = StoreDir::default();
+        let good = read(V4).expect("derivation");
+        let raw = || BString::from(&b"\xff"[..]);
+        let mut cases = vec![good.clone(); 6];
+        cases[0].platform = raw();
+        cases[1].builder = raw();
+        cases[2].args.push(raw());
+        cases[3].env.insert(raw(), "x".into());
+        cases[4].env.insert("x".into(), raw());
+        cases[5].env.insert(STRUCTURED_ATTRS.into(), "[]".into());
+        for (drv, says) in cases.iter().zip([
+            "its platform is not UTF-8",
+            "its builder is not UTF-8",
+            "an argument is not UTF-8",
+            "the name of a variable is not UTF-8",
+            "the variable x is not UTF-8",
+            "its structured attributes: they are no object",
+        ]) {
+            let error = drv
+                .to_json(&dir, JsonVersion::V4)
+                .expect_err(says)
+                .to_string();
+            assert!(error.ends_with(says), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(drv in crate::derivation::arbitrary::derivation()) {
+            let dir = StoreDir::default();
+            let resolved: BasicDerivation = Derivation {
+                name: drv.name.clone(),
+                outputs: drv.outputs.clone(),
+                inputs: drv.inputs.srcs.clone(),
+                platform: drv.platform.clone(),
+                builder: drv.builder.clone(),
+                args: drv.args.clone(),
+                env: drv.env.clone(),
+            };
+            for version in [JsonVersion::V1, JsonVersion::V2, JsonVersion::V3] {
+                prop_assert_eq!(drv.to_json(&dir, version).is_ok(), resolved.to_json(&dir, version).is_ok());
+            }
+            if let Ok(json) = drv.to_json(&dir, JsonVersion::V4) {
+                prop_assert_eq!(Derivation::from_json(&json), Ok(drv));
+                let json = resolved.to_json(&dir, JsonVersion::V4).expect("JSON");
+                prop_assert_eq!(Derivation::from_json(&json), Ok(resolved));
+            }
+        }
+    }
+}

@@ -241,3 +241,107 @@ pub enum LoadError {
 
 /// Whatever the caller's way of getting derivations fails with.
 pub type BoxError = Box<dyn Error + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Inputs;
+
+    fn drv(name: &str, inputs: &[&StorePath]) -> Derivation {
+        let needed = InputOutputs {
+            outputs: [OutputName::out()].into(),
+            ..InputOutputs::default()
+        };
+        let drvs = inputs.iter().map(|path| ((*path).clone(), needed.clone()));
+        Derivation {
+            name: name.into(),
+            outputs: [(OutputName::out(), DerivationOutput::Deferred)].into(),
+            inputs: Inputs {
+                drvs: drvs.collect(),
+                ..Inputs::default()
+            },
+            platform: "p".into(),
+            builder: "b".into(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+        }
+    }
+
+    /// A chain in which each one needs the two before it.
+    fn chain(length: usize) -> Vec<(StorePath, Arc<Derivation>)> {
+        let mut modulo = Modulo::new(StoreDir::default());
+        let mut chain: Vec<(StorePath, Arc<Derivation>)> = Vec::new();
+        for index in 0..length {
+            let before = chain.iter().rev().take(2);
+            let before: Vec<_> = before.map(|(path, _)| path).collect();
+            let mut drv = drv(&format!("n{index}"), &before);
+            drv.fill_outputs(&modulo).expect("filled in");
+            let path = drv.path(modulo.dir()).expect("path");
+            modulo.add(path.clone(), &drv).expect("known");
+            chain.push((path, Arc::new(drv)));
+        }
+        chain
+    }
+
+    #[test]
+    fn every_input_is_asked_for_once_however_deep() {
+        let chain = chain(3000);
+        let all: HashMap<_, _> = chain.iter().cloned().collect();
+        let mut asked = Vec::new();
+        let mut modulo = Modulo::new(StoreDir::default());
+        let (_, last) = &chain[chain.len() - 1];
+        let load = modulo.load(last, |path| {
+            asked.push(path.clone());
+            all.get(path).cloned().ok_or_else(|| "unknown".into())
+        });
+        load.expect("all are there");
+        assert_eq!(asked.len(), chain.len() - 1);
+        last.check_outputs(&modulo).expect("right");
+        let known = |path: &StorePath| Err(format!("asked again for {path}").into());
+        modulo.load(last, known).expect("all are known");
+    }
+
+    #[test]
+    fn inputs_that_cannot_be_made_known() {
+        let (a, b) = (path("a.drv"), path("b.drv"));
+        let all = [
+            (a.clone(), Arc::new(drv("a", &[&b]))),
+            (b.clone(), Arc::new(drv("b", &[&a]))),
+        ];
+        let all: HashMap<_, _> = all.into();
+        let mut modulo = Modulo::new(StoreDir::default());
+        let error = modulo.load(&drv("x", &[&a]), |path| Ok(all[path].clone()));
+        let error = error.expect_err("a cycle").to_string();
+        assert!(error.contains("needs itself"), "{error}");
+        let itself = [(a.clone(), Arc::new(drv("a", &[&a])))];
+        let itself: HashMap<_, _> = itself.into();
+        let error = modulo.load(&drv("x", &[&a]), |path| Ok(itself[path].clone()));
+        assert!(error.is_err());
+        let error = modulo.load(&drv("x", &[&a]), |_| Err("gone".into()));
+        assert_eq!(
+            error.expect_err("not there").to_string(),
+            format!("cannot get the derivation {a}")
+        );
+        let error = modulo.hash(&filled(&[&b])).expect_err("not known");
+        assert_eq!(error.kind(), &Kind::UnknownInput(b.clone()));
+        modulo.add(a.clone(), &filled(&[])).expect("known");
+        let mut other = filled(&[&a]);
+        let dev = OutputName::parse("dev").expect("name");
+        let needed = other.inputs.drvs.get_mut(&a).expect("input");
+        needed.outputs.insert(dev.clone());
+        let error = modulo.hash(&other).expect_err("no such output");
+        assert_eq!(error.kind(), &Kind::NoSuchOutput(a, dev));
+    }
+
+    /// Input-addressed, at some path.
+    fn filled(inputs: &[&StorePath]) -> Derivation {
+        let mut drv = drv("x", inputs);
+        let output = DerivationOutput::InputAddressed(path("x"));
+        drv.outputs.insert(OutputName::out(), output);
+        drv
+    }
+
+    fn path(name: &str) -> StorePath {
+        StorePath::from_digest(&[7; 20], name).expect("path")
+    }
+}

@@ -144,3 +144,84 @@ pub enum ResolveError {
     #[error("{0}")]
     Derivation(#[from] DerivationError),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Inputs;
+
+    fn path(name: &str) -> StorePath {
+        StorePath::from_digest(&[7; 20], name).expect("path")
+    }
+
+    fn name(name: &str) -> OutputName {
+        OutputName::parse(name).expect("name")
+    }
+
+    /// Needs `out` of `a.drv`, and `dev` of the derivation that is output `out` of `a.drv`.
+    fn drv(text: &str, output: DerivationOutput) -> Derivation {
+        let inner = InputOutputs {
+            outputs: [name("dev")].into(),
+            ..InputOutputs::default()
+        };
+        let node = InputOutputs {
+            outputs: [name("out")].into(),
+            dynamic: [(name("out"), inner)].into(),
+        };
+        Derivation {
+            name: "x".into(),
+            outputs: [(name("out"), output)].into(),
+            inputs: Inputs {
+                srcs: [path("src")].into(),
+                drvs: [(path("a.drv"), node)].into(),
+            },
+            platform: text.into(),
+            builder: text.into(),
+            args: vec![text.into()],
+            env: [(text.into(), text.into()), ("out".into(), "wrong".into())].into(),
+        }
+    }
+
+    #[test]
+    fn placeholders_everywhere() {
+        let dir = StoreDir::default();
+        let known = Placeholder::ca_output(&path("a.drv"), &name("out"));
+        let unknown = Placeholder::unknown_derivation(&known, &name("dev"));
+        let other = Placeholder::own_output(&name("out"));
+        let text = |a: &str, b: &str| format!("//{a}{a}/x/{b}{b}{other}/");
+        let before = text(&known.to_string(), &unknown.to_string());
+        let after = text(&dir.path(&path("b.drv")), &dir.path(&path("c")));
+        let realised = |drv: &StorePath, output: &OutputName| match (drv.name(), output.as_str()) {
+            ("a.drv", "out") => Some(path("b.drv")),
+            ("b.drv", "dev") => Some(path("c")),
+            _ => None,
+        };
+        let resolved = drv(&before, DerivationOutput::Deferred)
+            .resolve(&dir, realised)
+            .expect("resolved");
+        assert_eq!(
+            resolved.inputs,
+            [path("src"), path("b.drv"), path("c")].into()
+        );
+        assert_eq!(resolved.builder, after);
+        assert_eq!(resolved.args, [after.as_str()]);
+        assert_eq!(resolved.env[BStr::new(&after)], after);
+        assert_eq!(resolved.platform, before);
+        let DerivationOutput::InputAddressed(out) = &resolved.outputs["out"] else {
+            panic!("{resolved:?}");
+        };
+        assert_eq!(resolved.env[BStr::new("out")], dir.path(out));
+        resolved
+            .check_outputs(&Modulo::new(dir.clone()))
+            .expect("right");
+
+        let drv = drv(&before, DerivationOutput::Deferred);
+        for missing in ["a.drv", "b.drv"] {
+            let realised = |drv: &StorePath, output: &OutputName| {
+                realised(drv, output).filter(|_| drv.name() != missing)
+            };
+            let error = drv.resolve(&dir, realised).expect_err(missing);
+            assert!(matches!(error, ResolveError::Unrealised { drv, .. } if drv == path(missing)));
+        }
+    }
+}
