@@ -4,6 +4,7 @@
 //! Nothing here prints, reads the environment or starts a runtime.
 
 pub mod serve;
+pub mod server;
 pub mod values;
 pub mod wire;
 pub mod worker;

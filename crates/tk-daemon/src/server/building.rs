@@ -1,0 +1,227 @@
+//! Building: passed on to a store that can, and else answered for what is there already.
+
+use super::context::{Answer, Context, refused};
+use futures::{FutureExt, future::BoxFuture};
+use std::collections::BTreeMap;
+use tk_narinfo::{
+    build_result::{BuildResult, BuildStatus, KeyedBuildResult},
+    realisation::UnkeyedRealisation,
+};
+use tk_path::{
+    BasicDerivation, DerivationKind, DerivedPath, OutputName, OutputsSpec, SingleDerivedPath,
+    StorePath,
+};
+use tk_store::{BuildMode, Missing};
+
+/// What there is of something that is wanted.
+enum Found {
+    /// All of it; of a path that is no output, nothing by name.
+    All(BTreeMap<OutputName, StorePath>),
+    /// The derivation that has to be built.
+    Build(StorePath),
+    /// Nobody knows how to come by this.
+    Unknown(StorePath),
+}
+
+impl Context {
+    /// One result for each path.
+    pub async fn build(
+        &self,
+        paths: &[DerivedPath],
+        mode: BuildMode,
+    ) -> Answer<Vec<KeyedBuildResult>> {
+        if mode == BuildMode::Repair {
+            self.require_trust("repairing paths")?;
+        }
+        if let Some(build) = &self.abilities.build {
+            return Ok(build.build(paths, mode, &*self.events).await?);
+        }
+        let mut results = Vec::new();
+        for path in paths {
+            results.push(KeyedBuildResult {
+                path: path.clone(),
+                result: self.result(self.found(path).await?, mode),
+            });
+        }
+        Ok(results)
+    }
+
+    /// As [`Context::build`], for clients that want all or an error.
+    pub async fn build_all(&self, paths: &[DerivedPath], mode: BuildMode) -> Answer<()> {
+        let results = self.build(paths, mode).await?;
+        let failed: Vec<_> = results.iter().filter(|r| !r.result.is_success()).collect();
+        let words: Vec<_> = failed.iter().map(|r| r.result.error.as_str()).collect();
+        match words.is_empty() {
+            true => Ok(()),
+            false => Err(refused(words.join("\n"))),
+        }
+    }
+
+    pub async fn build_derivation(
+        &self,
+        path: &StorePath,
+        drv: &BasicDerivation,
+        mode: BuildMode,
+    ) -> Answer<BuildResult> {
+        let dir = self.abilities.store.dir();
+        let kind = drv.kind().map_err(|e| refused(e.to_string()))?;
+        let mut path = path.clone();
+        if !self.trusted {
+            // Its outputs are what the client says they are, and others would use them.
+            if matches!(
+                kind,
+                DerivationKind::InputAddressed | DerivationKind::Deferred
+            ) {
+                self.require_trust("building a derivation that is not content-addressed")?;
+            }
+            path = drv.path(dir).map_err(|e| refused(e.to_string()))?;
+        }
+        if let Some(build) = &self.abilities.build {
+            return Ok(build
+                .build_derivation(&path, drv, mode, &*self.events)
+                .await?);
+        }
+        let mut outputs = BTreeMap::new();
+        for (name, output) in &drv.outputs {
+            let known = output.path(dir, &drv.name, name);
+            outputs.insert(name.clone(), known.map_err(|e| refused(e.to_string()))?);
+        }
+        let found = self.outputs_found(&path, outputs).await?;
+        Ok(self.result(found, mode))
+    }
+
+    pub async fn missing(&self, paths: &[DerivedPath]) -> Answer<Missing> {
+        if let Some(build) = &self.abilities.build {
+            return Ok(build.missing(paths).await?);
+        }
+        let mut missing = Missing::default();
+        for path in paths {
+            match self.found(path).await? {
+                Found::All(_) => {}
+                Found::Build(drv) => drop(missing.build.insert(drv)),
+                Found::Unknown(path) => drop(missing.unknown.insert(path)),
+            }
+        }
+        Ok(missing)
+    }
+
+    pub async fn ensure(&self, path: &StorePath) -> Answer<()> {
+        if let Some(build) = &self.abilities.build {
+            return Ok(build.ensure(path, &*self.events).await?);
+        }
+        match self.is_valid(path).await? {
+            true => Ok(()),
+            false => Err(refused(self.nowhere(path))),
+        }
+    }
+
+    async fn found(&self, path: &DerivedPath) -> Answer<Found> {
+        let (drv, outputs) = match path {
+            DerivedPath::Opaque(path) => return self.path_found(path).await,
+            DerivedPath::Built { drv, outputs } => (drv, outputs),
+        };
+        let drv = match self.resolved(drv).await? {
+            Ok(drv) => drv,
+            Err(found) => return Ok(found),
+        };
+        let mut known = self.output_map(&drv).await?;
+        if let OutputsSpec::Names(names) = outputs {
+            if let Some(name) = names.iter().find(|name| !known.contains_key(*name)) {
+                return Err(refused(format!("{drv} has no output '{name}'")));
+            }
+            known.retain(|name, _| names.contains(name));
+        }
+        self.outputs_found(&drv, known).await
+    }
+
+    async fn path_found(&self, path: &StorePath) -> Answer<Found> {
+        Ok(match self.is_valid(path).await? {
+            true => Found::All(BTreeMap::new()),
+            false => Found::Unknown(path.clone()),
+        })
+    }
+
+    /// The path of a derivation that is there; or else what is in the way.
+    fn resolved<'a>(
+        &'a self,
+        path: &'a SingleDerivedPath,
+    ) -> BoxFuture<'a, Answer<Result<StorePath, Found>>> {
+        async move {
+            let path = match path {
+                SingleDerivedPath::Opaque(path) => path.clone(),
+                SingleDerivedPath::Built { drv, output } => {
+                    let drv = match self.resolved(drv).await? {
+                        Ok(drv) => drv,
+                        Err(found) => return Ok(Err(found)),
+                    };
+                    match self.output_map(&drv).await?.remove(output) {
+                        Some(Some(path)) if self.is_valid(&path).await? => path,
+                        Some(_) => return Ok(Err(Found::Build(drv))),
+                        None => return Err(refused(format!("{drv} has no output '{output}'"))),
+                    }
+                }
+            };
+            Ok(match self.is_valid(&path).await? {
+                true => Ok(path),
+                false => Err(Found::Unknown(path)),
+            })
+        }
+        .boxed()
+    }
+
+    async fn outputs_found(
+        &self,
+        drv: &StorePath,
+        outputs: BTreeMap<OutputName, Option<StorePath>>,
+    ) -> Answer<Found> {
+        let paths = outputs.values().flatten().cloned().collect();
+        let valid = self.abilities.store.valid(&paths).await?;
+        let there = |path: &Option<StorePath>| path.clone().filter(|path| valid.contains(path));
+        let outputs = outputs
+            .iter()
+            .map(|(name, path)| Some((name.clone(), there(path)?)));
+        Ok(match outputs.collect() {
+            Some(outputs) => Found::All(outputs),
+            None => Found::Build(drv.clone()),
+        })
+    }
+
+    fn result(&self, found: Found, mode: BuildMode) -> BuildResult {
+        let (status, error) = match (found, mode) {
+            (Found::All(outputs), BuildMode::Normal) => {
+                let realised = |(name, path)| (name, UnkeyedRealisation::new(path));
+                return BuildResult {
+                    outputs: outputs.into_iter().map(realised).collect(),
+                    ..BuildResult::new(BuildStatus::AlreadyValid)
+                };
+            }
+            (Found::All(_), _) => (
+                BuildStatus::MiscFailure,
+                format!("{} cannot build again what it has", self.abilities.store),
+            ),
+            (Found::Build(drv), _) => (BuildStatus::MiscFailure, self.no_builder(&drv)),
+            (Found::Unknown(path), _) => (BuildStatus::NoSubstituters, self.nowhere(&path)),
+        };
+        BuildResult {
+            error,
+            ..BuildResult::new(status)
+        }
+    }
+
+    fn no_builder(&self, drv: &StorePath) -> String {
+        let (dir, store) = (self.abilities.store.dir(), &self.abilities.store);
+        format!(
+            "cannot build without nix: outputs of {} are missing in {store}, \
+             which is served by tk-store; build them elsewhere and copy them here",
+            dir.display(drv)
+        )
+    }
+
+    fn nowhere(&self, path: &StorePath) -> String {
+        let (dir, store) = (self.abilities.store.dir(), &self.abilities.store);
+        format!(
+            "{} is not in {store}, and nothing says how to come by it",
+            dir.display(path)
+        )
+    }
+}

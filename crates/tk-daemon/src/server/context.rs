@@ -1,0 +1,89 @@
+use super::{Server, ServerConfig, events::Events};
+use crate::{wire::WireError, worker::Trust};
+use std::{collections::BTreeSet, sync::Arc};
+use tk_path::StorePath;
+use tk_store::{Abilities, Error, SigCheck};
+
+/// What every operation is worked on with.
+pub(super) struct Context {
+    pub abilities: Abilities,
+    pub config: Arc<ServerConfig>,
+    pub trusted: bool,
+    /// What the store tells meanwhile.
+    pub events: Arc<Events>,
+}
+
+/// Why an operation is not done.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The client gets an error, and can go on.
+    Refused(Error),
+    /// The connection is of no use any more.
+    Broken(WireError),
+    /// Data failed that was announced already, so that the connection cannot go on.
+    Late(Error),
+    /// The client has gone.
+    Gone,
+}
+
+/// The reply to an operation.
+pub(super) type Answer<T> = Result<T, Failure>;
+
+impl Context {
+    pub fn new(server: &Server, trust: Trust) -> Self {
+        Context {
+            abilities: server.abilities.clone(),
+            config: server.config.clone(),
+            trusted: trust == Trust::Trusted,
+            events: Arc::default(),
+        }
+    }
+
+    /// What signatures are demanded. Only those who are trusted may ask for none.
+    pub fn check(&self, skip: bool) -> SigCheck {
+        match skip && self.trusted {
+            true => SigCheck::Skip,
+            false => SigCheck::Require(self.config.policy.clone()),
+        }
+    }
+
+    /// The ability, or a refusal with `what` the store cannot do.
+    pub fn able<T: ?Sized>(&self, ability: &Option<Arc<T>>, what: &str) -> Answer<Arc<T>> {
+        match ability {
+            Some(ability) => Ok(ability.clone()),
+            None => Err(self.abilities.unsupported(what).into()),
+        }
+    }
+
+    /// Refuses those who are not trusted.
+    pub fn require_trust(&self, what: &str) -> Answer<()> {
+        match self.trusted {
+            true => Ok(()),
+            false => Err(refused(format!(
+                "{what}: this needs a user whom the server trusts (--trusted-user)"
+            ))),
+        }
+    }
+
+    pub async fn is_valid(&self, path: &StorePath) -> Answer<bool> {
+        let one = BTreeSet::from([path.clone()]);
+        Ok(!self.abilities.store.valid(&one).await?.is_empty())
+    }
+}
+
+/// A refusal with a whole sentence.
+pub(super) fn refused(what: impl Into<String>) -> Failure {
+    Failure::Refused(Error::invalid(what))
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Refused(error)
+    }
+}
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        Failure::Broken(error)
+    }
+}

@@ -1,0 +1,219 @@
+//! What is asked about paths, and small changes.
+
+use super::context::{Answer, Context, refused};
+use crate::worker::ops::{CollectGarbage, FoundRealisation, QueryRealisation, RegisterDrvOutput};
+use bstr::BStr;
+use futures::{StreamExt, TryStreamExt, stream};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+use tk_narinfo::{PathInfo, Signature};
+use tk_path::{HashPart, OutputName, StorePath};
+use tk_store::{
+    Error, GcOptions, GcReport, NarCheck, Root, Store, StoreExt, derivation,
+    log::{Level, LogEvent, LogSink},
+};
+
+impl Context {
+    pub async fn valid(&self, paths: BTreeSet<StorePath>) -> Answer<BTreeSet<StorePath>> {
+        Ok(self.abilities.store.valid(&paths).await?)
+    }
+
+    pub async fn info(&self, path: &StorePath) -> Answer<Option<PathInfo>> {
+        Ok(self.abilities.store.info(path).await?)
+    }
+
+    /// Those that are valid.
+    pub async fn infos(&self, paths: BTreeSet<StorePath>) -> Answer<Vec<PathInfo>> {
+        let infos = self.abilities.store.infos(stream::iter(paths).boxed());
+        Ok(infos
+            .try_filter_map(|(_, info)| async { Ok(info) })
+            .try_collect()
+            .await?)
+    }
+
+    pub async fn deriver(&self, path: &StorePath) -> Answer<Option<StorePath>> {
+        Ok(self.abilities.store.require_info(path).await?.deriver)
+    }
+
+    pub async fn all(&self) -> Answer<BTreeSet<StorePath>> {
+        let graph = self.able(&self.abilities.graph, "cannot list its paths")?;
+        Ok(graph.all_paths().await?)
+    }
+
+    pub async fn referrers(&self, path: &StorePath) -> Answer<BTreeSet<StorePath>> {
+        let graph = self.able(&self.abilities.graph, "does not know who refers to a path")?;
+        Ok(graph.referrers(path).await?)
+    }
+
+    /// Nix's answer of stores that do not know is the empty set, too.
+    pub async fn derivers(&self, path: &StorePath) -> Answer<BTreeSet<StorePath>> {
+        match &self.abilities.graph {
+            Some(graph) => Ok(graph.valid_derivers(path).await?),
+            None => Ok(BTreeSet::new()),
+        }
+    }
+
+    /// What the store knows about outputs, and what their derivation says.
+    pub async fn output_map(
+        &self,
+        drv: &StorePath,
+    ) -> Answer<BTreeMap<OutputName, Option<StorePath>>> {
+        let Some(graph) = &self.abilities.graph else {
+            let realisations = self.abilities.realisations.as_deref();
+            let store = &*self.abilities.store;
+            return Ok(derivation::output_map(store, drv, realisations).await?);
+        };
+        Ok(graph.output_map(drv).await?)
+    }
+
+    pub async fn find(&self, part: &HashPart) -> Answer<Option<StorePath>> {
+        Ok(self.abilities.store.find(part).await?)
+    }
+
+    pub async fn add_signatures(
+        &self,
+        path: &StorePath,
+        signatures: &BTreeSet<Signature>,
+    ) -> Answer<()> {
+        let store = self.able(&self.abilities.signatures, "takes no further signatures")?;
+        Ok(store.add_signatures(path, signatures).await?)
+    }
+
+    /// Stores without roots never collect, so that every root holds by itself.
+    pub async fn add_temp_root(&self, path: &StorePath) -> Answer<()> {
+        match &self.abilities.roots {
+            Some(roots) => Ok(roots.add_temp_root(path).await?),
+            None => Ok(()),
+        }
+    }
+
+    pub async fn add_indirect_root(&self, link: &BStr) -> Answer<()> {
+        match &self.abilities.roots {
+            Some(roots) => Ok(roots.add_indirect_root(file(link)).await?),
+            None => Ok(()),
+        }
+    }
+
+    pub async fn add_perm_root(&self, path: &StorePath, link: &BStr) -> Answer<()> {
+        self.require_trust("making a root through the server")?;
+        let roots = self.able(&self.abilities.roots, "has no roots")?;
+        Ok(roots.add_perm_root(path, file(link)).await?)
+    }
+
+    /// Where the links of others are is not for everybody to know.
+    pub async fn roots(&self) -> Answer<Vec<Root>> {
+        let Some(roots) = &self.abilities.roots else {
+            return Ok(Vec::new());
+        };
+        let mut roots = roots.roots().await?;
+        if !self.trusted {
+            for root in &mut roots {
+                root.link = "{censored}".to_owned();
+            }
+        }
+        Ok(roots)
+    }
+
+    pub async fn collect_garbage(&self, wanted: CollectGarbage) -> Answer<GcReport> {
+        let gc = self.able(&self.abilities.gc, "cannot collect garbage without nix")?;
+        if wanted.ignore_liveness {
+            return Err(refused("what is alive is never deleted"));
+        }
+        if wanted.only.is_some() || wanted.with_referrers {
+            let what = "cannot limit a garbage collection to some paths";
+            return Err(self.abilities.unsupported(what).into());
+        }
+        let options = GcOptions {
+            action: wanted.action,
+            max_freed: wanted.max_freed,
+        };
+        Ok(gc.collect_garbage(&options, &*self.events).await?)
+    }
+
+    pub fn optimise(&self) -> Answer<()> {
+        let what = "cannot share equal files without nix";
+        Err(self.abilities.unsupported(what).into())
+    }
+
+    /// Whether errors are left. Each is told as it is found.
+    pub async fn verify(&self, contents: bool, repair: bool) -> Answer<bool> {
+        if repair {
+            self.require_trust("repairing paths")?;
+            return Err(self.abilities.unsupported("cannot repair paths").into());
+        }
+        let paths = self.all().await?;
+        let mut errors = false;
+        let store = &self.abilities.store;
+        let mut infos = store.infos(stream::iter(paths).boxed());
+        while let Some(found) = infos.next().await {
+            let wrong = match found {
+                Ok((_, Some(info))) if contents => verify_path(&**store, &info).await.err(),
+                Ok(_) => None,
+                Err(error) => Some(error),
+            };
+            if let Some(error) = wrong {
+                errors = true;
+                let event = LogEvent::message(Level::Error, error.to_line());
+                self.events.event(event);
+            }
+        }
+        Ok(errors)
+    }
+
+    /// In the form in which it is asked for; `old`: before 1.31.
+    pub async fn realisation(
+        &self,
+        wanted: QueryRealisation,
+        old: bool,
+    ) -> Answer<FoundRealisation> {
+        let store = self.abilities.realisations.as_ref();
+        Ok(match wanted {
+            QueryRealisation::New(id) => FoundRealisation::New(match store {
+                Some(store) => store.realisation(&id).await?,
+                None => None,
+            }),
+            QueryRealisation::Legacy(id) => {
+                let found = match store {
+                    Some(store) => store.legacy_realisation(&id).await?,
+                    None => None,
+                };
+                match old {
+                    true => {
+                        FoundRealisation::Paths(found.map(|r| r.out_path).into_iter().collect())
+                    }
+                    false => FoundRealisation::Legacy(found.into_iter().collect()),
+                }
+            }
+        })
+    }
+
+    pub async fn register(&self, realisation: RegisterDrvOutput) -> Answer<()> {
+        let store = self.able(&self.abilities.realisations, "keeps no realisations")?;
+        // There is no way to ask for a check: Nix does none for those whom it trusts.
+        let check = self.check(true);
+        match realisation {
+            RegisterDrvOutput::New(realisation) => store.register(&realisation, &check).await?,
+            RegisterDrvOutput::Legacy(realisation) => {
+                store.register_legacy(&realisation, &check).await?
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn verify_path(store: &dyn Store, info: &PathInfo) -> Result<(), Error> {
+    let mut check = NarCheck::new(info, store.to_string());
+    let mut nar = store.nar(&info.path).await?;
+    while let Some(chunk) = nar.try_next().await? {
+        check.update(&chunk)?;
+    }
+    check.finish()
+}
+
+fn file(link: &BStr) -> &Path {
+    Path::new(OsStr::from_bytes(link))
+}

@@ -1,0 +1,564 @@
+//! One connection: the handshake, then one request after the other.
+
+use super::{
+    Peer, Server, ServerEvent,
+    adding::{PulledRead, Whole},
+    context::{Answer, Context, Failure},
+    events::Events,
+    watch::{Watch, Watched, watched},
+};
+use crate::{
+    values::Done,
+    wire::{FramedRead, NarRead, Reader, WireError, Writer},
+    worker::{
+        Capabilities, Op, Request, Trust, Version, Worker,
+        handshake::{self, HandshakeError, ServerHello},
+        log::Message,
+        ops::{self, Data},
+    },
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use std::{
+    io,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tk_nar::Validator;
+use tk_path::{Algorithm, Method, MethodAlgorithm, References, StorePath};
+use tk_store::{
+    Error, NarStream, Result,
+    log::{Level, LogEvent},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::watch,
+    time::timeout,
+};
+
+/// The reading end, and what the requests are worked on with.
+struct Session<R, W> {
+    reader: Reader<Watched<R>, Worker>,
+    link: Link<R, W>,
+    context: Context,
+    stopping: watch::Receiver<bool>,
+    number: u64,
+    /// Requests so far.
+    operations: u64,
+}
+
+/// The writing end, with a look at the other one.
+struct Link<R, W> {
+    watch: Watch<R>,
+    output: W,
+    writer: Writer<Worker>,
+    events: Arc<Events>,
+    /// Messages less important than this are not sent.
+    verbosity: Level,
+}
+
+/// What became of a request that was answered: the words of the refusal, if it was one.
+type Answered = Result<Option<String>, Failure>;
+
+impl Server {
+    pub(super) async fn serve_until<R, W>(
+        &self,
+        reader: R,
+        writer: W,
+        trust: Trust,
+        (number, peer): (u64, Option<Peer>),
+        stopping: watch::Receiver<bool>,
+    ) -> Result<()>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let observer = &self.config.observer;
+        let peer = peer.as_ref();
+        observer.event(number, ServerEvent::Connected { peer });
+        let (reader, watch) = watched(reader);
+        let oldest = Worker::new(self.abilities.store.dir().clone(), Version::minor(0));
+        let context = Context::new(self, trust);
+        let mut session = Session {
+            reader: Reader::new(reader, oldest.clone()).with_limits(self.config.limits),
+            link: Link {
+                watch,
+                output: writer,
+                writer: Writer::new(oldest),
+                events: context.events.clone(),
+                verbosity: Level::Info,
+            },
+            context,
+            stopping,
+            number,
+            operations: 0,
+        };
+        let ended = session.run(trust).await;
+        let operations = session.operations;
+        let error = ended.as_ref().err().map(Error::to_line);
+        let error = error.as_deref();
+        observer.event(number, ServerEvent::Closed { operations, error });
+        ended
+    }
+}
+
+impl<R, W> Session<R, W>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    async fn run(&mut self, trust: Trust) -> Result<()> {
+        let limit = self.context.config.handshake_timeout;
+        match timeout(limit, self.shake(trust)).await {
+            Ok(shaken) => shaken.map_err(|e| Error::malformed("the handshake of the client", e))?,
+            Err(_) => {
+                let slow = io::Error::new(io::ErrorKind::TimedOut, "the client is too slow");
+                return Err(Error::io("waiting for the handshake", slow));
+            }
+        }
+        let protocol = self.reader.protocol();
+        let features: Vec<_> = protocol.features.iter().collect();
+        self.tell(ServerEvent::Ready {
+            version: &protocol.version.to_string(),
+            features: &features.join(","),
+            trusted: self.context.trusted,
+        });
+        self.requests().await
+    }
+
+    async fn shake(&mut self, trust: Trust) -> Result<(), HandshakeError> {
+        let config = &self.context.config;
+        let hello = ServerHello {
+            nix_version: Some(config.name.clone()),
+            trust: Some(trust),
+        };
+        let offered = Capabilities::latest(config.features.clone());
+        handshake::server(&mut self.reader, &mut self.link.output, &offered, &hello).await?;
+        self.link
+            .writer
+            .set_protocol(self.reader.protocol().clone());
+        self.link.writer.value(&Message::Last)?;
+        Ok(self.link.flush().await?)
+    }
+
+    /// Until the client closes the connection, or the server stops.
+    async fn requests(&mut self) -> Result<()> {
+        loop {
+            let start = Instant::now();
+            let mut name = "the next request";
+            let answered = match self.next().await {
+                Ok(None) => return Ok(()),
+                Ok(Some(op)) => {
+                    name = op.name();
+                    self.operations += 1;
+                    self.operation(op).await
+                }
+                Err(error) => Err(error.into()),
+            };
+            let (words, ended) = match answered {
+                Ok(words) => (words, Ok(())),
+                Err(failure) => {
+                    let error = self.break_off(failure, name).await;
+                    (Some(error.to_line()), Err(error))
+                }
+            };
+            self.tell(ServerEvent::Operation {
+                name,
+                took: start.elapsed(),
+                error: words.as_deref(),
+            });
+            ended?;
+        }
+    }
+
+    /// The next operation; `None` if there will be none.
+    async fn next(&mut self) -> Result<Option<Op>, WireError> {
+        if self.reader.buffered() == 0 {
+            self.link.flush().await?;
+            tokio::select! {
+                biased;
+                _ = self.stopping.wait_for(|stop| *stop) => return Ok(None),
+                ended = self.reader.at_end() => if ended? {
+                    return Ok(None);
+                },
+            }
+        }
+        self.reader.begin_message();
+        let number: u32 = self.reader.int("the number of an operation").await?;
+        let known = Op::from_u64(number.into());
+        match known.filter(|op| op.supported(self.reader.protocol())) {
+            Some(op) => Ok(Some(op)),
+            None => Err(self
+                .reader
+                .malformed(format_args!("invalid operation {number}"))),
+        }
+    }
+
+    /// Tells the client why the connection ends, as far as it can be told.
+    async fn break_off(&mut self, failure: Failure, name: &str) -> Error {
+        match failure {
+            Failure::Refused(error) | Failure::Late(error) => error,
+            Failure::Gone => {
+                let gone = io::Error::from(io::ErrorKind::ConnectionAborted);
+                Error::io(format!("{name}: the client has gone"), gone)
+            }
+            Failure::Broken(error) => {
+                if !error.is_end()
+                    && self
+                        .link
+                        .writer
+                        .value(&Message::error(error.to_string()))
+                        .is_ok()
+                {
+                    // Whoever does not read it does not want it.
+                    let _ = timeout(LAST_WORDS, self.link.flush()).await;
+                }
+                Error::malformed(format!("the client's side of {name}"), error)
+            }
+        }
+    }
+
+    fn tell(&self, event: ServerEvent<'_>) {
+        self.context.config.observer.event(self.number, event);
+    }
+}
+
+/// Reads a request, works on it, answers.
+macro_rules! answer {
+    ($self:ident, |$request:ident: $type:ident| $work:expr) => {{
+        let $request: ops::$type = $self.reader.value().await?;
+        let done = $self.link.work(async { $work }).await;
+        $self.link.answer::<ops::$type>(done).await
+    }};
+}
+
+impl<R, W> Session<R, W>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    async fn operation(&mut self, op: Op) -> Answered {
+        let cx = &self.context;
+        match op {
+            Op::IsValidPath => answer!(self, |q: IsValidPath| cx.is_valid(&q.path).await),
+            Op::QueryValidPaths => answer!(self, |q: QueryValidPaths| {
+                // Nobody substitutes here, whatever the client wants.
+                cx.valid(q.paths).await
+            }),
+            Op::QueryPathInfo => answer!(self, |q: QueryPathInfo| {
+                Ok(cx.info(&q.path).await?.map(Into::into))
+            }),
+            Op::QueryPathInfos => answer!(self, |q: QueryPathInfos| cx.infos(q.paths).await),
+            Op::QueryDeriver => answer!(self, |q: QueryDeriver| cx.deriver(&q.path).await),
+            Op::QueryReferrers => answer!(self, |q: QueryReferrers| cx.referrers(&q.path).await),
+            Op::QueryAllValidPaths => answer!(self, |_q: QueryAllValidPaths| cx.all().await),
+            Op::QueryValidDerivers => {
+                answer!(self, |q: QueryValidDerivers| cx.derivers(&q.path).await)
+            }
+            Op::QueryPathFromHashPart => {
+                answer!(self, |q: QueryPathFromHashPart| cx.find(&q.part).await)
+            }
+            Op::QueryDerivationOutputMap => answer!(self, |q: QueryDerivationOutputMap| {
+                cx.output_map(&q.path).await
+            }),
+            Op::QueryDerivationOutputs => answer!(self, |q: QueryDerivationOutputs| {
+                let outputs = cx.output_map(&q.path).await?;
+                Ok(outputs.into_values().flatten().collect())
+            }),
+            Op::QueryDerivationOutputNames => answer!(self, |q: QueryDerivationOutputNames| {
+                Ok(cx.output_map(&q.path).await?.into_keys().collect())
+            }),
+            Op::QuerySubstitutablePaths => {
+                answer!(self, |_q: QuerySubstitutablePaths| Ok(Default::default()))
+            }
+            Op::QuerySubstitutablePathInfo => {
+                answer!(self, |_q: QuerySubstitutablePathInfo| Ok(None))
+            }
+            Op::QuerySubstitutablePathInfos => {
+                answer!(self, |_q: QuerySubstitutablePathInfos| Ok(
+                    Default::default()
+                ))
+            }
+            Op::AddSignatures => answer!(self, |q: AddSignatures| {
+                cx.add_signatures(&q.path, &q.signatures).await.map(done)
+            }),
+            Op::AddTempRoot => {
+                answer!(self, |q: AddTempRoot| cx
+                    .add_temp_root(&q.path)
+                    .await
+                    .map(done))
+            }
+            Op::AddTempRoots => answer!(self, |q: AddTempRoots| {
+                for path in &q.paths {
+                    cx.add_temp_root(path).await?;
+                }
+                Ok(Done)
+            }),
+            Op::AddIndirectRoot => answer!(self, |q: AddIndirectRoot| {
+                cx.add_indirect_root(q.link.as_ref()).await.map(done)
+            }),
+            Op::AddPermRoot => answer!(self, |q: AddPermRoot| {
+                cx.add_perm_root(&q.path, q.link.as_ref()).await?;
+                Ok(q.link)
+            }),
+            // Roots hold at once, there is nothing to wait for.
+            Op::SyncWithGC => answer!(self, |_q: SyncWithGC| Ok(Done)),
+            Op::FindRoots => answer!(self, |_q: FindRoots| Ok(ops::Roots(cx.roots().await?))),
+            Op::CollectGarbage => answer!(self, |q: CollectGarbage| cx.collect_garbage(q).await),
+            Op::OptimiseStore => answer!(self, |_q: OptimiseStore| cx.optimise().map(done)),
+            Op::VerifyStore => {
+                answer!(self, |q: VerifyStore| cx
+                    .verify(q.check_contents, q.repair)
+                    .await)
+            }
+            Op::EnsurePath => answer!(self, |q: EnsurePath| cx.ensure(&q.path).await.map(done)),
+            Op::BuildPaths => {
+                answer!(self, |q: BuildPaths| cx
+                    .build_all(&q.paths, q.mode)
+                    .await
+                    .map(done))
+            }
+            Op::BuildPathsWithResults => {
+                answer!(self, |q: BuildPathsWithResults| cx
+                    .build(&q.paths, q.mode)
+                    .await)
+            }
+            Op::BuildDerivation => answer!(self, |q: BuildDerivation| {
+                cx.build_derivation(&q.path, &q.derivation, q.mode).await
+            }),
+            Op::QueryMissing => answer!(self, |q: QueryMissing| cx.missing(&q.paths).await),
+            Op::QueryRealisation => {
+                let old = !self.reader.protocol().at_least(31);
+                answer!(self, |q: QueryRealisation| cx.realisation(q, old).await)
+            }
+            Op::RegisterDrvOutput => answer!(self, |q: RegisterDrvOutput| cx.register(q).await),
+            Op::SetOptions => {
+                let options: ops::SetOptions = self.reader.value().await?;
+                self.link.verbosity = options.verbosity;
+                self.link.answer::<ops::SetOptions>(Ok(())).await
+            }
+            Op::NarFromPath => self.nar_from_path().await,
+            Op::AddToStore => self.add_to_store().await,
+            Op::AddTextToStore => self.add_text().await,
+            Op::AddToStoreNar => self.add_nar().await,
+            Op::AddMultipleToStore => {
+                let q: ops::AddMultipleToStore = self.reader.value().await?;
+                let skip = q.dont_check_signatures;
+                let work = cx.add_paths(&mut self.reader, q.repair, skip);
+                let done = self.link.work(work).await;
+                self.link.answer::<ops::AddMultipleToStore>(done).await
+            }
+            Op::AddBuildLog => {
+                let q: ops::AddBuildLog = self.reader.value().await?;
+                let work = cx.add_build_log(FramedRead::new(&mut self.reader), &q.path);
+                let done = self.link.work(work).await.map(done);
+                self.link.answer::<ops::AddBuildLog>(done).await
+            }
+            // From within builds, which are not done here.
+            Op::SubmitOutput | Op::AddToStoreScanning => {
+                let why = format_args!("{op} outside of a build");
+                Err(self.reader.malformed(why).into())
+            }
+        }
+    }
+
+    async fn add_to_store(&mut self) -> Answered {
+        let q: ops::AddToStore = self.reader.value().await?;
+        let cx = &self.context;
+        let references = References {
+            others: q.references,
+            itself: false,
+        };
+        let add = (q.name.as_str(), q.method, &references);
+        let done = match ops::AddToStore::data(self.reader.protocol()) {
+            Data::Framed => {
+                let plain = matches!(q.method.method, Method::Flat | Method::Text);
+                let data = FramedRead::new(&mut self.reader);
+                self.link
+                    .work(cx.add_content(data, add, plain, q.repair))
+                    .await
+            }
+            _ => {
+                let data = NarRead::new(&mut self.reader);
+                self.link
+                    .work(cx.add_content(data, add, false, q.repair))
+                    .await
+            }
+        };
+        let done = done.map(ops::AddedContent::Info);
+        self.link.answer::<ops::AddToStore>(done).await
+    }
+
+    async fn add_text(&mut self) -> Answered {
+        let q: ops::AddTextToStore = self.reader.value().await?;
+        let references = References {
+            others: q.references,
+            itself: false,
+        };
+        let how = MethodAlgorithm {
+            method: Method::Text,
+            algorithm: Algorithm::Sha256,
+        };
+        let add = (q.name.as_str(), how, &references);
+        let work = self
+            .context
+            .add_content(Whole(Some(q.text)), add, true, false);
+        let done = self.link.work(work).await.map(|info| info.path);
+        self.link.answer::<ops::AddTextToStore>(done).await
+    }
+
+    async fn add_nar(&mut self) -> Answered {
+        let q: ops::AddToStoreNar = self.reader.value().await?;
+        let cx = &self.context;
+        let skip = q.dont_check_signatures;
+        let done = match ops::AddToStoreNar::data(self.reader.protocol()) {
+            Data::Framed => {
+                let data = FramedRead::new(&mut self.reader);
+                let work = cx.add_path(data, q.info, q.repair, skip);
+                self.link.work(work).await
+            }
+            Data::Pulled => {
+                let Link { output, writer, .. } = &mut self.link;
+                let data = PulledRead::new(&mut self.reader, output, writer);
+                cx.add_path(data, q.info, q.repair, skip).await
+            }
+            _ => {
+                let data = NarRead::new(&mut self.reader);
+                let work = cx.add_path(data, q.info, q.repair, skip);
+                self.link.work(work).await
+            }
+        };
+        self.link.answer::<ops::AddToStoreNar>(done).await
+    }
+
+    /// Answers before the NAR is known to be good: what fails later ends the connection.
+    async fn nar_from_path(&mut self) -> Answered {
+        let q: ops::NarFromPath = self.reader.value().await?;
+        let store = &self.context.abilities.store;
+        let open = async {
+            let mut nar = store.nar(&q.path).await?;
+            // What cannot be opened is often seen only with the first bytes.
+            let first = nar.next().await.transpose()?;
+            Ok((first, nar))
+        };
+        let (first, nar) = match self.link.work(open).await {
+            Ok((Some(first), nar)) => (first, nar),
+            Ok((None, _)) => {
+                let empty = Error::malformed(q.path.to_string(), "its NAR is empty");
+                return self
+                    .link
+                    .answer::<ops::NarFromPath>(Err(empty.into()))
+                    .await;
+            }
+            Err(failure) => return self.link.answer::<ops::NarFromPath>(Err(failure)).await,
+        };
+        let answered = self.link.answer::<ops::NarFromPath>(Ok(())).await?;
+        self.link.flush().await?;
+        self.link.send_nar(&q.path, first, nar).await?;
+        Ok(answered)
+    }
+}
+
+impl<R, W> Link<R, W>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    /// Works, and meanwhile sends what there is to tell; unless the client goes away.
+    async fn work<T>(&mut self, work: impl Future<Output = Answer<T>>) -> Answer<T> {
+        let mut work = pin!(work);
+        let events = self.events.clone();
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = events.wait() => {
+                    self.log()?;
+                    self.flush().await?;
+                }
+                () = self.watch.gone() => return Err(Failure::Gone),
+            }
+        }
+    }
+
+    /// Answers with the reply or the refusal; any other failure is passed on.
+    async fn answer<Q: Request>(&mut self, done: Answer<Q::Reply>) -> Answered {
+        self.log()?;
+        let start = self.writer.len();
+        let refusal = match done {
+            Ok(reply) => {
+                self.writer.value(&Message::Last)?;
+                self.writer.value(&reply).err().map(|e| e.to_string())
+            }
+            Err(Failure::Refused(error)) => Some(error.to_line()),
+            Err(failure) => return Err(failure),
+        };
+        if let Some(words) = &refusal {
+            self.writer.truncate(start);
+            self.writer.value(&Message::error(words.as_str()))?;
+        }
+        // Replies to requests that came together go together.
+        if self.writer.len() >= ENOUGH {
+            self.flush().await?;
+        }
+        Ok(refusal)
+    }
+
+    /// Writes down what there is to tell.
+    fn log(&mut self) -> Result<(), WireError> {
+        for event in self.events.take() {
+            let hidden =
+                matches!(&event, LogEvent::Message { level, .. } if *level > self.verbosity);
+            if !hidden {
+                self.writer.value(&Message::Log(event))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), WireError> {
+        if !self.writer.is_empty() {
+            self.output.write_all(&self.writer.take()).await?;
+            self.output.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a NAR whose end nothing but its grammar tells.
+    async fn send_nar(
+        &mut self,
+        path: &StorePath,
+        first: Bytes,
+        mut rest: NarStream,
+    ) -> Answer<()> {
+        let late = Failure::Late;
+        let bad = |e| late(Error::malformed(format!("the NAR of {path}"), e));
+        let mut grammar = Validator::new();
+        let mut next = Some(first);
+        while let Some(chunk) = next {
+            grammar.feed(&chunk).map_err(bad)?;
+            self.output
+                .write_all(&chunk)
+                .await
+                .map_err(WireError::from)?;
+            next = tokio::select! {
+                biased;
+                next = rest.next() => next.transpose().map_err(late)?,
+                () = self.watch.gone() => return Err(Failure::Gone),
+            };
+        }
+        grammar.finish().map_err(bad)?;
+        self.output.flush().await.map_err(WireError::from)?;
+        Ok(())
+    }
+}
+
+fn done(_: ()) -> Done {
+    Done
+}
+
+/// Replies are held back until so many bytes, if requests wait.
+const ENOUGH: usize = 64 << 10;
+/// How long the client has to read why the connection ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
