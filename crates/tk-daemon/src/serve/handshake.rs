@@ -39,7 +39,7 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    greet(from, to, latest, CLIENT_MAGIC).await?;
+    greet(from.protocol().clone(), to, latest, CLIENT_MAGIC).await?;
     expect(from, latest, SERVER_MAGIC).await
 }
 
@@ -56,22 +56,17 @@ where
 {
     // A client may wait for this before it says its version.
     match from.u64().await? {
-        CLIENT_MAGIC => greet(from, to, latest, SERVER_MAGIC).await?,
+        CLIENT_MAGIC => greet(from.protocol().clone(), to, latest, SERVER_MAGIC).await?,
         other => return Err(HandshakeError::Magic(other)),
     }
     read_version(from, latest).await
 }
 
-async fn greet<R, W>(
-    from: &Reader<R, Serve>,
-    to: &mut W,
-    latest: u8,
-    magic: u64,
-) -> Result<(), HandshakeError>
+async fn greet<W>(protocol: Serve, to: &mut W, latest: u8, magic: u64) -> Result<(), HandshakeError>
 where
     W: AsyncWrite + Unpin + Send,
 {
-    let mut out = Writer::new(from.protocol().clone());
+    let mut out = Writer::new(protocol);
     out.u64(magic);
     out.u64(MAJOR << 8 | u64::from(latest));
     to.write_all(&out.take()).await.map_err(WireError::from)?;
