@@ -1,7 +1,9 @@
 //! Binary caches in folders: `file://`.
 
+mod abilities;
 mod add;
 mod files;
+mod logs;
 mod nar;
 
 use crate::{

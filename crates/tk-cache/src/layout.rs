@@ -6,10 +6,15 @@
 //! <hash part>.ls          what is in its NAR, as JSON
 //! nar/<file hash>.nar.zst the NAR; the name is free, the narinfo's URL decides
 //! log/<derivation>        a build log
+//! build-trace-v2/<derivation>/<output>.doi    what an output turned out to be, as JSON
+//! realisations/sha256:<hex>!<output>.doi      the same, for Nix up to 2.34
 //! ```
 //! Hash parts and hashes are nix32.
 
-use tk_narinfo::CacheInfo;
+use tk_narinfo::{
+    CacheInfo,
+    realisation::{DrvOutput, legacy},
+};
 use tk_path::{HashPart, StorePath};
 
 /// The name of [`CacheInfo`].
@@ -28,9 +33,22 @@ pub fn listing(part: &HashPart) -> String {
     format!("{}.ls", part.as_str())
 }
 
+/// The folder of the build logs.
+pub const LOG_FOLDER: &str = "log";
+
 /// The build log of the derivation `drv`.
 pub fn log(drv: &StorePath) -> String {
-    format!("log/{drv}")
+    format!("{LOG_FOLDER}/{drv}")
+}
+
+/// What the output `id` turned out to be. The file holds the value without its key.
+pub fn realisation(id: &DrvOutput) -> String {
+    format!("build-trace-v2/{}/{}.doi", id.drv, id.output)
+}
+
+/// The same in the older form; the file holds all.
+pub fn legacy_realisation(id: &legacy::DrvOutput) -> String {
+    format!("realisations/{id}.doi")
 }
 
 /// The hash part of which `name` is the narinfo; `None` if it is something else.
@@ -111,6 +129,7 @@ const NARINFO: &str = ".narinfo";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tk_path::OutputName;
 
     const PART: &str = "g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q";
 
@@ -131,6 +150,19 @@ mod tests {
         }
         let drv = StorePath::parse(&format!("{PART}-foo.drv")).unwrap();
         assert_eq!(log(&drv), format!("log/{PART}-foo.drv"));
+        let id = DrvOutput {
+            drv,
+            output: OutputName::out(),
+        };
+        assert_eq!(
+            realisation(&id),
+            format!("build-trace-v2/{PART}-foo.drv/out.doi")
+        );
+        let id = format!("sha256:{}!out", "0".repeat(64));
+        assert_eq!(
+            legacy_realisation(&id.parse().unwrap()),
+            format!("realisations/{id}.doi")
+        );
     }
 
     #[test]
@@ -141,6 +173,7 @@ mod tests {
             ("nar/x.nar.xz", "application/x-nix-nar"),
             ("x.ls", "application/json"),
             ("log/x.drv", "text/plain; charset=utf-8"),
+            ("build-trace-v2/x.drv/out.doi", "application/json"),
         ] {
             assert_eq!(mime_type(name), mime, "{name}");
         }

@@ -10,7 +10,7 @@
 //! | JSON | `{"key":{"drvPath","outputName"},"value":{"outPath","signatures"}}` | `{"dependentRealisations","id","outPath","signatures"}` |
 //! | signatures in JSON | objects | texts |
 //! | signed text | the JSON without `signatures`, compact, keys sorted | the same |
-//! | file in a cache | `build-trace-v2/<derivation>/<output>.doi` | `realisations/<key>.doi` |
+//! | file in a cache | `build-trace-v2/<derivation>/<output>.doi`, the value only | `realisations/<key>.doi` |
 //!
 //! Paths in JSON are base names. Both readers take either form of signatures, and ignore keys that they do not know.
 //!
@@ -114,7 +114,7 @@ pub struct Realisation {
 }
 
 impl Realisation {
-    /// `{"key","value"}`, as it lies in a cache.
+    /// `{"key","value"}`.
     pub fn to_json(&self) -> Value {
         json!({ "key": self.id.to_json(), "value": self.value.to_json() })
     }
