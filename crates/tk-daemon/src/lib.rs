@@ -3,8 +3,14 @@
 //!
 //! Nothing here prints, reads the environment or starts a runtime.
 
+pub mod client;
 pub mod serve;
 pub mod server;
+mod store;
+mod unix;
 pub mod values;
 pub mod wire;
 pub mod worker;
+
+pub use store::{DaemonConfig, DaemonStore, ServerInfo};
+pub use unix::UnixTransport;

@@ -1,0 +1,172 @@
+use super::DaemonStore;
+use crate::worker::ops::{
+    AddSignatures as Sign, AddTextToStore, AddToStore, AddedContent, Data, Request,
+};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt, stream};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tk_nar::{Decoder, Event};
+use tk_narinfo::{PathInfo, Signature};
+use tk_path::{Algorithm, Method, MethodAlgorithm, References, StorePath};
+use tk_store::{AddContent, AddSignatures, ContentHasher, Error, NarStream, Result, StoreExt};
+
+#[async_trait]
+impl AddContent for DaemonStore {
+    async fn add_content(
+        &self,
+        name: &str,
+        method: Method,
+        algorithm: Algorithm,
+        references: &References,
+        nar: NarStream,
+    ) -> Result<PathInfo> {
+        if references.itself {
+            return Err(Error::invalid(format!(
+                "{name} cannot be added by its content: it refers to itself"
+            )));
+        }
+        let hasher = ContentHasher::new(method, algorithm)?;
+        let (dir, own_name, own_references) =
+            (self.config.dir.clone(), name.to_owned(), references.clone());
+        let finish = move |hasher: ContentHasher| hasher.finish(&dir, &own_name, &own_references);
+        let made = Made::default();
+        let nar = hashed(nar, hasher, finish, made.clone());
+        let mut connection = self.connection().await?;
+        let framed = AddToStore::data(connection.protocol()) == Data::Framed;
+        let added = match (method, framed) {
+            (Method::Text, false) => {
+                let text = flat(nar).try_fold(BytesMut::new(), collect).await?;
+                let request = AddTextToStore {
+                    name: name.to_owned(),
+                    text: text.freeze(),
+                    references: references.others.clone(),
+                };
+                AddedContent::Path(connection.call(&request, self.log()).await?)
+            }
+            _ => {
+                let request = AddToStore {
+                    name: name.to_owned(),
+                    method: MethodAlgorithm { method, algorithm },
+                    references: references.others.clone(),
+                    repair: false,
+                };
+                let data = match (method, framed) {
+                    (Method::Flat | Method::Text, true) => flat(nar),
+                    _ => nar,
+                };
+                connection.upload(&request, data, self.log()).await?
+            }
+        };
+        drop(connection);
+        let made = made.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let expected = made
+            .ok_or_else(|| Error::invalid(format!("{self} did not wait for the end of {name}")))?;
+        let info = match added {
+            AddedContent::Info(info) => info,
+            AddedContent::Path(path) => self.require_info(&path).await?,
+        };
+        if info.path == expected.path && info.nar_hash == expected.nar_hash {
+            return Ok(info);
+        }
+        Err(Error::Mismatch {
+            what: "path",
+            path: expected.path.clone(),
+            from: self.to_string(),
+            expected: expected.path.to_string(),
+            actual: info.path.to_string(),
+        })
+    }
+}
+
+#[async_trait]
+impl AddSignatures for DaemonStore {
+    async fn add_signatures(
+        &self,
+        path: &StorePath,
+        signatures: &BTreeSet<Signature>,
+    ) -> Result<()> {
+        let request = Sign {
+            path: path.clone(),
+            signatures: signatures.clone(),
+        };
+        match self.call(&request).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.or_not_found(error, path).await),
+        }
+    }
+}
+
+/// What the content turned out to be, once all of it has passed.
+type Made = Arc<Mutex<Option<PathInfo>>>;
+
+/// `nar`, hashed while it passes. That it is complete is known before its receiver hears of its
+/// end.
+fn hashed(
+    nar: NarStream,
+    hasher: ContentHasher,
+    finish: impl FnOnce(ContentHasher) -> Result<PathInfo> + Send + 'static,
+    made: Made,
+) -> NarStream {
+    let next = |(mut nar, mut hasher, finish, made): (NarStream, ContentHasher, _, Made)| async {
+        match nar.next().await {
+            Some(chunk) => {
+                let chunk = chunk?;
+                hasher.update(&chunk)?;
+                Ok(Some((chunk, (nar, hasher, finish, made))))
+            }
+            None => {
+                let finish: Box<dyn FnOnce(_) -> _ + Send> = finish;
+                let info = finish(hasher)?;
+                *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(info);
+                Ok(None)
+            }
+        }
+    };
+    let finish: Box<dyn FnOnce(ContentHasher) -> Result<PathInfo> + Send> = Box::new(finish);
+    stream::try_unfold((nar, hasher, finish, made), next).boxed()
+}
+
+/// The contents of the single file that `nar` is.
+fn flat(nar: NarStream) -> NarStream {
+    let contents = |decoder: &mut Decoder, chunk: Result<Bytes>| {
+        let chunk = chunk?;
+        let (mut contents, mut rest) = (BytesMut::new(), &chunk[..]);
+        loop {
+            let fed = decoder.feed(rest).map_err(malformed)?;
+            rest = &rest[fed.consumed..];
+            match fed.event {
+                Some(Event::Contents(piece)) => contents.extend_from_slice(piece),
+                Some(_) => {}
+                None => return Ok(contents.freeze()),
+            }
+        }
+    };
+    let pieces = nar.scan(Decoder::new(), move |decoder, chunk| {
+        std::future::ready(Some(contents(decoder, chunk)))
+    });
+    let some = |piece: &Result<Bytes>| !matches!(piece, Ok(bytes) if bytes.is_empty());
+    pieces
+        .filter(move |piece| std::future::ready(some(piece)))
+        .boxed()
+}
+
+async fn collect(mut text: BytesMut, chunk: Bytes) -> Result<BytesMut> {
+    if text.len() + chunk.len() > MAX_TEXT {
+        return Err(Error::invalid(format!(
+            "a text of more than {MAX_TEXT} bytes is too long for so old a daemon"
+        )));
+    }
+    text.extend_from_slice(&chunk);
+    Ok(text)
+}
+
+fn malformed(error: tk_nar::NarError) -> Error {
+    Error::malformed("the NAR of the content to add", error)
+}
+
+/// In bytes: what is sent as a string, where there is no other way.
+const MAX_TEXT: usize = 64 << 20;

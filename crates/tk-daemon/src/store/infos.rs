@@ -1,0 +1,170 @@
+use super::DaemonStore;
+use crate::{
+    client::Pool,
+    worker::{UnkeyedPathInfo, ops::QueryPathInfo},
+};
+use futures::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+use tk_narinfo::PathInfo;
+use tk_path::StorePath;
+use tk_store::{Error, Result, log::LogSink};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::JoinHandle,
+};
+
+/// The metadata of paths, asked ahead of the answers.
+///
+/// A task of its own talks to the daemon, and gives the connection back whenever nothing is open:
+/// whoever pauses between two answers, and asks the store something else meanwhile, does not wait
+/// for a connection that he holds himself. Both queues are bounded by [`OPEN`].
+pub(super) struct Infos<'a> {
+    store: &'a DaemonStore,
+    paths: Option<BoxStream<'a, StorePath>>,
+    open: usize,
+    task: Option<Task>,
+    failed: bool,
+}
+
+type Answer = Result<(StorePath, Option<PathInfo>)>;
+
+struct Task {
+    questions: UnboundedSender<StorePath>,
+    answers: UnboundedReceiver<Answer>,
+    handle: JoinHandle<()>,
+}
+
+impl<'a> Infos<'a> {
+    pub fn new(store: &'a DaemonStore, paths: BoxStream<'a, StorePath>) -> Self {
+        Infos {
+            store,
+            paths: Some(paths),
+            open: 0,
+            task: None,
+            failed: false,
+        }
+    }
+
+    /// Hands on what is at hand.
+    fn poll_questions(&mut self, context: &mut Context<'_>) {
+        while self.open < OPEN {
+            let Some(paths) = &mut self.paths else { return };
+            match paths.poll_next_unpin(context) {
+                Poll::Pending => return,
+                Poll::Ready(None) => self.paths = None,
+                Poll::Ready(Some(path)) => {
+                    self.open += 1;
+                    let store = self.store;
+                    let task = self.task.get_or_insert_with(|| Task::spawn(store));
+                    // Should it have ended, its answers tell.
+                    let _ = task.questions.send(path);
+                }
+            }
+        }
+    }
+}
+
+impl Stream for Infos<'_> {
+    type Item = Answer;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Answer>> {
+        if self.failed {
+            return Poll::Ready(None);
+        }
+        self.poll_questions(context);
+        if self.open == 0 {
+            return match self.paths {
+                Some(_) => Poll::Pending,
+                None => Poll::Ready(None),
+            };
+        }
+        let Some(task) = &mut self.task else {
+            return Poll::Pending;
+        };
+        let answer = std::task::ready!(task.answers.poll_recv(context));
+        let answer = answer.unwrap_or_else(|| {
+            let store = self.store;
+            Err(Error::invalid(format!("{store} is not asked any more")))
+        });
+        self.open -= 1;
+        self.failed = matches!(&answer, Err(error) if !matches!(error, Error::Refused { .. }));
+        Poll::Ready(Some(answer))
+    }
+}
+
+impl Task {
+    fn spawn(store: &DaemonStore) -> Self {
+        let (questions, to_ask) = unbounded_channel();
+        let (told, answers) = unbounded_channel();
+        let (pool, log) = (store.pool.clone(), store.config.log.clone());
+        Task {
+            questions,
+            answers,
+            handle: tokio::spawn(async move {
+                if let Err(error) = ask(pool, log, to_ask, &told).await {
+                    // Nobody listens: nobody wants to know.
+                    let _ = told.send(Err(error));
+                }
+            }),
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+/// Asks all there is to ask, in waves: a connection is held only while something is open.
+async fn ask(
+    pool: Arc<Pool>,
+    log: Arc<dyn LogSink>,
+    mut questions: UnboundedReceiver<StorePath>,
+    told: &UnboundedSender<Answer>,
+) -> Result<()> {
+    while let Some(first) = questions.recv().await {
+        let mut connection = pool.get(&*log).await?;
+        let open = &AtomicUsize::new(1);
+        let wave = stream::once(async { first }).chain(rest(&mut questions, open));
+        let requests = wave.map(|path| (path.clone(), QueryPathInfo { path }));
+        let answered = |path: StorePath, answer: Result<Option<UnkeyedPathInfo>>| {
+            open.fetch_sub(1, Ordering::Relaxed);
+            let answer = answer.map(|info| {
+                let info = info.map(|info| info.with_path(path.clone()));
+                (path, info)
+            });
+            let _ = told.send(answer);
+        };
+        connection.pipeline(requests, &*log, answered).await?;
+    }
+    Ok(())
+}
+
+/// What follows until nothing is open and nothing is to be asked.
+fn rest<'a>(
+    questions: &'a mut UnboundedReceiver<StorePath>,
+    open: &'a AtomicUsize,
+) -> impl Stream<Item = StorePath> + 'a {
+    stream::poll_fn(move |context| match questions.poll_recv(context) {
+        Poll::Pending if open.load(Ordering::Relaxed) == 0 => Poll::Ready(None),
+        Poll::Ready(Some(path)) => {
+            open.fetch_add(1, Ordering::Relaxed);
+            Poll::Ready(Some(path))
+        }
+        other => other,
+    })
+}
+
+/// Questions that may be open at once.
+const OPEN: usize = crate::client::WINDOW;

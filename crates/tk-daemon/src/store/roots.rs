@@ -1,0 +1,125 @@
+use super::DaemonStore;
+use crate::{
+    client::Connection,
+    worker::ops::{AddIndirectRoot, AddPermRoot, AddTempRoot, FindRoots, Op},
+};
+use async_trait::async_trait;
+use std::{
+    collections::BTreeSet,
+    io,
+    os::unix::{ffi::OsStrExt, fs::symlink},
+    path::{Path, PathBuf},
+};
+use tk_path::StorePath;
+use tk_store::{Error, Result, Root, Roots};
+use tokio::sync::Mutex;
+
+/// The connection that temporary roots hang on, which the pool must not close, and what they are.
+#[derive(Default)]
+pub(super) struct TempRoots {
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    connection: Option<Connection>,
+    paths: BTreeSet<StorePath>,
+}
+
+#[async_trait]
+impl Roots for DaemonStore {
+    /// The root lives as long as this store is open: on a connection of its own, beside those of
+    /// the pool. Should that break, the next call makes another, with all roots again.
+    async fn add_temp_root(&self, path: &StorePath) -> Result<()> {
+        let held = &mut *self.temp_roots.held.lock().await;
+        let alive = held.connection.as_mut().is_some_and(Connection::is_alive);
+        if alive && held.paths.contains(path) {
+            return Ok(());
+        }
+        let mut wanted = BTreeSet::from([path.clone()]);
+        let mut connection = match held.connection.take().filter(|_| alive) {
+            Some(connection) => connection,
+            None => {
+                wanted.extend(held.paths.iter().cloned());
+                self.pool.open(self.log()).await?
+            }
+        };
+        let requests = wanted.into_iter().map(|path| ((), AddTempRoot { path }));
+        let requests = futures::stream::iter(requests);
+        let mut outcome = Ok(());
+        let answered = |(), answer: Result<_>| {
+            if let Err(error) = answer {
+                outcome = Err(error);
+            }
+        };
+        connection.pipeline(requests, self.log(), answered).await?;
+        held.connection = Some(connection);
+        outcome?;
+        held.paths.insert(path.clone());
+        Ok(())
+    }
+
+    async fn add_indirect_root(&self, link: &Path) -> Result<()> {
+        require_absolute(link)?;
+        let link = link.as_os_str().as_bytes().into();
+        self.call(&AddIndirectRoot { link }).await.map(drop)
+    }
+
+    /// With the store's files on this machine the link is made here, by the user who asks, as Nix
+    /// does; otherwise by the daemon, which does that only for those whom it trusts.
+    async fn add_perm_root(&self, path: &StorePath, link: &Path) -> Result<()> {
+        require_absolute(link)?;
+        if self.config.real.is_some() {
+            self.add_temp_root(path).await?;
+            let (link_path, target) = (link.to_owned(), self.config.dir.path(path));
+            let dir = self.config.dir.as_str().to_owned();
+            let made = tokio::task::spawn_blocking(move || make_link(&link_path, &target, &dir));
+            let made = made.await.map_err(io::Error::other).flatten();
+            made.map_err(|e| Error::io(format!("making the link {}", link.display()), e))?;
+            return self.add_indirect_root(link).await;
+        }
+        let mut connection = self.connection().await?;
+        if !Op::AddPermRoot.supported(connection.protocol()) {
+            return Err(self.unsupported("cannot make roots for others: its daemon is too old"));
+        }
+        let request = AddPermRoot {
+            path: path.clone(),
+            link: link.as_os_str().as_bytes().into(),
+        };
+        connection.call(&request, self.log()).await.map(drop)
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>> {
+        Ok(self.call(&FindRoots {}).await?.0)
+    }
+}
+
+fn require_absolute(link: &Path) -> Result<()> {
+    match link.is_absolute() {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "{} cannot be a root: its path is not absolute",
+            link.display()
+        ))),
+    }
+}
+
+/// Makes or replaces a link to `target`; what is there and is no link into `dir` stays.
+fn make_link(link: &Path, target: &str, dir: &str) -> io::Result<()> {
+    if link.symlink_metadata().is_ok() {
+        let leads = link.read_link().is_ok_and(|to| to.starts_with(dir));
+        if !leads {
+            let text = format!("something else is there, which is no link into {dir}");
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
+    }
+    let folder = link.parent().unwrap_or(Path::new("/"));
+    let mut name = link.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".tmp-{}", std::process::id()));
+    let temporary: PathBuf = folder.join(name);
+    let _ = std::fs::remove_file(&temporary);
+    symlink(target, &temporary)?;
+    std::fs::rename(&temporary, link).inspect_err(|_| {
+        let _ = std::fs::remove_file(&temporary);
+    })
+}

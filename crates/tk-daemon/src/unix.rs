@@ -1,0 +1,44 @@
+use crate::client::{Channel, Transport};
+use async_trait::async_trait;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+use tk_store::{Error, Result};
+use tokio::net::UnixStream;
+
+/// A daemon on this machine, behind a socket (`unix://`).
+#[derive(Debug, Clone)]
+pub struct UnixTransport {
+    socket: PathBuf,
+}
+
+impl UnixTransport {
+    /// The daemon that listens at `socket`.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        UnixTransport {
+            socket: socket.into(),
+        }
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+#[async_trait]
+impl Transport for UnixTransport {
+    async fn connect(&self) -> Result<Channel> {
+        let stream = UnixStream::connect(&self.socket).await;
+        let stream = stream.map_err(|error| Error::io(format!("connecting to {self}"), error))?;
+        let (reader, writer) = stream.into_split();
+        Ok(Channel::new(reader, writer))
+    }
+}
+
+impl fmt::Display for UnixTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the daemon at {}", self.socket.display())
+    }
+}
