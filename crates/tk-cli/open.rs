@@ -37,17 +37,10 @@ impl Opened {
 
     /// The store with all that it can do.
     pub fn abilities(&self) -> Abilities {
-        let mut abilities = Abilities::of(self.store());
         match self {
-            Opened::Local(store) => {
-                abilities.content = Some(store.clone());
-                abilities.signatures = Some(store.clone());
-            }
-            Opened::Cache(store) => {
-                abilities.signatures = Some(store.clone());
-            }
+            Opened::Local(store) => store.abilities(),
+            Opened::Cache(store) => store.abilities(),
         }
-        abilities
     }
 
     /// The store, if content can be added to it.
