@@ -1,10 +1,13 @@
 //! Golden data in both directions, each kind with a table of how many ran.
 
+mod derivation;
+mod derived_path;
 mod git;
 mod hash;
 mod nar;
 mod narinfo;
 mod path_info;
+mod protocol;
 mod reference;
 mod signature;
 mod store_path;
