@@ -6,6 +6,7 @@
 pub mod client;
 pub mod serve;
 pub mod server;
+pub mod ssh;
 mod store;
 mod unix;
 pub mod values;

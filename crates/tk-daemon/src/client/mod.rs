@@ -19,4 +19,5 @@ pub use build_logs::{BuildLog, BuildLogs};
 pub(crate) use connection::nar;
 pub use connection::{Connection, ConnectionSettings, WINDOW};
 pub use pool::{Lease, Pool};
+pub(crate) use timed::{Patience, Timed};
 pub use transport::{Channel, Transport};

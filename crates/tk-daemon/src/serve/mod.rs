@@ -23,9 +23,13 @@
 
 pub mod commands;
 pub mod handshake;
+mod server;
+mod store;
 mod values;
 
 pub use commands::{Command, Request};
+pub use server::ServeServer;
+pub use store::{ServeConfig, ServeInfo, ServeStore};
 pub use values::{BuildOptions, ExportTrailer, UnkeyedPathInfo};
 
 use crate::wire::Protocol;

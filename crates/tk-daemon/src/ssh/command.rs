@@ -1,0 +1,152 @@
+//! What ssh is started with.
+
+use super::SshConfig;
+use std::{borrow::Cow, ffi::OsString, path::Path};
+
+/// The arguments of ssh. Of options that are given twice ssh takes the first, so the user's come
+/// before those of the store's URI, as in Nix.
+pub(super) fn arguments(config: &SshConfig, known_hosts: Option<&Path>) -> Vec<OsString> {
+    // No X11, and no terminal at the far end, which would change bytes.
+    let mut words: Vec<OsString> = vec!["-x".into(), "-T".into()];
+    words.extend(config.options.iter().map(OsString::from));
+    if let Some(key) = &config.key {
+        words.extend(["-i".into(), key.into()]);
+    }
+    if let Some(known_hosts) = known_hosts {
+        // Under this name whatever the port and ssh's configuration; and nobody is asked about
+        // another key.
+        let alias = format!("-oHostKeyAlias={}", config.host.name());
+        words.push(file_option("-oUserKnownHostsFile=", known_hosts));
+        words.extend([alias.into(), "-oStrictHostKeyChecking=yes".into()]);
+    }
+    if config.compress {
+        words.push("-C".into());
+    }
+    if let Some(port) = config.host.port() {
+        words.push(format!("-p{port}").into());
+    }
+    words.extend([config.host.argument().into(), "--".into()]);
+    words.push(remote_command(config).into());
+    words
+}
+
+/// The command for the shell of the far end: the program, its arguments, and the store it is to
+/// open.
+pub(super) fn remote_command(config: &SshConfig) -> String {
+    let mut line = String::new();
+    for word in &config.program {
+        line.push_str(&program_word(word));
+        line.push(' ');
+    }
+    line.push_str(&config.arguments.join(" "));
+    if let Some(store) = &config.remote_store {
+        line.push_str(" --store ");
+        line.push_str(&quoted(store));
+    }
+    line
+}
+
+/// `ssh -o` splits the names of files at blanks, and takes `%` for its own.
+fn file_option(option: &str, file: &Path) -> OsString {
+    let name = file.to_string_lossy().replace('%', "%%");
+    format!("{option}\"{name}\"").into()
+}
+
+/// As [`quoted`], but a home folder at the beginning stays one.
+fn program_word(word: &str) -> Cow<'_, str> {
+    match word.strip_prefix("~/") {
+        Some(rest) if !rest.is_empty() => format!("~/{}", quoted(rest)).into(),
+        _ => quoted(word),
+    }
+}
+
+/// `word` as one word of a POSIX shell.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(&b);
+    match !word.is_empty() && word.bytes().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ssh::{HostKey, SshHost};
+    use std::process::Command;
+
+    fn config(uri: &str) -> SshConfig {
+        SshConfig::worker(SshHost::parse(uri).unwrap())
+    }
+
+    fn line(config: &SshConfig) -> String {
+        let words = arguments(
+            config,
+            config.host_key.as_ref().map(|_| "/tmp/k h".as_ref()),
+        );
+        let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        words.join("|")
+    }
+
+    #[test]
+    fn arguments_of_ssh() {
+        assert_eq!(line(&config("host")), "-x|-T|host|--|nix-daemon --stdio");
+        let serve = SshConfig::serve(SshHost::parse("u@[::1]:9").unwrap());
+        assert_eq!(line(&serve), "-x|-T|-p9|u@::1|--|nix-store --serve --write");
+        let all = SshConfig {
+            options: vec!["-p".into(), "99".into()],
+            key: Some("/home/me/a key".into()),
+            host_key: Some(HostKey::from_base64("c3NoLWVkMjU1MTkgQUFBQQ==").unwrap()),
+            compress: true,
+            remote_store: Some("/a b".into()),
+            program: vec!["sudo".into(), "nix-daemon".into()],
+            ..config("host:22")
+        };
+        assert_eq!(
+            line(&all),
+            "-x|-T|-p|99|-i|/home/me/a key|-oUserKnownHostsFile=\"/tmp/k h\"|-oHostKeyAlias=host\
+             |-oStrictHostKeyChecking=yes|-C|-p22|host|--|sudo nix-daemon --stdio --store '/a b'"
+        );
+    }
+
+    /// A shell makes of the command just the words that were meant.
+    #[test]
+    fn words_reach_the_far_end_as_they_are() {
+        let plain = [
+            "",
+            "a b",
+            "it's",
+            "-x",
+            "''",
+            "a\nb",
+            "ä",
+            "local?root=/tmp/x&y=1",
+        ];
+        let special = [
+            "$HOME", "`id`", "$(id)", "*", "~", "~root", "a~b", "a;b", "{a,b}",
+        ];
+        for word in [&plain[..], &special, &["\\", "\"", "!x", "#"]].concat() {
+            let config = SshConfig {
+                program: vec!["printf".into(), "%s\\0".into(), word.into()],
+                arguments: vec!["end"],
+                remote_store: Some(word.into()),
+                ..config("host")
+            };
+            let command = remote_command(&config);
+            let out = Command::new("/bin/sh").args(["-c", &command]).output();
+            let out = String::from_utf8(out.unwrap().stdout).unwrap();
+            let want = format!("{word}\0end\0--store\0{word}\0");
+            assert_eq!(out, want, "{command}");
+        }
+    }
+
+    #[test]
+    fn a_program_in_the_home_folder() {
+        let config = SshConfig {
+            program: vec!["~/.nix-profile/bin/nix daemon".into()],
+            ..config("host")
+        };
+        let want = "~/'.nix-profile/bin/nix daemon' --stdio";
+        assert_eq!(remote_command(&config), want);
+    }
+}
