@@ -108,9 +108,11 @@ fn run(cli: Cli) -> Result<Answer> {
         settings: settings::Settings::load()?,
         ui: Ui::new(cli.global.quiet),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let mut runtime = match cli.command.serves() {
+        true => tokio::runtime::Builder::new_multi_thread(),
+        false => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime.enable_all().build()?;
     runtime.block_on(cli.command.run(&context))
 }
 

@@ -6,6 +6,7 @@ mod cat;
 mod closure;
 mod completions;
 mod copy;
+mod daemon;
 mod hash;
 mod key;
 mod ls;
@@ -42,11 +43,17 @@ pub enum Command {
     Nar(nar::Nar),
     #[command(subcommand)]
     Hash(hash::Hash),
+    Daemon(Box<daemon::Daemon>),
     Completions(completions::Completions),
     Man(completions::Man),
 }
 
 impl Command {
+    /// Whether it works for many clients at once, and wants several threads.
+    pub fn serves(&self) -> bool {
+        matches!(self, Command::Daemon(_))
+    }
+
     /// Does it.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         match self {
@@ -64,6 +71,7 @@ impl Command {
             Command::Cache(args) => args.run(cx).await,
             Command::Nar(args) => args.run(cx),
             Command::Hash(args) => args.run(cx),
+            Command::Daemon(args) => args.run(cx).await,
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
         }
