@@ -1,6 +1,7 @@
 //! Real Nix as the oracle: what it writes we write, byte for byte.
 
 mod cache;
+mod derivation;
 mod main_job;
 mod nar;
 mod store_path;
