@@ -66,16 +66,22 @@ impl Modulo {
         &self.dir
     }
 
-    /// The input derivations of `drv` that are not known.
+    /// The input derivations that must be known before `drv` is asked about, and are not. None for one whose content
+    /// is fixed or floating: nothing depends on how that is made.
     pub fn missing<'a, I: DerivationInputs>(
         &'a self,
         drv: &'a Derivation<I>,
     ) -> impl Iterator<Item = &'a StorePath> {
-        let inputs = drv.inputs.drvs().keys();
+        let by_inputs = matches!(
+            drv.kind(),
+            Ok(DerivationKind::InputAddressed | DerivationKind::Deferred)
+        );
+        let inputs = drv.inputs.drvs().keys().filter(move |_| by_inputs);
         inputs.filter(|path| !self.known.contains_key(path))
     }
 
-    /// Makes `drv` known as the derivation at `path`; that this is its path is not checked. Its inputs must be known.
+    /// Makes `drv` known as the derivation at `path`; that this is its path is not checked. What is
+    /// [`missing`](Modulo::missing) must be known before.
     pub fn add(&mut self, path: StorePath, drv: &Derivation) -> Result<(), DerivationError> {
         let hash = self.hash(drv)?;
         let outputs = match hash {
@@ -86,7 +92,7 @@ impl Modulo {
         Ok(())
     }
 
-    /// Makes all inputs of `drv` known, and theirs, however deep. `get` gives the derivation at a path, and is asked
+    /// Makes all inputs of `drv` known that matter, and theirs, however deep. `get` gives the derivation at a path, and is asked
     /// once for each one that is not known. Paths are not checked against content.
     pub fn load<I: DerivationInputs>(
         &mut self,
@@ -119,8 +125,7 @@ impl Modulo {
         Ok(())
     }
 
-    /// What stands for `drv` in derivations that depend on it. Its inputs must be known, unless its content is fixed
-    /// or floating.
+    /// What stands for `drv` in derivations that depend on it.
     pub fn hash<I: DerivationInputs>(
         &self,
         drv: &Derivation<I>,
@@ -136,7 +141,7 @@ impl Modulo {
     }
 
     /// The paths of all outputs: what follows from the derivation, not what it states. `None` for what only building
-    /// tells. The inputs must be known, unless the content is fixed or floating.
+    /// tells.
     pub fn output_paths<I: DerivationInputs>(
         &self,
         drv: &Derivation<I>,
@@ -299,6 +304,32 @@ mod tests {
         last.check_outputs(&modulo).expect("right");
         let known = |path: &StorePath| Err(format!("asked again for {path}").into());
         modulo.load(last, known).expect("all are known");
+    }
+
+    #[test]
+    fn how_fixed_content_is_made_does_not_matter() {
+        let (a, b, c) = (path("a.drv"), path("b.drv"), path("c"));
+        let mut fixed = filled(&[&b]);
+        let content = DerivationOutput::Fixed(crate::ContentAddress {
+            method: crate::Method::Flat,
+            hash: Hash::digest(Algorithm::Sha512, b"content"),
+        });
+        fixed.outputs.insert(OutputName::out(), content);
+        let fixed = Arc::new(fixed);
+        let mut modulo = Modulo::new(StoreDir::default());
+        let get = |path: &StorePath| match *path == a {
+            true => Ok(fixed.clone()),
+            false => Err("must not be asked for".into()),
+        };
+        let mut one = filled(&[&a]);
+        modulo.load(&one, get).expect("one input is enough");
+        let paths = modulo.output_paths(&one);
+        // Another way to the same content, and the order of both.
+        modulo.add(c.clone(), &fixed).expect("known");
+        one.inputs.drvs = filled(&[&c]).inputs.drvs;
+        assert_eq!(modulo.output_paths(&one), paths);
+        one.inputs.drvs = filled(&[&c, &a]).inputs.drvs;
+        assert_eq!(modulo.output_paths(&one), paths);
     }
 
     #[test]
