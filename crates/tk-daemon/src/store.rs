@@ -151,7 +151,7 @@ impl DaemonStore {
     }
 
     /// Who the daemon is, and how far away.
-    pub async fn info(&self) -> Result<ServerInfo> {
+    pub async fn server_info(&self) -> Result<ServerInfo> {
         let mut connection = self.pool.get(self.log()).await?;
         // The first answer brings that to the options with it.
         let nothing = QueryValidPaths {
