@@ -72,7 +72,7 @@ pub struct ServerConfig {
     pub grace: Duration,
     /// Where plain files larger than 1 MiB are kept until their length is known.
     pub spool: PathBuf,
-    /// How large requests may be.
+    /// How large the requests of one connection may be, without the data that they carry.
     pub limits: Limits,
     /// Takes what happens.
     pub observer: Arc<dyn Observer>,
@@ -93,7 +93,7 @@ impl Default for ServerConfig {
             handshake_timeout: Duration::from_secs(30),
             grace: Duration::from_secs(5),
             spool: "/tmp".into(),
-            limits: Limits::default(),
+            limits: LIMITS,
             observer: Arc::new(()),
         }
     }
@@ -154,3 +154,9 @@ impl Server {
         ended.unwrap_or(Ok(()))
     }
 }
+
+/// Enough to ask for 50,000 paths at once; less than clients take, since everybody can connect.
+const LIMITS: Limits = Limits {
+    string: 8 << 20,
+    message: 16 << 20,
+};
