@@ -2,17 +2,19 @@
 //!
 //! Flags, output and exit codes are here; what an embedder would miss is in the crates below.
 
+mod build_log;
 mod cmd;
 mod keys;
 mod listing;
 mod open;
+mod out_link;
 mod paths;
 mod settings;
 mod ui;
 
 use anyhow::Result;
 use clap::{Args, Parser};
-use std::{io, process::ExitCode};
+use std::{io, process::ExitCode, time::Duration};
 use tk_store::Error;
 use ui::Ui;
 
@@ -28,7 +30,7 @@ struct Cli {
 
 #[derive(Args)]
 struct Global {
-    /// The store to work on: auto, local?root=DIR, a folder, or file:///a/cache
+    /// The store to work on: auto, daemon, local?root=DIR, a folder, or file:///a/cache
     #[arg(
         long,
         global = true,
@@ -108,12 +110,18 @@ fn run(cli: Cli) -> Result<Answer> {
         settings: settings::Settings::load()?,
         ui: Ui::new(cli.global.quiet),
     };
-    let mut runtime = match cli.command.serves() {
+    let serves = cli.command.serves();
+    let mut runtime = match serves {
         true => tokio::runtime::Builder::new_multi_thread(),
         false => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build()?;
-    runtime.block_on(cli.command.run(&context))
+    let answer = runtime.block_on(cli.command.run(&context));
+    if serves {
+        // Whatever still reads from a client that is silent would read for ever.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+    answer
 }
 
 /// Whether the error is an answer: asked and understood, but something is missing or is not what it

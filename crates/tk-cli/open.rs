@@ -1,5 +1,11 @@
 //! Opening stores by the URIs that people know from Nix.
 
+mod info;
+mod remote;
+
+pub use info::Info;
+pub use remote::BuildOptions;
+
 use crate::{
     Context, keys,
     settings::{data_folder, path_var},
@@ -12,10 +18,14 @@ use std::{
     sync::Arc,
 };
 use tk_cache::{FolderCache, FolderConfig};
+use tk_daemon::{DaemonStore, serve::ServeStore};
 use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::{Compression, SecretKey};
 use tk_path::{StoreDir, StorePath};
-use tk_store::{Abilities, AddContent, AddSignatures, Store, StoreReference, reference::Settings};
+use tk_store::{
+    Abilities, AddContent, AddSignatures, Graph, Store, StoreReference, StoreVariant,
+    reference::Settings,
+};
 
 /// An opened store, with what its kind can do beyond [`Store`].
 #[derive(Clone)]
@@ -24,6 +34,10 @@ pub enum Opened {
     Local(Arc<LocalStore>),
     /// A binary cache in a folder.
     Cache(Arc<FolderCache>),
+    /// A daemon, behind a socket or over ssh.
+    Daemon(Arc<DaemonStore>),
+    /// A store that is spoken to over ssh in the serve protocol.
+    Serve(Arc<ServeStore>),
 }
 
 impl Opened {
@@ -32,6 +46,8 @@ impl Opened {
         match self {
             Opened::Local(store) => store.clone(),
             Opened::Cache(store) => store.clone(),
+            Opened::Daemon(store) => store.clone(),
+            Opened::Serve(store) => store.clone(),
         }
     }
 
@@ -40,6 +56,8 @@ impl Opened {
         match self {
             Opened::Local(store) => store.abilities(),
             Opened::Cache(store) => store.abilities(),
+            Opened::Daemon(store) => store.clone().abilities(),
+            Opened::Serve(store) => store.clone().abilities(),
         }
     }
 
@@ -47,18 +65,25 @@ impl Opened {
     pub fn add_content(&self) -> Result<&dyn AddContent> {
         match self {
             Opened::Local(store) => Ok(&**store),
+            Opened::Daemon(store) => Ok(&**store),
             Opened::Cache(store) => bail!(
                 "{store} is a binary cache, which takes store paths only; \
                  add files to a local store first: tk-store add FILE"
+            ),
+            Opened::Serve(store) => bail!(
+                "{store} takes store paths only; add files to a local store first \
+                 (tk-store add FILE), or use ssh-ng://"
             ),
         }
     }
 
     /// The store, if signatures can be added to its paths.
-    pub fn add_signatures(&self) -> &dyn AddSignatures {
+    pub fn add_signatures(&self) -> Result<&dyn AddSignatures> {
         match self {
-            Opened::Local(store) => &**store,
-            Opened::Cache(store) => &**store,
+            Opened::Local(store) => Ok(&**store),
+            Opened::Cache(store) => Ok(&**store),
+            Opened::Daemon(store) => Ok(&**store),
+            Opened::Serve(store) => bail!("{store} takes no signatures; use ssh-ng://"),
         }
     }
 
@@ -66,25 +91,27 @@ impl Opened {
     pub async fn init_cache(&self) -> Result<bool> {
         match self {
             Opened::Cache(store) => Ok(store.init().await?),
-            Opened::Local(store) => bail!("{store} is no binary cache but a store"),
+            other => bail!("{} is no binary cache but a store", other.store()),
         }
     }
 
     /// Every path that the store has.
     pub async fn all_paths(&self) -> Result<Vec<StorePath>> {
-        Ok(match self {
+        let all = match self {
             Opened::Local(store) => store.all().await?,
             Opened::Cache(store) => store.all_paths().await?,
-        }
-        .into_iter()
-        .collect())
+            Opened::Daemon(store) => Graph::all_paths(&**store).await?,
+            Opened::Serve(store) => bail!("{store} cannot list its paths; use ssh-ng://"),
+        };
+        Ok(all.into_iter().collect())
     }
 
-    /// The store, if it is a folder with the files as they are.
-    pub fn local(&self) -> Option<&LocalStore> {
+    /// Where the files of its paths lie on this machine, if they do.
+    pub fn real_dir(&self) -> Option<&Path> {
         match self {
-            Opened::Local(store) => Some(store),
-            Opened::Cache(_) => None,
+            Opened::Local(store) => Some(store.real_dir()),
+            Opened::Daemon(store) => store.config().real.as_deref(),
+            Opened::Cache(_) | Opened::Serve(_) => None,
         }
     }
 }
@@ -108,6 +135,8 @@ pub struct Wish {
     pub want_mass_query: Option<bool>,
     /// Write a listing beside each NAR.
     pub listing: bool,
+    /// How a daemon is to build.
+    pub build: BuildOptions,
 }
 
 /// Opens the store that `uri` names.
@@ -122,7 +151,7 @@ pub async fn open(cx: &Context, uri: &str, wish: &Wish) -> Result<Opened> {
 async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result<Opened> {
     let mut settings = reference.settings();
     let store = match reference.scheme() {
-        None => auto(&mut settings, wish).await?,
+        None => auto(cx, reference, &mut settings, wish).await?,
         Some("local") => local(reference.path()?, &mut settings, wish).await?,
         Some("file") => {
             let folder = reference.path()?;
@@ -133,8 +162,10 @@ async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result
             )
             .await?
         }
-        Some("unix") => bail!("{DAEMON}"),
-        Some(scheme @ ("ssh" | "ssh-ng" | "http" | "https" | "s3")) => {
+        Some("unix") => remote::daemon(cx, reference, &mut settings, wish)?,
+        Some("ssh-ng") => remote::ssh_ng(cx, reference, &mut settings, wish)?,
+        Some("ssh") => remote::ssh_serve(cx, reference, &mut settings, wish)?,
+        Some(scheme @ ("http" | "https" | "s3")) => {
             bail!("stores of the kind {scheme}:// are not supported yet; {KINDS}")
         }
         Some(scheme) => bail!("there is no kind of store '{scheme}://'; {KINDS}"),
@@ -149,15 +180,22 @@ async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result
 }
 
 /// What Nix would pick, see [`pick`].
-async fn auto(settings: &mut Settings, wish: &Wish) -> Result<Opened> {
+async fn auto(
+    cx: &Context,
+    reference: &StoreReference,
+    settings: &mut Settings,
+    wish: &Wish,
+) -> Result<Opened> {
     let state = path_var("NIX_STATE_DIR");
     let configured = state.is_some() || path_var("NIX_STORE_DIR").is_some();
     let state = state.unwrap_or_else(|| "/nix/var/nix".into());
-    let socket =
-        path_var("NIX_DAEMON_SOCKET_PATH").unwrap_or_else(|| state.join("daemon-socket/socket"));
+    let socket = remote::default_socket(&state);
     match pick(&state, &socket, configured) {
         Pick::System => local(None, settings, wish).await,
-        Pick::Daemon => bail!("{DAEMON}"),
+        Pick::Daemon => {
+            let daemon = StoreReference::new(StoreVariant::Daemon, reference.params.clone());
+            remote::daemon(cx, &daemon, settings, wish)
+        }
         Pick::Own => {
             // The user's own store is there as soon as somebody asks for it.
             let wish = Wish {
@@ -305,9 +343,8 @@ const CACHE_SETTINGS: &[&str] = &[
     "local-nar-cache",
     "index-debug-info",
 ];
-const KINDS: &str = "this version opens auto, local?root=DIR, /a/folder and file:///a/cache";
-const DAEMON: &str = "it is behind a Nix daemon, which this version does not speak to yet; \
-                      name another store, such as --store ~/my-store";
+const KINDS: &str = "this version opens auto, daemon, local?root=DIR, /a/folder, unix:///a/socket, \
+                     ssh-ng://host, ssh://host and file:///a/cache";
 
 #[cfg(test)]
 mod tests {

@@ -164,7 +164,7 @@ fn inside(store: &Opened, place: &Path) -> Option<Named> {
     let split = |text: &str| shared.dir().split(text).ok();
     let text = place.to_str()?;
     let found = split(text).or_else(|| {
-        let rest = place.strip_prefix(store.local()?.real_dir()).ok()?;
+        let rest = place.strip_prefix(store.real_dir()?).ok()?;
         split(&format!("{}/{}", shared.dir(), rest.to_str()?))
     });
     found.map(|(path, rest)| Named::Path(path, rest))

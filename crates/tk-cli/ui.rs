@@ -25,6 +25,11 @@ impl Ui {
         Ui { quiet }
     }
 
+    /// Whether only warnings and errors are wanted.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// A line that tells what was done; not shown with `--quiet`.
     pub fn say(&self, line: impl Display) {
         if !self.quiet {

@@ -16,8 +16,9 @@ use tk_store::{
 
 /// Copy paths and all they refer to from one store to another
 ///
-/// As nix copy. A local store takes only paths that are signed by a trusted key, or that are
-/// content-addressed; a binary cache takes what it is given.
+/// As nix copy. A store takes only paths that are signed by a trusted key, or that are
+/// content-addressed; a binary cache takes what it is given. A daemon that does not trust you also
+/// asks for signatures by keys that it trusts itself.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Copy {
@@ -75,10 +76,9 @@ impl Copy {
             false => store_paths(&src, &self.paths)?,
         };
         let check = match dst {
-            Opened::Local(_) if !self.no_check_sigs => {
-                SigCheck::Require(Arc::new(keys::policy(cx, &self.trusted_key, 1)?))
-            }
-            _ => SigCheck::Skip,
+            Opened::Cache(_) => SigCheck::Skip,
+            _ if self.no_check_sigs => SigCheck::Skip,
+            _ => SigCheck::Require(Arc::new(keys::policy(cx, &self.trusted_key, 1)?)),
         };
         let options = CopyOptions {
             reach: if self.no_closure {

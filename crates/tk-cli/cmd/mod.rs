@@ -1,20 +1,26 @@
 //! One module a command; its name is the command's.
 
 mod add;
+mod build;
 mod cache;
 mod cat;
 mod closure;
 mod completions;
 mod copy;
 mod daemon;
+mod derivation;
 mod hash;
 mod key;
+mod log;
 mod ls;
 mod nar;
 mod path_info;
 mod pull;
 mod push;
+mod realisation;
+mod serve_ssh;
 mod sign;
+mod store;
 mod verify;
 
 use crate::{Answer, Context};
@@ -35,6 +41,15 @@ pub enum Command {
     Cat(cat::Cat),
     Verify(verify::Verify),
     Sign(sign::Sign),
+    Build(build::Build),
+    Log(log::Log),
+    #[command(subcommand)]
+    Store(store::Store),
+    #[command(subcommand)]
+    Realisation(realisation::Realisation),
+    ServeSsh(serve_ssh::ServeSsh),
+    #[command(subcommand)]
+    Derivation(derivation::Derivation),
     #[command(subcommand)]
     Key(key::Key),
     #[command(subcommand)]
@@ -67,6 +82,12 @@ impl Command {
             Command::Cat(args) => args.run(cx).await,
             Command::Verify(args) => args.run(cx).await,
             Command::Sign(args) => args.run(cx).await,
+            Command::Build(args) => args.run(cx).await,
+            Command::Log(args) => args.run(cx).await,
+            Command::Store(args) => args.run(cx).await,
+            Command::Realisation(args) => args.run(cx).await,
+            Command::ServeSsh(args) => args.run(cx).await,
+            Command::Derivation(args) => args.run(cx).await,
             Command::Key(args) => args.run(cx),
             Command::Cache(args) => args.run(cx).await,
             Command::Nar(args) => args.run(cx),

@@ -1,17 +1,11 @@
 use crate::{
     Answer, Context, keys,
     open::{Wish, open},
+    out_link::OutLink,
     paths::store_paths,
 };
-use anyhow::{Context as _, Result, bail};
-use std::{
-    fs, io,
-    num::NonZeroUsize,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+use anyhow::{Context as _, Result};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
 use tk_path::StorePath;
 use tk_store::{
     SigCheck,
@@ -47,7 +41,8 @@ pub struct Pull {
     /// Fetch only the paths given, not what they refer to (which must be there)
     #[arg(long, visible_alias = "no-recursive")]
     no_closure: bool,
-    /// Make LINK a link to the path (with several paths: LINK, LINK-1, …)
+    /// Make LINK a link to the path, and a root: as long as it is there, the path is not
+    /// collected as garbage (with several paths: LINK, LINK-1, …)
     #[arg(long, short, value_name = "LINK")]
     out_link: Option<PathBuf>,
     /// Say what would be fetched, and change nothing
@@ -82,6 +77,12 @@ impl Pull {
         let opened = open(cx, &to, &wish).await?;
         let roots = store_paths(&src, &self.paths)?;
         let links = self.links(&roots)?;
+        if !self.dry_run {
+            // What is there already must still be there when the link is.
+            for (_, path) in &links {
+                OutLink::prepare(&opened, path).await?;
+            }
+        }
         let options = CopyOptions {
             reach: if self.no_closure {
                 Reach::Roots
@@ -104,52 +105,26 @@ impl Pull {
         let report = report.with_context(|| format!("cannot pull from {src} to {dst}"))?;
         if report.failed.is_empty() {
             for (link, path) in &links {
-                let target = match opened.local() {
-                    Some(local) => local.real_path(path),
-                    None => bail!("--out-link needs a local store, and {dst} is a cache"),
-                };
-                make_link(link, &target)?;
+                link.make(&opened, path).await?;
             }
         }
         super::copy::tell_report(cx, "pulled", &report, &roots, &*dst, start, self.json)
     }
 
     /// The links to make; looked at first, so that nothing is fetched for a link that cannot be.
-    fn links<'a>(&self, roots: &'a [StorePath]) -> Result<Vec<(PathBuf, &'a StorePath)>> {
-        let Some(link) = &self.out_link else {
+    fn links<'a>(&self, roots: &'a [StorePath]) -> Result<Vec<(OutLink, &'a StorePath)>> {
+        let Some(base) = &self.out_link else {
             return Ok(Vec::new());
         };
-        let mut links = Vec::new();
-        for (i, root) in roots.iter().enumerate() {
-            let mut name = link.clone().into_os_string();
-            if i > 0 {
-                name.push(format!("-{i}"));
-            }
-            let place = PathBuf::from(name);
-            if let Ok(there) = fs::symlink_metadata(&place)
-                && !there.is_symlink()
-            {
-                bail!(
-                    "{} is in the way of the link: it exists and is no link",
-                    place.display()
-                );
-            }
-            links.push((place, root));
-        }
-        Ok(links)
+        let links = roots.iter().enumerate().map(|(i, root)| {
+            let suffix = match i {
+                0 => String::new(),
+                i => format!("-{i}"),
+            };
+            Ok((OutLink::new(base, &suffix)?, root))
+        });
+        links.collect()
     }
-}
-
-/// Makes `link` point to `target`, in one step if a link is there.
-fn make_link(link: &Path, target: &Path) -> Result<()> {
-    let mut aside = link.as_os_str().to_owned();
-    aside.push(format!(".tmp-{}", std::process::id()));
-    let aside = PathBuf::from(aside);
-    let make = || -> io::Result<()> {
-        symlink(target, &aside)?;
-        fs::rename(&aside, link).inspect_err(|_| drop(fs::remove_file(&aside)))
-    };
-    make().with_context(|| format!("making the link {}", link.display()))
 }
 
 const EXAMPLES: &str = "\

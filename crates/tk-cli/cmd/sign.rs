@@ -65,7 +65,7 @@ impl Sign {
             let new: BTreeSet<_> = info.signatures.difference(&before).cloned().collect();
             if !new.is_empty() {
                 opened
-                    .add_signatures()
+                    .add_signatures()?
                     .add_signatures(&info.path, &new)
                     .await?;
                 signed += new.len();

@@ -1,0 +1,157 @@
+//! The live log of builds, for people: a line for each thing that begins, `name> ` before each
+//! line of a builder, and on a terminal what is running at the bottom.
+
+use crate::ui::Ui;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tk_store::log::{ActivityType, Field, Level, LogEvent, LogSink, ResultType, strip_ansi};
+
+/// Shows log events on stderr as they come.
+pub struct BuildLog {
+    bar: Option<ProgressBar>,
+    /// Whether the lines of builders are shown.
+    lines: bool,
+    /// Whether anything is shown.
+    shown: bool,
+    running: Mutex<BTreeMap<u64, Running>>,
+}
+
+/// A build or a fetch that has begun.
+struct Running {
+    name: String,
+    phase: String,
+}
+
+impl BuildLog {
+    /// A log as `ui` wants it; without `lines` what builders print is left out.
+    pub fn new(ui: &Ui, lines: bool) -> Self {
+        let shown = !ui.is_quiet();
+        let bar = (shown && io::stderr().is_terminal()).then(spinner);
+        BuildLog {
+            bar,
+            lines,
+            shown,
+            running: Mutex::default(),
+        }
+    }
+
+    /// Takes what is at the bottom off the terminal.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    fn start(&self, id: u64, kind: ActivityType, text: &str, fields: &[Field]) {
+        let verb = match kind {
+            ActivityType::BUILD => "building",
+            ActivityType::SUBSTITUTE | ActivityType::COPY_PATH => "fetching",
+            _ => return,
+        };
+        let path = match fields.first() {
+            Some(Field::Text(path)) => path.as_str(),
+            _ => text,
+        };
+        let path = strip_ansi(path);
+        self.say(&format!("{verb} {path}"));
+        let running = Running {
+            name: name_of(&path),
+            phase: String::new(),
+        };
+        let mut all = self.running();
+        // Whoever begins without end is told of, but not remembered.
+        if all.len() < MOST_RUNNING {
+            all.insert(id, running);
+        }
+        self.show(&all);
+    }
+
+    fn result(&self, id: u64, kind: ResultType, fields: &[Field]) {
+        let Some(Field::Text(text)) = fields.first() else {
+            return;
+        };
+        let mut all = self.running();
+        match kind {
+            ResultType::BUILD_LOG_LINE | ResultType::POST_BUILD_LOG_LINE if self.lines => {
+                let name = all.get(&id).map_or("build", |running| &running.name);
+                self.say(&format!("{name}> {}", strip_ansi(text.trim_end())));
+            }
+            ResultType::SET_PHASE => {
+                if let Some(running) = all.get_mut(&id) {
+                    running.phase = strip_ansi(text).into_owned();
+                    self.show(&all);
+                }
+            }
+            _ => (),
+        }
+    }
+
+    fn show(&self, all: &BTreeMap<u64, Running>) {
+        let Some(bar) = &self.bar else { return };
+        let named = all.values().map(|running| match running.phase.as_str() {
+            "" => running.name.clone(),
+            phase => format!("{} ({phase})", running.name),
+        });
+        bar.set_message(named.collect::<Vec<_>>().join(", "));
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LogSink for BuildLog {
+    fn event(&self, event: LogEvent) {
+        if !self.shown {
+            return;
+        }
+        match event {
+            LogEvent::Message { level, text } if level <= Level::Info => {
+                self.say(&strip_ansi(text.trim_end()));
+            }
+            LogEvent::Message { .. } => (),
+            LogEvent::Start {
+                id,
+                kind,
+                text,
+                fields,
+                ..
+            } => self.start(id, kind, &text, &fields),
+            LogEvent::Stop { id } => {
+                let mut all = self.running();
+                all.remove(&id);
+                self.show(&all);
+            }
+            LogEvent::Result { id, kind, fields } => self.result(id, kind, &fields),
+        }
+    }
+}
+
+/// The name that goes before lines: `hello` of `/nix/store/…-hello.drv`.
+fn name_of(path: &str) -> String {
+    let base = path.rsplit('/').next().unwrap_or(path);
+    let name = base.split_once('-').map_or(base, |(_, name)| name);
+    name.strip_suffix(".drv").unwrap_or(name).to_owned()
+}
+
+fn spinner() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}");
+    bar.set_style(style.expect("the template is a constant"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+const MOST_RUNNING: usize = 1024;

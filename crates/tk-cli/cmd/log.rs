@@ -1,0 +1,76 @@
+use crate::{
+    Answer, Context,
+    open::{Wish, open},
+    paths::{Named, named},
+};
+use anyhow::{Result, bail};
+use futures::StreamExt;
+use std::io::{self, Write};
+use tk_path::StorePath;
+use tk_store::{Logs, StoreExt};
+
+/// Print the log of the build that made a path
+///
+/// As nix log. Takes a derivation, or a path that was built from one. The logs of a daemon's builds
+/// are read from its log folder, those of a cache from the cache. Without a log the exit status
+/// is 1.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Log {
+    /// A derivation, a store path, or a link to one
+    #[arg(value_name = "STOREPATH")]
+    path: String,
+}
+
+impl Log {
+    /// Runs the command.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
+        let text = self.path.split('^').next().unwrap_or_default();
+        let path = match named(&opened, text)? {
+            Named::Path(path, _) => path,
+            Named::File(file) => bail!("{} is not in the store", file.display()),
+        };
+        let abilities = opened.abilities();
+        let store = &abilities.store;
+        let Some(logs) = &abilities.logs else {
+            bail!("{store} keeps no build logs that could be read");
+        };
+        for drv in [Some(path.clone()), deriver(&opened, &path).await?] {
+            let Some(drv) = drv.filter(StorePath::is_derivation) else {
+                continue;
+            };
+            if print(&**logs, &drv).await? {
+                return Ok(Answer::Yes);
+            }
+        }
+        cx.ui.error(format_args!(
+            "{store} has no build log of {path}; it may have been fetched, not built"
+        ));
+        Ok(Answer::No)
+    }
+}
+
+/// The derivation that `path` was built from, if that is known.
+async fn deriver(opened: &crate::open::Opened, path: &StorePath) -> Result<Option<StorePath>> {
+    let info = opened.store().info(path).await?;
+    Ok(info.and_then(|info| info.deriver))
+}
+
+/// Whether there was a log to print.
+async fn print(logs: &dyn Logs, drv: &StorePath) -> Result<bool> {
+    let Some(mut log) = logs.build_log(drv).await? else {
+        return Ok(false);
+    };
+    let mut out = io::stdout().lock();
+    while let Some(chunk) = log.next().await {
+        out.write_all(&chunk?)?;
+    }
+    out.flush()?;
+    Ok(true)
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tk-store log ./result
+  tk-store log /nix/store/…-hello.drv --store file:///srv/cache";

@@ -1,0 +1,98 @@
+use crate::{
+    Answer, Context,
+    open::{Info, Wish, open},
+    ui,
+};
+use anyhow::Result;
+use serde_json::{Value, json};
+
+/// Look at a store itself
+#[derive(clap::Subcommand)]
+pub enum Store {
+    /// Say what kind of store it is, who is at the other end, and how far away
+    ///
+    /// As nix store info (nix store ping). Of a daemon: its version of Nix and of the protocol,
+    /// the features agreed on, whether it trusts us, and the time of a round trip. Fails if the
+    /// store does not answer.
+    #[command(visible_alias = "ping", after_help = EXAMPLES)]
+    Info {
+        /// The store [default: --store]
+        #[arg(value_name = "URI")]
+        uri: Option<String>,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Store {
+    /// Runs the command.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        let Store::Info { uri, json } = self;
+        let uri = uri.unwrap_or_else(|| cx.store_uri());
+        let opened = open(cx, &uri, &Wish::default()).await?;
+        let info = opened.info().await?;
+        if json {
+            ui::out(to_json(&info))?;
+        } else {
+            for (name, value) in to_lines(&info) {
+                ui::out(format_args!("{name}: {value}"))?;
+            }
+        }
+        Ok(Answer::Yes)
+    }
+}
+
+fn to_json(info: &Info) -> Value {
+    let mut value = json!({
+        "url": info.url,
+        "kind": info.kind,
+        "storeDir": info.dir.as_str(),
+    });
+    let mut set = |name: &str, field: Option<Value>| {
+        if let Some(field) = field {
+            value[name] = field;
+        }
+    };
+    set("version", info.version.as_ref().map(|v| json!(v)));
+    set("protocol", info.protocol.as_ref().map(|p| json!(p)));
+    set("features", info.features.as_ref().map(|f| json!(f)));
+    set("trusted", info.trusted.map(Value::Bool));
+    set("writable", info.writable.map(Value::Bool));
+    set("priority", info.priority.map(|p| json!(p)));
+    set("wantMassQuery", info.want_mass_query.map(Value::Bool));
+    let latency = info.latency.map(|time| json!(time.as_secs_f64() * 1e3));
+    set("latencyMs", latency);
+    value
+}
+
+fn to_lines(info: &Info) -> Vec<(&'static str, String)> {
+    let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let mut lines = vec![
+        ("Store URL", info.url.clone()),
+        ("Kind", info.kind.to_owned()),
+        ("Store directory", info.dir.to_string()),
+    ];
+    let mut add = |name, value: Option<String>| lines.extend(value.map(|value| (name, value)));
+    add("Version", info.version.clone());
+    add("Protocol", info.protocol.clone());
+    let features = info.features.as_ref().map(|all| match all.is_empty() {
+        true => "none".to_owned(),
+        false => all.join(", "),
+    });
+    add("Features", features);
+    add("Trusted", info.trusted.map(yes));
+    add("Writable", info.writable.map(yes));
+    add("Priority", info.priority.map(|p| p.to_string()));
+    add("Mass queries", info.want_mass_query.map(yes));
+    let latency = info
+        .latency
+        .map(|t| format!("{:.2} ms", t.as_secs_f64() * 1e3));
+    add("Latency", latency);
+    lines
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tk-store store info
+  tk-store store info ssh-ng://builder --json";

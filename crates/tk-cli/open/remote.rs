@@ -1,0 +1,253 @@
+//! Opening stores behind a daemon's socket or over ssh.
+
+use super::{Opened, STORE_SETTINGS, Wish, skip};
+use crate::{Context, settings::path_var};
+use anyhow::{Context as _, Result};
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tk_daemon::{
+    DaemonConfig, DaemonStore, UnixTransport,
+    serve::{self, ServeConfig, ServeStore},
+    ssh::{HostKey, SshConfig, SshHost, SshStderr, SshTransport},
+    worker::ops::SetOptions,
+};
+use tk_store::{
+    StoreReference, StoreVariant,
+    log::{Level, LogEvent, strip_ansi},
+    reference::Settings,
+};
+
+/// How a daemon is to build, in the words of Nix.
+#[derive(Debug, Clone, Default, PartialEq, clap::Args)]
+pub struct BuildOptions {
+    /// Go on with other builds when one fails
+    #[arg(long, short)]
+    keep_going: bool,
+    /// Keep the folder of a build that failed
+    #[arg(long, short = 'K')]
+    keep_failed: bool,
+    /// Build what cannot be fetched
+    #[arg(long)]
+    fallback: bool,
+    /// Builds at once [default: the daemon's]
+    #[arg(long, short = 'j', value_name = "N")]
+    max_jobs: Option<u32>,
+    /// Processors for each build, 0 for all of them [default: the daemon's]
+    #[arg(long, value_name = "N")]
+    cores: Option<u32>,
+    /// End a build that runs longer [default: the daemon's]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
+    /// End a build that says nothing for longer [default: the daemon's]
+    #[arg(long, value_name = "SECONDS")]
+    max_silent_time: Option<u32>,
+    /// Do not fetch from substituters
+    #[arg(long)]
+    no_substitute: bool,
+    /// Any other setting of the daemon, as in nix.conf
+    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"])]
+    option: Vec<String>,
+}
+
+impl BuildOptions {
+    /// What a daemon is told. Nothing, so that it works by its own configuration, unless something
+    /// was asked for; then, as the message has no blanks, the rest is nix.conf's.
+    fn to_settings(&self, cx: &Context) -> Result<Option<SetOptions>> {
+        if *self == BuildOptions::default() {
+            return Ok(None);
+        }
+        let configured = |key: &str| cx.settings.get(key);
+        let number = |key: &str| configured(key).and_then(|text| text.parse().ok());
+        let yes = |key: &str| configured(key) == Some("true");
+        let jobs = match configured("max-jobs") {
+            Some("auto") => std::thread::available_parallelism()
+                .ok()
+                .map(|n| n.get() as u32),
+            _ => number("max-jobs"),
+        };
+        let mut overrides: BTreeMap<String, String> = BTreeMap::new();
+        for pair in self.option.chunks_exact(2) {
+            overrides.insert(pair[0].clone(), pair[1].clone());
+        }
+        if let Some(seconds) = self.timeout {
+            overrides.insert("timeout".into(), seconds.to_string());
+        }
+        Ok(Some(SetOptions {
+            keep_failed: self.keep_failed || yes("keep-failed"),
+            keep_going: self.keep_going || yes("keep-going"),
+            try_fallback: self.fallback || yes("fallback"),
+            max_build_jobs: self.max_jobs.or(jobs).unwrap_or(1),
+            max_silent_time: self
+                .max_silent_time
+                .or(number("max-silent-time"))
+                .unwrap_or(0)
+                .into(),
+            build_cores: self.cores.or(number("cores")).unwrap_or(0),
+            use_substitutes: !self.no_substitute && configured("substitute") != Some("false"),
+            overrides,
+            ..SetOptions::default()
+        }))
+    }
+}
+
+impl BuildOptions {
+    /// The few that the serve protocol has.
+    fn to_serve(&self) -> serve::BuildOptions {
+        let seconds = |given: Option<u32>| given.unwrap_or(0).into();
+        serve::BuildOptions {
+            max_silent_time: seconds(self.max_silent_time),
+            build_timeout: seconds(self.timeout),
+            keep_failed: self.keep_failed,
+            ..serve::BuildOptions::default()
+        }
+    }
+}
+
+/// The daemon that listens at the socket of `reference`, or at the default one.
+pub fn daemon(
+    cx: &Context,
+    reference: &StoreReference,
+    settings: &mut Settings,
+    wish: &Wish,
+) -> Result<Opened> {
+    let root = settings.take_path("root")?;
+    let below = |place: &str| root.as_ref().map(|root| root.join(place));
+    let state = settings.take_path("state")?.or(below("nix/var/nix"));
+    let state = state.or_else(|| path_var("NIX_STATE_DIR"));
+    let state = state.unwrap_or_else(|| "/nix/var/nix".into());
+    let socket = match reference.path()? {
+        Some(socket) => socket,
+        None => default_socket(&state),
+    };
+    let mut config = config(cx, reference.to_string(), settings, wish)?;
+    let real = settings.take_path("real")?.or(below("nix/store"));
+    config.real = Some(real.unwrap_or_else(|| config.dir.as_str().into()));
+    let log = settings.take_path("log")?.or(below("nix/var/log/nix"));
+    let log = log.or_else(|| path_var("NIX_LOG_DIR"));
+    config.log_dir = Some(log.unwrap_or_else(|| "/nix/var/log/nix".into()));
+    skip(settings, STORE_SETTINGS);
+    skip(settings, REMOTE_SETTINGS);
+    let transport = Arc::new(UnixTransport::new(socket));
+    Ok(Opened::Daemon(Arc::new(DaemonStore::new(
+        transport, config,
+    ))))
+}
+
+/// Where a daemon with the state folder `state` listens, unless the user says otherwise.
+pub fn default_socket(state: &Path) -> PathBuf {
+    path_var("NIX_DAEMON_SOCKET_PATH").unwrap_or_else(|| state.join("daemon-socket/socket"))
+}
+
+/// The daemon at the other end of ssh.
+pub fn ssh_ng(
+    cx: &Context,
+    reference: &StoreReference,
+    settings: &mut Settings,
+    wish: &Wish,
+) -> Result<Opened> {
+    let transport = ssh(cx, SshConfig::worker(host(reference)?), settings)?;
+    let config = config(cx, reference.to_string(), settings, wish)?;
+    skip(settings, STORE_SETTINGS);
+    skip(settings, REMOTE_SETTINGS);
+    Ok(Opened::Daemon(Arc::new(DaemonStore::new(
+        Arc::new(transport),
+        config,
+    ))))
+}
+
+/// The serve protocol at the other end of ssh.
+pub fn ssh_serve(
+    cx: &Context,
+    reference: &StoreReference,
+    settings: &mut Settings,
+    wish: &Wish,
+) -> Result<Opened> {
+    let transport = ssh(cx, SshConfig::serve(host(reference)?), settings)?;
+    let mut config = ServeConfig::new(reference.to_string());
+    if let Some(dir) = settings.take_store_dir()? {
+        config.dir = dir;
+    }
+    if let Some(connections) = connections(settings)? {
+        config.max_connections = connections;
+    }
+    config.build = wish.build.to_serve();
+    skip(settings, STORE_SETTINGS);
+    skip(settings, REMOTE_SETTINGS);
+    skip(settings, &["log-fd"]);
+    Ok(Opened::Serve(Arc::new(ServeStore::new(
+        Arc::new(transport),
+        config,
+    ))))
+}
+
+fn host(reference: &StoreReference) -> Result<SshHost> {
+    let text = match &reference.variant {
+        StoreVariant::Specified { authority, .. } => authority.as_str(),
+        _ => "",
+    };
+    Ok(SshHost::parse(text)?)
+}
+
+fn ssh(cx: &Context, mut config: SshConfig, settings: &mut Settings) -> Result<SshTransport> {
+    if let Some(options) = env::var("NIX_SSHOPTS").ok().filter(|text| !text.is_empty()) {
+        config.options = shell_words::split(&options).context("NIX_SSHOPTS")?;
+    }
+    config.key = settings.take_path("ssh-key")?;
+    if let Some(key) = settings
+        .take("base64-ssh-public-host-key")
+        .filter(|key| !key.is_empty())
+    {
+        config.host_key = Some(HostKey::from_base64(&key).context("base64-ssh-public-host-key")?);
+    }
+    config.compress = settings.take_bool("compress")?.unwrap_or(false);
+    if let Some(program) = settings.take("remote-program") {
+        config.program = program.split_whitespace().map(str::to_owned).collect();
+    }
+    config.remote_store = settings.take("remote-store").filter(|uri| !uri.is_empty());
+    let ui = cx.ui;
+    config.stderr = SshStderr::Log(Arc::new(move |event: LogEvent| {
+        if let LogEvent::Message { text, .. } = event {
+            ui.say(strip_ansi(&text));
+        }
+    }));
+    Ok(SshTransport::new(config))
+}
+
+fn config(cx: &Context, uri: String, settings: &mut Settings, wish: &Wish) -> Result<DaemonConfig> {
+    let mut config = DaemonConfig::new(uri);
+    if let Some(dir) = settings.take_store_dir()? {
+        config.dir = dir;
+    }
+    if let Some(connections) = connections(settings)? {
+        config.max_connections = connections;
+    }
+    if let Some(seconds) = settings.take_u64("max-connection-age")? {
+        config.max_connection_age = Duration::from_secs(seconds);
+    }
+    config.settings = wish.build.to_settings(cx)?;
+    let ui = cx.ui;
+    config.log = Arc::new(move |event: LogEvent| {
+        if let LogEvent::Message { level, text } = event
+            && level <= Level::Notice
+        {
+            ui.say(strip_ansi(&text));
+        }
+    });
+    Ok(config)
+}
+
+fn connections(settings: &mut Settings) -> Result<Option<usize>> {
+    let fault = "a whole number from 1 to 64";
+    let number = settings.take_with("max-connections", fault, |text| {
+        text.parse().ok().filter(|n| (1..=64).contains(n))
+    })?;
+    Ok(number)
+}
+
+/// Settings that are known, and that make no difference here.
+const REMOTE_SETTINGS: &[&str] = &["priority", "want-mass-query"];
