@@ -160,7 +160,7 @@ impl Database {
         &self,
         transaction: &Transaction,
         new: &legacy::Realisation,
-        sigs: Option<String>,
+        sigs: String,
     ) -> Result<i64> {
         let Some(path) = self.written(self.id_of(transaction, &new.out_path))? else {
             return Err(Error::NotFound {
@@ -227,9 +227,10 @@ fn hash(id: &legacy::DrvOutput) -> String {
     id.hash.to_text(tk_path::Encoding::Base16)
 }
 
-fn joined(signatures: &BTreeSet<Signature>) -> Option<String> {
+/// Empty, not NULL, without signatures, as Nix writes it.
+fn joined(signatures: &BTreeSet<Signature>) -> String {
     let signatures: Vec<_> = signatures.iter().map(ToString::to_string).collect();
-    (!signatures.is_empty()).then(|| signatures.join(" "))
+    signatures.join(" ")
 }
 
 const TRACE: &str = "BuildTraceV3";
