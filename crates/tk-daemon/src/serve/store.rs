@@ -103,7 +103,7 @@ impl ServeStore {
     }
 
     /// What the server speaks, and how far away it is.
-    pub async fn info(&self) -> Result<ServeInfo> {
+    pub async fn server_info(&self) -> Result<ServeInfo> {
         let mut connection = self.pool.get().await?;
         let asked = Instant::now();
         connection.call(&which(BTreeSet::new())).await?;
