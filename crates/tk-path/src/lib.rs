@@ -1,4 +1,4 @@
-//! Hashes, nix32, store paths, content addresses and reference scanning for the Nix store: pure values.
+//! Hashes, nix32, store paths, content addresses, derivations and reference scanning for the Nix store: pure values.
 //!
 //! Everything here is parsed once, at the edge, into a type that cannot hold a wrong value:
 //!

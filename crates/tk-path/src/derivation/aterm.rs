@@ -100,42 +100,28 @@ pub(super) fn print<I: DerivationInputs>(
     let dynamic = drvs.values().any(|node| !node.dynamic.is_empty());
     let mut printer = Printer(match dynamic {
         false => b"Derive(".to_vec(),
-        true => b"DrvWithVersion(\"xp-dyn-drv\",".to_vec(),
+        true => b"DrvWithVersion(\"xp-dyn-drv\"".to_vec(),
     });
     printer.outputs(drv, dir, masked)?;
-    printer.0.push(b',');
     match inputs {
-        None => printer.list(drvs, |p, (path, node)| {
-            p.0.push(b'(');
-            p.raw(dir.path(path));
-            p.0.push(b',');
-            p.node(node);
-            p.0.push(b')');
-        }),
+        None => printer.list(drvs, |p, (path, node)| p.input(dir.path(path), node)),
         Some(inputs) => printer.list(inputs, |p, (hash, outputs)| {
-            p.0.push(b'(');
-            p.raw(hash);
-            p.0.push(b',');
-            p.list(outputs, |p, name| p.raw(name.as_str()));
-            p.0.push(b')');
+            p.group(|p| {
+                p.raw(hash);
+                p.list(outputs, |p, name| p.raw(name.as_str()));
+            });
         }),
     }
-    printer.0.push(b',');
     printer.list(drv.inputs.srcs(), |p, path| p.raw(dir.path(path)));
-    printer.0.push(b',');
     printer.raw(&drv.platform);
-    printer.0.push(b',');
     printer.string(&drv.builder);
-    printer.0.push(b',');
     printer.list(&drv.args, |p, arg| p.string(arg));
-    printer.0.push(b',');
     printer.list(&drv.env, |p, (name, value)| {
         let hidden = masked && is_output(drv, name);
-        p.0.push(b'(');
-        p.string(name);
-        p.0.push(b',');
-        p.string(if hidden { b"" } else { value });
-        p.0.push(b')');
+        p.group(|p| {
+            p.string(name);
+            p.string(if hidden { b"" } else { value });
+        });
     });
     printer.0.push(b')');
     Ok(printer.0)
@@ -166,55 +152,52 @@ impl Printer {
             texts.push((name, strings));
         }
         self.list(texts, |p, (name, strings)| {
-            p.0.push(b'(');
-            p.raw(name.as_str());
-            for string in strings {
-                p.0.push(b',');
-                p.raw(string);
-            }
-            p.0.push(b')');
+            p.group(|p| {
+                p.raw(name.as_str());
+                strings.iter().for_each(|string| p.raw(string));
+            });
         });
         Ok(())
     }
 
-    fn node(&mut self, node: &InputOutputs) {
-        let names = |p: &mut Self| p.list(&node.outputs, |p, name| p.raw(name.as_str()));
-        if node.dynamic.is_empty() {
-            return names(self);
-        }
-        self.0.push(b'(');
-        names(self);
-        self.0.push(b',');
-        self.list(&node.dynamic, |p, (name, node)| {
-            p.0.push(b'(');
-            p.raw(name.as_str());
-            p.0.push(b',');
-            p.node(node);
-            p.0.push(b')');
+    fn input(&mut self, what: impl AsRef<[u8]>, node: &InputOutputs) {
+        self.group(|p| {
+            p.raw(what);
+            let names = |p: &mut Self| p.list(&node.outputs, |p, name| p.raw(name.as_str()));
+            if node.dynamic.is_empty() {
+                return names(p);
+            }
+            p.group(|p| {
+                names(p);
+                p.list(&node.dynamic, |p, (name, node)| {
+                    p.input(name.as_str(), node)
+                });
+            });
         });
-        self.0.push(b')');
     }
 
     fn list<T>(&mut self, items: impl IntoIterator<Item = T>, mut item: impl FnMut(&mut Self, T)) {
-        self.0.push(b'[');
-        for (index, value) in items.into_iter().enumerate() {
-            if index > 0 {
-                self.0.push(b',');
-            }
-            item(self, value);
-        }
+        self.begin(b'[');
+        items.into_iter().for_each(|value| item(self, value));
         self.0.push(b']');
     }
 
+    fn group(&mut self, fields: impl FnOnce(&mut Self)) {
+        self.begin(b'(');
+        fields(self);
+        self.0.push(b')');
+    }
+
     fn raw(&mut self, bytes: impl AsRef<[u8]>) {
-        self.0.push(b'"');
+        self.begin(b'"');
         self.0.extend_from_slice(bytes.as_ref());
         self.0.push(b'"');
     }
 
     fn string(&mut self, mut bytes: &[u8]) {
-        self.0.push(b'"');
-        while let Some(at) = bytes.find_byteset(b"\"\\\n\r\t") {
+        self.begin(b'"');
+        let special = |byte: &u8| matches!(byte, b'"' | b'\\' | b'\n' | b'\r' | b'\t');
+        while let Some(at) = bytes.iter().position(special) {
             self.0.extend_from_slice(&bytes[..at]);
             let letter = match bytes[at] {
                 b'\n' => b'n',
@@ -227,6 +210,15 @@ impl Printer {
         }
         self.0.extend_from_slice(bytes);
         self.0.push(b'"');
+    }
+
+    /// A comma, unless this is the first in its brackets, and `open`. Strings end in a quote, whatever is in them, so
+    /// an opening bracket at the end is one.
+    fn begin(&mut self, open: u8) {
+        if !matches!(self.0.last(), Some(b'(' | b'[')) {
+            self.0.push(b',');
+        }
+        self.0.push(open);
     }
 }
 

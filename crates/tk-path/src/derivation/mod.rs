@@ -29,7 +29,21 @@ pub use resolve::ResolveError;
 
 /// What is to be run, on what, and which store paths come out. The texts that a builder gets may be any bytes.
 ///
-/// Values of this type may break rules that derivations in a store keep; `check_outputs` finds that.
+/// Values of this type may break rules that derivations in a store keep; [`Derivation::check_outputs`] finds that.
+///
+/// ```
+/// use tk_path::{Derivation, StoreDir, modulo::Modulo};
+///
+/// let dir = StoreDir::default();
+/// let file = br#"Derive([("out","","","")],[],[],"x86_64-linux","/bin/sh",["-c","echo hi > $out"],[])"#;
+/// let mut drv = Derivation::parse_aterm(&dir, "hello", file)?;
+/// // Without input derivations, nothing needs to be known for the paths.
+/// drv.fill_outputs(&Modulo::new(dir.clone()))?;
+/// let out = drv.outputs["out"].path(&dir, &drv.name, &"out".parse()?)?;
+/// assert_eq!(drv.env["out".as_bytes()], dir.path(&out.unwrap()));
+/// assert!(drv.path(&dir)?.is_derivation());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Derivation<I = Inputs> {
     /// The name, which is no part of the file: that of its path without `.drv`.
