@@ -511,14 +511,21 @@ pub(crate) fn write_old_derived_path<P: Protocol>(
 pub(crate) async fn read_old_derived_path<R: AsyncRead + Unpin + Send, P: Protocol>(
     from: &mut Reader<R, P>,
 ) -> Result<DerivedPath, WireError> {
-    let path = read_derived_path(from).await?;
-    Ok(match path {
-        DerivedPath::Opaque(drv) if drv.is_derivation() => DerivedPath::Built {
+    match read_derived_path(from).await? {
+        DerivedPath::Opaque(drv) if drv.is_derivation() => Ok(DerivedPath::Built {
             drv: SingleDerivedPath::Opaque(drv),
             outputs: OutputsSpec::All,
-        },
-        path => path,
-    })
+        }),
+        DerivedPath::Built {
+            drv: SingleDerivedPath::Opaque(drv),
+            outputs: OutputsSpec::All,
+        } if !drv.is_derivation() => Err(from.malformed("all outputs of what is no derivation")),
+        DerivedPath::Built {
+            drv: SingleDerivedPath::Built { .. },
+            ..
+        } => Err(from.malformed("an output of an output, in the older form")),
+        path => Ok(path),
+    }
 }
 
 /// Reads the form with `!`.

@@ -24,8 +24,6 @@ pub struct Reader<R, P> {
     limits: Limits,
     /// What the message at hand may still take, in bytes of memory.
     left: u64,
-    /// What it was given.
-    allowed: u64,
 }
 
 /// What a peer may claim, in bytes of memory. The protocol itself has no limits.
@@ -57,7 +55,6 @@ impl<R, P> Reader<R, P> {
             position: 0,
             limits,
             left: limits.message,
-            allowed: limits.message,
         }
     }
 
@@ -111,7 +108,7 @@ impl<R, P> Reader<R, P> {
     /// Gives the next message `bytes` of memory: more than the default for a reply that is known to
     /// be long, such as all paths of a store.
     pub fn begin_message_of(&mut self, bytes: u64) {
-        (self.left, self.allowed) = (bytes, bytes);
+        self.left = bytes;
     }
 
     /// An error about what was read last.
@@ -177,16 +174,20 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
         known(number).ok_or_else(|| self.malformed(format_args!("{number} is no {what}")))
     }
 
-    /// The count of a list whose items each take at least `item` bytes of memory.
+    /// The count of a list whose items each take at least `item` bytes of memory, which are charged
+    /// for at once.
     pub async fn count(&mut self, what: &'static str, item: usize) -> Result<usize, WireError> {
         let count = self.u64().await?;
-        let least = count.checked_mul(item as u64 + ITEM_COST);
-        match (least, usize::try_from(count)) {
-            (Some(least), Ok(count)) if least <= self.left => Ok(count),
-            _ => {
-                let limit = self.left / (item as u64 + ITEM_COST);
-                Err(self.too_large(what, count, limit))
+        let item = item as u64 + ITEM_COST;
+        let left = count
+            .checked_mul(item)
+            .and_then(|cost| self.left.checked_sub(cost));
+        match (left, usize::try_from(count)) {
+            (Some(left), Ok(count)) => {
+                self.left = left;
+                Ok(count)
             }
+            _ => Err(self.too_large(what, count, self.left / item)),
         }
     }
 

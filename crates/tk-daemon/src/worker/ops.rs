@@ -839,7 +839,10 @@ by_version!(
         let mut with_referrers = false;
         let paths = if !from.protocol().has(features::DELETE_DEAD_SPECIFIC_REFERRERS) {
             let paths = from.value::<BTreeSet<StorePath>>().await?;
-            (action == 3 || !paths.is_empty()).then_some(paths)
+            if action != 3 && !paths.is_empty() {
+                return Err(from.malformed("paths, for an action on the whole store"));
+            }
+            (action == 3).then_some(paths)
         } else if from.bool().await? {
             None
         } else {
