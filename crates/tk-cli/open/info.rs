@@ -60,7 +60,7 @@ impl Opened {
                 info.want_mass_query = said.want_mass_query;
             }
             Opened::Daemon(daemon) => {
-                let said = daemon.info().await?;
+                let said = daemon.server_info().await?;
                 info.kind = "daemon";
                 info.version = said.nix_version;
                 info.protocol = Some(format!("worker {}", said.version));
