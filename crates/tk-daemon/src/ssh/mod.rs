@@ -1,7 +1,8 @@
 //! Stores behind ssh: the system's own `ssh` runs the program at the far end.
 //!
 //! ```text
-//! ssh -x -T [NIX_SSHOPTS] [-i KEY] [-oUserKnownHostsFile=..] [-C] [-pPORT] [USER@]HOST -- COMMAND
+//! ssh -x -T [NIX_SSHOPTS] [-i KEY] [HOSTKEY] [-C] [-pPORT] [USER@]HOST -- COMMAND
+//! HOSTKEY = -oUserKnownHostsFile=FILE -oHostKeyAlias=HOST -oStrictHostKeyChecking=yes
 //! COMMAND = PROGRAM --stdio [--store URI]             ; ssh-ng://, see SshConfig::worker
 //!         | PROGRAM --serve --write [--store URI]     ; ssh://, see SshConfig::serve
 //! ```
