@@ -1,6 +1,8 @@
 //! Output paths filled in and checked.
 
-use bstr::{BStr, ByteSlice};
+use std::collections::{BTreeSet, btree_map::Entry};
+
+use bstr::{BStr, BString, ByteSlice};
 use serde_json::Value;
 
 use super::{
@@ -19,13 +21,22 @@ impl<I: DerivationInputs> Derivation<I> {
     /// Nix 2.34 hashes without them and then refuses what it made. After an error `self` may be half filled in.
     pub fn fill_outputs(&mut self, modulo: &Modulo) -> Result<(), DerivationError> {
         let variables = !self.has_rpc_outputs();
+        let mut missing = BTreeSet::new();
         if variables && self.is_input_addressed()? {
             for name in self.outputs.keys() {
-                self.env.entry(name.as_str().into()).or_default();
+                if let Entry::Vacant(variable) = self.env.entry(name.as_str().into()) {
+                    variable.insert(BString::default());
+                    missing.insert(name.clone());
+                }
             }
         }
         for (name, path) in self.stated_paths(modulo)? {
-            let Some(path) = path else { continue };
+            let Some(path) = path else {
+                if missing.contains(&name) {
+                    self.env.remove(BStr::new(name.as_str()));
+                }
+                continue;
+            };
             if variables {
                 let variable = self.env.entry(name.as_str().into()).or_default();
                 if variable.is_empty() {
@@ -44,10 +55,13 @@ impl<I: DerivationInputs> Derivation<I> {
     /// the same paths in the variables named like outputs. Outputs that are deferred without need are allowed, as
     /// older versions of Nix made them. `modulo` must know the inputs.
     pub fn check_outputs(&self, modulo: &Modulo) -> Result<(), DerivationError> {
-        for (name, path) in self.stated_paths(modulo)? {
+        let paths = self.stated_paths(modulo)?;
+        if self.has_rpc_outputs() {
+            return Ok(());
+        }
+        for (name, path) in paths {
             if let Some(path) = path
                 && self.outputs.get(&name) != Some(&DerivationOutput::Deferred)
-                && !self.has_rpc_outputs()
             {
                 self.check_variable(modulo, &name, &path)?;
             }
@@ -239,6 +253,9 @@ mod tests {
         modulo.add(path, &floating).expect("known");
         dependant.fill_outputs(&modulo).expect("deferred");
         assert_eq!(dependant, unfilled);
+        dependant.env.clear();
+        dependant.fill_outputs(&modulo).expect("deferred");
+        assert!(dependant.env.is_empty());
         assert_eq!(modulo.hash(&dependant), Ok(HashModulo::Deferred));
         let stated = StorePath::parse("c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-x").expect("path");
         let stated = DerivationOutput::InputAddressed(stated);

@@ -92,8 +92,8 @@ impl Modulo {
         Ok(())
     }
 
-    /// Makes all inputs of `drv` known that matter, and theirs, however deep. `get` gives the derivation at a path, and is asked
-    /// once for each one that is not known. Paths are not checked against content.
+    /// Makes all inputs of `drv` known that matter, and theirs, however deep. `get` gives the derivation at a path, and
+    /// is asked once for each one that is not known. Paths are not checked against content.
     pub fn load<I: DerivationInputs>(
         &mut self,
         drv: &Derivation<I>,
