@@ -103,7 +103,10 @@ fn the_lower_version_and_common_features() {
 #[test]
 fn versions_are_partly_ordered() {
     let (small, large) = (can(37, &["a"]), can(38, &["a", "b"]));
-    assert!(small < large && large > small && small <= small.clone());
+    use std::cmp::Ordering::{Equal, Greater, Less};
+    assert_eq!(small.partial_cmp(&large), Some(Less));
+    assert_eq!(large.partial_cmp(&small), Some(Greater));
+    assert_eq!(small.partial_cmp(&small.clone()), Some(Equal));
     let other = can(38, &["c"]);
     assert_eq!(small.partial_cmp(&other), None);
     assert_eq!(small.common(&large), small);
