@@ -21,3 +21,6 @@ pub use connection::{Connection, ConnectionSettings, WINDOW};
 pub use pool::{Lease, Pool};
 pub(crate) use timed::{Patience, Timed};
 pub use transport::{Channel, Transport};
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,15 @@
 use super::DaemonStore;
-use crate::worker::ops::{
-    BuildDerivation, BuildPaths, BuildPathsWithResults, EnsurePath, Op, QueryMissing,
+use crate::{
+    client::BuildLogs,
+    worker::ops::{
+        BuildDerivation, BuildPaths, BuildPathsWithResults, EnsurePath, Op, QueryMissing,
+    },
 };
 use async_trait::async_trait;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{SystemTime, UNIX_EPOCH},
+};
 use tk_narinfo::{
     build_result::{BuildResult, BuildStatus, KeyedBuildResult},
     realisation::UnkeyedRealisation,
@@ -16,7 +22,9 @@ use tk_store::{Build, BuildMode, Error, Graph, Missing, Result, Store, log::LogS
 #[async_trait]
 impl Build for DaemonStore {
     /// Daemons before 1.34 tell only whether all succeeded: what became of each is then found out
-    /// by asking for its outputs, and a failure is a [`BuildStatus::MiscFailure`].
+    /// by asking for its outputs, and a failure is a [`BuildStatus::MiscFailure`]. Where a daemon
+    /// does not say when a build began and ended (2.34 does not if it failed), it is when it was
+    /// heard of here.
     async fn build(
         &self,
         paths: &[DerivedPath],
@@ -27,13 +35,26 @@ impl Build for DaemonStore {
             return Ok(Vec::new());
         }
         let mut connection = self.connection().await?;
-        if !Op::BuildPathsWithResults.supported(connection.protocol()) {
+        let logs = BuildLogs::with(0, |event| log.event(event));
+        let mut results = if Op::BuildPathsWithResults.supported(connection.protocol()) {
+            let paths = paths.to_vec();
+            let request = BuildPathsWithResults { paths, mode };
+            connection.call(&request, &logs).await?
+        } else {
             drop(connection);
-            return self.build_blindly(paths, mode, log).await;
+            self.build_blindly(paths, mode, &logs).await?
+        };
+        for KeyedBuildResult { path, result } in &mut results {
+            if let DerivedPath::Built { drv, .. } = path
+                && let SingleDerivedPath::Opaque(drv) = drv
+                && result.start == 0
+                && let Some(build) = logs.of(&self.config.dir.path(drv))
+            {
+                result.start = seconds(build.start);
+                result.stop = seconds(build.stop.unwrap_or_else(SystemTime::now));
+            }
         }
-        let paths = paths.to_vec();
-        let request = BuildPathsWithResults { paths, mode };
-        connection.call(&request, log).await
+        Ok(results)
     }
 
     async fn build_derivation(
@@ -60,6 +81,11 @@ impl Build for DaemonStore {
         let request = EnsurePath { path: path.clone() };
         self.call_logged(&request, log).await.map(drop)
     }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or_default()
 }
 
 /// What is wanted of a derivation, as far as it is known: which path each output is.

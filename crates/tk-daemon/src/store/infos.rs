@@ -1,13 +1,17 @@
 use super::DaemonStore;
 use crate::{
-    client::Pool,
-    worker::{UnkeyedPathInfo, ops::QueryPathInfo},
+    client::{Connection, Pool},
+    worker::{
+        UnkeyedPathInfo,
+        ops::{Op, QueryPathInfo, QueryPathInfos},
+    },
 };
 use futures::{
     Stream, StreamExt,
     stream::{self, BoxStream},
 };
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::{
         Arc,
@@ -135,6 +139,14 @@ async fn ask(
 ) -> Result<()> {
     while let Some(first) = questions.recv().await {
         let mut connection = pool.get(&*log).await?;
+        if Op::QueryPathInfos.supported(connection.protocol()) {
+            let mut batch = BTreeMap::from([(first, 1)]);
+            while let Ok(path) = questions.try_recv() {
+                *batch.entry(path).or_default() += 1;
+            }
+            ask_batch(&mut connection, &*log, batch, told).await?;
+            continue;
+        }
         let open = &AtomicUsize::new(1);
         let wave = stream::once(async { first }).chain(rest(&mut questions, open));
         let requests = wave.map(|path| (path.clone(), QueryPathInfo { path }));
@@ -147,6 +159,42 @@ async fn ask(
             let _ = told.send(answer);
         };
         connection.pipeline(requests, &*log, answered).await?;
+    }
+    Ok(())
+}
+
+/// All that is at hand in one request, where the daemon has one for it. Each path comes with how
+/// often it was asked about.
+async fn ask_batch(
+    connection: &mut Connection,
+    log: &dyn LogSink,
+    mut batch: BTreeMap<StorePath, usize>,
+    told: &UnboundedSender<Answer>,
+) -> Result<()> {
+    let tell = |times: usize, answer: &dyn Fn() -> Answer| {
+        for _ in 0..times {
+            let _ = told.send(answer());
+        }
+    };
+    let paths = batch.keys().cloned().collect();
+    match connection.call(&QueryPathInfos { paths }, log).await {
+        Ok(infos) => {
+            for info in infos {
+                let times = batch.remove(&info.path).unwrap_or_default();
+                tell(times, &|| Ok((info.path.clone(), Some(info.clone()))));
+            }
+            for (path, times) in batch {
+                tell(times, &|| Ok((path.clone(), None)));
+            }
+        }
+        Err(Error::Refused { who, words }) => {
+            let refusal = || Error::Refused {
+                who: who.clone(),
+                words: words.clone(),
+            };
+            tell(batch.values().sum(), &|| Err(refusal()));
+        }
+        Err(error) => return Err(error),
     }
     Ok(())
 }
