@@ -1,5 +1,7 @@
 //! What the fuzz targets share.
 
+pub mod protocol;
+
 use std::io::{self, BufRead, Read};
 
 /// Gives its bytes in pieces of odd sizes, with interrupted reads in between.
