@@ -1,2 +1,3 @@
 //! The daemon's protocols against real Nix: our client and its daemons, its clients and our server.
 mod client;
+mod ssh;
