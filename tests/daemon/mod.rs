@@ -1,3 +1,7 @@
 //! The daemon's protocols against real Nix: our client and its daemons, its clients and our server.
+
+mod build;
 mod client;
+mod faults;
+mod operations;
 mod ssh;

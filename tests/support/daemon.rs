@@ -49,7 +49,8 @@ impl RigDaemon {
         RigDaemon::start_with(version, trusted, &[])
     }
 
-    /// As [`RigDaemon::start`], with further lines for its `nix.conf`.
+    /// As [`RigDaemon::start`], with further lines for its `nix.conf`, in which `{STATE}` is
+    /// [`RigDaemon::state`].
     pub fn start_with(version: &'static str, trusted: bool, conf: &[&str]) -> Option<RigDaemon> {
         let rig = rig(version)?;
         let state = short_folder();
@@ -58,7 +59,8 @@ impl RigDaemon {
             command.arg("--untrusted");
         }
         for line in conf {
-            command.args(["--conf", line]);
+            let line = line.replace("{STATE}", &state.path().to_string_lossy());
+            command.args(["--conf", &line]);
         }
         let mut child = command
             .arg("--state")
