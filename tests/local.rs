@@ -1,5 +1,7 @@
 //! Stores on disk beside real Nix: each opens what the other made, at the same time too.
 
+mod abilities;
+
 use crate::support::{Rig, Tally, VERSIONS, equal, rig};
 use futures::{StreamExt, TryStreamExt, stream};
 use rusqlite::{Connection, OpenFlags};

@@ -1,5 +1,6 @@
 //! Golden data in both directions, each kind with a table of how many ran.
 
+mod build_result;
 mod derivation;
 mod derived_path;
 mod git;
@@ -8,6 +9,7 @@ mod nar;
 mod narinfo;
 mod path_info;
 mod protocol;
+mod realisation;
 mod reference;
 mod signature;
 mod store_path;

@@ -81,7 +81,7 @@ fn check(tally: &mut Tally, what: &str, text: &[u8], signature: Result<Signature
     });
 }
 
-fn secret(name: &str) -> Option<SecretKey> {
+pub(super) fn secret(name: &str) -> Option<SecretKey> {
     let keys = TEST_KEYS
         .iter()
         .map(|(secret, _)| SecretKey::parse(secret).expect("a key"));
