@@ -330,7 +330,10 @@ async fn untrusted_clients() {
     let store = Arc::new(MemoryStore::default());
     let server = Server::new(abilities(&store), ServerConfig::default());
     let client = client(server, Trust::NotTrusted, |_| {});
-    assert_eq!(client.info().await.unwrap().trust, Some(Trust::NotTrusted));
+    assert_eq!(
+        client.server_info().await.unwrap().trust,
+        Some(Trust::NotTrusted)
+    );
     let path = path("x");
     let mut errors = Vec::new();
     let root = ops::AddPermRoot {
@@ -727,7 +730,7 @@ async fn stopping() {
             .await;
     });
     let idle = socket_client(&socket);
-    idle.info().await.unwrap();
+    idle.server_info().await.unwrap();
     let busy = socket_client(&socket);
     let (started, go) = (builder.started.clone(), builder.go.clone());
     let building = tokio::spawn(async move {
@@ -788,7 +791,10 @@ async fn several_connections() {
         server.listen(vec![listener], std::future::pending()).await;
     });
     let one = socket_client(&socket);
-    assert_eq!(one.info().await.unwrap().trust, Some(Trust::NotTrusted));
+    assert_eq!(
+        one.server_info().await.unwrap().trust,
+        Some(Trust::NotTrusted)
+    );
     let mut bad = UnixStream::connect(&socket).await.unwrap();
     bad.write_all(&[0xaa; 64]).await.unwrap();
     let mut end = Vec::new();
@@ -797,7 +803,7 @@ async fn several_connections() {
     // Two are taken by silence.
     let silent = UnixStream::connect(&socket).await.unwrap();
     let three = socket_client(&socket);
-    let waiting = three.info();
+    let waiting = three.server_info();
     tokio::pin!(waiting);
     assert!(
         timeout(Duration::from_millis(100), &mut waiting)
