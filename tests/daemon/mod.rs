@@ -4,4 +4,5 @@ mod build;
 mod client;
 mod faults;
 mod operations;
+mod server;
 mod ssh;
