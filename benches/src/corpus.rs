@@ -176,7 +176,7 @@ fn make_many(path: &Path, files: u64) -> Result<()> {
     Ok(())
 }
 
-fn toolchain() -> Result<PathBuf> {
+pub fn toolchain() -> Result<PathBuf> {
     let out = Command::new("rustc").args(["--print", "sysroot"]).output();
     let out = out.context("the corpus real is the Rust toolchain, and rustc does not start")?;
     ensure!(out.status.success(), "rustc --print sysroot failed");

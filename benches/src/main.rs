@@ -1,8 +1,10 @@
 //! `tk-bench`: how fast this project is beside real Nix and other crates, in one run. See README.md.
 
+mod closures;
 mod compare;
 mod contender;
 mod corpus;
+mod daemon;
 mod job;
 mod measure;
 mod report;
@@ -18,6 +20,7 @@ use clap::Parser;
 #[command(name = "tk-bench", max_term_width = 100)]
 enum Cli {
     Compare(compare::Compare),
+    Daemon(daemon::Daemon),
     #[command(flatten)]
     Process(Process),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<bool> {
     match cli {
         Cli::Compare(compare) => compare.run(),
+        Cli::Daemon(daemon) => daemon.run(),
         Cli::Process(Process::Measure(measure)) => measure.run().map(|()| true),
         Cli::Process(Process::Work(work)) => work.run().map(|()| true),
     }

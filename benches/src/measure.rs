@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -111,11 +111,16 @@ pub fn run(cmd: &Cmd, around: &Surroundings, stdout: &Path) -> Result<Sample> {
     });
     around.apply(&mut command);
     let done = command.output().context("starting tk-bench measure")?;
+    sample(&cmd.program, &done)
+}
+
+/// What a finished `tk-bench measure` of `program` says.
+pub fn sample(program: &Path, done: &Output) -> Result<Sample> {
     let words = String::from_utf8_lossy(&done.stderr);
     if !done.status.success() {
         bail!(
             "{}: {}",
-            cmd.program.display(),
+            program.display(),
             words.trim().lines().next_back().unwrap_or("no word why")
         );
     }
