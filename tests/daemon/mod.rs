@@ -3,6 +3,7 @@
 mod build;
 mod client;
 mod faults;
+mod hostile;
 mod operations;
 mod server;
 mod ssh;
