@@ -118,8 +118,8 @@ impl Folder for Worker {
             }
             ("realisation", true) => run.all(|v| Realisation::from_json(v).map_err(say)),
             ("build-result", true) => run.all(|v| BuildResult::from_json(v).map_err(say)),
-            ("build-result", false) => run.build_results(|v| BuildResult::from_json(v)),
-            ("keyed-build-result", _) => run.build_results(|v| KeyedBuildResult::from_json(v)),
+            ("build-result", false) => run.build_results(BuildResult::from_json),
+            ("keyed-build-result", _) => run.build_results(KeyedBuildResult::from_json),
             ("derived-path", _) => run.all(|v| DerivedPath::from_json(v).map_err(say)),
             ("unkeyed-valid-path-info", _) => {
                 run.all(|v| Ok(worker::UnkeyedPathInfo::from(path_info(v)?)))
@@ -168,7 +168,7 @@ impl Folder for Serve {
             }
             ("realisation", true) => run.all(|v| Realisation::from_json(v).map_err(say)),
             ("build-result", true) => run.all(|v| BuildResult::from_json(v).map_err(say)),
-            ("build-result", false) => run.build_results(|v| BuildResult::from_json(v)),
+            ("build-result", false) => run.build_results(BuildResult::from_json),
             ("unkeyed-valid-path-info", _) => {
                 let hashed = run.protocol.at_least(4);
                 run.all(|v| {
