@@ -16,6 +16,8 @@ use crate::measure::{Cmd, Sample, sample};
 use crate::report::{Contest, Report, Row, Skip};
 
 /// Ask and fill a daemon of real Nix, and a store behind a slow ssh, with ours and with real Nix in turn.
+///
+/// What is filled stays until the end: with all jobs and 5 rounds some 40 GB.
 #[derive(clap::Args)]
 pub struct Daemon {
     /// Which jobs [default: all]
@@ -102,6 +104,7 @@ impl Daemon {
                 place.contest(job, &entrants, self.rounds, &mut report)?;
             }
         }
+        place.clear()?;
         print!("{report}");
         if let Some(file) = &self.json {
             let out = File::create(file).with_context(|| format!("making {}", file.display()))?;
@@ -201,6 +204,7 @@ impl Place {
                     .args(["copy", "--quiet", "--from", &self.closures.store])
                     .args(["--to", &uri])
                     .args(&self.closures.large)
+                    .stdout(Stdio::null())
                     .status()?;
                 ensure!(copy.success(), "filling {uri}: {copy}");
                 File::create(done)?;
@@ -247,7 +251,7 @@ impl Place {
 
     fn turn(&mut self, job: Job, who: &Contender) -> Result<Sample> {
         self.used += 1;
-        let fresh = self.dir.join(format!("fresh-{}", self.used));
+        let fresh = self.fresh(self.used);
         // Nobody has to wait until what the one before left is written.
         rustix::fs::syncfs(File::open(&self.dir)?)?;
         let state = match job.fills_a_daemon() {
@@ -259,10 +263,23 @@ impl Place {
         if sample.is_ok() {
             self.check(job, &fresh)?;
         }
-        if fresh.exists() {
-            remove_tree(&fresh)?;
-        }
         sample
+    }
+
+    /// Deletes what was filled: at the very end, since deleting many files makes ext4 slow at
+    /// creating new ones for a minute or more.
+    fn clear(&self) -> Result<()> {
+        for n in 1..=self.used {
+            let fresh = self.fresh(n);
+            if fresh.exists() {
+                remove_tree(&fresh)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fresh(&self, n: u32) -> PathBuf {
+        self.dir.join(format!("fresh-{}-{n}", std::process::id()))
     }
 
     fn command(&self, job: Job, who: &Contender, fresh: &Path) -> Result<Cmd> {
