@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::{collections::BTreeSet, path::PathBuf};
 use tk_narinfo::build_result::{BuildResult, KeyedBuildResult};
 use tk_path::{DerivedPath, OutputsSpec, SingleDerivedPath, StoreDir, StorePath};
-use tk_store::BuildMode;
+use tk_store::{BuildMode, log::strip_ansi};
 
 /// Build outputs of derivations, by a daemon that can
 ///
@@ -101,7 +101,7 @@ impl Build {
                 continue;
             }
             answer = Answer::No;
-            let why = result.error.trim_end();
+            let why = strip_ansi(result.error.trim_end());
             cx.ui.error(format_args!(
                 "{} was not built ({}): {why}",
                 path.display(dir),
@@ -181,6 +181,9 @@ fn derived_path(dir: &StoreDir, text: &str) -> Result<DerivedPath> {
 /// As Nix has it, with what `nix build --json` prints: whole paths, of the derivation and the outputs.
 fn to_json(dir: &StoreDir, keyed: &KeyedBuildResult) -> Value {
     let mut value = keyed.to_json();
+    if !keyed.result.status.is_success() {
+        value["errorMsg"] = strip_ansi(&keyed.result.error).into();
+    }
     let outputs = outputs(&keyed.path, &keyed.result);
     let outputs = outputs
         .into_iter()

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeMap,
     env,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -125,6 +126,8 @@ pub fn daemon(
         None => default_socket(&state),
     };
     let mut config = config(cx, reference.to_string(), settings, wish)?;
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    config.upload_connections = processors.min(config.max_connections);
     let real = settings.take_path("real")?.or(below("nix/store"));
     config.real = Some(real.unwrap_or_else(|| config.dir.as_str().into()));
     let log = settings.take_path("log")?.or(below("nix/var/log/nix"));

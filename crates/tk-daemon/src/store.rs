@@ -50,6 +50,9 @@ pub struct DaemonConfig {
     pub dir: StoreDir,
     /// Connections that are open at once, beside one for temporary roots.
     pub max_connections: usize,
+    /// Connections over which one `add` sends at once, as far as they are free. A daemon hashes and
+    /// unpacks with one thread a connection; over a network one connection fills the line.
+    pub upload_connections: usize,
     /// After so long a connection is not used again.
     pub max_connection_age: Duration,
     /// How long connecting may take; `None` is for ever.
@@ -78,6 +81,7 @@ impl DaemonConfig {
             uri: uri.into(),
             dir: StoreDir::default(),
             max_connections: 4,
+            upload_connections: 1,
             max_connection_age: Duration::MAX,
             connect_timeout: Some(Duration::from_secs(30)),
             timeout: Some(Duration::from_secs(300)),

@@ -50,6 +50,23 @@ impl Pool {
     pub async fn get(self: &Arc<Self>, log: &dyn LogSink) -> Result<Lease> {
         let place = self.places.clone().acquire_owned().await;
         let place = place.map_err(|_| Error::invalid("the pool of connections was closed"))?;
+        self.fill(place, log).await
+    }
+
+    /// As [`Pool::get`], but `None` if as many connections as may be are lent: for whoever has one
+    /// already, and must not wait for another.
+    pub async fn try_get(self: &Arc<Self>, log: &dyn LogSink) -> Result<Option<Lease>> {
+        match self.places.clone().try_acquire_owned() {
+            Ok(place) => Ok(Some(self.fill(place, log).await?)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn fill(
+        self: &Arc<Self>,
+        place: OwnedSemaphorePermit,
+        log: &dyn LogSink,
+    ) -> Result<Lease> {
         while let Some(mut connection) = self.take_idle() {
             if self.is_young(&connection) && connection.is_alive() {
                 return Ok(self.lease(connection, place));

@@ -9,14 +9,15 @@ use crate::{
     client::{Connection, Lease},
     worker::ops::{AddToStoreNar, Data, QueryValidPaths, Request},
 };
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future, stream};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tk_narinfo::PathInfo;
 use tk_path::StorePath;
 use tk_store::{AddItem, AddItems, AddReport, Error, NarCheck, NarStream, Result, SigCheck};
+use tokio::sync::Notify;
 
 /// See [`tk_store::Store::add`].
 pub(super) async fn add(
@@ -98,7 +99,7 @@ impl Adding<'_> {
             return Ok(());
         }
         match AddToStoreNar::data(connection.protocol()) {
-            Data::Framed => self.send_ahead(&mut connection, going).await,
+            Data::Framed => self.send_ahead(connection, going).await,
             _ => self.send_singly(connection, going).await,
         }
     }
@@ -136,14 +137,21 @@ impl Adding<'_> {
         }
     }
 
-    async fn send_ahead(&self, connection: &mut Lease, going: Vec<AddItem>) -> Result<()> {
-        let answered = |info: PathInfo, answer: Result<()>| self.done(info, answer);
-        let log = self.store.log();
-        let uploads = stream::iter(Going {
-            adding: self,
-            items: going.into_iter(),
-        });
-        connection.upload_many(uploads, log, answered).await
+    /// On `first`, and on as many more connections as may be used and are free.
+    async fn send_ahead(&self, first: Lease, going: Vec<AddItem>) -> Result<()> {
+        let most = self.store.config.upload_connections.min(going.len());
+        let mut lanes = vec![first];
+        while lanes.len() < most {
+            match self.store.pool.try_get(self.store.log()).await? {
+                Some(connection) => lanes.push(connection),
+                None => break,
+            }
+        }
+        let queue = Queue::new(self, going);
+        let lanes = lanes.into_iter().enumerate();
+        let lanes = lanes.map(|(lane, connection)| queue.send(lane, connection));
+        future::try_join_all(lanes).await?;
+        Ok(())
     }
 
     /// For daemons before 1.23: one after the other. A NAR that breaks off costs the connection.
@@ -229,23 +237,96 @@ impl Adding<'_> {
     }
 }
 
-/// What is still to be sent; what has become impossible meanwhile is left out.
-struct Going<'a> {
+/// What is still to be sent, by one or more connections (lanes).
+///
+/// A path goes when its references are there, or went before it on the same connection: the daemon
+/// takes what one connection says in order.
+struct Queue<'a> {
     adding: &'a Adding<'a>,
-    items: std::vec::IntoIter<AddItem>,
+    waiting: Mutex<Waiting>,
+    /// A path arrived, or has become impossible.
+    changed: Notify,
 }
 
-impl Iterator for Going<'_> {
-    type Item = (PathInfo, AddToStoreNar, NarStream);
+struct Waiting {
+    /// References first; those that went are taken out.
+    items: VecDeque<AddItem>,
+    /// The paths of `items`.
+    paths: BTreeSet<StorePath>,
+    /// Sent and not answered yet, with the lane.
+    flying: BTreeMap<StorePath, usize>,
+}
 
-    fn next(&mut self) -> Option<Self::Item> {
+impl<'a> Queue<'a> {
+    fn new(adding: &'a Adding<'a>, items: Vec<AddItem>) -> Self {
+        let paths = items.iter().map(|(info, _)| info.path.clone());
+        let waiting = Waiting {
+            paths: paths.collect(),
+            items: items.into(),
+            flying: BTreeMap::new(),
+        };
+        Queue {
+            adding,
+            waiting: Mutex::new(waiting),
+            changed: Notify::new(),
+        }
+    }
+
+    async fn send(&self, lane: usize, mut connection: Lease) -> Result<()> {
+        let uploads = stream::unfold((), |()| async move { Some((self.next(lane).await?, ())) });
+        let answered = |info: PathInfo, answer: Result<()>| {
+            let path = info.path.clone();
+            self.adding.done(info, answer);
+            self.arrived(&path);
+        };
+        let log = self.adding.store.log();
+        connection.upload_many(uploads.boxed(), log, answered).await
+    }
+
+    /// What may go on `lane`, once there is something; `None` if nothing is left.
+    async fn next(&self, lane: usize) -> Option<(PathInfo, AddToStoreNar, NarStream)> {
         loop {
-            let (info, nar) = self.items.next()?;
-            if !self.adding.give_up(&info) {
-                let (request, nar) = self.adding.request(info.clone(), nar);
-                return Some((info, request, nar));
+            let changed = self.changed.notified();
+            let (item, left) = self.waiting().take(lane);
+            match item {
+                Some((info, _)) if self.adding.give_up(&info) => self.arrived(&info.path),
+                Some((info, nar)) => {
+                    let (request, nar) = self.adding.request(info.clone(), nar);
+                    return Some((info, request, nar));
+                }
+                None if left == 0 => return None,
+                None => changed.await,
             }
         }
+    }
+
+    fn arrived(&self, path: &StorePath) {
+        self.waiting().flying.remove(path);
+        self.changed.notify_waiters();
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// The first path that may go on `lane`, if one may, and how many are left.
+    fn take(&mut self, lane: usize) -> (Option<AddItem>, usize) {
+        let ready = |info: &PathInfo| {
+            info.references.iter().all(|r| {
+                *r == info.path
+                    || !self.paths.contains(r)
+                        && self.flying.get(r).is_none_or(|other| *other == lane)
+            })
+        };
+        let first = self.items.iter().position(|(info, _)| ready(info));
+        let item = first.and_then(|i| self.items.remove(i));
+        if let Some((info, _)) = &item {
+            self.paths.remove(&info.path);
+            self.flying.insert(info.path.clone(), lane);
+        }
+        (item, self.items.len())
     }
 }
 
