@@ -68,7 +68,7 @@ async fn fill(root: &Path, folder: &Path, sizes: Sizes) -> Result<Vec<String>> {
         let refs = [i.checked_sub(1), i.checked_sub(10)];
         let refs = refs.into_iter().flatten().map(|r| paths[r].clone());
         let refs: Vec<_> = refs.collect();
-        paths.push(add(&*store, folder, &format!("small-{i}"), &refs).await?);
+        paths.push(add(&store, folder, &format!("small-{i}"), &refs).await?);
     }
     fs::remove_file(folder)?;
     let mut pieces = Pieces::of(&toolchain()?)?;
@@ -78,7 +78,7 @@ async fn fill(root: &Path, folder: &Path, sizes: Sizes) -> Result<Vec<String>> {
             0 => Vec::new(),
             _ => vec![paths[sizes.small + (i - 1) / 2].clone()],
         };
-        paths.push(add(&*store, folder, &format!("large-{i}"), &refs).await?);
+        paths.push(add(&store, folder, &format!("large-{i}"), &refs).await?);
         remove_tree(folder)?;
     }
     let dir = store.dir();
