@@ -30,7 +30,8 @@ struct Cli {
 
 #[derive(Args)]
 struct Global {
-    /// The store to work on: auto, daemon, local?root=DIR, a folder, or file:///a/cache
+    /// The store to work on: auto, daemon, unix:///a/socket, ssh-ng://host, ssh://host,
+    /// local?root=DIR, a folder, or file:///a/cache
     #[arg(
         long,
         global = true,

@@ -15,6 +15,8 @@ async fn conformance() {
         conformance::run(|| emptied(&daemon, |_| {})).await;
         // What it reads itself, and what the daemon sends.
         conformance::run(|| emptied(&daemon, |config| config.real = Some(daemon.store()))).await;
+        // NARs over several connections: nothing goes before what it refers to.
+        conformance::run(|| emptied(&daemon, |config| config.upload_connections = 3)).await;
         conformance::run_graph(|| emptied(&daemon, |_| {})).await;
     }
 }

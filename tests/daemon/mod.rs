@@ -5,5 +5,6 @@ mod client;
 mod faults;
 mod hostile;
 mod operations;
+mod program;
 mod server;
 mod ssh;
