@@ -382,3 +382,69 @@ fn checked(nar: NarStream, check: NarCheck) -> NarStream {
 
 /// Paths that are asked about at once.
 const BATCH: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tk_path::NarHash;
+
+    /// Items by name, each with what it refers to.
+    fn waiting(items: &[(&str, &[&str])]) -> Waiting {
+        let path = |name: &str| StorePath::from_digest(&[7; 20], name).unwrap();
+        let item = |(name, references): &(&str, &[&str])| {
+            let mut info = PathInfo::new(path(name), NarHash::digest(b""), 0);
+            info.references = references.iter().map(|name| path(name)).collect();
+            (info, tk_store::nar::from_bytes(""))
+        };
+        Waiting {
+            items: items.iter().map(item).collect(),
+            paths: items.iter().map(|(name, _)| path(name)).collect(),
+            flying: BTreeMap::new(),
+        }
+    }
+
+    fn take(waiting: &mut Waiting, lane: usize) -> Option<String> {
+        let (item, _) = waiting.take(lane);
+        item.map(|(info, _)| info.path.name().to_owned())
+    }
+
+    #[test]
+    fn nothing_goes_before_what_it_refers_to() {
+        let items: &[(&str, &[&str])] = &[
+            ("base", &["base"]),
+            ("middle", &["base"]),
+            ("top", &["middle", "base"]),
+            ("alone", &[]),
+        ];
+        let mut one = waiting(items);
+        for name in ["base", "middle", "top", "alone"] {
+            assert_eq!(
+                take(&mut one, 0).as_deref(),
+                Some(name),
+                "in order, on one lane"
+            );
+        }
+
+        let mut two = waiting(items);
+        assert_eq!(take(&mut two, 0).as_deref(), Some("base"));
+        assert_eq!(
+            take(&mut two, 1).as_deref(),
+            Some("alone"),
+            "base is under way elsewhere"
+        );
+        assert_eq!(take(&mut two, 1), None);
+        assert_eq!(
+            take(&mut two, 0).as_deref(),
+            Some("middle"),
+            "behind base, on its lane"
+        );
+        assert_eq!(take(&mut two, 1), None);
+        two.flying.clear();
+        assert_eq!(
+            take(&mut two, 1).as_deref(),
+            Some("top"),
+            "all that it needs is there"
+        );
+        assert_eq!(two.take(0).1, 0);
+    }
+}
