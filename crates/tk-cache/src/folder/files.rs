@@ -153,9 +153,17 @@ pub(super) fn sweep(folder: &Path) {
 
 /// Makes a folder whose parent is there; it may be there already.
 pub(super) fn make_folder(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        other => other,
+    loop {
+        let error = match fs::create_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => error,
+            other => return other,
+        };
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => return Ok(()),
+            // Another writer's sweep removed it meanwhile.
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {}
+            _ => return Err(error),
+        }
     }
 }
 
@@ -176,3 +184,36 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 const TEMPORARY: &str = ".tmp";
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The temporary folder comes and goes under writers that never look at each other.
+    #[test]
+    fn writers_and_sweepers_are_in_nobodys_way() {
+        const ROUNDS: usize = 2_000;
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        std::thread::scope(|scope| {
+            for writer in 0..3 {
+                scope.spawn(move || {
+                    let name = root.join(writer.to_string());
+                    for _ in 0..ROUNDS {
+                        write(&name, b"x").unwrap();
+                        sweep(root);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_link_to_nowhere_is_no_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        let error = make_folder(&link).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+    }
+}
