@@ -6,6 +6,8 @@
 
 pub mod compress;
 mod folder;
+pub mod journal;
 pub mod layout;
+pub mod objects;
 
 pub use folder::{FolderCache, FolderConfig};

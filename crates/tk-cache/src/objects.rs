@@ -1,0 +1,115 @@
+//! What a cache far away is made of: named objects, wherever they lie.
+
+use crate::journal::Journal;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use std::fmt::{Debug, Display};
+use tk_narinfo::NarInfo;
+use tk_path::{HashPart, StorePath};
+use tk_store::{ByteStream, Result, Store};
+
+/// The place where the objects of one cache lie: an HTTP server, a bucket.
+///
+/// Names are those of [`layout`](crate::layout), relative to the cache. An implementation retries
+/// what may pass by itself, and bounds how many requests are under way at once; callers start as
+/// much as they like. `Display` is the canonical URI without parameters, which identifies the
+/// cache.
+///
+/// # Errors
+/// "Absent" (`None`) is only what the other side said in so many words. Refused credentials, a
+/// server in trouble, a timeout are errors.
+#[async_trait]
+pub trait Objects: Debug + Display + Send + Sync {
+    /// The content of an object of at most `limit` bytes, without its `Content-Encoding`.
+    async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>>;
+
+    /// Whether there is such an object, and its size in bytes if the other side says it.
+    async fn look(&self, name: &str) -> Result<Option<Look>>;
+
+    /// The content of an object as it is stored. A transfer that breaks is taken up where it
+    /// stood; one that cannot be ends with an error, and so does one that is shorter than
+    /// announced. `url` is what a narinfo says: a name, or where the place allows it, a URL.
+    async fn stream(&self, url: &str) -> Result<Option<ByteStream>>;
+
+    /// Puts an object there, at once and whole; false if it was there and `only_new` was asked
+    /// for. Where the other side knows no such condition it is overwritten.
+    async fn write(&self, name: &str, content: Bytes, mime: &str, only_new: bool) -> Result<bool>;
+
+    /// Puts a large object there whose content is still being made. It becomes visible whole, at
+    /// the end, or not at all.
+    async fn upload(&self, upload: Upload<'_>) -> Result<()>;
+
+    /// Removes an object; that it is not there is no error.
+    async fn remove(&self, name: &str) -> Result<()>;
+
+    /// The names that start with `prefix`.
+    ///
+    /// # Errors
+    /// [`Unsupported`](tk_store::Error::Unsupported) where the other side cannot list, as plain
+    /// HTTP servers.
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<String>>;
+
+    /// How many small requests are worth having under way at once.
+    fn parallel(&self) -> usize;
+}
+
+/// What is known of an object without its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// Its size in bytes.
+    pub size: Option<u64>,
+}
+
+/// A large object on its way to [`Objects::upload`].
+pub struct Upload<'a> {
+    /// Its name in the cache.
+    pub name: &'a str,
+    /// Its media type.
+    pub mime: &'a str,
+    /// Its content. An error ends the upload with that error, and nothing becomes visible.
+    pub body: ByteStream,
+    /// About how many bytes will come; they may be fewer or more.
+    pub size_hint: u64,
+    /// Where to note what has arrived, so that an upload of the same bytes under the same name
+    /// goes on there after the process was killed.
+    pub journal: Option<&'a Journal>,
+}
+
+/// Caches that answer with narinfos.
+pub trait NarInfos: Store {
+    /// One answer for each path, as it arrives: its narinfo, `None` if the cache says that it is
+    /// absent, or why it could not be asked. What fails for one path does not end the others.
+    ///
+    /// The input may depend on the output, as in [`Store::infos`].
+    fn narinfos<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, (StorePath, Result<Option<NarInfo>>)>;
+}
+
+/// What a cache said before, as somebody remembers it. Calls block, and may come from any thread.
+///
+/// A fault of the memory is no fault of the cache: what cannot be read is not known, what cannot
+/// be written is forgotten.
+pub trait NarInfoCache: Debug + Send + Sync {
+    /// What is known of each of `parts`, in their order.
+    fn get(&self, parts: &[HashPart]) -> Vec<Option<Known>>;
+    /// Remembers answers: the text of a narinfo, or `None` for "absent".
+    fn put(&self, answers: &[(HashPart, Option<Bytes>)]);
+    /// Forgets what was said of `part`: it turned out to be wrong, or this process changed it.
+    fn forget(&self, parts: &[HashPart]);
+    /// The `nix-cache-info` of the cache: its text, or `None` within for "it has none".
+    fn cache_info(&self) -> Option<Option<Bytes>>;
+    /// Remembers it.
+    fn put_cache_info(&self, text: Option<&[u8]>);
+}
+
+/// An answer that is remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Known {
+    /// The cache had the path; the text of its narinfo.
+    Present(Bytes),
+    /// It had not.
+    Absent,
+}
