@@ -1,12 +1,13 @@
 //! Binary caches in folders: `file://`.
 
 mod abilities;
-mod add;
 mod files;
 mod logs;
 mod nar;
+mod upload;
 
 use crate::{
+    add,
     compress::Compressor,
     layout::{self, CACHE_INFO, NAR_FOLDER},
 };

@@ -4,7 +4,10 @@
 //! writes too. [`compress`] has the encoders and decoders of NARs, [`layout`] the names of what is
 //! in a cache; both are of use without a folder.
 
+mod add;
 pub mod compress;
+#[cfg(feature = "disk-cache")]
+pub mod disk_cache;
 mod folder;
 pub mod journal;
 pub mod layout;

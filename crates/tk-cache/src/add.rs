@@ -2,40 +2,87 @@
 //!
 //! Each item goes through these states; a narinfo is written only on the last step:
 //! ```text
-//! queued -> uploading (NAR checked, packed, renamed into place) -> uploaded -> visible
+//! queued -> uploading (NAR checked, packed, put into its place) -> uploaded -> visible
 //!    \___________\________________________________________________/
 //!                 failed, and with it all that refers to it
 //! ```
 //! An uploaded path becomes visible when everything it refers to is. The largest NARs of what is
 //! at hand go first, so that no long one is left over for the end; therefore uploads end in any
-//! order. One task decides (this file's [`Adding`]); blocking threads do the work ([`upload`]).
+//! order. One task decides (this file's [`Adding`]); the cache's [`Target`] does the work.
 
-mod upload;
-
-use super::{Inner, MIB, blocking, files, writing};
-use crate::layout;
 use futures::{
     FutureExt, StreamExt,
     future::BoxFuture,
-    stream::{AbortHandle, Abortable, FuturesUnordered},
+    stream::{AbortHandle, FuturesUnordered},
 };
 use std::{
     collections::{BTreeSet, BinaryHeap, HashMap, HashSet},
+    fmt::Display,
     future::poll_fn,
-    io::{self, ErrorKind},
+    io::ErrorKind,
     sync::Arc,
     task::Poll,
 };
 use tk_narinfo::PathInfo;
-use tk_path::StorePath;
-use tk_store::{
-    AddItem, AddItems, AddReport, Error, NarStream, Result, SigCheck, nar::BlockingNar,
-};
-use upload::{Failure, Uploaded};
+use tk_path::{StoreDir, StorePath};
+use tk_store::{AddItem, AddItems, AddReport, Error, NarStream, Result, SigCheck};
 
-/// [`Store::add`](tk_store::Store::add) of a folder cache.
-pub(super) async fn run(
-    cache: &Arc<Inner>,
+/// A cache that paths are added to. `Display` is its URI.
+pub(crate) trait Target: Display + Send + Sync + 'static {
+    /// The directory that its paths belong to.
+    fn store_dir(&self) -> &StoreDir;
+    /// Whether a path is refused whose references are not there.
+    fn require_references(&self) -> bool;
+    /// Uploads at once.
+    fn uploads(&self) -> usize;
+    /// How narinfos are published.
+    fn publishing(&self) -> Publishing;
+    /// The subset of `paths` that is there.
+    fn valid(
+        self: Arc<Self>,
+        paths: BTreeSet<StorePath>,
+    ) -> BoxFuture<'static, Result<BTreeSet<StorePath>>>;
+    /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written.
+    fn upload(
+        self: Arc<Self>,
+        info: PathInfo,
+        nar: NarStream,
+    ) -> BoxFuture<'static, Result<Uploaded, Failure>>;
+    /// Writes narinfos; one result for each, in order.
+    fn publish(
+        self: Arc<Self>,
+        narinfos: Vec<(StorePath, String)>,
+    ) -> BoxFuture<'static, Vec<(StorePath, Result<()>)>>;
+}
+
+/// How narinfos are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Publishing {
+    /// All that can be, one after the other, on one thread.
+    Together,
+    /// Each by itself, up to so many at once.
+    Each(usize),
+}
+
+/// What is left to do after an upload: write the narinfo.
+pub(crate) struct Uploaded {
+    /// Its text.
+    pub(crate) narinfo: String,
+    /// Bytes of the packed NAR.
+    pub(crate) written: u64,
+}
+
+/// Why an upload failed.
+pub(crate) enum Failure {
+    /// Because of the path or its source.
+    Item(Error),
+    /// Because of the cache.
+    Cache(Error),
+}
+
+/// [`Store::add`](tk_store::Store::add) of a cache.
+pub(crate) async fn run<T: Target>(
+    cache: &Arc<T>,
     items: AddItems<'_>,
     check: &SigCheck,
 ) -> Result<AddReport> {
@@ -49,7 +96,7 @@ pub(super) async fn run(
         queue: BinaryHeap::new(),
         uploads: 0,
         publishable: Vec::new(),
-        publishing: false,
+        publishing: 0,
         running: FuturesUnordered::new(),
     };
     match adding.run(items).await {
@@ -61,8 +108,8 @@ pub(super) async fn run(
     }
 }
 
-struct Adding<'a> {
-    cache: Arc<Inner>,
+struct Adding<'a, T: Target> {
+    cache: Arc<T>,
     check: &'a SigCheck,
     report: AddReport,
     /// All items so far that were not there before.
@@ -76,7 +123,8 @@ struct Adding<'a> {
     uploads: usize,
     /// Narinfos that may be written now.
     publishable: Vec<(StorePath, String)>,
-    publishing: bool,
+    /// Writings of narinfos under way.
+    publishing: usize,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
 }
 
@@ -111,7 +159,7 @@ enum Next {
     End,
 }
 
-impl Adding<'_> {
+impl<T: Target> Adding<'_, T> {
     async fn run(&mut self, items: AddItems<'_>) -> Result<()> {
         let mut items = items.ready_chunks(BATCH).fuse();
         loop {
@@ -148,9 +196,11 @@ impl Adding<'_> {
 
     async fn accept(&mut self, batch: Vec<Result<AddItem>>) -> Result<()> {
         let batch = batch.into_iter().collect::<Result<Vec<_>>>()?;
-        let (cache, unknown) = (self.cache.clone(), self.unknown(&batch));
-        self.visible
-            .extend(blocking(move || cache.valid(unknown)).await?);
+        let unknown = self.unknown(&batch);
+        if !unknown.is_empty() {
+            let valid = self.cache.clone().valid(unknown).await?;
+            self.visible.extend(valid);
+        }
         for (info, nar) in batch {
             if self.nodes.contains_key(&info.path) {
                 continue;
@@ -184,7 +234,7 @@ impl Adding<'_> {
         };
         let accepted = self
             .check
-            .check(&self.cache.config.store_dir, &info)
+            .check(self.cache.store_dir(), &info)
             .and_then(|()| self.await_references(&info));
         match accepted {
             Ok(waits_for) => {
@@ -205,7 +255,7 @@ impl Adding<'_> {
 
     /// Registers `info` with those of its references that are still to come; their number.
     fn await_references(&mut self, info: &PathInfo) -> Result<usize> {
-        if !self.cache.config.require_references {
+        if !self.cache.require_references() {
             return Ok(0);
         }
         let others = || {
@@ -231,7 +281,7 @@ impl Adding<'_> {
 
     /// Starts uploads while there are threads for them, and the writing of narinfos.
     fn start(&mut self) {
-        while self.uploads < self.cache.config.jobs.get()
+        while self.uploads < self.cache.uploads()
             && let Some(Queued { info, nar, .. }) = self.queue.pop()
         {
             let Some(node) = self.nodes.get_mut(&info.path) else {
@@ -241,15 +291,22 @@ impl Adding<'_> {
                 let (nar, abort) = futures::stream::abortable(nar);
                 node.state = State::Uploading(abort);
                 self.uploads += 1;
-                self.running
-                    .push(upload(self.cache.clone(), info, nar).boxed());
+                let path = info.path.clone();
+                let upload = self.cache.clone().upload(info, nar.boxed());
+                let event = upload.map(|result| Event::Uploaded(path, result));
+                self.running.push(event.boxed());
             }
         }
-        if !self.publishing && !self.publishable.is_empty() {
-            self.publishing = true;
-            let narinfos = std::mem::take(&mut self.publishable);
-            self.running
-                .push(publish(self.cache.clone(), narinfos).boxed());
+        let (most, size) = match self.cache.publishing() {
+            Publishing::Together => (1, usize::MAX),
+            Publishing::Each(most) => (most, 1),
+        };
+        while self.publishing < most && !self.publishable.is_empty() {
+            self.publishing += 1;
+            let size = size.min(self.publishable.len());
+            let narinfos = self.publishable.drain(..size).collect();
+            let publish = self.cache.clone().publish(narinfos);
+            self.running.push(publish.map(Event::Published).boxed());
         }
     }
 
@@ -289,7 +346,7 @@ impl Adding<'_> {
     }
 
     fn published(&mut self, results: Vec<(StorePath, Result<()>)>) -> Result<()> {
-        self.publishing = false;
+        self.publishing -= 1;
         for (path, result) in results {
             match result {
                 Ok(()) => {
@@ -344,7 +401,7 @@ impl Adding<'_> {
 }
 
 /// If nobody waits for the result any more, the threads end at their next chunk.
-impl Drop for Adding<'_> {
+impl<T: Target> Drop for Adding<'_, T> {
     fn drop(&mut self) {
         for node in self.nodes.values() {
             node.abort();
@@ -394,54 +451,13 @@ impl Ord for Queued {
     }
 }
 
-async fn upload(cache: Arc<Inner>, info: PathInfo, nar: Abortable<NarStream>) -> Event {
-    let path = info.path.clone();
-    let size = (info.nar_size != 0).then_some(info.nar_size);
-    let memory = cache
-        .compressor
-        .memory(size)
-        .div_ceil(MIB)
-        .min(u64::from(cache.memory));
-    // It is never closed.
-    let permit = cache
-        .free_memory
-        .clone()
-        .acquire_many_owned(memory as u32)
-        .await;
-    let nar = BlockingNar::new(nar.boxed());
-    let work = blocking(move || {
-        let _permit = permit;
-        Ok(upload::upload(&cache, info, nar))
-    });
-    let result = work.await.unwrap_or_else(|error| Err(Failure::Item(error)));
-    Event::Uploaded(path, result)
-}
-
-/// Writes narinfos, in order.
-async fn publish(cache: Arc<Inner>, narinfos: Vec<(StorePath, String)>) -> Event {
-    let write = move |(path, text): (StorePath, String)| {
-        let file = cache.root.join(layout::narinfo(&path.to_hash_part()));
-        let written = files::write(&file, text.as_bytes()).map_err(|e| writing(&file, e));
-        (path, written)
-    };
-    let paths: Vec<_> = narinfos.iter().map(|(path, _)| path.clone()).collect();
-    let work = blocking(move || Ok(narinfos.into_iter().map(write).collect()));
-    Event::Published(work.await.unwrap_or_else(|error| {
-        let line = error.to_line();
-        let lost = |path| {
-            (
-                path,
-                Err(Error::io(line.clone(), io::Error::other("no thread"))),
-            )
-        };
-        paths.into_iter().map(lost).collect()
-    }))
-}
-
 /// Whether the rest need not be tried.
 fn is_fatal(error: &Error) -> bool {
-    let Error::Io { source, .. } = error else {
-        return false;
+    let source = match error {
+        Error::Io { source, .. } => source,
+        // It says the same to everything.
+        Error::Refused { .. } | Error::Unsupported { .. } => return true,
+        _ => return false,
     };
     matches!(
         source.kind(),

@@ -1,39 +1,108 @@
 //! One NAR into the cache: read, checked, packed, hashed and written in one pass.
 
-use super::super::{Inner, files, writing};
-use crate::layout::{self, NAR_FOLDER};
+use super::{Inner, MIB, blocking, files, writing};
+use crate::{
+    add::{Failure, Publishing, Target, Uploaded},
+    layout::{self, NAR_FOLDER},
+};
+use futures::{FutureExt, future::BoxFuture};
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Write},
     path::Path,
+    sync::Arc,
 };
 use tk_nar::ListingBuilder;
 use tk_narinfo::{Compression, NarInfo, PathInfo};
-use tk_path::{Algorithm, Hash, Hasher};
-use tk_store::{Error, NarCheck, nar::BlockingNar};
+use tk_path::{Algorithm, Hash, Hasher, StoreDir, StorePath};
+use tk_store::{Error, NarCheck, NarStream, Result, nar::BlockingNar};
+use tokio::sync::OwnedSemaphorePermit;
 
-/// What is left to do after an upload: write the narinfo.
-pub(super) struct Uploaded {
-    /// Its text.
-    pub(super) narinfo: String,
-    /// Bytes of the packed NAR.
-    pub(super) written: u64,
+impl Target for Inner {
+    fn store_dir(&self) -> &StoreDir {
+        &self.config.store_dir
+    }
+
+    fn require_references(&self) -> bool {
+        self.config.require_references
+    }
+
+    fn uploads(&self) -> usize {
+        self.config.jobs.get()
+    }
+
+    fn publishing(&self) -> Publishing {
+        Publishing::Together
+    }
+
+    fn valid(
+        self: Arc<Self>,
+        paths: BTreeSet<StorePath>,
+    ) -> BoxFuture<'static, Result<BTreeSet<StorePath>>> {
+        blocking(move || Inner::valid(&self, paths)).boxed()
+    }
+
+    fn upload(
+        self: Arc<Self>,
+        info: PathInfo,
+        nar: NarStream,
+    ) -> BoxFuture<'static, Result<Uploaded, Failure>> {
+        let work = async move {
+            let permit = self.room(info.nar_size).await;
+            let nar = BlockingNar::new(nar);
+            let work = blocking(move || {
+                let _permit = permit;
+                Ok(upload(&self, info, nar))
+            });
+            work.await.unwrap_or_else(|error| Err(Failure::Item(error)))
+        };
+        work.boxed()
+    }
+
+    fn publish(
+        self: Arc<Self>,
+        narinfos: Vec<(StorePath, String)>,
+    ) -> BoxFuture<'static, Vec<(StorePath, Result<()>)>> {
+        publish(self, narinfos).boxed()
+    }
 }
 
-/// Why an upload failed.
-pub(super) enum Failure {
-    /// Because of the path or its source.
-    Item(Error),
-    /// Because of the cache.
-    Cache(Error),
+impl Inner {
+    /// Waits until there is memory for one more encoder.
+    async fn room(&self, nar_size: u64) -> OwnedSemaphorePermit {
+        let size = (nar_size != 0).then_some(nar_size);
+        let memory = self.compressor.memory(size).div_ceil(MIB);
+        let memory = memory.min(u64::from(self.memory)) as u32;
+        let free = self.free_memory.clone();
+        free.acquire_many_owned(memory).await.expect("never closed")
+    }
+}
+
+/// Writes narinfos, in order.
+async fn publish(
+    cache: Arc<Inner>,
+    narinfos: Vec<(StorePath, String)>,
+) -> Vec<(StorePath, Result<()>)> {
+    let write = move |(path, text): (StorePath, String)| {
+        let file = cache.root.join(layout::narinfo(&path.to_hash_part()));
+        let written = files::write(&file, text.as_bytes()).map_err(|e| writing(&file, e));
+        (path, written)
+    };
+    let paths: Vec<_> = narinfos.iter().map(|(path, _)| path.clone()).collect();
+    let work = blocking(move || Ok(narinfos.into_iter().map(write).collect()));
+    work.await.unwrap_or_else(|error| {
+        let line = error.to_line();
+        let lost = |path| {
+            let gone = io::Error::other("no thread");
+            (path, Err(Error::io(line.clone(), gone)))
+        };
+        paths.into_iter().map(lost).collect()
+    })
 }
 
 /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written.
-pub(super) fn upload(
-    cache: &Inner,
-    mut info: PathInfo,
-    nar: BlockingNar,
-) -> Result<Uploaded, Failure> {
+fn upload(cache: &Inner, mut info: PathInfo, nar: BlockingNar) -> Result<Uploaded, Failure> {
     let packed = pack(cache, &info, nar)?;
     let hash = packed.hash.unwrap_or_else(|| info.nar_hash.into());
     let compression = cache.config.compression;
