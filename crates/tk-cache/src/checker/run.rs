@@ -1,0 +1,292 @@
+use super::{Answer, Checked, Checker, StoreInfos};
+use futures::{
+    Stream, StreamExt,
+    stream::{BoxStream, SelectAll, select_all},
+};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tk_narinfo::NarInfo;
+use tk_path::StorePath;
+use tk_store::{Error, Result};
+use tokio::sync::mpsc;
+
+/// The answers of one check, as they are complete.
+pub fn run<'a>(checker: &'a Checker, paths: BoxStream<'a, StorePath>) -> BoxStream<'a, Checked> {
+    let run = Run::new(checker, paths);
+    futures::stream::unfold(run, async |mut run| {
+        let checked = run.next().await?;
+        Some((checked, run))
+    })
+    .boxed()
+}
+
+/// A check under way.
+struct Run<'a> {
+    checker: &'a Checker,
+    input: Option<BoxStream<'a, StorePath>>,
+    /// Every path that was ever wanted.
+    seen: HashSet<StorePath>,
+    /// Those that wait for room.
+    waiting: VecDeque<StorePath>,
+    open: HashMap<StorePath, Open>,
+    /// A channel to each cache, and behind them to the store with the references, if there is one.
+    questions: Vec<mpsc::UnboundedSender<StorePath>>,
+    replies: SelectAll<BoxStream<'a, Reply>>,
+    /// Complete, and not yet handed out.
+    done: VecDeque<Checked>,
+}
+
+/// A path that was asked about.
+struct Open {
+    answers: Vec<Option<Answer>>,
+    references: References,
+    followed: bool,
+}
+
+/// Where the references of a path come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum References {
+    /// From nobody, or from the caches.
+    Caches,
+    /// The store with the references has not answered.
+    Awaited,
+    /// It has, and knows them.
+    Known,
+}
+
+enum Reply {
+    /// Who answers, as a place in `questions`.
+    From(usize, StorePath, Result<Option<NarInfo>>),
+    /// That one will not answer any more.
+    End(usize),
+}
+
+enum Event {
+    Input(StorePath),
+    InputEnd,
+    Reply(Reply),
+}
+
+impl<'a> Run<'a> {
+    fn new(checker: &'a Checker, input: BoxStream<'a, StorePath>) -> Self {
+        let mut questions = Vec::new();
+        let mut replies = Vec::new();
+        let mut ask =
+            |answers: &mut dyn FnMut(
+                BoxStream<'a, StorePath>,
+            )
+                -> BoxStream<'a, (StorePath, Result<Option<NarInfo>>)>| {
+                let (question, asked) = mpsc::unbounded_channel();
+                let who = questions.len();
+                questions.push(question);
+                let asked = futures::stream::unfold(asked, async |mut asked| {
+                    let path = asked.recv().await?;
+                    Some((path, asked))
+                });
+                let said = answers(asked.boxed()).map(move |(path, a)| Reply::From(who, path, a));
+                let end = futures::stream::once(async move { Reply::End(who) });
+                replies.push(said.chain(end).boxed());
+            };
+        for cache in &checker.caches {
+            ask(&mut |paths| cache.narinfos(paths));
+        }
+        if let Some(store) = checker.reference_store() {
+            ask(&mut |paths| StoreInfos::ask(store, paths));
+        }
+        Run {
+            checker,
+            input: Some(input),
+            seen: HashSet::new(),
+            waiting: VecDeque::new(),
+            open: HashMap::new(),
+            questions,
+            replies: select_all(replies),
+            done: VecDeque::new(),
+        }
+    }
+
+    async fn next(&mut self) -> Option<Checked> {
+        loop {
+            if let Some(done) = self.done.pop_front() {
+                return Some(done);
+            }
+            while self.has_room()
+                && let Some(path) = self.waiting.pop_front()
+            {
+                self.ask(path);
+            }
+            if !self.done.is_empty() {
+                continue;
+            }
+            if self.open.is_empty() && self.input.is_none() {
+                return None;
+            }
+            match poll_fn(|cx| self.poll(cx)).await {
+                Event::Input(path) => self.want(path),
+                Event::InputEnd => self.input = None,
+                Event::Reply(Reply::From(who, path, answer)) => self.take(who, path, answer),
+                Event::Reply(Reply::End(who)) => self.give_up(who),
+            }
+        }
+    }
+
+    /// Answers first: they make room.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Poll::Ready(Some(reply)) = self.replies.poll_next_unpin(cx) {
+            return Poll::Ready(Event::Reply(reply));
+        }
+        let room = self.has_room();
+        let Some(input) = self.input.as_mut().filter(|_| room) else {
+            return Poll::Pending;
+        };
+        Pin::new(input).poll_next(cx).map(|path| match path {
+            Some(path) => Event::Input(path),
+            None => Event::InputEnd,
+        })
+    }
+
+    fn has_room(&self) -> bool {
+        self.open.len() < self.checker.window.get()
+    }
+
+    fn want(&mut self, path: StorePath) {
+        if self.seen.insert(path.clone()) {
+            self.waiting.push_back(path);
+        }
+    }
+
+    fn ask(&mut self, path: StorePath) {
+        let caches = self.checker.caches.len();
+        let mut open = Open {
+            answers: (0..caches).map(|_| None).collect(),
+            references: match self.checker.reference_store() {
+                Some(_) => References::Awaited,
+                None => References::Caches,
+            },
+            followed: !self.checker.closure,
+        };
+        for (who, question) in self.questions.iter().enumerate() {
+            if question.send(path.clone()).is_ok() {
+                continue;
+            }
+            match open.answers.get_mut(who) {
+                Some(answer) => *answer = Some(Answer::NotAsked(self.gone(who))),
+                None => open.references = References::Caches,
+            }
+        }
+        self.open.insert(path.clone(), open);
+        self.complete(path);
+    }
+
+    fn take(&mut self, who: usize, path: StorePath, answer: Result<Option<NarInfo>>) {
+        // What nobody asked for, or a second answer, is no answer.
+        let Some(open) = self.open.get_mut(&path) else {
+            return;
+        };
+        let mut references = None;
+        match open.answers.get_mut(who) {
+            Some(Some(_)) => return,
+            Some(slot) => {
+                let answer = self.checker.answer(who, answer);
+                if let Answer::Present(narinfo, _) = &answer {
+                    references = Some(narinfo.info.references.clone());
+                }
+                *slot = Some(answer);
+                references = references.filter(|_| open.references == References::Caches);
+            }
+            None if open.references != References::Awaited => return,
+            None => match answer {
+                Ok(Some(info)) => {
+                    open.references = References::Known;
+                    references = Some(info.info.references);
+                }
+                Ok(None) | Err(_) => {
+                    open.references = References::Caches;
+                    references = open.said_references();
+                }
+            },
+        }
+        if let Some(references) = references
+            && self.checker.closure
+        {
+            open.followed = true;
+            references.into_iter().for_each(|path| self.want(path));
+        }
+        self.complete(path);
+    }
+
+    /// A cache that stops answering leaves its questions open.
+    fn give_up(&mut self, who: usize) {
+        let open: Vec<StorePath> = self.open.keys().cloned().collect();
+        // From now on sending to it fails.
+        self.questions[who] = mpsc::unbounded_channel().0;
+        for path in open {
+            self.take(who, path, Err(self.gone(who)));
+        }
+    }
+
+    fn gone(&self, who: usize) -> Error {
+        let who = self.checker.caches.get(who);
+        Error::Refused {
+            who: who.map_or_else(String::new, ToString::to_string),
+            words: "questions about paths were left unanswered".to_owned(),
+        }
+    }
+
+    /// Hands the path out if everybody has answered.
+    fn complete(&mut self, path: StorePath) {
+        let Some(open) = self.open.get(&path) else {
+            return;
+        };
+        if open.references == References::Awaited || open.answers.iter().any(Option::is_none) {
+            return;
+        }
+        let open = self.open.remove(&path).expect("it was there");
+        self.done.push_back(Checked {
+            path,
+            answers: open.answers.into_iter().flatten().collect(),
+            followed: open.followed,
+        });
+    }
+}
+
+impl Open {
+    /// The references that the caches have told so far; `None` if none of them has the path.
+    fn said_references(&self) -> Option<std::collections::BTreeSet<StorePath>> {
+        let said = self
+            .answers
+            .iter()
+            .flatten()
+            .filter_map(|answer| match answer {
+                Answer::Present(narinfo, _) => Some(&narinfo.info.references),
+                _ => None,
+            });
+        said.fold(None, |all, some| {
+            let mut all = all.unwrap_or_else(std::collections::BTreeSet::new);
+            all.extend(some.iter().cloned());
+            Some(all)
+        })
+    }
+}
+
+impl Checker {
+    /// The store with the references, if they are wanted.
+    fn reference_store(&self) -> Option<&dyn tk_store::Store> {
+        self.references.as_deref().filter(|_| self.closure)
+    }
+
+    fn answer(&self, cache: usize, answer: Result<Option<NarInfo>>) -> Answer {
+        match answer {
+            Ok(None) => Answer::Absent,
+            Err(error) => Answer::NotAsked(error),
+            Ok(Some(narinfo)) => {
+                let trust = self.judge(self.caches[cache].dir(), &narinfo);
+                Answer::Present(Box::new(narinfo), trust)
+            }
+        }
+    }
+}
