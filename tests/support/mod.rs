@@ -2,6 +2,7 @@
 
 pub mod daemon;
 mod rig;
+pub mod servers;
 mod tally;
 mod vectors;
 
