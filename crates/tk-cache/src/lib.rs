@@ -5,12 +5,36 @@
 //! in a cache; both are of use without a folder.
 
 mod add;
+pub mod checker;
 pub mod compress;
 #[cfg(feature = "disk-cache")]
 pub mod disk_cache;
+mod debug_info;
 mod folder;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod journal;
 pub mod layout;
+#[cfg(feature = "http")]
+mod limit;
 pub mod objects;
+mod pack;
+mod unpack;
 
 pub use folder::{FolderCache, FolderConfig};
+
+use tk_store::Error;
+
+/// Runs `work` on a thread that may wait.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> tk_store::Result<T> + Send + 'static,
+) -> tk_store::Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => {
+            let error = std::io::Error::other(error);
+            Err(Error::io("waiting for a thread", error))
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! Caches on HTTP servers, and what every connection over the network has in common.
+
+mod body;
+mod client;
+mod failure;
+mod netrc;
+mod origin;
+mod send;
+mod stream;
+mod tls;
+mod tries;
+mod upload;
+
+pub use client::Client;
+pub use netrc::Netrc;
+
+use crate::objects::{Look, Objects, Upload};
+use async_trait::async_trait;
+use bytes::Bytes;
+use failure::Failure;
+use futures::stream::BoxStream;
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, IF_NONE_MATCH},
+};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use send::{Payload, Request};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use tk_store::{ByteStream, Error, Result};
+use url::Url;
+
+/// How to reach servers.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// PEM certificates of the authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// What to present to servers that ask who this is: PEM files of the certificate chain and of
+    /// its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Which proxies to go through.
+    pub proxies: Proxies,
+    /// The `User-Agent`.
+    pub user_agent: String,
+    /// How long a connection may take to come about, TLS included.
+    pub connect_timeout: Duration,
+    /// How long a server may send nothing (and take nothing) in the midst of a request. One that
+    /// sends a few bytes now and then is given up after about twice this time.
+    pub stall_timeout: Duration,
+    /// What is tried again, and when.
+    pub retry: Retry,
+    /// The most small requests under way at once, over HTTP/2; over HTTP/1.1, where each needs a
+    /// connection, they are fewer.
+    pub parallel: usize,
+    /// Who this is.
+    pub credentials: Credentials,
+    /// Where bodies of uploads are kept while they are sent; `None`: in the system's folder for
+    /// temporary files.
+    pub spool: Option<PathBuf>,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        ClientConfig {
+            ca_file: None,
+            identity: None,
+            proxies: Proxies::default(),
+            user_agent: concat!("tk-store/", env!("CARGO_PKG_VERSION")).to_owned(),
+            connect_timeout: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(60),
+            retry: Retry::default(),
+            parallel: 256,
+            credentials: Credentials::default(),
+            spool: None,
+        }
+    }
+}
+
+/// What is tried again: broken connections, timeouts, and statuses that say "later". Waits double
+/// each time, and vary by chance.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// How often a request is sent at most, 1 for once. Where there is no connection at all, fewer.
+    pub attempts: u32,
+    /// The first wait.
+    pub delay: Duration,
+    /// The first wait after "too many requests" (429, 503) that does not say how long.
+    pub delay_rate_limited: Duration,
+    /// The longest wait, also if the server asks for more.
+    pub max_delay: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry {
+            attempts: 5,
+            delay: Duration::from_millis(250),
+            delay_rate_limited: Duration::from_secs(5),
+            max_delay: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Proxies by scheme, as the variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`
+/// mean them to curl. URLs may hold a login; without scheme they are `http://`.
+#[derive(Clone, Default)]
+pub struct Proxies {
+    /// For `http://`.
+    pub http: Option<String>,
+    /// For `https://`.
+    pub https: Option<String>,
+    /// For those of the two that are not given.
+    pub all: Option<String>,
+    /// Hosts that are reached directly, separated by commas; `*`: all.
+    pub no_proxy: Option<String>,
+}
+
+/// Without the logins.
+impl fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = |proxy: &Option<String>| {
+            let after_login = |p: &String| p.rsplit('@').next().unwrap_or_default().to_owned();
+            proxy.as_ref().map(after_login)
+        };
+        f.debug_struct("Proxies")
+            .field("http", &host(&self.http))
+            .field("https", &host(&self.https))
+            .field("all", &host(&self.all))
+            .field("no_proxy", &self.no_proxy)
+            .finish()
+    }
+}
+
+/// Logins for servers.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// For the cache itself: its scheme, host and port, nobody else.
+    pub auth: Auth,
+    /// For any host that has an entry, where `auth` does not apply. Not sent in the clear to where
+    /// an encrypted answer redirects.
+    pub netrc: Arc<Netrc>,
+}
+
+/// How to prove who this is. Secrets are never shown.
+#[derive(Clone, Default)]
+pub enum Auth {
+    /// Not at all.
+    #[default]
+    None,
+    /// By a name and a password, which are sent with each request.
+    Basic {
+        /// The name.
+        user: String,
+        /// The password.
+        password: String,
+    },
+    /// By a token.
+    Bearer(String),
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Auth::None => "None",
+            Auth::Basic { .. } => "Basic(…)",
+            Auth::Bearer(_) => "Bearer(…)",
+        })
+    }
+}
+
+/// Which cache, and how to reach it.
+#[derive(Clone)]
+pub struct HttpConfig {
+    /// Its `http` or `https` URL. A login in it counts unless [`Credentials::auth`] says another.
+    /// Query and fragment are dropped.
+    pub url: Url,
+    /// How to reach it.
+    pub client: ClientConfig,
+    /// Whether "forbidden" (403) means "absent", as in buckets whose names nobody may list.
+    /// Default: no.
+    pub forbidden_is_absent: bool,
+}
+
+impl HttpConfig {
+    /// The defaults for the cache at `url`.
+    pub fn new(url: Url) -> Self {
+        HttpConfig {
+            url,
+            client: ClientConfig::default(),
+            forbidden_is_absent: false,
+        }
+    }
+}
+
+/// Without a login.
+impl fmt::Debug for HttpConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpConfig")
+            .field("url", &send::shown(&self.url))
+            .field("client", &self.client)
+            .field("forbidden_is_absent", &self.forbidden_is_absent)
+            .finish()
+    }
+}
+
+/// A cache on an HTTP server.
+///
+/// # Security
+/// A login goes to the cache only: not to where it redirects, not to other hosts that a narinfo
+/// names. What servers send is bounded before it is held.
+///
+/// A clone is the same cache.
+#[derive(Clone)]
+pub struct HttpObjects(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    /// Without login, with a slash at the end.
+    base: Url,
+    /// The same as text without the slash.
+    name: String,
+    forbidden_is_absent: bool,
+    chunked: upload::Chunked,
+}
+
+impl HttpObjects {
+    /// Makes ready to ask the cache. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the URL is none of `http` or `https`, or certificates, proxies or the login are no
+    /// such thing.
+    pub fn open(config: HttpConfig) -> Result<Self> {
+        let mut base = config.url;
+        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
+            let url = send::shown(&base);
+            return Err(Error::invalid(format!("{url} is no http or https URL")));
+        }
+        let login = send::take_login(&mut base);
+        base.set_query(None);
+        base.set_fragment(None);
+        let path = format!("{}/", base.path().trim_end_matches('/'));
+        base.set_path(&path);
+        let auth = match config.client.credentials.auth {
+            Auth::None => login.unwrap_or_default(),
+            ref auth => auth.clone(),
+        };
+        Ok(HttpObjects(Arc::new(Inner {
+            client: Client::for_cache(&config.client, &base, &auth)?,
+            name: base.as_str().trim_end_matches('/').to_owned(),
+            base,
+            forbidden_is_absent: config.forbidden_is_absent,
+            chunked: upload::Chunked::default(),
+        })))
+    }
+
+    /// The client that it asks with.
+    pub fn client(&self) -> &Client {
+        &self.0.client
+    }
+}
+
+impl Inner {
+    fn url(&self, name: &str) -> Result<Url> {
+        let url = format!("{}{}", self.base, utf8_percent_encode(name, NOT_IN_NAMES));
+        Url::parse(&url).map_err(|e| Error::malformed(url, e))
+    }
+
+    fn absent(&self, status: StatusCode) -> bool {
+        matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
+            || (self.forbidden_is_absent && status == StatusCode::FORBIDDEN)
+    }
+
+    async fn read_once(&self, request: &Request, limit: usize) -> Result<Option<Bytes>, Failure> {
+        let response = self.client.send(request).await?;
+        match response.status() {
+            StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION => {
+                body::read(response, limit, self.client.pace())
+                    .await
+                    .map(Some)
+            }
+            status if self.absent(status) => {
+                body::drain(response, self.client.pace()).await;
+                Ok(None)
+            }
+            _ => Err(Failure::of(response, self.client.pace()).await),
+        }
+    }
+
+    async fn look_once(&self, request: &Request) -> Result<Option<Look>, Failure> {
+        let response = self.client.send(request).await?;
+        match response.status() {
+            StatusCode::OK | StatusCode::NO_CONTENT => {
+                // The size in transit says nothing of an object that is packed for it.
+                let packed = response
+                    .headers()
+                    .contains_key(http::header::CONTENT_ENCODING);
+                let size = body::length(response.headers()).filter(|_| !packed);
+                Ok(Some(Look { size }))
+            }
+            status if self.absent(status) => Ok(None),
+            _ => Err(Failure::of(response, self.client.pace()).await),
+        }
+    }
+
+    async fn write_once(&self, request: &Request) -> Result<bool, Failure> {
+        let response = self.client.send(request).await?;
+        match response.status() {
+            StatusCode::PRECONDITION_FAILED if request.headers.contains_key(IF_NONE_MATCH) => {
+                body::drain(response, self.client.pace()).await;
+                Ok(false)
+            }
+            status if status.is_success() => {
+                body::drain(response, self.client.pace()).await;
+                Ok(true)
+            }
+            _ => Err(Failure::of(response, self.client.pace()).await),
+        }
+    }
+
+    async fn remove_once(&self, request: &Request) -> Result<(), Failure> {
+        let response = self.client.send(request).await?;
+        let status = response.status();
+        if status.is_success() || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
+            body::drain(response, self.client.pace()).await;
+            return Ok(());
+        }
+        Err(Failure::of(response, self.client.pace()).await)
+    }
+
+    fn failed(&self, verb: &str, url: &Url, failure: Failure) -> Error {
+        failure.into_error(&self.name, verb, url)
+    }
+}
+
+#[async_trait]
+impl Objects for HttpObjects {
+    async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
+        let url = self.0.url(name)?;
+        let mut request = Request::new(Method::GET, url);
+        if let Some(accept) = body::ACCEPT {
+            request
+                .headers
+                .insert(ACCEPT_ENCODING, HeaderValue::from_static(accept));
+        }
+        let attempt = || self.0.read_once(&request, limit);
+        let result = self.0.client.retry(&request.url, attempt).await;
+        result.map_err(|failure| self.0.failed("reading", &request.url, failure))
+    }
+
+    async fn look(&self, name: &str) -> Result<Option<Look>> {
+        let request = Request::new(Method::HEAD, self.0.url(name)?);
+        let attempt = || self.0.look_once(&request);
+        let result = self.0.client.retry(&request.url, attempt).await;
+        result.map_err(|failure| self.0.failed("looking for", &request.url, failure))
+    }
+
+    async fn stream(&self, url: &str) -> Result<Option<ByteStream>> {
+        stream::open(&self.0, url).await
+    }
+
+    async fn write(&self, name: &str, content: Bytes, mime: &str, only_new: bool) -> Result<bool> {
+        let mut request = Request::new(Method::PUT, self.0.url(name)?);
+        request.headers = put_headers(mime)?;
+        request.headers.insert(CONTENT_LENGTH, content.len().into());
+        if only_new {
+            request
+                .headers
+                .insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
+        }
+        request.body = Payload::Bytes(content);
+        let attempt = || self.0.write_once(&request);
+        let result = self.0.client.retry(&request.url, attempt).await;
+        result.map_err(|failure| self.0.failed("writing", &request.url, failure))
+    }
+
+    async fn upload(&self, upload: Upload<'_>) -> Result<()> {
+        upload::run(&self.0, upload).await
+    }
+
+    async fn remove(&self, name: &str) -> Result<()> {
+        let request = Request::new(Method::DELETE, self.0.url(name)?);
+        let attempt = || self.0.remove_once(&request);
+        let result = self.0.client.retry(&request.url, attempt).await;
+        result.map_err(|failure| self.0.failed("removing", &request.url, failure))
+    }
+
+    fn list(&self, _prefix: &str) -> BoxStream<'_, Result<String>> {
+        let error = Error::Unsupported {
+            store: self.to_string(),
+            what: "cannot list what it holds".to_owned(),
+        };
+        Box::pin(futures::stream::iter([Err(error)]))
+    }
+
+    fn parallel(&self) -> usize {
+        self.0.client.parallel(&self.0.base)
+    }
+}
+
+/// The canonical URI.
+impl fmt::Display for HttpObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.name)
+    }
+}
+
+impl fmt::Debug for HttpObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HttpObjects({})", self.0.name)
+    }
+}
+
+fn put_headers(mime: &str) -> Result<HeaderMap> {
+    let mime = HeaderValue::from_str(mime)
+        .map_err(|_| Error::invalid(format!("{mime:?} is no media type")))?;
+    Ok(HeaderMap::from_iter([(CONTENT_TYPE, mime)]))
+}
+
+/// A name is a path, whatever it looks like: `log/x?.drv`.
+const NOT_IN_NAMES: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');

@@ -1,0 +1,208 @@
+//! Connections.
+
+use super::{
+    Auth, ClientConfig, Netrc, Proxies, Retry,
+    body::Pace,
+    failure::Failure,
+    origin::{OnlyHttp2, Origins},
+    send::{self, Login},
+    tls,
+    tries::Tries,
+};
+use crate::limit::Limit;
+use reqwest::{NoProxy, Proxy, redirect::Policy};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use tk_store::{Error, Result};
+use url::Url;
+
+/// Connections to servers, kept while they are of use: one for each HTTP/2 server, some for each
+/// HTTP/1.1 server.
+///
+/// A clone shares them.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) http1: reqwest::Client,
+    pub(super) http2: reqwest::Client,
+    pub(super) origins: Origins,
+    limit_http1: Limit,
+    limit_http2: Limit,
+    parallel: usize,
+    pub(super) login: Option<Login>,
+    pub(super) netrc: Arc<Netrc>,
+    retry: Retry,
+    pub(super) stall_timeout: Duration,
+    pub(super) connect_timeout: Duration,
+    spool: Option<PathBuf>,
+}
+
+impl Client {
+    /// Makes ready to connect; [`Credentials::auth`](super::Credentials::auth) has no server to go
+    /// to and is not used. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// When certificates or proxies are no such thing.
+    pub fn new(config: &ClientConfig) -> Result<Self> {
+        Client::with_login(config, None)
+    }
+
+    pub(super) fn for_cache(config: &ClientConfig, cache: &Url, auth: &Auth) -> Result<Self> {
+        Client::with_login(config, Login::new(cache, auth)?)
+    }
+
+    fn with_login(config: &ClientConfig, login: Option<Login>) -> Result<Self> {
+        let tls = tls::config(config)?;
+        let parallel = config.parallel.max(1);
+        let of_http1 = parallel.min(HTTP1_CONNECTIONS);
+        let mut tls1 = tls.clone();
+        tls1.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let mut tls2 = tls;
+        tls2.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let http1 = builder(config)?
+            .http1_only()
+            .tls_backend_preconfigured(tls1);
+        let http2 = builder(config)?
+            .http2_prior_knowledge()
+            .connector_layer(OnlyHttp2)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_frame_size(FRAME)
+            .tls_backend_preconfigured(tls2);
+        Ok(Client(Arc::new(Inner {
+            http1: http1.build().map_err(preparing)?,
+            http2: http2.build().map_err(preparing)?,
+            origins: Origins::default(),
+            limit_http1: Limit::new(of_http1, of_http1),
+            limit_http2: Limit::new(parallel, parallel),
+            parallel,
+            login,
+            netrc: config.credentials.netrc.clone(),
+            retry: config.retry.clone(),
+            stall_timeout: config.stall_timeout,
+            connect_timeout: config.connect_timeout,
+            spool: config.spool.clone(),
+        })))
+    }
+
+    /// The client underneath, over HTTP/1.1: with certificates, proxies and timeouts for
+    /// connecting, but without login, redirects, tries or any bound.
+    pub fn raw(&self) -> &reqwest::Client {
+        &self.0.http1
+    }
+
+    /// What is tried again, and when.
+    pub fn retry_config(&self) -> &Retry {
+        &self.0.retry
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    pub(super) fn spool(&self) -> Option<&PathBuf> {
+        self.0.spool.as_ref()
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        Pace::new(self.0.stall_timeout)
+    }
+
+    pub(super) fn parallel(&self, url: &Url) -> usize {
+        match self.0.origins.may_be_http2(url) {
+            true => self.0.parallel,
+            false => self.0.parallel.min(HTTP1_CONNECTIONS),
+        }
+    }
+
+    pub(super) fn tries(&self, url: &Url) -> Tries<'_> {
+        let limit = match self.0.origins.may_be_http2(url) {
+            true => &self.0.limit_http2,
+            false => &self.0.limit_http1,
+        };
+        Tries::new(&self.0.retry, limit)
+    }
+
+    /// The result of the last attempt of those that are worth making.
+    pub(super) async fn retry<T, F>(
+        &self,
+        url: &Url,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let mut tries = self.tries(url);
+        loop {
+            let permit = tries.start().await;
+            match attempt().await {
+                Ok(result) => {
+                    permit.succeeded();
+                    return Ok(result);
+                }
+                Err(failure) => tries.again(permit, failure).await?,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+/// What both kinds of connections have in common.
+fn builder(config: &ClientConfig) -> Result<reqwest::ClientBuilder> {
+    let mut builder = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .user_agent(config.user_agent.as_str())
+        .connect_timeout(config.connect_timeout)
+        .tcp_nodelay(true)
+        .tcp_keepalive(KEEP_ALIVE)
+        .pool_idle_timeout(IDLE);
+    for proxy in proxies(&config.proxies)? {
+        builder = builder.proxy(proxy);
+    }
+    Ok(builder)
+}
+
+fn proxies(proxies: &Proxies) -> Result<Vec<Proxy>> {
+    let direct = proxies.no_proxy.as_deref().and_then(NoProxy::from_string);
+    let make = |make: fn(String) -> reqwest::Result<Proxy>, proxy: &String| {
+        let proxy = match proxy.contains("://") {
+            true => proxy.clone(),
+            false => format!("http://{proxy}"),
+        };
+        let shown = Url::parse(&proxy).map_or("the given proxy".to_owned(), |p| send::shown(&p));
+        let made = make(proxy).map_err(|_| Error::invalid(format!("{shown} is no proxy")))?;
+        Ok(made.no_proxy(direct.clone()))
+    };
+    // As with curl, an empty one is none.
+    let given = |proxy: &'_ Option<String>| proxy.clone().filter(|proxy| !proxy.is_empty());
+    let http = given(&proxies.http).map(|p| make(Proxy::http, &p));
+    let https = given(&proxies.https).map(|p| make(Proxy::https, &p));
+    let all = given(&proxies.all).map(|p| make(Proxy::all, &p));
+    http.into_iter().chain(https).chain(all).collect()
+}
+
+fn preparing(error: reqwest::Error) -> Error {
+    Error::io("preparing connections", io::Error::other(error))
+}
+
+/// Connections to one HTTP/1.1 server for small requests.
+const HTTP1_CONNECTIONS: usize = 48;
+
+/// What a server may send before it hears from us, so that no round trip limits a NAR.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+const FRAME: u32 = 64 << 10;
+
+/// Idle connections are closed after this long, before servers usually do.
+const IDLE: Duration = Duration::from_secs(50);
+
+const KEEP_ALIVE: Duration = Duration::from_secs(15);

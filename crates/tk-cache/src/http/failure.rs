@@ -1,0 +1,211 @@
+//! Why a request failed, whether to try it again, and how to say it.
+
+use super::{
+    body::{self, Pace},
+    send::shown,
+};
+use http::{HeaderMap, StatusCode, header};
+use std::{
+    error::Error as StdError,
+    io,
+    time::{Duration, SystemTime},
+};
+use tk_store::Error;
+use url::Url;
+
+/// What became of one attempt.
+#[derive(Debug, Clone)]
+pub(crate) enum Failure {
+    /// There was no connection.
+    Connect {
+        kind: io::ErrorKind,
+        words: String,
+        /// Whether it will be the same in a while: a certificate that is not trusted.
+        lasting: bool,
+    },
+    /// It broke, or nothing came any more.
+    Broken { kind: io::ErrorKind, words: String },
+    /// The server said something else than what was asked for.
+    Status {
+        status: StatusCode,
+        /// What `Retry-After` asks for.
+        wait: Option<Duration>,
+        /// What the server said to it.
+        words: String,
+    },
+    /// What came makes no sense, and would not the next time.
+    Nonsense(String),
+    /// On this side.
+    Local(String),
+}
+
+/// What to do about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    Never,
+    /// It may pass, but rarely does at once: no such host, connection refused.
+    Rarely,
+    Later,
+    /// The server has too much to do, and may have said how long to wait.
+    SlowDown(Option<Duration>),
+}
+
+impl Failure {
+    /// Of an answer that is none of those expected.
+    pub(crate) async fn of(response: reqwest::Response, pace: Pace) -> Self {
+        let status = response.status();
+        let wait = retry_after(response.headers());
+        Failure::Status {
+            status,
+            wait,
+            words: body::words(response, pace).await,
+        }
+    }
+
+    pub(crate) fn timeout(words: impl Into<String>) -> Self {
+        Failure::Broken {
+            kind: io::ErrorKind::TimedOut,
+            words: words.into(),
+        }
+    }
+
+    pub(crate) fn again(&self) -> Again {
+        match self {
+            Failure::Connect { lasting: true, .. } | Failure::Nonsense(_) | Failure::Local(_) => {
+                Again::Never
+            }
+            Failure::Connect { .. } => Again::Rarely,
+            Failure::Broken { .. } => Again::Later,
+            Failure::Status { status, wait, .. } => match status.as_u16() {
+                429 | 503 => Again::SlowDown(*wait),
+                408 | 425 | 500 | 502 | 504 | 520..=530 => Again::Later,
+                _ => Again::Never,
+            },
+        }
+    }
+
+    /// The error of the cache `store`, when `verb` ("reading") was done to `url`.
+    pub(crate) fn into_error(self, store: &str, verb: &str, url: &Url) -> Error {
+        let what = shown(url);
+        match self {
+            Failure::Connect { kind, words, .. } | Failure::Broken { kind, words } => {
+                Error::io(format!("{verb} {what}"), io::Error::new(kind, words))
+            }
+            Failure::Status { status, words, .. } => of_status(status, &words, store, verb, &what),
+            Failure::Nonsense(words) => Error::malformed(format!("the answer for {what}"), words),
+            Failure::Local(words) => Error::io(format!("{verb} {what}"), io::Error::other(words)),
+        }
+    }
+}
+
+impl From<reqwest::Error> for Failure {
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        let kind = io_kind(&error);
+        let words = cause(&error);
+        if error.is_builder() || error.is_request() && is_local(&error) {
+            return Failure::Local(words);
+        }
+        if error.is_connect() {
+            let timeout = error.is_timeout() || kind == Some(io::ErrorKind::TimedOut);
+            return Failure::Connect {
+                kind: match timeout {
+                    true => io::ErrorKind::TimedOut,
+                    false => kind.unwrap_or(io::ErrorKind::NotConnected),
+                },
+                words: match timeout {
+                    true => "no connection in time".to_owned(),
+                    false => format!("no connection: {words}"),
+                },
+                lasting: is_tls(&error),
+            };
+        }
+        Failure::Broken {
+            kind: kind.unwrap_or(io::ErrorKind::ConnectionAborted),
+            words,
+        }
+    }
+}
+
+fn of_status(status: StatusCode, words: &str, store: &str, verb: &str, what: &str) -> Error {
+    let said = match words {
+        "" => format!("HTTP status {status}"),
+        words => format!("HTTP status {status}: {words}"),
+    };
+    let writes = matches!(verb, "writing" | "uploading" | "removing");
+    let hint = match status.as_u16() {
+        401 => "it wants a login, or does not take the one it was sent",
+        403 if writes => "the login, if any, does not allow to write there",
+        403 => "the login, if any, does not allow to read this",
+        407 => "the proxy wants a login",
+        405 | 501 if writes => {
+            return Error::Unsupported {
+                store: store.to_owned(),
+                what: format!("does not take uploads ({said})"),
+            };
+        }
+        409 if writes => "the server cannot put it there; its folder may be missing",
+        413 if writes => "it is larger than the server allows",
+        507 if writes => "the server has no space left",
+        408 | 425 | 429 | 500.. => {
+            return Error::io(format!("{verb} {what}"), io::Error::other(said));
+        }
+        _ => "",
+    };
+    Error::Refused {
+        who: store.to_owned(),
+        words: match hint {
+            "" => format!("{said} for {what}"),
+            hint => format!("{hint} ({said} for {what})"),
+        },
+    }
+}
+
+/// What `Retry-After` asks for, in seconds or as a date.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+/// The innermost reason, which is what a person can act on.
+fn cause(error: &(dyn StdError + 'static)) -> String {
+    sources(error)
+        .last()
+        .map(ToString::to_string)
+        .unwrap_or_default()
+}
+
+pub(super) fn sources<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&e| e.source())
+}
+
+fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
+    let kinds = sources(error).filter_map(|e| e.downcast_ref::<io::Error>());
+    kinds
+        .map(io::Error::kind)
+        .find(|kind| *kind != io::ErrorKind::Other)
+}
+
+fn is_tls(error: &(dyn StdError + 'static)) -> bool {
+    let mut inner = sources(error).filter_map(|e| e.downcast_ref::<io::Error>()?.get_ref());
+    inner.any(|e| {
+        matches!(
+            e.downcast_ref(),
+            Some(
+                rustls::Error::InvalidCertificate(_)
+                    | rustls::Error::NoCertificatesPresented
+                    | rustls::Error::AlertReceived(_)
+            )
+        )
+    })
+}
+
+fn is_local(error: &(dyn StdError + 'static)) -> bool {
+    sources(error).any(|e| e.is::<super::upload::BodyFailed>())
+}

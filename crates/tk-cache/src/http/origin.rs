@@ -1,0 +1,131 @@
+//! Which servers speak HTTP/2.
+//!
+//! Many requests at once must not open a connection each to find out, so the first to a server
+//! goes alone. What it finds is remembered, and if there is no connection to be had, all that
+//! waited fail with it.
+
+use super::failure::{self, Failure};
+use hyper_util::client::legacy::connect::Connection;
+use std::{
+    collections::HashMap,
+    error::Error as StdError,
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+use tower_layer::Layer;
+use tower_service::Service;
+use url::{Position, Url};
+
+/// What is known of servers, by `https://host:port`. The others speak HTTP/1.1.
+#[derive(Default)]
+pub(super) struct Origins(Mutex<HashMap<String, Origin>>);
+
+#[derive(Clone)]
+pub(super) enum Origin {
+    Unknown(Arc<Gate>),
+    Http1,
+    Http2,
+}
+
+/// Held by whoever finds out; the failure if there was no connection.
+pub(super) type Gate = tokio::sync::Mutex<Option<Failure>>;
+
+impl Origins {
+    pub(super) fn of(&self, url: &Url) -> Origin {
+        if url.scheme() != "https" {
+            return Origin::Http1;
+        }
+        let mut known = self.lock();
+        match known.get(key(url)) {
+            Some(origin) => origin.clone(),
+            None => {
+                let origin = Origin::Unknown(Arc::default());
+                known.insert(key(url).to_owned(), origin.clone());
+                origin
+            }
+        }
+    }
+
+    pub(super) fn may_be_http2(&self, url: &Url) -> bool {
+        url.scheme() == "https" && !matches!(self.lock().get(key(url)), Some(Origin::Http1))
+    }
+
+    pub(super) fn set(&self, url: &Url, origin: Origin) {
+        self.lock().insert(key(url).to_owned(), origin);
+    }
+
+    /// As if it had never been asked.
+    pub(super) fn forget(&self, url: &Url) {
+        self.lock().remove(key(url));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Origin>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key(url: &Url) -> &str {
+    &url[..Position::BeforePath]
+}
+
+/// Lets only connections through whose server agreed to speak HTTP/2.
+#[derive(Clone)]
+pub(super) struct OnlyHttp2;
+
+impl<S> Layer<S> for OnlyHttp2 {
+    type Service = OnlyHttp2Service<S>;
+
+    fn layer(&self, inner: S) -> OnlyHttp2Service<S> {
+        OnlyHttp2Service(inner)
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct OnlyHttp2Service<S>(S);
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+impl<S, R> Service<R> for OnlyHttp2Service<S>
+where
+    S: Service<R, Error = BoxError>,
+    S::Response: Connection,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let connecting = self.0.call(request);
+        Box::pin(async move {
+            let connection = connecting.await?;
+            match connection.connected().is_negotiated_h2() {
+                true => Ok(connection),
+                false => Err(NotHttp2.into()),
+            }
+        })
+    }
+}
+
+/// The server is there, but speaks HTTP/1.1.
+#[derive(Debug)]
+struct NotHttp2;
+
+impl fmt::Display for NotHttp2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the server does not speak HTTP/2")
+    }
+}
+
+impl StdError for NotHttp2 {}
+
+/// Whether that is why there is no connection.
+pub(super) fn is_not_http2(error: &reqwest::Error) -> bool {
+    failure::sources(error).any(|e| e.is::<NotHttp2>())
+}

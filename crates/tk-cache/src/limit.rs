@@ -1,0 +1,147 @@
+//! How many requests a server is given at once.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep_until},
+};
+
+/// A bound on the requests under way that adapts to the server: each full round of successes
+/// allows one more, a "slow down" halves it, and what the server asks to wait everybody waits.
+///
+/// A clone is the same limit.
+#[derive(Debug, Clone)]
+pub(crate) struct Limit(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    free: Semaphore,
+    most: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    allowed: usize,
+    /// Permits to take away from those who give theirs back.
+    owed: usize,
+    /// Successes since `allowed` changed.
+    successes: usize,
+    halved: Option<Instant>,
+    paused_until: Option<Instant>,
+}
+
+impl Limit {
+    /// Starts with `start` requests at once and never allows more than `most`.
+    pub(crate) fn new(start: usize, most: usize) -> Self {
+        let most = most.clamp(1, Semaphore::MAX_PERMITS);
+        let allowed = start.clamp(1, most);
+        Limit(Arc::new(Inner {
+            free: Semaphore::new(allowed),
+            most,
+            state: Mutex::new(State {
+                allowed,
+                owed: 0,
+                successes: 0,
+                halved: None,
+                paused_until: None,
+            }),
+        }))
+    }
+
+    /// Waits until one more request may be sent. First come, first served.
+    pub(crate) async fn acquire(&self) -> Permit {
+        if let Ok(permit) = self.0.free.acquire().await {
+            permit.forget();
+        }
+        let mut permit = Permit {
+            limit: self.0.clone(),
+            started: Instant::now(),
+        };
+        // Another "slow down" may come while waiting for the end of the first.
+        loop {
+            let paused = self.0.state().paused();
+            match paused {
+                Some(until) => sleep_until(until).await,
+                None => break,
+            }
+        }
+        permit.started = Instant::now();
+        permit
+    }
+
+    /// How many requests are allowed at the moment.
+    #[cfg(test)]
+    fn allowed(&self) -> usize {
+        self.0.state().allowed
+    }
+}
+
+/// The right to have one request under way, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    limit: Arc<Inner>,
+    started: Instant,
+}
+
+impl Permit {
+    /// The request was answered as it should be.
+    pub(crate) fn succeeded(self) {
+        let mut state = self.limit.state();
+        state.successes += 1;
+        if state.successes < state.allowed || state.allowed >= self.limit.most {
+            return;
+        }
+        state.successes = 0;
+        state.allowed += 1;
+        match state.owed {
+            0 => self.limit.free.add_permits(1),
+            _ => state.owed -= 1,
+        }
+    }
+
+    /// The server has too much to do. Half as many requests from now on, and none before `wait` has
+    /// passed.
+    pub(crate) fn slow_down(self, wait: Duration) {
+        let now = Instant::now();
+        let mut state = self.limit.state();
+        state.paused_until = state.paused_until.max(Some(now + wait));
+        // Requests that were under way together say the same thing once.
+        if state.halved.is_some_and(|halved| self.started <= halved) {
+            return;
+        }
+        state.halved = Some(now);
+        state.successes = 0;
+        let fewer = state.allowed / 2;
+        if fewer > 0 {
+            state.allowed -= fewer;
+            state.owed += fewer - self.limit.free.forget_permits(fewer);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.limit.state();
+        match state.owed {
+            0 => self.limit.free.add_permits(1),
+            _ => state.owed -= 1,
+        }
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn paused(&mut self) -> Option<Instant> {
+        self.paused_until = self.paused_until.filter(|until| *until > Instant::now());
+        self.paused_until
+    }
+}
