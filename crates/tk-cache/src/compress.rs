@@ -103,6 +103,33 @@ impl Compressor {
         (MEMORY_OF_THREAD * self.threads.get() as u64).max(2 * MEMORY_OF_THREAD)
     }
 
+    /// Says which bytes come out for an input of `size` bytes: encoders that say the same, of
+    /// whatever process, make the same of the same input. Nothing where that is the input itself.
+    #[allow(unused_variables)] // without some of the features
+    pub fn encoding(&self, size: Option<u64>) -> String {
+        let level = self.level;
+        match self.compression {
+            #[cfg(feature = "zstd")]
+            Compression::Zstd => {
+                let level = level.unwrap_or(ZSTD_LEVEL);
+                let library = zstd::zstd_safe::version_number();
+                format!("zstd {library} level {level} frame {}", zstd_frame(level))
+            }
+            #[cfg(feature = "xz")]
+            Compression::Xz => {
+                let plan = xz::Plan::new(self.xz_level(), size, self.threads);
+                format!("xz {}", plan.encoding())
+            }
+            #[cfg(feature = "gzip")]
+            Compression::Gzip => format!("gzip 1 level {}", level.unwrap_or(GZIP_LEVEL)),
+            #[cfg(feature = "bzip2")]
+            Compression::Bzip2 => format!("bzip2 1 level {}", level.unwrap_or(BZIP2_LEVEL)),
+            #[cfg(feature = "brotli")]
+            Compression::Br => format!("br 1 level {}", level.unwrap_or(BROTLI_LEVEL)),
+            _ => String::new(),
+        }
+    }
+
     /// An encoder that writes to `out`. `size`, the number of bytes that will come if it is known,
     /// saves memory and is not otherwise relied on.
     #[allow(unused_variables)]
@@ -363,6 +390,17 @@ mod xz {
                 memory: plan.memory(),
                 ..plan
             }
+        }
+
+        /// What its output depends on, beside the input.
+        pub(super) fn encoding(&self) -> String {
+            let Plan {
+                level,
+                dictionary,
+                block,
+                ..
+            } = self;
+            format!("1 level {level} dictionary {dictionary} block {block}")
         }
 
         pub(super) fn stream(&self) -> io::Result<Stream> {

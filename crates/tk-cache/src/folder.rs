@@ -7,7 +7,7 @@ mod nar;
 mod upload;
 
 use crate::{
-    add,
+    add, blocking,
     compress::Compressor,
     layout::{self, CACHE_INFO, NAR_FOLDER},
 };
@@ -45,6 +45,9 @@ pub struct FolderConfig {
     /// Whether to write a listing (`.ls`) for each new path. None is written for a tree whose
     /// names are not UTF-8, since JSON cannot hold it.
     pub write_listing: bool,
+    /// Whether to write, for each build id that a new path has debug symbols of, where they are
+    /// (`debuginfo/`).
+    pub index_debug_info: bool,
     /// Keys that sign each new path, beside the signatures it has.
     pub sign: Vec<Arc<SecretKey>>,
     /// NARs that are written at once, and threads that compress. Default: one for each core, at
@@ -72,6 +75,7 @@ impl FolderConfig {
             compression: Compression::Xz,
             level: None,
             write_listing: false,
+            index_debug_info: false,
             sign: Vec::new(),
             jobs: cores.min(const { NonZeroUsize::new(8).unwrap() }),
             create: false,
@@ -189,9 +193,9 @@ impl Store for FolderCache {
     /// stream. It ends with an error, too, when more comes out than the NAR should have.
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
         let (inner, path) = (self.0.clone(), path.clone());
-        blocking(move || nar::Packed::open(inner, path))
+        blocking(move || nar::open(inner, path))
             .await
-            .map(nar::Packed::stream)
+            .map(nar::stream)
     }
 
     async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
@@ -330,6 +334,7 @@ impl Inner {
     fn sweep(&self) {
         files::sweep(&self.root);
         files::sweep(&self.root.join(NAR_FOLDER));
+        files::sweep(&self.root.join(layout::DEBUG_FOLDER));
     }
 
     fn valid(&self, mut paths: BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
@@ -423,16 +428,6 @@ impl Inner {
             let _ = writeln!(text, "{key}: {value}");
         }
         files::write(&file, &text).map_err(|e| writing(&file, e))
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(error) => Err(Error::io("waiting for a thread", io::Error::other(error))),
     }
 }
 

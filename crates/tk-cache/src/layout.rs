@@ -5,6 +5,8 @@
 //! <hash part>.narinfo     metadata of a path; names its NAR
 //! <hash part>.ls          what is in its NAR, as JSON
 //! nar/<file hash>.nar.zst the NAR; the name is free, the narinfo's URL decides
+//! nar/<NAR hash>-<encoding>.nar.zst  the same, where the name must be known before the bytes
+//! debuginfo/<build id>    which NAR holds debug symbols, as JSON
 //! log/<derivation>        a build log
 //! build-trace-v2/<derivation>/<output>.doi    what an output turned out to be, as JSON
 //! realisations/sha256:<hex>!<output>.doi      the same, for Nix up to 2.34
@@ -12,10 +14,10 @@
 //! Hash parts and hashes are nix32.
 
 use tk_narinfo::{
-    CacheInfo,
+    CacheInfo, Compression, NarInfo,
     realisation::{DrvOutput, legacy},
 };
-use tk_path::{HashPart, StorePath};
+use tk_path::{Encoding, Hash, HashPart, NarHash, StorePath};
 
 /// The name of [`CacheInfo`].
 pub const CACHE_INFO: &str = "nix-cache-info";
@@ -28,6 +30,22 @@ pub fn narinfo(part: &HashPart) -> String {
     format!("{}{NARINFO}", part.as_str())
 }
 
+/// The name of a packed NAR that is known before its bytes are.
+///
+/// `encoding` says how it was packed ([`Compressor::encoding`](crate::compress::Compressor)): the
+/// same name is always the same bytes, so that whoever uploads it again changes nothing for those
+/// who read it.
+pub fn nar(hash: &NarHash, compression: Compression, encoding: &str) -> String {
+    let url = NarInfo::url_for(&(*hash).into(), compression);
+    if encoding.is_empty() {
+        return url;
+    }
+    let digest = NarHash::digest(encoding.as_bytes());
+    let id = Hash::from(digest).digits(Encoding::Nix32);
+    let (digits, suffix) = url.split_once('.').unwrap_or((&url, "nar"));
+    format!("{digits}-{}.{suffix}", &id[..ENCODING_DIGITS])
+}
+
 /// The listing of the path that starts with `part`.
 pub fn listing(part: &HashPart) -> String {
     format!("{}.ls", part.as_str())
@@ -35,6 +53,9 @@ pub fn listing(part: &HashPart) -> String {
 
 /// The folder of the build logs.
 pub const LOG_FOLDER: &str = "log";
+
+/// The folder of the index of debug symbols.
+pub const DEBUG_FOLDER: &str = "debuginfo";
 
 /// The build log of the derivation `drv`.
 pub fn log(drv: &StorePath) -> String {
@@ -126,6 +147,9 @@ pub(crate) fn cache_info(
 
 const NARINFO: &str = ".narinfo";
 
+/// Five bits each: enough to tell the few ways of packing one NAR apart.
+const ENCODING_DIGITS: usize = 8;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +187,22 @@ mod tests {
             legacy_realisation(&id.parse().unwrap()),
             format!("realisations/{id}.doi")
         );
+    }
+
+    #[test]
+    fn nars_are_named_by_hash_and_encoding() {
+        let hash = NarHash::digest(b"nar");
+        let plain = nar(&hash, Compression::None, "");
+        let digits = Hash::from(hash).digits(Encoding::Nix32);
+        assert_eq!(plain, format!("nar/{digits}.nar"));
+        let one = nar(&hash, Compression::Zstd, "zstd level 3");
+        let other = nar(&hash, Compression::Zstd, "zstd level 4");
+        assert_ne!(one, other);
+        for name in [one, other] {
+            assert!(name.starts_with(&format!("nar/{digits}-")), "{name}");
+            assert!(name.ends_with(".nar.zst"), "{name}");
+            assert_eq!(path_of_url(&name).unwrap(), name);
+        }
     }
 
     #[test]

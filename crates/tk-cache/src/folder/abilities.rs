@@ -1,7 +1,7 @@
 //! What a folder can do beyond [`Store`](tk_store::Store).
 
-use super::{FolderCache, Inner, blocking, files, logs, reading, writing};
-use crate::layout;
+use super::{FolderCache, Inner, files, logs, reading, writing};
+use crate::{blocking, layout};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},

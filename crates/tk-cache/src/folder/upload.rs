@@ -1,22 +1,17 @@
-//! One NAR into the cache: read, checked, packed, hashed and written in one pass.
+//! One NAR into the cache, and narinfos.
 
-use super::{Inner, MIB, blocking, files, writing};
+use super::{Inner, MIB, files, writing};
 use crate::{
     add::{Failure, Publishing, Target, Uploaded},
+    blocking,
     layout::{self, NAR_FOLDER},
+    pack::{narinfo, pack},
 };
 use futures::{FutureExt, future::BoxFuture};
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::{self, Write},
-    path::Path,
-    sync::Arc,
-};
-use tk_nar::ListingBuilder;
-use tk_narinfo::{Compression, NarInfo, PathInfo};
-use tk_path::{Algorithm, Hash, Hasher, StoreDir, StorePath};
-use tk_store::{Error, NarCheck, NarStream, Result, nar::BlockingNar};
+use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc};
+use tk_narinfo::{NarInfo, PathInfo};
+use tk_path::{StoreDir, StorePath};
+use tk_store::{Error, NarStream, Result, nar::BlockingNar};
 use tokio::sync::OwnedSemaphorePermit;
 
 impl Target for Inner {
@@ -103,95 +98,41 @@ async fn publish(
 
 /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written.
 fn upload(cache: &Inner, mut info: PathInfo, nar: BlockingNar) -> Result<Uploaded, Failure> {
-    let packed = pack(cache, &info, nar)?;
-    let hash = packed.hash.unwrap_or_else(|| info.nar_hash.into());
-    let compression = cache.config.compression;
-    let url = NarInfo::url_for(&hash, compression);
-    let file = cache.root.join(&url);
-    let broken = |e| Failure::Cache(writing(&file, e));
-    // Another path with the same content: what is there may be in use and is as good.
-    if !is_there(&file, packed.size).map_err(broken)? {
-        packed.file.rename(&file).map_err(broken)?;
-    }
-    if let Some(listing) = packed.listing {
-        let file = cache.root.join(layout::listing(&info.path.to_hash_part()));
-        files::write(&file, listing.as_bytes()).map_err(|e| Failure::Cache(writing(&file, e)))?;
-    }
-    info.nar_size = packed.nar_size;
-    sign(cache, &mut info)?;
-    let mut narinfo = NarInfo::new(info, url, compression);
-    narinfo.file_hash = Some(hash);
-    narinfo.file_size = Some(packed.size);
-    Ok(Uploaded {
-        narinfo: narinfo.print(&cache.config.store_dir),
-        written: packed.size,
-    })
-}
-
-/// A packed NAR in a temporary file.
-struct Packed {
-    file: files::Temporary,
-    size: u64,
-    /// Its hash; `None`: it is the NAR as it is, whose hash is known.
-    hash: Option<Hash>,
-    nar_size: u64,
-    listing: Option<String>,
-}
-
-fn pack(cache: &Inner, info: &PathInfo, nar: BlockingNar) -> Result<Packed, Failure> {
     let folder = cache.root.join(NAR_FOLDER);
     let broken = |e| {
         let doing = format!("writing the NAR of {} to {}", info.path, folder.display());
         Failure::Cache(Error::io(doing, e))
     };
-    let plain = cache.config.compression == Compression::None;
-    let mut file = files::Temporary::new(&folder).map_err(broken)?;
-    let sink = Sink {
-        out: file.file(),
-        hasher: (!plain).then(|| Hasher::new(Algorithm::Sha256)),
-        size: 0,
-    };
-    let size = (info.nar_size != 0).then_some(info.nar_size);
-    let mut encoder = cache.compressor.encoder(sink, size).map_err(broken)?;
-    let mut check = NarCheck::new(info, "its source");
-    let mut listing = cache.config.write_listing.then(ListingBuilder::new);
-    let mut nar_size = 0;
-    for chunk in nar {
-        let chunk = chunk.map_err(Failure::Item)?;
-        check.update(&chunk).map_err(Failure::Item)?;
-        if let Some(listing) = &mut listing {
-            listing.feed(&chunk).map_err(|e| bad_nar(info, e))?;
-        }
-        encoder.write_all(&chunk).map_err(broken)?;
-        nar_size += chunk.len() as u64;
+    let config = &cache.config;
+    let mut temporary = files::Temporary::new(&folder).map_err(broken)?;
+    let list = config.write_listing || config.index_debug_info;
+    let out = temporary.file();
+    let (_, packed) = pack(&cache.compressor, &info, nar, list, out, broken)?;
+    let url = NarInfo::url_for(&packed.hash, config.compression);
+    let file = cache.root.join(&url);
+    let broken = |e| Failure::Cache(writing(&file, e));
+    // Another path with the same content: what is there may be in use and is as good.
+    if !is_there(&file, packed.size).map_err(broken)? {
+        temporary.rename(&file).map_err(broken)?;
     }
-    check.finish().map_err(Failure::Item)?;
-    let listing = listing
-        .map(ListingBuilder::finish)
-        .transpose()
-        .map_err(|e| bad_nar(info, e))?;
-    let Sink { hasher, size, .. } = encoder.finish().map_err(broken)?;
-    Ok(Packed {
-        hash: hasher.map(Hasher::finish),
-        file,
-        size,
-        nar_size,
-        listing: listing
-            .filter(|listing| listing.is_utf8())
-            .map(|listing| listing.to_json()),
-    })
+    let (listing, debug) = (config.write_listing, config.index_debug_info);
+    for (name, content) in packed.companions(&info, &url, listing, debug) {
+        let file = cache.root.join(name);
+        write_companion(&file, &content).map_err(|e| Failure::Cache(writing(&file, e)))?;
+    }
+    info.nar_size = packed.nar_size;
+    let written = packed.size;
+    let file = (packed.hash, packed.size);
+    let (dir, keys) = (&config.store_dir, &config.sign);
+    let narinfo = narinfo(dir, info, url, config.compression, file, keys)?;
+    Ok(Uploaded { narinfo, written })
 }
 
-fn sign(cache: &Inner, info: &mut PathInfo) -> Result<(), Failure> {
-    for key in &cache.config.sign {
-        info.sign(&cache.config.store_dir, key).map_err(|e| {
-            Failure::Item(Error::invalid(format!(
-                "{} cannot be signed: {e}",
-                info.path
-            )))
-        })?;
+fn write_companion(file: &Path, content: &str) -> io::Result<()> {
+    if let Some(folder) = file.parent() {
+        files::make_folder(folder)?;
     }
-    Ok(())
+    files::write(file, content.as_bytes())
 }
 
 fn is_there(file: &Path, size: u64) -> io::Result<bool> {
@@ -200,31 +141,5 @@ fn is_there(file: &Path, size: u64) -> io::Result<bool> {
         Ok(metadata) => Ok(metadata.is_file() && metadata.len() == size),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-fn bad_nar(info: &PathInfo, error: tk_nar::NarError) -> Failure {
-    Failure::Item(Error::malformed(format!("the NAR of {}", info.path), error))
-}
-
-/// The temporary file, and what is counted of it.
-struct Sink<'a> {
-    out: &'a mut fs::File,
-    hasher: Option<Hasher>,
-    size: u64,
-}
-
-impl Write for Sink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.out.write(bytes)?;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&bytes[..n]);
-        }
-        self.size += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
