@@ -171,7 +171,11 @@ async fn collector() {
         send.unbounded_send(Ok(head.to_vec().into())).unwrap();
         let adding = tokio::spawn({
             let (store, late) = (store.clone(), late.clone());
-            async move { store.add_one(late, chunks.boxed(), &SigCheck::Skip).await }
+            async move {
+                store
+                    .add_one(late, chunks.boxed(), &SigCheck::Skip.into())
+                    .await
+            }
         });
         while !unpacking(&store) {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -226,7 +230,7 @@ async fn fill(store: &LocalStore, folder: &Path) -> Vec<PathInfo> {
     let items = [(top.clone(), top_nar), (above.clone(), above_nar)];
     let items = items.map(|(info, nar)| Ok((info, nar::from_bytes(nar))));
     let report = store
-        .add(stream::iter(items).boxed(), &SigCheck::Skip)
+        .add(stream::iter(items).boxed(), &SigCheck::Skip.into())
         .await
         .unwrap();
     assert!(report.failed.is_empty(), "{:?}", report.failed);

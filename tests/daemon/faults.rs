@@ -77,7 +77,7 @@ async fn what_the_client_says() {
             let item = (info.clone(), nar::from_bytes(nar.clone()));
             async move {
                 let items = stream::iter([Ok(item)]).boxed();
-                let report = store.add(items, &SigCheck::Skip).await;
+                let report = store.add(items, &SigCheck::Skip.into()).await;
                 report.is_ok_and(|report| report.failed.is_empty())
             }
         };
@@ -87,7 +87,7 @@ async fn what_the_client_says() {
             let store = through(counted.clone());
             let item = (other, nar::from_bytes(nar));
             store
-                .add(stream::iter([Ok(item)]).boxed(), &SigCheck::Skip)
+                .add(stream::iter([Ok(item)]).boxed(), &SigCheck::Skip.into())
                 .await
                 .unwrap();
             counted.written()
@@ -135,7 +135,10 @@ async fn a_daemon_that_is_killed() {
                 false => {
                     let nar = dying(&daemon, BytesMut::new(), nar).boxed();
                     store
-                        .add(stream::iter([Ok((info, nar))]).boxed(), &SigCheck::Skip)
+                        .add(
+                            stream::iter([Ok((info, nar))]).boxed(),
+                            &SigCheck::Skip.into(),
+                        )
                         .await
                         .map(drop)
                 }
@@ -202,7 +205,7 @@ async fn session(store: &DaemonStore, file: &StorePath) -> Result<()> {
     let nar: Vec<Bytes> = store.nar(file).await?.try_collect().await?;
     let (other, other_nar) = sample("added", b"added");
     store
-        .add_one(other, nar::from_bytes(other_nar), &SigCheck::Skip)
+        .add_one(other, nar::from_bytes(other_nar), &SigCheck::Skip.into())
         .await?;
     store.find(&file.to_hash_part()).await?;
     match (

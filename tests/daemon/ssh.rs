@@ -130,10 +130,16 @@ async fn our_client_of_real_servers() {
         assert!(store.valid(&paths).await.unwrap().is_empty());
         next().await;
         done(Command::QueryValidPaths);
-        let report = store.add(items(&chain), &SigCheck::Skip).await.unwrap();
+        let report = store
+            .add(items(&chain), &SigCheck::Skip.into())
+            .await
+            .unwrap();
         assert_eq!(report.added.len(), 4, "{place}: {:?}", report.failed);
         next().await;
-        let report = store.add(items(&chain), &SigCheck::Skip).await.unwrap();
+        let report = store
+            .add(items(&chain), &SigCheck::Skip.into())
+            .await
+            .unwrap();
         assert_eq!((report.added.len(), report.written), (4, 0), "{place}");
         done(Command::AddToStoreNar);
         for (info, _) in &chain {
@@ -233,7 +239,10 @@ async fn our_daemon_store_over_ssh() {
         let store = DaemonStore::new(Arc::new(transport), config);
         let chain = chain(4);
         let paths: BTreeSet<_> = chain.iter().map(|(info, _)| info.path.clone()).collect();
-        let report = store.add(items(&chain), &SigCheck::Skip).await.unwrap();
+        let report = store
+            .add(items(&chain), &SigCheck::Skip.into())
+            .await
+            .unwrap();
         assert_eq!(report.added.len(), 4, "{:?}", report.failed);
         let found = closure(&store, [chain[3].0.path.clone()]).await.unwrap();
         assert_eq!(found.infos.into_keys().collect::<BTreeSet<_>>(), paths);
@@ -603,7 +612,10 @@ async fn open(root: &str) -> LocalStore {
 async fn fill(root: &str, n: usize) -> Vec<(PathInfo, Vec<u8>)> {
     let chain = chain(n);
     let store = open(root).await;
-    let report = store.add(items(&chain), &SigCheck::Skip).await.unwrap();
+    let report = store
+        .add(items(&chain), &SigCheck::Skip.into())
+        .await
+        .unwrap();
     assert!(report.failed.is_empty(), "{:?}", report.failed);
     chain
 }

@@ -399,7 +399,9 @@ async fn copy(from: &LocalStore, to: &dyn Store, paths: impl IntoIterator<Item =
     for info in found.references_first().unwrap() {
         items.push(Ok((info.clone(), from.nar(&info.path).await.unwrap())));
     }
-    let report = to.add(stream::iter(items).boxed(), &SigCheck::Skip).await;
+    let report = to
+        .add(stream::iter(items).boxed(), &SigCheck::Skip.into())
+        .await;
     let report = report.unwrap();
     assert!(report.failed.is_empty(), "{:?}", report.failed);
 }

@@ -99,7 +99,7 @@ fn push(config: FolderConfig, info: &PathInfo, file: &Path) -> u64 {
         let cache = FolderCache::open(config).await.unwrap();
         let nar = nar::dump(file.to_owned(), DumpOptions::default());
         let items = stream::iter([Ok((info.clone(), nar))]).boxed();
-        let report = cache.add(items, &SigCheck::Skip).await.unwrap();
+        let report = cache.add(items, &SigCheck::Skip.into()).await.unwrap();
         assert!(report.failed.is_empty(), "{:?}", report.failed);
         report.written
     })

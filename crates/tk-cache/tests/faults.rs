@@ -121,7 +121,7 @@ fn a_full_disk_ends_the_push() {
             let items = vec![item(&small, &small_nar), item(&big, &big_nar)];
             let items = stream::iter(items).boxed();
             let error = cache
-                .add(items, &SigCheck::Skip)
+                .add(items, &SigCheck::Skip.into())
                 .await
                 .unwrap_err()
                 .to_line();

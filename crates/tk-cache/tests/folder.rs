@@ -131,7 +131,7 @@ async fn what_the_cache_says_of_itself() {
     fs::write(asked.path.join("nix-cache-info"), "StoreDir: /gnu/store\n").unwrap();
     let (info, nar) = sample("late", b"late", []);
     let error = late
-        .add_one(info, tk_store::nar::from_bytes(nar), &SigCheck::Skip)
+        .add_one(info, tk_store::nar::from_bytes(nar), &SigCheck::Skip.into())
         .await;
     assert!(matches!(error, Err(Error::StoreDir { .. })), "{error:?}");
     assert_eq!(tree(&asked.path), BTreeSet::from(["nix-cache-info".into()]));
@@ -323,7 +323,10 @@ async fn live_writers_are_left_alone() {
     });
     let adding = {
         let info = info.clone();
-        tokio::spawn(async move { slow.add_one(info, stream.boxed(), &SigCheck::Skip).await })
+        tokio::spawn(async move {
+            slow.add_one(info, stream.boxed(), &SigCheck::Skip.into())
+                .await
+        })
     };
     send.send(nar.slice(..50_000)).await.unwrap();
     send.send(nar.slice(50_000..50_000)).await.unwrap();
@@ -670,7 +673,7 @@ async fn a_folder_without_permission_is_named() {
     let (info, nar) = sample("x", b"x", []);
     let items = stream::iter([item(&info, &nar)]).boxed();
     let error = cache
-        .add(items, &SigCheck::Skip)
+        .add(items, &SigCheck::Skip.into())
         .await
         .unwrap_err()
         .to_line();

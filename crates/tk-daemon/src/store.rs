@@ -19,7 +19,7 @@ use tk_nar::fs::{CaseHack, DumpOptions};
 use tk_narinfo::PathInfo;
 use tk_path::{HashPart, StoreDir, StorePath};
 use tk_store::{
-    Abilities, AddItems, AddReport, Error, NarStream, Result, SigCheck, Store, log::LogSink, nar,
+    Abilities, AddItems, AddOptions, AddReport, Error, NarStream, Result, Store, log::LogSink, nar,
 };
 
 mod add;
@@ -273,8 +273,8 @@ impl Store for DaemonStore {
         nar.ok_or_else(|| self.not_found(path))
     }
 
-    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
-        add::add(self, items, check).await
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        add::add(self, items, options).await
     }
 
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {

@@ -30,8 +30,8 @@ use tk_path::{
     NarHash, OutputName, OutputsSpec, SingleDerivedPath, StoreDir, StorePath,
 };
 use tk_store::{
-    Abilities, AddItem, AddItems, AddReport, Build, BuildMode, Error, MemoryStore, NarStream,
-    Result, SigCheck, Store, StoreExt, conformance, nar,
+    Abilities, AddItem, AddItems, AddOptions, AddReport, Build, BuildMode, Error, MemoryStore,
+    NarStream, Result, SigCheck, Store, StoreExt, conformance, nar,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split},
@@ -97,7 +97,7 @@ async fn a_wrong_nar_costs_its_connection_only() {
         item(&after),
     ];
     let items = stream::iter(items).boxed();
-    let report = store.add(items, &SigCheck::Skip).await.unwrap();
+    let report = store.add(items, &SigCheck::Skip.into()).await.unwrap();
     assert_eq!(report.added, [before.0.path, after.0.path]);
     let failed = &report.failed[..];
     let [
@@ -114,7 +114,7 @@ async fn a_wrong_nar_costs_its_connection_only() {
     // In one piece it does not even cost that.
     let items = vec![Ok((bad.0.clone(), nar::from_bytes(flipped))), item(&bad)];
     let items = stream::iter(items).boxed();
-    let report = store.add(items, &SigCheck::Skip).await.unwrap();
+    let report = store.add(items, &SigCheck::Skip.into()).await.unwrap();
     assert_eq!((report.added.len(), report.failed.len()), (1, 1));
     assert_eq!(line.opened(), 2);
 }
@@ -244,7 +244,7 @@ async fn reading_only() {
     assert!(store.info(&one.0.path).await.unwrap().is_some());
     let two = sample("two", []);
     let items = stream::iter([item(&two)]).boxed();
-    assert!(store.add(items, &SigCheck::Skip).await.is_err());
+    assert!(store.add(items, &SigCheck::Skip.into()).await.is_err());
     // It still tells what it has, over another connection.
     assert!(store.info(&one.0.path).await.unwrap().is_some());
     assert_eq!(line.opened(), 2);
@@ -389,7 +389,7 @@ async fn talk(store: &ServeStore, there: &Sample, new: &[Sample]) -> Result<()> 
         .iter()
         .map(|(info, nar)| Ok((info.clone(), pieces(nar))));
     let items = stream::iter(items.collect::<Vec<_>>()).boxed();
-    let mut report = store.add(items, &SigCheck::Skip).await?;
+    let mut report = store.add(items, &SigCheck::Skip.into()).await?;
     if let Some((_, error)) = report.failed.pop() {
         return Err(error);
     }
@@ -643,8 +643,8 @@ impl Store for WithFind {
         self.1.nar(path).await
     }
 
-    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
-        self.1.add(items, check).await
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        self.1.add(items, options).await
     }
 
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
@@ -675,7 +675,7 @@ fn sample(name: &str, references: impl IntoIterator<Item = StorePath>) -> Sample
 async fn add(store: &dyn Store, samples: &[Sample]) -> AddReport {
     let items: Vec<_> = samples.iter().map(item).collect();
     let items = stream::iter(items).boxed();
-    let report = store.add(items, &SigCheck::Skip).await.unwrap();
+    let report = store.add(items, &SigCheck::Skip.into()).await.unwrap();
     assert!(report.failed.is_empty(), "{:?}", report.failed);
     report
 }

@@ -34,8 +34,8 @@ use tk_path::{
     References, SingleDerivedPath, StoreDir, StorePath,
 };
 use tk_store::{
-    Abilities, AddContent, AddItems, AddReport, Build, BuildMode, Error, Graph, MemoryStore,
-    Missing, NarStream, Result, SigCheck, Store, StoreExt, conformance,
+    Abilities, AddContent, AddItems, AddOptions, AddReport, Build, BuildMode, Error, Graph,
+    MemoryStore, Missing, NarStream, Result, SigCheck, Store, StoreExt, conformance,
     log::{Level, LogEvent, LogSink},
     nar,
 };
@@ -93,7 +93,7 @@ async fn batches() {
     );
     let (one, nar) = sample("one", b"one", &[]);
     store
-        .add_one(one.clone(), nar::from_bytes(nar), &SigCheck::Skip)
+        .add_one(one.clone(), nar::from_bytes(nar), &SigCheck::Skip.into())
         .await
         .unwrap();
     let (absent, _) = sample("absent", b"absent", &[]);
@@ -115,7 +115,7 @@ async fn what_is_refused_leaves_the_connection_usable() {
     let store = Arc::new(MemoryStore::default());
     let (info, nar) = sample("there", b"there", &[]);
     store
-        .add_one(info.clone(), nar::from_bytes(nar), &SigCheck::Skip)
+        .add_one(info.clone(), nar::from_bytes(nar), &SigCheck::Skip.into())
         .await
         .unwrap();
     let bare = Abilities::of(store.clone());
@@ -525,7 +525,7 @@ async fn building_what_is_there() {
     content.nar_hash = Hash::digest(Algorithm::Sha256, &nar).try_into().unwrap();
     content.nar_size = nar.len() as u64;
     store
-        .add_one(content, nar::from_bytes(nar), &SigCheck::Skip)
+        .add_one(content, nar::from_bytes(nar), &SigCheck::Skip.into())
         .await
         .unwrap();
     assert_eq!(client.missing(&wanted).await.unwrap(), Missing::default());
@@ -1103,8 +1103,8 @@ impl Store for Builder {
         Ok(stream::iter([Ok(begin), Err(fault)]).boxed())
     }
 
-    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
-        self.memory.add(items, check).await
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        self.memory.add(items, options).await
     }
 
     async fn find(&self, part: &tk_path::HashPart) -> Result<Option<StorePath>> {

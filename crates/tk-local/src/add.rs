@@ -26,14 +26,14 @@ use std::{
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method, References, StorePath};
 use tk_store::{
-    AddItem, AddItems, AddReport, ContentHasher, Error, NarCheck, NarStream, Result, SigCheck,
+    AddItem, AddItems, AddOptions, AddReport, ContentHasher, Error, NarCheck, NarStream, Result,
 };
 
 /// See [`tk_store::Store::add`].
 pub(crate) async fn add(
     store: &LocalStore,
     items: AddItems<'_>,
-    check: &SigCheck,
+    options: &AddOptions,
 ) -> Result<AddReport> {
     store.inner().require_writable()?;
     let sweeping = sweep_once(store.inner());
@@ -41,7 +41,7 @@ pub(crate) async fn add(
     let _cancel_on_drop = cancel.on_drop();
     let mut adding = Adding {
         store,
-        check,
+        options,
         cancel,
         running: FuturesUnordered::new(),
         received: BTreeMap::new(),
@@ -98,7 +98,7 @@ pub(crate) async fn add_content(
 /// One call of `add`.
 struct Adding<'a> {
     store: &'a LocalStore,
-    check: &'a SigCheck,
+    options: &'a AddOptions,
     cancel: Cancel,
     running: FuturesUnordered<BoxFuture<'static, Done>>,
     /// What waits for a commit, by its place in the order of arrival.
@@ -187,7 +187,7 @@ impl Adding<'_> {
         let needed = info.references.iter().filter(|r| !self.open.contains(*r));
         let request = Request {
             needed: needed.cloned().collect(),
-            check: self.check.clone(),
+            options: self.options.clone(),
             cancel: self.cancel.clone(),
             info,
             nar,
@@ -269,7 +269,7 @@ struct Request {
     nar: NarStream,
     /// References that nobody is adding just now.
     needed: Vec<StorePath>,
-    check: SigCheck,
+    options: AddOptions,
     cancel: Cancel,
 }
 
@@ -280,13 +280,13 @@ impl Request {
             mut info,
             nar,
             needed,
-            check,
+            options,
             cancel,
         } = self;
         if store.is_valid(&info.path)? {
             return Ok(None);
         }
-        check.check(&store.config.dir, &info)?;
+        options.check.check(&store.config.dir, &info)?;
         let present = store.db.valid(&needed)?;
         if let Some(reference) = needed
             .iter()

@@ -21,7 +21,8 @@ use tk_nar::fs::{CaseHack, DumpOptions};
 use tk_narinfo::{PathInfo, Signature};
 use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
 use tk_store::{
-    AddContent, AddItems, AddReport, AddSignatures, Error, NarStream, Result, SigCheck, Store, nar,
+    AddContent, AddItems, AddOptions, AddReport, AddSignatures, Error, NarStream, Result, Store,
+    nar,
 };
 
 /// A store on disk, in Nix's format. Cheap to clone; all clones are the same open store.
@@ -192,8 +193,8 @@ impl Store for LocalStore {
         Ok(nar::dump(self.real_path(path), options))
     }
 
-    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
-        add::add(self, items, check).await
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        add::add(self, items, options).await
     }
 
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {

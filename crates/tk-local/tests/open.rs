@@ -87,7 +87,9 @@ async fn read_only_reads_and_writes_nothing() {
     }
     let new = sample("new", b"new");
     let items = futures::stream::iter([Ok((new.info.clone(), nar::from_bytes(new.nar.clone())))]);
-    let added = store.add(Box::pin(items), &tk_store::SigCheck::Skip).await;
+    let added = store
+        .add(Box::pin(items), &tk_store::SigCheck::Skip.into())
+        .await;
     let content = nar::from_bytes(new.nar.clone());
     let references = References::default();
     let content = store

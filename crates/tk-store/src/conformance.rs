@@ -254,7 +254,7 @@ async fn failing_items(store: &dyn Store) {
     let (info, nar) = sample(store.dir(), "before", b"before", []);
     let items = vec![item(&info, &nar), Err(Error::invalid("the list ends here"))];
     let added = store
-        .add(stream::iter(items).boxed(), &SigCheck::Skip)
+        .add(stream::iter(items).boxed(), &SigCheck::Skip.into())
         .await;
     assert!(added.is_err(), "an error of the items was swallowed");
     // Whatever was made of the first one, the store goes on.
@@ -273,7 +273,7 @@ async fn signatures(store: &dyn Store) {
     let (mut info, nar) = sample(store.dir(), "signed", b"signed", []);
     let try_add = |info: PathInfo, check: SigCheck| {
         let nar = nar::from_bytes(nar.clone());
-        async move { store.add_one(info, nar, &check).await }
+        async move { store.add_one(info, nar, &check.into()).await }
     };
     let unsigned = try_add(info.clone(), check.clone()).await;
     assert!(
@@ -321,11 +321,11 @@ async fn content_address(store: &dyn Store) {
     let mut lie = info.clone();
     lie.path = StorePath::from_digest(&[7; 20], "self-evident").unwrap();
     let added = store
-        .add_one(lie, nar::from_bytes(nar.clone()), &check)
+        .add_one(lie, nar::from_bytes(nar.clone()), &check.clone().into())
         .await;
     assert!(matches!(added, Err(Error::Untrusted { .. })), "{added:?}");
     store
-        .add_one(info.clone(), nar::from_bytes(nar), &check)
+        .add_one(info.clone(), nar::from_bytes(nar), &check.clone().into())
         .await
         .unwrap();
     assert_same(&store.require_info(&info.path).await.unwrap(), &info);
@@ -417,7 +417,7 @@ async fn large_nar(store: &dyn Store) {
     let chunks = chunks.map(|at| Ok(nar.slice(at..nar.len().min(at + 65_521))));
     let chunks = stream::iter(chunks.collect::<Vec<_>>()).boxed();
     store
-        .add_one(info.clone(), chunks, &SigCheck::Skip)
+        .add_one(info.clone(), chunks, &SigCheck::Skip.into())
         .await
         .unwrap();
     assert!(
@@ -620,7 +620,7 @@ async fn add_all<S: Store + ?Sized>(store: &S, samples: &[(PathInfo, Bytes)]) {
     let report = store
         .add(
             stream::iter(items.collect::<Vec<_>>()).boxed(),
-            &SigCheck::Skip,
+            &SigCheck::Skip.into(),
         )
         .await
         .unwrap();
@@ -639,7 +639,9 @@ fn assert_same(found: &PathInfo, given: &PathInfo) {
 }
 
 async fn refused(store: &dyn Store, info: &PathInfo, nar: NarStream, why: &str) {
-    let added = store.add_one(info.clone(), nar, &SigCheck::Skip).await;
+    let added = store
+        .add_one(info.clone(), nar, &SigCheck::Skip.into())
+        .await;
     assert!(added.is_err(), "{why} was accepted");
     let found = store.info(&info.path).await.unwrap();
     assert_eq!(found, None, "{why} was refused and is visible all the same");
@@ -647,7 +649,7 @@ async fn refused(store: &dyn Store, info: &PathInfo, nar: NarStream, why: &str) 
 
 async fn add(store: &dyn Store, items: Vec<Result<(PathInfo, NarStream)>>) -> AddReport {
     store
-        .add(stream::iter(items).boxed(), &SigCheck::Skip)
+        .add(stream::iter(items).boxed(), &SigCheck::Skip.into())
         .await
         .unwrap()
 }

@@ -155,7 +155,7 @@ impl Plan {
             added,
             failed,
             written,
-        } = dst.add(items, &self.check).await?;
+        } = dst.add(items, &self.check.into()).await?;
         let added: BTreeSet<_> = added.into_iter().collect();
         let mut copied = self.missing;
         copied.retain(|info| added.contains(&info.path));

@@ -37,6 +37,7 @@ pub use memory::MemoryStore;
 pub use nar::NarStream;
 pub use reference::{ReferenceError, StoreReference, StoreVariant};
 pub use store::{
-    AddContent, AddItem, AddItems, AddReport, AddSignatures, SigCheck, Store, StoreExt,
+    AddContent, AddItem, AddItems, AddOptions, AddReport, AddSignatures, Existing, SigCheck, Store,
+    StoreExt,
 };
 pub use verify::{NarCheck, verify};

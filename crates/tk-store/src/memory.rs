@@ -1,6 +1,7 @@
 use crate::{
-    AddContent, AddItems, AddReport, AddSignatures, ContentHasher, Error, Graph, NarCheck,
-    NarStream, Realisations, Result, SigCheck, Store, derivation, nar, realisations,
+    AddContent, AddItems, AddOptions, AddReport, AddSignatures, ContentHasher, Error, Existing,
+    Graph, NarCheck, NarStream, Realisations, Result, SigCheck, Store, derivation, nar,
+    realisations,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -39,12 +40,18 @@ impl MemoryStore {
         lock(&self.paths)
     }
 
-    async fn add_item(&self, info: PathInfo, mut nar: NarStream, check: &SigCheck) -> Result<u64> {
-        if self.paths().contains_key(&info.path) {
+    async fn add_item(
+        &self,
+        info: PathInfo,
+        mut nar: NarStream,
+        options: &AddOptions,
+    ) -> Result<u64> {
+        let keep = options.existing == Existing::Keep;
+        if keep && self.paths().contains_key(&info.path) {
             return Ok(0);
         }
-        check.check(&self.dir, &info)?;
-        self.require_references(&info)?;
+        options.check.check(&self.dir, &info)?;
+        self.require_references(&info, &options.elsewhere)?;
         let mut verify = NarCheck::new(&info, self.to_string());
         let mut content = BytesMut::new();
         while let Some(chunk) = nar.next().await {
@@ -54,15 +61,17 @@ impl MemoryStore {
         }
         verify.finish()?;
         let written = content.len() as u64;
-        self.paths()
-            .entry(info.path.clone())
-            .or_insert((info, content.freeze()));
+        let mut paths = self.paths();
+        if !keep || !paths.contains_key(&info.path) {
+            paths.insert(info.path.clone(), (info, content.freeze()));
+        }
         Ok(written)
     }
 
-    fn require_references(&self, info: &PathInfo) -> Result<()> {
+    fn require_references(&self, info: &PathInfo, elsewhere: &BTreeSet<StorePath>) -> Result<()> {
         let paths = self.paths();
-        let absent = |r: &&StorePath| **r != info.path && !paths.contains_key(*r);
+        let there = |r: &StorePath| paths.contains_key(r) || elsewhere.contains(r);
+        let absent = |r: &&StorePath| **r != info.path && !there(r);
         match info.references.iter().find(absent) {
             None => Ok(()),
             Some(reference) => Err(Error::MissingReference {
@@ -107,12 +116,12 @@ impl Store for MemoryStore {
         }
     }
 
-    async fn add(&self, mut items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
+    async fn add(&self, mut items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
         let mut report = AddReport::default();
         while let Some(item) = items.next().await {
             let (info, nar) = item?;
             let path = info.path.clone();
-            match self.add_item(info, nar, check).await {
+            match self.add_item(info, nar, options).await {
                 Ok(written) => {
                     report.added.push(path);
                     report.written += written;
@@ -148,7 +157,7 @@ impl AddContent for MemoryStore {
             content.extend_from_slice(&chunk);
         }
         let info = hasher.finish(&self.dir, name, references)?;
-        self.require_references(&info)?;
+        self.require_references(&info, &BTreeSet::new())?;
         self.paths()
             .entry(info.path.clone())
             .or_insert((info.clone(), content.freeze()));

@@ -46,14 +46,16 @@ pub trait Store: Debug + Display + Send + Sync {
     /// Adds paths with their metadata. Items arrive references-first; NAR streams are lazy, so the
     /// store picks its own order of transfer and its own concurrency.
     ///
-    /// Each NAR is checked against the hash and size of its metadata, each path against `check`.
-    /// A path that fails does not stop the others, but those that refer to it fail too. A path
-    /// that is there already is left as it is and counts as added.
+    /// Each NAR is checked against the hash and size of its metadata, each path against the
+    /// signatures that `options` demand. A path that fails does not stop the others, but those
+    /// that refer to it fail too. A path that is there already counts as added; whether it is
+    /// left as it is say `options` as well.
     ///
     /// # Errors
-    /// Only what ends the whole operation (the store cannot be written, the item stream failed);
+    /// Only what ends the whole operation (the store cannot be written or cannot do what
+    /// `options` ask for, the item stream failed);
     /// what concerns one path is in the report.
-    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport>;
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport>;
 
     /// The path whose base name starts with `part`, if the store has it.
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>>;
@@ -74,6 +76,47 @@ pub struct AddReport {
     pub failed: Vec<(StorePath, Error)>,
     /// Bytes that the store wrote for the NARs, after compression; 0 where it cannot tell.
     pub written: u64,
+}
+
+/// How [`Store::add`] is to add.
+#[derive(Debug, Clone)]
+pub struct AddOptions {
+    /// What is demanded of signatures.
+    pub check: SigCheck,
+    /// What becomes of paths that are there already.
+    pub existing: Existing,
+    /// Paths that references may lead to although the store lacks them, because its readers have
+    /// them from elsewhere (an upstream cache). Only caches go by it: a store that is used in
+    /// place, or a daemon, must be closed in itself.
+    pub elsewhere: Arc<BTreeSet<StorePath>>,
+}
+
+impl AddOptions {
+    /// What is there stays, and every reference must be there.
+    pub fn new(check: SigCheck) -> Self {
+        AddOptions {
+            check,
+            existing: Existing::default(),
+            elsewhere: Arc::default(),
+        }
+    }
+}
+
+impl From<SigCheck> for AddOptions {
+    fn from(check: SigCheck) -> Self {
+        AddOptions::new(check)
+    }
+}
+
+/// What becomes of paths that are there already when they are added again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Existing {
+    /// They are left as they are; their NARs are not read.
+    #[default]
+    Keep,
+    /// They are checked like new ones and replaced, content and metadata: repair. What is there
+    /// stays until its successor is complete, and if that fails.
+    Replace,
 }
 
 /// Whether signatures are demanded of what is added.
@@ -174,9 +217,9 @@ pub trait StoreExt: Store {
     }
 
     /// Adds one path, or says why not.
-    async fn add_one(&self, info: PathInfo, nar: NarStream, check: &SigCheck) -> Result<()> {
+    async fn add_one(&self, info: PathInfo, nar: NarStream, options: &AddOptions) -> Result<()> {
         let items = futures::stream::iter([Ok((info, nar))]).boxed();
-        match self.add(items, check).await?.failed.pop() {
+        match self.add(items, options).await?.failed.pop() {
             Some((_, error)) => Err(error),
             None => Ok(()),
         }

@@ -13,8 +13,8 @@ use std::{
 use tk_narinfo::{PathInfo, Policy, SecretKey, TrustedKeys};
 use tk_path::{Algorithm, Encoding, HashPart, Method, References, StoreDir, StorePath};
 use tk_store::{
-    AddContent, AddItems, AddReport, Error, MemoryStore, NarStream, Result, SigCheck, Store,
-    StoreExt, closure,
+    AddContent, AddItems, AddOptions, AddReport, Error, MemoryStore, NarStream, Result, SigCheck,
+    Store, StoreExt, closure,
     copy::{CopyOptions, Progress, Reach, plan},
     nar,
 };
@@ -506,8 +506,8 @@ impl Store for Holes {
         }
     }
 
-    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
-        self.inner.add(items, check).await
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        self.inner.add(items, options).await
     }
 
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {

@@ -4,7 +4,7 @@ use futures::{StreamExt, stream, stream::BoxStream};
 use std::{collections::BTreeSet, fmt, sync::Arc};
 use tk_narinfo::{Compression, NarInfo, PathInfo};
 use tk_path::{HashPart, StoreDir, StorePath};
-use tk_store::{AddItems, AddReport, Error, NarStream, Result, SigCheck, Store, StoreExt};
+use tk_store::{AddItems, AddOptions, AddReport, Error, NarStream, Result, Store, StoreExt};
 
 /// Any store as if it answered with narinfos: a daemon, a store on disk.
 ///
@@ -103,8 +103,8 @@ impl Store for StoreInfos {
         self.0.nar(path).await
     }
 
-    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
-        self.0.add(items, check).await
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        self.0.add(items, options).await
     }
 
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {

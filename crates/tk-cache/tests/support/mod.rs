@@ -29,7 +29,7 @@ pub async fn open(config: FolderConfig) -> FolderCache {
 
 pub async fn add(cache: &FolderCache, items: Vec<Result<AddItem>>) -> AddReport {
     cache
-        .add(stream::iter(items).boxed(), &SigCheck::Skip)
+        .add(stream::iter(items).boxed(), &SigCheck::Skip.into())
         .await
         .unwrap()
 }

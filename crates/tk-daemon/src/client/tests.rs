@@ -288,7 +288,7 @@ async fn every_upload_for_itself() {
     let mut referrer = PathInfo::new(path(6), NarHash::digest(&content), content.len() as u64);
     referrer.references = [path(3)].into();
     items.push(Ok((referrer, nar::from_bytes(content))));
-    let report = within(store.add(stream::iter(items).boxed(), &SigCheck::Skip))
+    let report = within(store.add(stream::iter(items).boxed(), &SigCheck::Skip.into()))
         .await
         .unwrap();
     assert_eq!(report.added, [0, 2, 4, 5].map(path));

@@ -25,7 +25,7 @@ use std::{
 };
 use tk_narinfo::PathInfo;
 use tk_path::{HashPart, StoreDir, StorePath};
-use tk_store::{Abilities, AddItems, AddReport, Error, NarStream, Result, SigCheck, Store};
+use tk_store::{Abilities, AddItems, AddOptions, AddReport, Error, NarStream, Result, Store};
 
 /// A store behind `nix-store --serve --write`, or another server of the serve protocol.
 ///
@@ -235,8 +235,8 @@ impl Store for ServeStore {
         }
     }
 
-    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
-        add::add(self, items, check).await
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        add::add(self, items, options).await
     }
 
     /// The protocol has no command for it.

@@ -174,9 +174,9 @@ impl Context {
             return skip(data, no_repair()).await;
         }
         info.ultimate &= self.trusted;
-        let check = self.check(skip_signatures);
+        let options = self.check(skip_signatures).into();
         let store = &self.abilities.store;
-        piped(data, |nar| store.add_one(info, nar, &check)).await
+        piped(data, |nar| store.add_one(info, nar, &options)).await
     }
 
     /// Adds many paths, which come one after the other in one framed stream.
@@ -190,8 +190,8 @@ impl Context {
             return skip(FramedRead::new(reader), no_repair()).await;
         }
         let (send, receive) = mpsc::channel(1);
-        let check = self.check(skip_signatures);
-        let add = self.abilities.store.add(received(receive), &check);
+        let options = self.check(skip_signatures).into();
+        let add = self.abilities.store.add(received(receive), &options);
         let (read, added) = join(read_paths(reader, send), add).await;
         if let Some(error) = read? {
             return Err(error.into());

@@ -16,18 +16,20 @@ use std::{
 };
 use tk_narinfo::PathInfo;
 use tk_path::StorePath;
-use tk_store::{AddItem, AddItems, AddReport, Error, NarCheck, NarStream, Result, SigCheck};
+use tk_store::{
+    AddItem, AddItems, AddOptions, AddReport, Error, Existing, NarCheck, NarStream, Result,
+};
 use tokio::sync::Notify;
 
 /// See [`tk_store::Store::add`].
 pub(super) async fn add(
     store: &DaemonStore,
     items: AddItems<'_>,
-    check: &SigCheck,
+    options: &AddOptions,
 ) -> Result<AddReport> {
     let adding = Adding {
         store,
-        check,
+        options,
         state: Arc::default(),
     };
     let mut batches = items.ready_chunks(BATCH);
@@ -53,7 +55,7 @@ pub(super) async fn add(
 /// One call of `add`.
 struct Adding<'a> {
     store: &'a DaemonStore,
-    check: &'a SigCheck,
+    options: &'a AddOptions,
     state: Arc<Mutex<State>>,
 }
 
@@ -82,7 +84,8 @@ impl Adding<'_> {
             if paths.contains(&path) {
                 continue;
             }
-            if self.state().valid.contains(&path) {
+            let keep = self.options.existing == Existing::Keep;
+            if keep && self.state().valid.contains(&path) {
                 self.state().report.added.push(path);
                 continue;
             }
@@ -119,7 +122,7 @@ impl Adding<'_> {
     /// Whether `info` may be added after the paths that are `going`.
     fn admit(&self, info: &PathInfo, going: &BTreeSet<StorePath>) -> Result<()> {
         let dir = &self.store.config.dir;
-        self.check.check(dir, info)?;
+        self.options.check.check(dir, info)?;
         if let Some(ca) = &info.ca
             && !info.is_content_addressed(dir)
         {
@@ -201,7 +204,7 @@ impl Adding<'_> {
         info.registration_time = 0;
         let request = AddToStoreNar {
             info,
-            repair: false,
+            repair: self.options.existing == Existing::Replace,
             // Checked by now. A daemon that does not trust us checks all the same.
             dont_check_signatures: true,
         };

@@ -32,7 +32,7 @@ pub async fn try_add(store: &dyn Store, samples: &[Sample]) -> AddReport {
         .iter()
         .map(|s| Ok((s.info.clone(), nar::from_bytes(s.nar.clone()))));
     let items = stream::iter(items.collect::<Vec<_>>()).boxed();
-    store.add(items, &SigCheck::Skip).await.unwrap()
+    store.add(items, &SigCheck::Skip.into()).await.unwrap()
 }
 
 /// `n` paths of very different sizes, each of which refers to the two before it and to itself.

@@ -35,7 +35,7 @@ where
         let mut left = info.nar_size;
         let (chunks, nar) = channel();
         let store = self.server.abilities.store.clone();
-        let add = async move { store.add_one(info, nar, &SigCheck::Skip).await };
+        let add = async move { store.add_one(info, nar, &SigCheck::Skip.into()).await };
         let reader = &mut self.reader;
         let read = async {
             while left > 0 {
@@ -109,7 +109,9 @@ where
         info.references = trailer.references;
         info.deriver = trailer.deriver;
         let store = &self.server.abilities.store;
-        store.add_one(info, read_file(file), &SigCheck::Skip).await
+        store
+            .add_one(info, read_file(file), &SigCheck::Skip.into())
+            .await
     }
 }
 

@@ -25,18 +25,25 @@ use std::{
 };
 use tk_narinfo::PathInfo;
 use tk_path::StorePath;
-use tk_store::{AddItem, AddItems, AddReport, Error, NarCheck, NarStream, Result, SigCheck};
+use tk_store::{
+    AddItem, AddItems, AddOptions, AddReport, Error, Existing, NarCheck, NarStream, Result,
+};
 use tokio::sync::mpsc;
 
 /// See [`tk_store::Store::add`].
 pub(super) async fn add(
     store: &ServeStore,
     items: AddItems<'_>,
-    check: &SigCheck,
+    options: &AddOptions,
 ) -> Result<AddReport> {
+    if options.existing == Existing::Replace {
+        return Err(store.unsupported(
+            "cannot replace what it has (the serve protocol has no word for it); use ssh-ng://",
+        ));
+    }
     let adding = Adding {
         store,
-        check,
+        options,
         state: Mutex::default(),
     };
     let mut batches = items.ready_chunks(BATCH);
@@ -62,7 +69,7 @@ pub(super) async fn add(
 /// One call of `add`.
 struct Adding<'a> {
     store: &'a ServeStore,
-    check: &'a SigCheck,
+    options: &'a AddOptions,
     state: Mutex<State>,
 }
 
@@ -179,7 +186,7 @@ impl Adding<'_> {
     /// Whether the path may be added after those that were sent.
     fn admit(&self, info: &PathInfo) -> Result<()> {
         let dir = &self.store.config.dir;
-        self.check.check(dir, info)?;
+        self.options.check.check(dir, info)?;
         if let Some(ca) = &info.ca
             && !info.is_content_addressed(dir)
         {
