@@ -6,6 +6,7 @@ mod failure;
 mod netrc;
 mod origin;
 mod send;
+mod spool;
 mod stream;
 mod tls;
 mod tries;
@@ -219,7 +220,7 @@ struct Inner {
     /// The same as text without the slash.
     name: String,
     forbidden_is_absent: bool,
-    chunked: upload::Chunked,
+    wants_length: upload::WantsLength,
 }
 
 impl HttpObjects {
@@ -248,7 +249,7 @@ impl HttpObjects {
             name: base.as_str().trim_end_matches('/').to_owned(),
             base,
             forbidden_is_absent: config.forbidden_is_absent,
-            chunked: upload::Chunked::default(),
+            wants_length: upload::WantsLength::default(),
         })))
     }
 
@@ -366,7 +367,7 @@ impl Objects for HttpObjects {
                 .headers
                 .insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
         }
-        request.body = Payload::Bytes(content);
+        request.body = Payload::bytes(content);
         let attempt = || self.0.write_once(&request);
         let result = self.0.client.retry(&request.url, attempt).await;
         result.map_err(|failure| self.0.failed("writing", &request.url, failure))

@@ -60,6 +60,7 @@ impl Limit {
         let mut permit = Permit {
             limit: self.0.clone(),
             started: Instant::now(),
+            given_back: false,
         };
         // Another "slow down" may come while waiting for the end of the first.
         loop {
@@ -85,9 +86,18 @@ impl Limit {
 pub(crate) struct Permit {
     limit: Arc<Inner>,
     started: Instant,
+    given_back: bool,
 }
 
 impl Permit {
+    /// Lets somebody else begin while this request goes on: for bodies of any length.
+    pub(crate) fn give_back(&mut self) {
+        if !self.given_back {
+            self.given_back = true;
+            self.limit.give_back();
+        }
+    }
+
     /// The request was answered as it should be.
     pub(crate) fn succeeded(self) {
         let mut state = self.limit.state();
@@ -125,15 +135,19 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut state = self.limit.state();
-        match state.owed {
-            0 => self.limit.free.add_permits(1),
-            _ => state.owed -= 1,
-        }
+        self.give_back();
     }
 }
 
 impl Inner {
+    fn give_back(&self) {
+        let mut state = self.state();
+        match state.owed {
+            0 => self.free.add_permits(1),
+            _ => state.owed -= 1,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -11,7 +11,12 @@ use super::{
 };
 use crate::limit::Limit;
 use reqwest::{NoProxy, Proxy, redirect::Policy};
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tk_store::{Error, Result};
 use url::Url;
 
@@ -100,8 +105,8 @@ impl Client {
         &self.0
     }
 
-    pub(super) fn spool(&self) -> Option<&PathBuf> {
-        self.0.spool.as_ref()
+    pub(super) fn spool(&self) -> Option<&Path> {
+        self.0.spool.as_deref()
     }
 
     pub(super) fn pace(&self) -> Pace {
@@ -115,12 +120,12 @@ impl Client {
         }
     }
 
-    pub(super) fn tries(&self, url: &Url) -> Tries<'_> {
+    pub(super) fn tries(&self, url: &Url) -> Tries {
         let limit = match self.0.origins.may_be_http2(url) {
             true => &self.0.limit_http2,
             false => &self.0.limit_http1,
         };
-        Tries::new(&self.0.retry, limit)
+        Tries::new(self.0.retry.clone(), limit.clone())
     }
 
     /// The result of the last attempt of those that are worth making.

@@ -103,7 +103,7 @@ impl From<reqwest::Error> for Failure {
         let error = error.without_url();
         let kind = io_kind(&error);
         let words = cause(&error);
-        if error.is_builder() || error.is_request() && is_local(&error) {
+        if error.is_builder() || is_local(&error) {
             return Failure::Local(words);
         }
         if error.is_connect() {
@@ -207,5 +207,5 @@ fn is_tls(error: &(dyn StdError + 'static)) -> bool {
 }
 
 fn is_local(error: &(dyn StdError + 'static)) -> bool {
-    sources(error).any(|e| e.is::<super::upload::BodyFailed>())
+    sources(error).any(|e| e.is::<super::send::BodyFailed>())
 }

@@ -8,15 +8,22 @@ use super::{
 };
 use bytes::Bytes;
 use data_encoding::BASE64;
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{AUTHORIZATION, LOCATION},
 };
 use percent_encoding::percent_decode_str;
 use reqwest::Response;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use tk_store::{Error, Result};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use url::{Position, Url};
 
 /// What to ask. It can be sent any number of times.
@@ -29,10 +36,60 @@ pub(super) struct Request {
 
 pub(super) enum Payload {
     None,
-    Bytes(Bytes),
-    /// Made anew for each attempt, and watched by whoever gives it.
-    Stream(Arc<dyn Fn() -> reqwest::Body + Send + Sync>),
+    /// What is made anew for each attempt, and says how far it is.
+    Stream(MakeBody, Arc<Progress>),
 }
+
+pub(super) type MakeBody =
+    Box<dyn Fn() -> BoxStream<'static, Result<Bytes, BodyFailed>> + Send + Sync>;
+
+impl Payload {
+    /// Content that is at hand, in pieces, so that it is seen whether the server takes them.
+    pub(super) fn bytes(content: Bytes) -> Self {
+        let progress = Arc::new(Progress::default());
+        let seen = progress.clone();
+        let make = move || {
+            let (mut rest, seen) = (content.clone(), seen.clone());
+            let pieces = std::iter::from_fn(move || {
+                seen.moved();
+                let piece = rest.split_to(rest.len().min(PIECE));
+                (!piece.is_empty()).then_some(Ok(piece))
+            });
+            stream::iter(pieces).boxed()
+        };
+        Payload::Stream(Box::new(make), progress)
+    }
+}
+
+/// When the server last took something of a body.
+#[derive(Debug, Default)]
+pub(super) struct Progress(Mutex<Option<Instant>>);
+
+impl Progress {
+    /// It took something, or the answer is awaited from now on.
+    pub(super) fn moved(&self) {
+        *self.lock() = Some(Instant::now());
+    }
+
+    /// There is nothing to take at the moment: its time does not pass.
+    pub(super) fn waits(&self) {
+        *self.lock() = None;
+    }
+
+    /// When its time will have passed, if nothing happens.
+    fn ends(&self, stall: Duration) -> Instant {
+        self.lock().unwrap_or_else(Instant::now) + stall
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a body ended early; the reason is known to whoever made it.
+#[derive(Debug, thiserror::Error)]
+#[error("what was to be sent could not be made")]
+pub(super) struct BodyFailed;
 
 /// Whom a login is for, and the header that it is.
 pub(super) struct Login {
@@ -72,8 +129,7 @@ impl Request {
         }
         *request.body_mut() = match &self.body {
             Payload::None => None,
-            Payload::Bytes(bytes) => Some(bytes.clone().into()),
-            Payload::Stream(make) => Some(make()),
+            Payload::Stream(make, _) => Some(reqwest::Body::wrap_stream(make())),
         };
         request
     }
@@ -122,16 +178,22 @@ impl Client {
         url: &Url,
         login: Option<&HeaderValue>,
     ) -> Result<Response, Failure> {
+        let stall = self.inner().stall_timeout;
         let make = || request.make(url, login);
-        let bounded = async {
-            match timeout(self.inner().stall_timeout, self.send_over(url, &make)).await {
-                Ok(result) => result,
-                Err(_) => Err(no_answer(self.inner().stall_timeout)),
-            }
+        let answer = self.send_over(url, &make);
+        let Payload::Stream(_, progress) = &request.body else {
+            let answer = timeout(stall, answer).await;
+            return answer.unwrap_or_else(|_| Err(no_answer(stall)));
         };
-        match request.body {
-            Payload::Stream(_) => self.send_over(url, &make).await,
-            _ => bounded.await,
+        progress.moved();
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            let ends = progress.ends(stall);
+            match timeout_at(ends, &mut answer).await {
+                Ok(answer) => return answer,
+                Err(_) if progress.ends(stall) > Instant::now() => {}
+                Err(_) => return Err(no_answer(stall)),
+            }
         }
     }
 
@@ -248,6 +310,9 @@ fn bearer(token: &str) -> Option<HeaderValue> {
     header.set_sensitive(true);
     Some(header)
 }
+
+/// Bytes of a body at once.
+const PIECE: usize = 64 << 10;
 
 /// As curl in Nix and most browsers allow, or fewer.
 const MAX_REDIRECTS: usize = 10;

@@ -11,14 +11,14 @@ use std::{
 };
 
 /// The attempts of one request.
-pub(crate) struct Tries<'a> {
-    retry: &'a Retry,
-    limit: &'a Limit,
+pub(crate) struct Tries {
+    retry: Retry,
+    limit: Limit,
     made: u32,
 }
 
-impl<'a> Tries<'a> {
-    pub(super) fn new(retry: &'a Retry, limit: &'a Limit) -> Self {
+impl Tries {
+    pub(super) fn new(retry: Retry, limit: Limit) -> Self {
         let made = 0;
         Tries { retry, limit, made }
     }
@@ -29,23 +29,28 @@ impl<'a> Tries<'a> {
     }
 
     /// Waits before the next attempt; the failure, if there is none.
-    pub(crate) async fn again(&mut self, permit: Permit, failure: Failure) -> Result<(), Failure> {
+    pub(crate) async fn again(
+        &mut self,
+        mut permit: Permit,
+        failure: Failure,
+    ) -> Result<(), Failure> {
+        permit.give_back();
         self.made += 1;
+        let Retry {
+            attempts, delay, ..
+        } = self.retry;
         let (attempts, wait) = match failure.again() {
             Again::Never => (0, Duration::ZERO),
-            Again::Rarely => (
-                self.retry.attempts.min(RARE_ATTEMPTS),
-                self.delay(self.retry.delay),
-            ),
-            Again::Later => (self.retry.attempts, self.delay(self.retry.delay)),
+            Again::Rarely => (attempts.min(RARE_ATTEMPTS), self.delay(delay)),
+            Again::Later => (attempts, self.delay(delay)),
             Again::SlowDown(asked) => {
-                let wait = match asked {
-                    Some(wait) => wait.min(self.retry.max_delay) + self.delay(self.retry.delay) / 4,
+                let all = asked.map(|wait| wait.min(self.retry.max_delay));
+                let wait = match all {
+                    Some(wait) => wait + self.delay(delay) / 4,
                     None => self.delay(self.retry.delay_rate_limited),
                 };
-                // Everybody waits as long as the server asks for, this one a bit longer.
-                permit.slow_down(asked.unwrap_or(wait / 2).min(self.retry.max_delay));
-                (self.retry.attempts, wait)
+                permit.slow_down(all.unwrap_or(wait / 2));
+                (attempts, wait)
             }
         };
         if self.made >= attempts {

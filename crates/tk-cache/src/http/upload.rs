@@ -1,51 +1,95 @@
 //! Large objects on their way there.
+//!
+//! What is sent is kept in a [`Spool`] while it is made, so that it can be sent again. The first
+//! attempt sends it as it grows. A server that wants to know the length gets what is whole.
 
 use super::{
-    Inner, put_headers,
-    send::{Payload, Request},
+    Inner,
+    failure::Failure,
+    put_headers,
+    send::{Payload, Progress, Request},
+    spool::{Reader, Spool},
 };
 use crate::objects::Upload;
-use bytes::BytesMut;
-use futures::TryStreamExt;
+use futures::{StreamExt, future::Either, future::select};
 use http::{Method, header::CONTENT_LENGTH};
 use std::{
-    fmt,
-    sync::{Arc, atomic::AtomicBool},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
-use tk_store::Result;
+use tk_store::{Error, Result};
 
 /// Whether the server is known to want a length.
 #[derive(Default)]
-pub(super) struct Chunked(AtomicBool);
+pub(super) struct WantsLength(AtomicBool);
 
-pub(super) async fn run(cache: &Arc<Inner>, upload: Upload<'_>) -> Result<()> {
-    let _ = &cache.chunked.0;
-    let body: BytesMut = upload
-        .body
-        .try_fold(BytesMut::new(), |mut all, chunk| async move {
-            all.extend_from_slice(&chunk);
-            Ok(all)
-        })
-        .await?;
-    let mut request = Request::new(Method::PUT, cache.url(upload.name)?);
+/// Puts the object there. When its body fails, or this is dropped, the request breaks off in its
+/// midst, and no server takes it for whole.
+pub(super) async fn run(cache: &Inner, upload: Upload<'_>) -> Result<()> {
+    let what = cache.url(upload.name)?;
+    let keeping = |e| Error::io(format!("making a file to keep {what}"), e);
+    let spool = Spool::new(cache.client.spool()).map_err(keeping)?;
+    let mut request = Request::new(Method::PUT, what.clone());
     request.headers = put_headers(upload.mime)?;
-    request.headers.insert(CONTENT_LENGTH, body.len().into());
-    request.body = Payload::Bytes(body.freeze());
-    let attempt = || cache.write_once(&request);
-    let result = cache.client.retry(&request.url, attempt).await;
-    result
-        .map(drop)
-        .map_err(|failure| cache.failed("uploading", &request.url, failure))
+    let reader = spool.reader();
+    let progress = Arc::new(Progress::default());
+    let (source, seen) = (reader.clone(), progress.clone());
+    let make = move || source.clone().stream(seen.clone()).boxed();
+    request.body = Payload::Stream(Box::new(make), progress);
+
+    let filling = pin!(spool.fill(upload.body, what.as_str()));
+    let sending = pin!(send(cache, request, reader));
+    let sent = match select(filling, sending).await {
+        Either::Left((filled, sending)) => {
+            filled?;
+            sending.await
+        }
+        // Where all is sent, all was there.
+        Either::Right((sent, _)) => sent,
+    };
+    sent.map_err(|failure| cache.failed("uploading", &what, failure))
 }
 
-/// Why a body ended early.
-#[derive(Debug)]
-pub(super) struct BodyFailed;
-
-impl fmt::Display for BodyFailed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("what was to be sent could not be made")
+async fn send(cache: &Inner, mut request: Request, mut reader: Reader) -> Result<(), Failure> {
+    let mut tries = cache.client.tries(&request.url);
+    let mut wants_length = cache.wants_length.0.load(Ordering::Relaxed);
+    loop {
+        if wants_length {
+            let made = reader.whole().await;
+            made.map_err(|e| Failure::Local(e.to_string()))?;
+        }
+        let size = reader.size();
+        if let Some(size) = size {
+            request.headers.insert(CONTENT_LENGTH, size.into());
+        }
+        let mut permit = tries.start().await;
+        // It may take hours, in which small requests are not to wait.
+        permit.give_back();
+        match cache.write_once(&request).await {
+            Ok(_) if reader.size().is_none() => {
+                let words = "it said that all is well before all was sent";
+                return Err(Failure::Nonsense(words.to_owned()));
+            }
+            Ok(_) => {
+                if wants_length {
+                    cache.wants_length.0.store(true, Ordering::Relaxed);
+                }
+                permit.succeeded();
+                return Ok(());
+            }
+            Err(failure) if size.is_none() && may_want_length(&failure) => wants_length = true,
+            Err(failure) => tries.again(permit, failure).await?,
+        }
     }
 }
 
-impl std::error::Error for BodyFailed {}
+/// What servers say that do not take bodies of unknown length.
+fn may_want_length(failure: &Failure) -> bool {
+    let Failure::Status { status, .. } = failure else {
+        return false;
+    };
+    matches!(status.as_u16(), 400 | 411 | 501)
+}
