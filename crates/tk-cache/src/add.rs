@@ -25,7 +25,7 @@ use std::{
 };
 use tk_narinfo::PathInfo;
 use tk_path::{StoreDir, StorePath};
-use tk_store::{AddItem, AddItems, AddReport, Error, NarStream, Result, SigCheck};
+use tk_store::{AddItem, AddItems, AddOptions, AddReport, Error, Existing, NarStream, Result};
 
 /// A cache that paths are added to. `Display` is its URI.
 pub(crate) trait Target: Display + Send + Sync + 'static {
@@ -42,11 +42,13 @@ pub(crate) trait Target: Display + Send + Sync + 'static {
         self: Arc<Self>,
         paths: BTreeSet<StorePath>,
     ) -> BoxFuture<'static, Result<BTreeSet<StorePath>>>;
-    /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written.
+    /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written. With
+    /// `replace`, what is there of the NAR is not relied on.
     fn upload(
         self: Arc<Self>,
         info: PathInfo,
         nar: NarStream,
+        replace: bool,
     ) -> BoxFuture<'static, Result<Uploaded, Failure>>;
     /// Writes narinfos; one result for each, in order.
     fn publish(
@@ -84,11 +86,11 @@ pub(crate) enum Failure {
 pub(crate) async fn run<T: Target>(
     cache: &Arc<T>,
     items: AddItems<'_>,
-    check: &SigCheck,
+    options: &AddOptions,
 ) -> Result<AddReport> {
     let mut adding = Adding {
         cache: cache.clone(),
-        check,
+        options,
         report: AddReport::default(),
         nodes: HashMap::new(),
         visible: HashSet::new(),
@@ -110,7 +112,7 @@ pub(crate) async fn run<T: Target>(
 
 struct Adding<'a, T: Target> {
     cache: Arc<T>,
-    check: &'a SigCheck,
+    options: &'a AddOptions,
     report: AddReport,
     /// All items so far that were not there before.
     nodes: HashMap<StorePath, Node>,
@@ -205,7 +207,7 @@ impl<T: Target> Adding<'_, T> {
             if self.nodes.contains_key(&info.path) {
                 continue;
             }
-            if self.visible.contains(&info.path) {
+            if self.visible.contains(&info.path) && self.options.existing == Existing::Keep {
                 if self.present.insert(info.path.clone()) {
                     self.report.added.push(info.path);
                 }
@@ -221,7 +223,11 @@ impl<T: Target> Adding<'_, T> {
         let paths = batch
             .iter()
             .flat_map(|(info, _)| info.references.iter().chain([&info.path]));
-        let known = |p: &StorePath| self.visible.contains(p) || self.nodes.contains_key(p);
+        let known = |p: &StorePath| {
+            self.visible.contains(p)
+                || self.nodes.contains_key(p)
+                || self.options.elsewhere.contains(p)
+        };
         paths.filter(|path| !known(path)).cloned().collect()
     }
 
@@ -233,6 +239,7 @@ impl<T: Target> Adding<'_, T> {
             referrers: Vec::new(),
         };
         let accepted = self
+            .options
             .check
             .check(self.cache.store_dir(), &info)
             .and_then(|()| self.await_references(&info));
@@ -258,11 +265,10 @@ impl<T: Target> Adding<'_, T> {
         if !self.cache.require_references() {
             return Ok(0);
         }
-        let others = || {
-            info.references
-                .iter()
-                .filter(|r| **r != info.path && !self.visible.contains(*r))
+        let is_there = |r: &StorePath| {
+            *r == info.path || self.visible.contains(r) || self.options.elsewhere.contains(r)
         };
+        let others = || info.references.iter().filter(|r| !is_there(r));
         let absent = others().find(|reference| match self.nodes.get(*reference) {
             Some(node) => matches!(node.state, State::Failed),
             None => true,
@@ -281,6 +287,7 @@ impl<T: Target> Adding<'_, T> {
 
     /// Starts uploads while there are threads for them, and the writing of narinfos.
     fn start(&mut self) {
+        let replace = self.options.existing == Existing::Replace;
         while self.uploads < self.cache.uploads()
             && let Some(Queued { info, nar, .. }) = self.queue.pop()
         {
@@ -292,7 +299,7 @@ impl<T: Target> Adding<'_, T> {
                 node.state = State::Uploading(abort);
                 self.uploads += 1;
                 let path = info.path.clone();
-                let upload = self.cache.clone().upload(info, nar.boxed());
+                let upload = self.cache.clone().upload(info, nar.boxed(), replace);
                 let event = upload.map(|result| Event::Uploaded(path, result));
                 self.running.push(event.boxed());
             }

@@ -2,6 +2,7 @@
 
 mod abilities;
 mod files;
+mod infos;
 mod logs;
 mod nar;
 mod upload;
@@ -28,7 +29,7 @@ use tk_narinfo::{
     Signature,
 };
 use tk_path::{HashPart, StoreDir, StorePath};
-use tk_store::{AddItems, AddReport, AddSignatures, Error, NarStream, Result, SigCheck, Store};
+use tk_store::{AddItems, AddOptions, AddReport, AddSignatures, Error, NarStream, Result, Store};
 use tokio::sync::Semaphore;
 
 /// How to open a [`FolderCache`].
@@ -198,10 +199,10 @@ impl Store for FolderCache {
             .map(nar::stream)
     }
 
-    async fn add(&self, items: AddItems<'_>, check: &SigCheck) -> Result<AddReport> {
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
         let inner = self.0.clone();
         blocking(move || inner.prepare()).await?;
-        let report = add::run(&self.0, items, check).await;
+        let report = add::run(&self.0, items, options).await;
         let inner = self.0.clone();
         blocking(move || {
             inner.sweep();

@@ -7,9 +7,9 @@
 mod add;
 pub mod checker;
 pub mod compress;
+mod debug_info;
 #[cfg(feature = "disk-cache")]
 pub mod disk_cache;
-mod debug_info;
 mod folder;
 #[cfg(feature = "http")]
 pub mod http;
@@ -19,9 +19,12 @@ pub mod layout;
 mod limit;
 pub mod objects;
 mod pack;
+mod realisations;
+pub mod remote;
 mod unpack;
 
 pub use folder::{FolderCache, FolderConfig};
+pub use remote::{RemoteCache, RemoteConfig};
 
 use tk_store::Error;
 

@@ -50,6 +50,13 @@ pub trait Objects: Debug + Display + Send + Sync {
     /// HTTP servers.
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<String>>;
 
+    /// Ends what earlier uploads of this process or of dead ones left open, by their `journal`.
+    /// Called when all that was to be uploaded is there.
+    async fn tidy(&self, journal: &Journal) -> Result<()> {
+        let _ = journal;
+        Ok(())
+    }
+
     /// How many small requests are worth having under way at once.
     fn parallel(&self) -> usize;
 }

@@ -1,11 +1,13 @@
 //! What a folder can do beyond [`Store`](tk_store::Store).
 
 use super::{FolderCache, Inner, files, logs, reading, writing};
-use crate::{blocking, layout};
+use crate::{
+    blocking, layout,
+    realisations::{self, MAX_REALISATION_BYTES},
+};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    error,
     fs::File,
     path::Path,
     sync::Arc,
@@ -108,20 +110,9 @@ impl Realisations for FolderCache {
 impl Inner {
     fn realisation(&self, id: &DrvOutput) -> Result<Option<UnkeyedRealisation>> {
         let file = self.root.join(layout::realisation(id));
-        let Some(value) = json(&file)? else {
-            return Ok(None);
-        };
-        // The name is the key. Some writers repeat it inside.
-        let malformed = |why| malformed(&file, why);
-        if value.get("key").is_none() {
-            let read = UnkeyedRealisation::from_json(&value);
-            return read.map(Some).map_err(|e| malformed(e.into()));
-        }
-        let read = Realisation::from_json(&value).map_err(|e| malformed(e.into()))?;
-        match read.id == *id {
-            true => Ok(Some(read.value)),
-            false => Err(malformed("it is about another output".into())),
-        }
+        let text = text(&file)?;
+        let parse = |text: Vec<u8>| realisations::parse(id, &file.to_string_lossy(), &text);
+        text.map(parse).transpose()
     }
 
     fn register(&self, new: &Realisation) -> Result<()> {
@@ -139,15 +130,9 @@ impl Inner {
 
     fn legacy_realisation(&self, id: &legacy::DrvOutput) -> Result<Option<legacy::Realisation>> {
         let file = self.root.join(layout::legacy_realisation(id));
-        let Some(value) = json(&file)? else {
-            return Ok(None);
-        };
-        let read = legacy::Realisation::from_json(&value);
-        let read = read.map_err(|e| malformed(&file, e.into()))?;
-        match read.id == *id {
-            true => Ok(Some(read)),
-            false => Err(malformed(&file, "it is about another output".into())),
-        }
+        let text = text(&file)?;
+        let parse = |text: Vec<u8>| realisations::parse_legacy(id, &file.to_string_lossy(), &text);
+        text.map(parse).transpose()
     }
 
     fn register_legacy(&self, new: &legacy::Realisation) -> Result<()> {
@@ -170,11 +155,8 @@ impl Inner {
     }
 }
 
-fn json(file: &Path) -> Result<Option<serde_json::Value>> {
-    let text = files::read(file, MAX_REALISATION_BYTES).map_err(|e| reading(file, e))?;
-    let parse =
-        |text: Vec<u8>| serde_json::from_slice(&text).map_err(|e| malformed(file, e.into()));
-    text.map(parse).transpose()
+fn text(file: &Path) -> Result<Option<Vec<u8>>> {
+    files::read(file, MAX_REALISATION_BYTES).map_err(|e| reading(file, e))
 }
 
 fn write(file: &Path, value: &serde_json::Value) -> Result<()> {
@@ -187,10 +169,3 @@ fn write(file: &Path, value: &serde_json::Value) -> Result<()> {
 fn parent(file: &Path) -> &Path {
     file.parent().unwrap_or(file)
 }
-
-fn malformed(file: &Path, why: Box<dyn error::Error + Send + Sync>) -> Error {
-    Error::malformed(file.display().to_string(), why)
-}
-
-/// Those in use have some hundred bytes.
-const MAX_REALISATION_BYTES: usize = 1 << 20;

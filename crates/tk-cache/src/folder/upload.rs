@@ -42,13 +42,14 @@ impl Target for Inner {
         self: Arc<Self>,
         info: PathInfo,
         nar: NarStream,
+        replace: bool,
     ) -> BoxFuture<'static, Result<Uploaded, Failure>> {
         let work = async move {
             let permit = self.room(info.nar_size).await;
             let nar = BlockingNar::new(nar);
             let work = blocking(move || {
                 let _permit = permit;
-                Ok(upload(&self, info, nar))
+                Ok(upload(&self, info, nar, replace))
             });
             work.await.unwrap_or_else(|error| Err(Failure::Item(error)))
         };
@@ -97,7 +98,12 @@ async fn publish(
 }
 
 /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written.
-fn upload(cache: &Inner, mut info: PathInfo, nar: BlockingNar) -> Result<Uploaded, Failure> {
+fn upload(
+    cache: &Inner,
+    mut info: PathInfo,
+    nar: BlockingNar,
+    replace: bool,
+) -> Result<Uploaded, Failure> {
     let folder = cache.root.join(NAR_FOLDER);
     let broken = |e| {
         let doing = format!("writing the NAR of {} to {}", info.path, folder.display());
@@ -112,7 +118,7 @@ fn upload(cache: &Inner, mut info: PathInfo, nar: BlockingNar) -> Result<Uploade
     let file = cache.root.join(&url);
     let broken = |e| Failure::Cache(writing(&file, e));
     // Another path with the same content: what is there may be in use and is as good.
-    if !is_there(&file, packed.size).map_err(broken)? {
+    if replace || !is_there(&file, packed.size).map_err(broken)? {
         temporary.rename(&file).map_err(broken)?;
     }
     let (listing, debug) = (config.write_listing, config.index_debug_info);

@@ -1,0 +1,380 @@
+//! Binary caches far away: on HTTP servers, in object storage.
+
+mod abilities;
+mod lookup;
+mod nar;
+mod upload;
+
+use crate::{
+    add, blocking,
+    compress::Compressor,
+    journal::Journal,
+    layout::{self, CACHE_INFO},
+    objects::{NarInfoCache, NarInfos, Objects},
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    num::NonZeroUsize,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+use tk_narinfo::{CacheInfo, Compression, MAX_CACHE_INFO_BYTES, NarInfo, PathInfo, SecretKey};
+use tk_path::{HashPart, StoreDir, StorePath};
+use tk_store::{AddItems, AddOptions, AddReport, Error, NarStream, Result, Store};
+use tokio::sync::{OnceCell, Semaphore};
+
+/// How to use a [`RemoteCache`].
+#[derive(Debug, Clone)]
+pub struct RemoteConfig {
+    /// The directory that the paths in the cache belong to.
+    pub store_dir: StoreDir,
+    /// How new NARs are compressed. Default: xz, as Nix, where that is built in.
+    pub compression: Compression,
+    /// The level; `None`: the default of the compression (Nix's −1).
+    pub level: Option<i32>,
+    /// Whether to write a listing (`.ls`) for each new path. None is written for a tree whose
+    /// names are not UTF-8, since JSON cannot hold it.
+    pub write_listing: bool,
+    /// Whether to write, for each build id that a new path has debug symbols of, where they are
+    /// (`debuginfo/`).
+    pub index_debug_info: bool,
+    /// Keys that sign each new path, beside the signatures it has.
+    pub sign: Vec<Arc<SecretKey>>,
+    /// NARs that are compressed at once, and threads that compress. Default: one for each core, at
+    /// most eight.
+    pub jobs: NonZeroUsize,
+    /// NARs that are on their way at once. Default: 32.
+    pub uploads: NonZeroUsize,
+    /// Whether `nix-cache-info` may be made, when the cache is first written to, and whether the
+    /// cache may be opened without one. Without this, a place that has none is no cache.
+    pub create: bool,
+    /// Whether a path is refused whose references are neither in the cache nor come with it.
+    /// Without this the cache may hold incomplete closures. Default: yes.
+    pub require_references: bool,
+    /// What `nix-cache-info` of a new cache says of its priority: the lower, the earlier it is
+    /// asked. `None`: nothing, as Nix.
+    pub priority: Option<i32>,
+    /// The same, for whether the cache wants to be asked for many paths at once.
+    pub want_mass_query: Option<bool>,
+    /// What the cache said before. It is only believed by those who read: whether a path has to be
+    /// uploaded is always asked anew.
+    pub known: Option<Arc<dyn NarInfoCache>>,
+    /// Folder and identity of the [`Journal`] of what was uploaded, by which a killed push goes on
+    /// where it stood.
+    pub journal: Option<(PathBuf, String)>,
+}
+
+impl Default for RemoteConfig {
+    fn default() -> Self {
+        let cores = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let compression = match cfg!(feature = "xz") {
+            true => Compression::Xz,
+            false => Compression::None,
+        };
+        RemoteConfig {
+            store_dir: StoreDir::default(),
+            compression,
+            level: None,
+            write_listing: false,
+            index_debug_info: false,
+            sign: Vec::new(),
+            jobs: cores.min(const { NonZeroUsize::new(8).unwrap() }),
+            uploads: const { NonZeroUsize::new(32).unwrap() },
+            create: false,
+            require_references: true,
+            priority: None,
+            want_mass_query: None,
+            known: None,
+            journal: None,
+        }
+    }
+}
+
+/// A binary cache whose objects lie on an HTTP server or in object storage.
+///
+/// What is added keeps this invariant at every moment, also when the process is killed: *a narinfo
+/// that is there has its NAR and the narinfos of its references there too*, unless
+/// [`require_references`](RemoteConfig::require_references) is off. Any number of processes may
+/// read and write one cache.
+///
+/// A clone is the same cache.
+#[derive(Clone)]
+pub struct RemoteCache(Arc<Inner>);
+
+struct Inner {
+    objects: Arc<dyn Objects>,
+    config: RemoteConfig,
+    compressor: Compressor,
+    /// What the cache says about itself, once somebody asked; `None` within: nothing.
+    info: OnceCell<Option<CacheInfo>>,
+    /// Opened when something is uploaded.
+    journal: Mutex<Option<Arc<Journal>>>,
+    /// Packers at work.
+    packers: Arc<Semaphore>,
+    /// Memory of encoders that is free, in MiB.
+    encoder_memory: Arc<Semaphore>,
+    /// What [`Inner::encoder_memory`] is when nothing is under way.
+    encoder_memory_of_all: u32,
+    /// Memory for packed NARs that is free, in KiB.
+    packed_memory: Arc<Semaphore>,
+}
+
+impl RemoteCache {
+    /// Opens the cache at `objects` and reads what it says about itself, unless that is
+    /// [`known`](RemoteConfig::known).
+    ///
+    /// # Errors
+    /// When the place cannot be asked; when it has no `nix-cache-info` and
+    /// [`create`](RemoteConfig::create) is off; when the cache is for another store directory
+    /// ([`Error::StoreDir`]); when there is no such compression or level.
+    pub async fn open(objects: Arc<dyn Objects>, config: RemoteConfig) -> Result<Self> {
+        let compressor = Compressor::new(config.compression, config.level, config.jobs)
+            .map_err(|e| Error::invalid(e.to_string()))?;
+        let memory = (compressor.memory_of_all() >> 20) as u32;
+        let inner = Inner {
+            objects,
+            packers: Arc::new(Semaphore::new(config.jobs.get() + 1)),
+            config,
+            compressor,
+            info: OnceCell::new(),
+            journal: Mutex::default(),
+            encoder_memory: Arc::new(Semaphore::new(memory as usize)),
+            encoder_memory_of_all: memory,
+            packed_memory: Arc::new(Semaphore::new(PACKED_MEMORY)),
+        };
+        inner.require_info().await?;
+        Ok(RemoteCache(Arc::new(inner)))
+    }
+
+    /// The place where the objects of the cache lie.
+    pub fn objects(&self) -> &Arc<dyn Objects> {
+        &self.0.objects
+    }
+
+    /// What the cache says about itself.
+    pub async fn cache_info(&self) -> Result<CacheInfo> {
+        Ok(self.0.info().await?.clone().unwrap_or_default())
+    }
+
+    /// Makes `nix-cache-info`, unless it is there; true if it was not. [`Store::add`] does this by
+    /// itself.
+    pub async fn init(&self) -> Result<bool> {
+        self.0.init().await
+    }
+
+    /// Everything that the cache has. Lists it, and reads every narinfo.
+    ///
+    /// # Errors
+    /// HTTP servers cannot list.
+    pub async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
+        let mut parts = Vec::new();
+        let mut names = self.0.objects.list("");
+        while let Some(name) = names.next().await {
+            parts.extend(layout::part_of_narinfo(&name?));
+        }
+        let mut found = futures::stream::iter(parts)
+            .map(|part| async move { self.0.fetch(&part).await })
+            .buffer_unordered(self.0.objects.parallel());
+        let mut paths = BTreeSet::new();
+        while let Some(narinfo) = found.next().await {
+            // It may be gone since it was listed.
+            paths.extend(narinfo?.map(|narinfo| narinfo.info.path));
+        }
+        Ok(paths)
+    }
+
+    /// The narinfo of a path; `None` if it is absent.
+    ///
+    /// # Errors
+    /// A cache that cannot be asked, and a narinfo that cannot be parsed or is about something
+    /// else, are errors, never absences.
+    pub async fn narinfo(&self, path: &StorePath) -> Result<Option<NarInfo>> {
+        let found = self.0.narinfo_of_part(&path.to_hash_part()).await?;
+        Ok(found.filter(|narinfo| narinfo.info.path == *path))
+    }
+}
+
+#[async_trait]
+impl Store for RemoteCache {
+    fn dir(&self) -> &StoreDir {
+        &self.0.config.store_dir
+    }
+
+    /// One request for each path, and none is answered from memory. No narinfo is read.
+    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        self.0.valid(paths.clone()).await
+    }
+
+    fn infos<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
+        let info = |(path, found): (StorePath, Result<Option<NarInfo>>)| {
+            found.map(|found| (path, found.map(|narinfo| narinfo.info)))
+        };
+        self.narinfos(paths).map(info).boxed()
+    }
+
+    /// Checks file hash and size while the NAR passes: what differs is an error at the end of the
+    /// stream. It ends with an error, too, when more comes out than the NAR should have.
+    async fn nar(&self, path: &StorePath) -> Result<NarStream> {
+        self.0.nar(path).await
+    }
+
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        self.0.init().await?;
+        let report = add::run(&self.0, items, options).await?;
+        if report.failed.is_empty() {
+            self.0.finish_journal().await?;
+        }
+        Ok(report)
+    }
+
+    async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
+        let found = self.0.narinfo_of_part(part).await?;
+        Ok(found.map(|narinfo| narinfo.info.path))
+    }
+}
+
+impl NarInfos for RemoteCache {
+    fn narinfos<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, (StorePath, Result<Option<NarInfo>>)> {
+        lookup::narinfos(&self.0, paths)
+    }
+}
+
+/// The canonical URI.
+impl fmt::Display for RemoteCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for RemoteCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteCache")
+            .field("objects", &self.0.objects)
+            .field("config", &self.0.config)
+            .finish()
+    }
+}
+
+impl fmt::Display for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.objects.fmt(f)
+    }
+}
+
+impl Inner {
+    async fn info(&self) -> Result<&Option<CacheInfo>> {
+        self.info.get_or_try_init(|| self.read_info()).await
+    }
+
+    async fn read_info(&self) -> Result<Option<CacheInfo>> {
+        // Who writes needs to know what is there now.
+        if let Some(known) = self.known()
+            && !self.config.create
+        {
+            let text = blocking(move || Ok(known.cache_info())).await?;
+            if let Some(Some(text)) = text
+                && let Ok(info) = CacheInfo::parse(&text)
+            {
+                return Ok(Some(info));
+            }
+        }
+        let text = self.objects.read(CACHE_INFO, MAX_CACHE_INFO_BYTES).await?;
+        let parse = |text: &Bytes| {
+            CacheInfo::parse(text).map_err(|e| Error::malformed(format!("{self}/{CACHE_INFO}"), e))
+        };
+        let info = text.as_ref().map(parse).transpose()?;
+        if let (Some(known), Some(text)) = (self.known(), text) {
+            blocking(move || {
+                known.put_cache_info(Some(&text));
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(info)
+    }
+
+    /// That this is a cache, and for our store directory.
+    async fn require_info(&self) -> Result<()> {
+        match self.info().await? {
+            Some(info) => match &info.store_dir {
+                Some(theirs) if *theirs != self.config.store_dir.as_str() => Err(Error::StoreDir {
+                    store: self.to_string(),
+                    theirs: theirs.clone(),
+                    ours: self.config.store_dir.clone(),
+                }),
+                _ => Ok(()),
+            },
+            None if self.config.create => Ok(()),
+            None => Err(Error::invalid(format!(
+                "{self} is no binary cache: it has no {CACHE_INFO}"
+            ))),
+        }
+    }
+
+    async fn init(&self) -> Result<bool> {
+        if self.info().await?.is_some() {
+            return Ok(false);
+        }
+        let config = &self.config;
+        let info = layout::cache_info(&config.store_dir, config.want_mass_query, config.priority);
+        let text = Bytes::from(info.print());
+        let mime = layout::mime_type(CACHE_INFO);
+        self.objects.write(CACHE_INFO, text, mime, true).await
+    }
+
+    fn known(&self) -> Option<Arc<dyn NarInfoCache>> {
+        self.config.known.clone()
+    }
+
+    /// What this process changed is no longer what the cache said.
+    async fn forget(&self, part: HashPart) {
+        if let Some(known) = self.known() {
+            let forget = move || {
+                known.forget(&[part]);
+                Ok(())
+            };
+            // A fault of the memory is none of the cache.
+            let _ = blocking(forget).await;
+        }
+    }
+
+    /// The journal, if there is to be one.
+    fn journal(&self) -> Result<Option<Arc<Journal>>> {
+        let Some((folder, identity)) = &self.config.journal else {
+            return Ok(None);
+        };
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        if journal.is_none() {
+            *journal = Some(Arc::new(Journal::open(folder, identity)?));
+        }
+        Ok(journal.clone())
+    }
+
+    /// After all that was to be uploaded is there.
+    async fn finish_journal(&self) -> Result<()> {
+        // One that another process left is finished, too, though nothing was left to upload.
+        let Some(journal) = self.journal()? else {
+            return Ok(());
+        };
+        self.objects.tidy(&journal).await?;
+        self.journal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        journal.finish()
+    }
+}
+
+/// Packed NARs that wait to be sent, in KiB.
+const PACKED_MEMORY: usize = 24 << 10;

@@ -1,0 +1,386 @@
+//! Paths into the cache.
+//!
+//! Packing (on blocking threads, as many as there are processors) and sending (many at once) are
+//! bounded apart from each other: a NAR that is packed whole leaves its packer to the next while it
+//! is sent. One that is too large for that is sent while it is packed.
+
+use super::Inner;
+use crate::{
+    add::{Failure, Publishing, Target, Uploaded},
+    blocking,
+    journal::{Arrived, Journal},
+    layout,
+    objects::Upload,
+    pack::{Packed, narinfo, pack},
+};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    mem,
+    sync::Arc,
+};
+use tk_narinfo::PathInfo;
+use tk_path::{StoreDir, StorePath};
+use tk_store::{ByteStream, Error, NarStream, Result, nar::BlockingNar};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    task::JoinHandle,
+};
+
+impl Target for Inner {
+    fn store_dir(&self) -> &StoreDir {
+        &self.config.store_dir
+    }
+
+    fn require_references(&self) -> bool {
+        self.config.require_references
+    }
+
+    fn uploads(&self) -> usize {
+        self.config.uploads.get()
+    }
+
+    fn publishing(&self) -> Publishing {
+        Publishing::Each(self.objects.parallel())
+    }
+
+    fn valid(
+        self: Arc<Self>,
+        paths: BTreeSet<StorePath>,
+    ) -> BoxFuture<'static, Result<BTreeSet<StorePath>>> {
+        async move { Inner::valid(&self, paths).await }.boxed()
+    }
+
+    fn upload(
+        self: Arc<Self>,
+        info: PathInfo,
+        nar: NarStream,
+        replace: bool,
+    ) -> BoxFuture<'static, Result<Uploaded, Failure>> {
+        async move {
+            let size = (info.nar_size != 0).then_some(info.nar_size);
+            let encoding = self.compressor.encoding(size);
+            let url = layout::nar(&info.nar_hash, self.config.compression, &encoding);
+            match self.arrived(&url, replace).await? {
+                Some(arrived) => self.described(info, url, &arrived, 0),
+                None => Inner::send(&self, info, nar, url).await,
+            }
+        }
+        .boxed()
+    }
+
+    fn publish(
+        self: Arc<Self>,
+        narinfos: Vec<(StorePath, String)>,
+    ) -> BoxFuture<'static, Vec<(StorePath, Result<()>)>> {
+        async move {
+            let mut results = Vec::with_capacity(narinfos.len());
+            for (path, text) in narinfos {
+                let part = path.to_hash_part();
+                let name = layout::narinfo(&part);
+                let mime = layout::mime_type(&name);
+                let written = self.objects.write(&name, text.into(), mime, false).await;
+                self.forget(part).await;
+                results.push((path, written.map(drop)));
+            }
+            results
+        }
+        .boxed()
+    }
+}
+
+impl Inner {
+    /// What is known of the NAR `url` if all of it is there already, from an earlier push.
+    async fn arrived(&self, url: &str, replace: bool) -> Result<Option<Arrived>, Failure> {
+        let journal = self.journal().map_err(Failure::Cache)?;
+        let Some(arrived) = journal.and_then(|journal| journal.arrived(url)) else {
+            return Ok(None);
+        };
+        if replace {
+            return Ok(None);
+        }
+        // Somebody may have removed it since.
+        let there = self.objects.look(url).await.map_err(Failure::Cache)?;
+        let size = |look: crate::objects::Look| look.size.unwrap_or(arrived.file_size);
+        Ok((there.map(size) == Some(arrived.file_size)).then_some(arrived))
+    }
+
+    /// Packs and sends the NAR, and what goes beside it.
+    async fn send(
+        this: &Arc<Self>,
+        info: PathInfo,
+        nar: NarStream,
+        url: String,
+    ) -> Result<Uploaded, Failure> {
+        let mut packing = Packing::start(this, info.clone(), nar).await;
+        let begin = packing.begin().await;
+        let sent = if packing.is_complete() {
+            // What it was packed with is free for the next.
+            let mime = layout::mime_type(&url);
+            let packed = packing.finish().await?;
+            let sent = this.objects.write(&url, begin.concat(), mime, false).await;
+            sent.map(|_| packed)
+        } else {
+            this.send_large(&info, &url, begin, packing).await?
+        };
+        let packed = sent.map_err(Failure::Cache)?;
+        this.send_companions(&info, &url, &packed).await?;
+        let arrived = Arrived {
+            file_hash: packed.hash,
+            file_size: packed.size,
+            nar_size: packed.nar_size,
+        };
+        this.note(&url, &arrived).await.map_err(Failure::Cache)?;
+        this.described(info, url, &arrived, packed.size)
+    }
+
+    /// The packer's error comes first: the other side only saw that something broke off.
+    async fn send_large(
+        &self,
+        info: &PathInfo,
+        url: &str,
+        begin: Chunks,
+        mut packing: Packing,
+    ) -> Result<Result<Packed>, Failure> {
+        let journal = self.journal().map_err(Failure::Cache)?;
+        let upload = Upload {
+            name: url,
+            mime: layout::mime_type(url),
+            body: packing.body(begin),
+            size_hint: info.nar_size,
+            journal: journal.as_deref(),
+        };
+        let sent = self.objects.upload(upload).await;
+        match (packing.finish().await, sent) {
+            (Ok(packed), sent) => Ok(sent.map(|()| packed)),
+            // It only noticed that nobody takes its output any more.
+            (Err(Failure::Cache(_)), Err(error)) => Ok(Err(error)),
+            (Err(failure), _) => Err(failure),
+        }
+    }
+
+    async fn send_companions(
+        &self,
+        info: &PathInfo,
+        url: &str,
+        packed: &Packed,
+    ) -> Result<(), Failure> {
+        let (listing, debug) = (self.config.write_listing, self.config.index_debug_info);
+        let objects = packed.companions(info, url, listing, debug);
+        let write = |(name, content): (String, String)| async move {
+            let mime = layout::mime_type(&name);
+            self.objects.write(&name, content.into(), mime, false).await
+        };
+        let mut writes = stream::iter(objects.into_iter().map(write)).buffer_unordered(COMPANIONS);
+        while let Some(written) = writes.next().await {
+            written.map_err(Failure::Cache)?;
+        }
+        Ok(())
+    }
+
+    async fn note(&self, url: &str, arrived: &Arrived) -> Result<()> {
+        let Some(journal) = self.journal()? else {
+            return Ok(());
+        };
+        let (url, arrived) = (url.to_owned(), arrived.clone());
+        blocking(move || Journal::note_arrived(&journal, &url, &arrived)).await
+    }
+
+    fn described(
+        &self,
+        mut info: PathInfo,
+        url: String,
+        arrived: &Arrived,
+        written: u64,
+    ) -> Result<Uploaded, Failure> {
+        let config = &self.config;
+        info.nar_size = arrived.nar_size;
+        let file = (arrived.file_hash, arrived.file_size);
+        let (dir, keys) = (&config.store_dir, &config.sign);
+        let narinfo = narinfo(dir, info, url, config.compression, file, keys)?;
+        Ok(Uploaded { narinfo, written })
+    }
+}
+
+/// A NAR that is being packed on a thread of its own.
+struct Packing {
+    chunks: Option<mpsc::Receiver<Bytes>>,
+    /// Whether the packer has ended.
+    ended: bool,
+    work: JoinHandle<Result<Packed, Failure>>,
+    /// For what is packed and not sent yet.
+    _room: OwnedSemaphorePermit,
+}
+
+impl Packing {
+    /// Waits until there is a thread and memory for it.
+    async fn start(cache: &Arc<Inner>, info: PathInfo, nar: NarStream) -> Self {
+        let size = (info.nar_size != 0).then_some(info.nar_size);
+        let memory = cache.compressor.memory(size).div_ceil(1 << 20);
+        let memory = memory.min(u64::from(cache.encoder_memory_of_all)) as u32;
+        let room = size.map_or(WHOLE, |size| (size as usize).clamp(CHUNK, WHOLE));
+        // What was packed and waits for the network goes first: it needs nothing more to end.
+        let room = take(&cache.packed_memory, (room >> 10) as u32).await;
+        let packer = take(&cache.packers, 1).await;
+        let memory = take(&cache.encoder_memory, memory).await;
+        let (sender, chunks) = mpsc::channel(WINDOW);
+        let cache = cache.clone();
+        let nar = BlockingNar::new(nar);
+        let work = tokio::task::spawn_blocking(move || {
+            let _permits = (packer, memory);
+            let sink = Sink {
+                filling: Vec::new(),
+                sender,
+            };
+            let config = &cache.config;
+            let list = config.write_listing || config.index_debug_info;
+            let broken = |e| {
+                let doing = format!("sending the NAR of {} to {cache}", info.path);
+                Failure::Cache(Error::io(doing, e))
+            };
+            let (sink, packed) = pack(&cache.compressor, &info, nar, list, sink, broken)?;
+            sink.finish().map_err(broken)?;
+            Ok(packed)
+        });
+        Packing {
+            chunks: Some(chunks),
+            ended: false,
+            work,
+            _room: room,
+        }
+    }
+
+    /// All of a small NAR, or the first part of a large one.
+    async fn begin(&mut self) -> Chunks {
+        let mut begin = Chunks::default();
+        while let Some(chunks) = &mut self.chunks
+            && begin.size < WHOLE
+        {
+            match chunks.recv().await {
+                Some(chunk) if !chunk.is_empty() => begin.push(chunk),
+                // It is packed, or failed: its result says which.
+                _ => {
+                    self.ended = true;
+                    break;
+                }
+            }
+        }
+        begin
+    }
+
+    fn is_complete(&self) -> bool {
+        self.ended
+    }
+
+    /// All of the NAR, as it comes. It ends with an error if the packer failed.
+    fn body(&mut self, begin: Chunks) -> ByteStream {
+        let chunks = self.chunks.take();
+        let rest = stream::unfold(chunks, |chunks| async move {
+            let mut chunks = chunks?;
+            match chunks.recv().await {
+                Some(chunk) if chunk.is_empty() => None,
+                Some(chunk) => Some((Ok(chunk), Some(chunks))),
+                None => Some((Err(broke_off()), None)),
+            }
+        });
+        stream::iter(begin.chunks.into_iter().map(Ok))
+            .chain(rest)
+            .boxed()
+    }
+
+    async fn finish(self) -> Result<Packed, Failure> {
+        drop(self.chunks);
+        match self.work.await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => {
+                let error = io::Error::other(error);
+                Err(Failure::Item(Error::io("waiting for a thread", error)))
+            }
+        }
+    }
+}
+
+async fn take(semaphore: &Arc<tokio::sync::Semaphore>, permits: u32) -> OwnedSemaphorePermit {
+    let permit = semaphore.clone().acquire_many_owned(permits).await;
+    permit.expect("it is never closed")
+}
+
+fn broke_off() -> Error {
+    Error::io("packing a NAR", io::ErrorKind::UnexpectedEof)
+}
+
+/// Bytes in pieces.
+#[derive(Default)]
+struct Chunks {
+    chunks: Vec<Bytes>,
+    size: usize,
+}
+
+impl Chunks {
+    fn push(&mut self, chunk: Bytes) {
+        self.size += chunk.len();
+        self.chunks.push(chunk);
+    }
+
+    fn concat(mut self) -> Bytes {
+        match self.chunks.len() {
+            1 => self.chunks.swap_remove(0),
+            _ => self.chunks.concat().into(),
+        }
+    }
+}
+
+/// Where the packer writes. An empty chunk at the end says that all went well.
+struct Sink {
+    filling: Vec<u8>,
+    sender: mpsc::Sender<Bytes>,
+}
+
+impl Sink {
+    /// Sends what is left, and the end mark.
+    fn finish(mut self) -> io::Result<()> {
+        if !self.filling.is_empty() {
+            self.send()?;
+        }
+        self.send()
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        let chunk = mem::take(&mut self.filling).into();
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        self.sender.blocking_send(chunk).map_err(gone)
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.filling.capacity() == 0 {
+            self.filling.reserve_exact(CHUNK);
+        }
+        let n = bytes.len().min(CHUNK - self.filling.len());
+        self.filling.extend_from_slice(&bytes[..n]);
+        if self.filling.len() == CHUNK {
+            self.send()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Bytes of a packed NAR that are handed on at once.
+const CHUNK: usize = 256 << 10;
+
+/// Packed NARs of up to so many bytes are held whole and sent with one request.
+const WHOLE: usize = 4 << 20;
+
+/// Chunks between the packer and the sender of a large NAR.
+const WINDOW: usize = 4;
+
+/// Requests at once for what goes beside one NAR.
+const COMPANIONS: usize = 8;

@@ -1,0 +1,479 @@
+//! Caches far away over objects in memory: the suite of all stores, order, and faults.
+
+mod support;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+use support::{chain, item, sample};
+use tempfile::TempDir;
+use tk_cache::{
+    RemoteCache, RemoteConfig,
+    objects::{Known, Look, NarInfoCache, NarInfos, Objects, Upload},
+};
+use tk_narinfo::{Compression, NarInfo, PathInfo};
+use tk_path::{HashPart, StoreDir};
+use tk_store::{
+    AddItem, AddOptions, AddReport, ByteStream, Error, Existing, Result, SigCheck, Store, StoreExt,
+    conformance,
+};
+
+/// Objects in memory. Every write checks the invariant of caches.
+#[derive(Default)]
+struct Memory {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<String, Bytes>,
+    /// Every request, in order.
+    log: Vec<String>,
+    /// Verbs and ends of names whose requests fail.
+    broken: BTreeSet<(&'static str, String)>,
+    /// Whether incomplete closures are what is tested.
+    incomplete: bool,
+}
+
+impl Memory {
+    fn new() -> Arc<Self> {
+        Arc::new(Memory::default())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn break_at(&self, verb: &'static str, name: &str) {
+        self.state().broken.insert((verb, name.to_owned()));
+    }
+
+    fn request(&self, verb: &str, name: &str) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        state.log.push(format!("{verb} {name}"));
+        let breaks = |(at, end): &(&str, String)| *at == verb && name.ends_with(end);
+        match state.broken.iter().any(breaks) {
+            true => Err(Error::io(
+                format!("{verb} {name}"),
+                std::io::ErrorKind::TimedOut,
+            )),
+            false => Ok(state),
+        }
+    }
+
+    fn requests(&self, verb: &str) -> usize {
+        let state = self.state();
+        state
+            .log
+            .iter()
+            .filter(|line| line.starts_with(verb))
+            .count()
+    }
+
+    fn put(&self, name: &str, content: Bytes) -> Result<()> {
+        let mut state = self.request("put", name)?;
+        if name.ends_with(".narinfo") && !state.incomplete {
+            assert_complete(&state.objects, name, &content);
+        }
+        state.objects.insert(name.to_owned(), content);
+        Ok(())
+    }
+}
+
+/// A narinfo may only be written when its NAR and the narinfos of its references are there.
+fn assert_complete(objects: &BTreeMap<String, Bytes>, name: &str, text: &[u8]) {
+    let narinfo = NarInfo::parse(&StoreDir::default(), text).unwrap();
+    let nar = objects
+        .get(&narinfo.url)
+        .unwrap_or_else(|| panic!("{name} before its NAR"));
+    assert_eq!(narinfo.file_size, Some(nar.len() as u64));
+    for reference in &narinfo.info.references {
+        let other = format!("{}.narinfo", reference.hash_part());
+        assert!(
+            other == name || objects.contains_key(&other),
+            "{name} before {other}"
+        );
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Memory")
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("memory://objects")
+    }
+}
+
+#[async_trait]
+impl Objects for Memory {
+    async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
+        let content = self.request("get", name)?.objects.get(name).cloned();
+        assert!(
+            content
+                .as_ref()
+                .is_none_or(|content| content.len() <= limit)
+        );
+        tokio::task::yield_now().await;
+        Ok(content)
+    }
+
+    async fn look(&self, name: &str) -> Result<Option<Look>> {
+        let size = |content: &Bytes| Some(content.len() as u64);
+        let state = self.request("look", name)?;
+        Ok(state.objects.get(name).map(|content| Look {
+            size: size(content),
+        }))
+    }
+
+    async fn stream(&self, url: &str) -> Result<Option<ByteStream>> {
+        let content = self.request("get", url)?.objects.get(url).cloned();
+        Ok(content.map(|content| {
+            let chunks: Vec<_> = content.chunks(1000).map(Bytes::copy_from_slice).collect();
+            stream::iter(chunks.into_iter().map(Ok)).boxed()
+        }))
+    }
+
+    async fn write(&self, name: &str, content: Bytes, _: &str, only_new: bool) -> Result<bool> {
+        tokio::task::yield_now().await;
+        if only_new && self.state().objects.contains_key(name) {
+            return Ok(false);
+        }
+        self.put(name, content).map(|()| true)
+    }
+
+    async fn upload(&self, upload: Upload<'_>) -> Result<()> {
+        let chunks: Vec<Bytes> = upload.body.try_collect().await?;
+        self.state().log.push(format!("large {}", upload.name));
+        self.put(upload.name, chunks.concat().into())
+    }
+
+    async fn remove(&self, name: &str) -> Result<()> {
+        self.request("remove", name)?.objects.remove(name);
+        Ok(())
+    }
+
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<String>> {
+        let names = self.state().objects.keys().cloned().collect::<Vec<_>>();
+        let prefix = prefix.to_owned();
+        let names = names
+            .into_iter()
+            .filter(move |name| name.starts_with(&prefix));
+        stream::iter(names.map(Ok)).boxed()
+    }
+
+    fn parallel(&self) -> usize {
+        16
+    }
+}
+
+fn config() -> RemoteConfig {
+    RemoteConfig {
+        compression: Compression::Zstd,
+        level: Some(1),
+        create: true,
+        ..RemoteConfig::default()
+    }
+}
+
+async fn open(objects: &Arc<Memory>, config: RemoteConfig) -> RemoteCache {
+    RemoteCache::open(objects.clone(), config).await.unwrap()
+}
+
+async fn add(cache: &RemoteCache, items: Vec<Result<AddItem>>) -> AddReport {
+    let items = stream::iter(items).boxed();
+    cache.add(items, &SigCheck::Skip.into()).await.unwrap()
+}
+
+fn all(chain: &[(PathInfo, Bytes)]) -> Vec<Result<AddItem>> {
+    chain.iter().map(|(info, nar)| item(info, nar)).collect()
+}
+
+/// A NAR that is still large when it is packed.
+fn noise(name: &str, size: usize) -> (PathInfo, Bytes) {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let content: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    })
+    .take(size)
+    .collect();
+    sample(name, &content, [])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conforms() {
+    for compression in [Compression::None, Compression::Zstd, Compression::Xz] {
+        let made = AtomicUsize::new(0);
+        conformance::run(|| {
+            let n = made.fetch_add(1, Relaxed);
+            let mut config = config();
+            config.compression = compression;
+            config.write_listing = n % 2 == 1;
+            async move { open(&Memory::new(), config).await }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn conforms_on_a_single_thread() {
+    conformance::run(|| async {
+        let mut config = config();
+        config.jobs = NonZeroUsize::MIN;
+        config.uploads = NonZeroUsize::MIN;
+        open(&Memory::new(), config).await
+    })
+    .await;
+    conformance::run_realisations(|| async { open(&Memory::new(), config()).await }).await;
+    conformance::run_legacy_realisations(|| async { open(&Memory::new(), config()).await }).await;
+    conformance::run_logs(|| async { open(&Memory::new(), config()).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_nars_are_sent_while_they_are_packed() {
+    let objects = Memory::new();
+    let cache = open(&objects, config()).await;
+    let (large, nar) = noise("large", 9 << 20);
+    let (small, small_nar) = noise("small", 1 << 20);
+    let report = add(&cache, vec![item(&large, &nar), item(&small, &small_nar)]).await;
+    assert_eq!(report.added.len(), 2, "{:?}", report.failed);
+    assert_eq!(objects.requests("large"), 1);
+    let mut read = Vec::new();
+    let mut chunks = cache.nar(&large.path).await.unwrap();
+    while let Some(chunk) = chunks.next().await {
+        read.extend_from_slice(&chunk.unwrap());
+    }
+    assert_eq!(read, nar);
+}
+
+/// Nothing of a NAR that is not what its metadata says, small or large, becomes visible.
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_nars_are_not_published() {
+    for size in [1 << 10, 9 << 20] {
+        let objects = Memory::new();
+        let cache = open(&objects, config()).await;
+        let (info, nar) = noise("bad", size);
+        let mut bent = nar.to_vec();
+        bent[size / 2] ^= 1;
+        let report = add(&cache, vec![item(&info, &bent.into())]).await;
+        assert!(
+            matches!(report.failed[..], [(_, Error::Mismatch { .. })]),
+            "{report:?}"
+        );
+        let cut = nar.slice(..size / 2);
+        let report = add(&cache, vec![item(&info, &cut)]).await;
+        assert!(
+            matches!(report.failed[..], [(_, Error::Mismatch { .. })]),
+            "{report:?}"
+        );
+        let names: Vec<_> = objects.state().objects.keys().cloned().collect();
+        assert_eq!(names, ["nix-cache-info"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_sent_takes_what_refers_to_it_along() {
+    let objects = Memory::new();
+    let cache = open(&objects, config()).await;
+    let chain = chain(6);
+    objects.break_at("look", &format!("{}.narinfo", chain[3].0.path.hash_part()));
+    let options = AddOptions::from(SigCheck::Skip);
+    let report = cache
+        .add(stream::iter(all(&chain[..3])).boxed(), &options)
+        .await
+        .unwrap();
+    assert_eq!(report.added.len(), 3);
+    let error = cache
+        .add(stream::iter(all(&chain[3..])).boxed(), &options)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains(".narinfo"), "{error}");
+    let paths = cache.all_paths().await.unwrap();
+    assert_eq!(
+        paths.len(),
+        3,
+        "could not ask is not absent, and nothing was written"
+    );
+}
+
+#[tokio::test]
+async fn a_place_without_cache_info_is_no_cache() {
+    let objects = Memory::new();
+    let mut config = config();
+    config.create = false;
+    let error = RemoteCache::open(objects.clone(), config.clone())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("is no binary cache"), "{error}");
+    objects.break_at("get", "nix-cache-info");
+    let error = RemoteCache::open(objects.clone(), config.clone())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    objects.state().broken.clear();
+    objects
+        .put("nix-cache-info", "StoreDir: /other\n".into())
+        .unwrap();
+    let error = RemoteCache::open(objects, config).await.unwrap_err();
+    assert!(matches!(error, Error::StoreDir { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replacing_sends_again_what_is_there() {
+    let objects = Memory::new();
+    let cache = open(&objects, config()).await;
+    let chain = chain(3);
+    add(&cache, all(&chain)).await;
+    let url = cache.narinfo(&chain[1].0.path).await.unwrap().unwrap().url;
+    objects
+        .state()
+        .objects
+        .insert(url.clone(), Bytes::from_static(b"rotten"));
+    assert_eq!(add(&cache, all(&chain)).await.written, 0);
+    let mut options = AddOptions::from(SigCheck::Skip);
+    options.existing = Existing::Replace;
+    let report = cache
+        .add(stream::iter(all(&chain)).boxed(), &options)
+        .await
+        .unwrap();
+    assert_eq!(report.added.len(), 3, "{:?}", report.failed);
+    assert_ne!(objects.state().objects[&url], "rotten");
+}
+
+#[tokio::test]
+async fn references_may_be_elsewhere_when_that_is_said() {
+    let objects = Memory::new();
+    objects.state().incomplete = true;
+    let cache = open(&objects, config()).await;
+    let chain = chain(2);
+    let report = add(&cache, all(&chain[1..])).await;
+    assert!(matches!(
+        report.failed[..],
+        [(_, Error::MissingReference { .. })]
+    ));
+    let mut options = AddOptions::from(SigCheck::Skip);
+    options.elsewhere = Arc::new([chain[0].0.path.clone()].into());
+    let asked = objects.requests("look");
+    let items = stream::iter(all(&chain[1..])).boxed();
+    let report = cache.add(items, &options).await.unwrap();
+    assert_eq!(report.added.len(), 1, "{:?}", report.failed);
+    assert_eq!(
+        objects.requests("look"),
+        asked + 1,
+        "what is elsewhere is not asked for"
+    );
+}
+
+/// A push that broke off is taken up where it stood: what arrived is not sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrived_is_not_sent_again() {
+    let folder = TempDir::new().unwrap();
+    let journal = folder.path().join("journal");
+    let objects = Memory::new();
+    let mut config = config();
+    config.journal = Some((journal.clone(), "memory".to_owned()));
+    let chain = chain(8);
+    let narinfo = format!("{}.narinfo", chain[2].0.path.hash_part());
+    objects.break_at("put", &narinfo);
+    let cache = open(&objects, config.clone()).await;
+    let report = add(&cache, all(&chain)).await;
+    assert_eq!((report.added.len(), report.failed.len()), (2, 6));
+    drop(cache);
+    let sent = objects.requests("put nar/");
+    assert!(sent >= 3, "{sent}");
+
+    objects.state().broken.clear();
+    let cache = open(&objects, config).await;
+    let report = add(&cache, all(&chain)).await;
+    assert_eq!(report.added.len(), 8, "{:?}", report.failed);
+    assert_eq!(objects.requests("put nar/"), 8, "each NAR once, over both");
+    let left: Vec<_> = std::fs::read_dir(journal).unwrap().collect();
+    assert!(left.is_empty(), "the journal of what is done: {left:?}");
+}
+
+/// What this process uploaded is not what the server said.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_asked_first_and_never_told_of_uploads() {
+    let objects = Memory::new();
+    let chain = chain(4);
+    let writer = open(&objects, config()).await;
+    add(&writer, all(&chain[..2])).await;
+
+    let known = Arc::new(Remembered::default());
+    let mut config = config();
+    config.known = Some(known.clone());
+    let cache = open(&objects, config.clone()).await;
+    let paths: Vec<_> = chain.iter().map(|(info, _)| info.path.clone()).collect();
+    for round in 0..2 {
+        let before = objects.requests("get");
+        let found: BTreeMap<_, _> = cache
+            .narinfos(stream::iter(paths.clone()).boxed())
+            .map(|(path, found)| (path, found.unwrap().is_some()))
+            .collect()
+            .await;
+        let there: Vec<_> = paths.iter().map(|path| found[path]).collect();
+        assert_eq!(there, [true, true, false, false]);
+        let asked = objects.requests("get") - before;
+        assert_eq!(asked, if round == 0 { 4 } else { 0 });
+    }
+    add(&cache, all(&chain)).await;
+    let part = chain[3].0.path.to_hash_part();
+    assert_eq!(known.get(&[part]), [None], "it was absent, then uploaded");
+    // A NAR that is gone makes what was remembered worthless.
+    let narinfo = cache.narinfo(&paths[0]).await.unwrap().unwrap();
+    objects.state().objects.remove(&narinfo.url);
+    let error = cache.nar(&paths[0]).await.map(drop).unwrap_err();
+    assert!(error.to_line().contains("its NAR is not"), "{error}");
+    let first = paths[0].to_hash_part();
+    assert_eq!(known.get(&[first]), [None]);
+    assert!(cache.info(&paths[1]).await.unwrap().is_some());
+}
+
+#[derive(Debug, Default)]
+struct Remembered(Mutex<BTreeMap<String, Option<Bytes>>>);
+
+impl NarInfoCache for Remembered {
+    fn get(&self, parts: &[HashPart]) -> Vec<Option<Known>> {
+        let known = self.0.lock().unwrap();
+        let look = |part: &HashPart| match known.get(part.as_str())? {
+            Some(text) => Some(Known::Present(text.clone())),
+            None => Some(Known::Absent),
+        };
+        parts.iter().map(look).collect()
+    }
+
+    fn put(&self, answers: &[(HashPart, Option<Bytes>)]) {
+        let answers = answers
+            .iter()
+            .map(|(part, text)| (part.as_str().to_owned(), text.clone()));
+        self.0.lock().unwrap().extend(answers);
+    }
+
+    fn forget(&self, parts: &[HashPart]) {
+        let mut known = self.0.lock().unwrap();
+        parts
+            .iter()
+            .for_each(|part| drop(known.remove(part.as_str())));
+    }
+
+    fn cache_info(&self) -> Option<Option<Bytes>> {
+        None
+    }
+
+    fn put_cache_info(&self, _: Option<&[u8]>) {}
+}
