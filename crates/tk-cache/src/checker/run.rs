@@ -4,7 +4,7 @@ use futures::{
     stream::{BoxStream, SelectAll, select_all},
 };
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     future::poll_fn,
     pin::Pin,
     task::{Context, Poll},
@@ -60,7 +60,7 @@ enum References {
 
 enum Reply {
     /// Who answers, as a place in `questions`.
-    From(usize, StorePath, Result<Option<NarInfo>>),
+    From(usize, StorePath, Result<Option<Box<NarInfo>>>),
     /// That one will not answer any more.
     End(usize),
 }
@@ -75,27 +75,16 @@ impl<'a> Run<'a> {
     fn new(checker: &'a Checker, input: BoxStream<'a, StorePath>) -> Self {
         let mut questions = Vec::new();
         let mut replies = Vec::new();
-        let mut ask =
-            |answers: &mut dyn FnMut(
-                BoxStream<'a, StorePath>,
-            )
-                -> BoxStream<'a, (StorePath, Result<Option<NarInfo>>)>| {
-                let (question, asked) = mpsc::unbounded_channel();
-                let who = questions.len();
-                questions.push(question);
-                let asked = futures::stream::unfold(asked, async |mut asked| {
-                    let path = asked.recv().await?;
-                    Some((path, asked))
-                });
-                let said = answers(asked.boxed()).map(move |(path, a)| Reply::From(who, path, a));
-                let end = futures::stream::once(async move { Reply::End(who) });
-                replies.push(said.chain(end).boxed());
-            };
-        for cache in &checker.caches {
-            ask(&mut |paths| cache.narinfos(paths));
-        }
-        if let Some(store) = checker.reference_store() {
-            ask(&mut |paths| StoreInfos::ask(store, paths));
+        for who in 0..checker.caches.len() + usize::from(checker.reference_store().is_some()) {
+            let (question, asked) = mpsc::unbounded_channel();
+            questions.push(question);
+            let asked = futures::stream::unfold(asked, async |mut asked| {
+                let path = asked.recv().await?;
+                Some((path, asked))
+            });
+            let said = checker.narinfos(who, asked.boxed());
+            let end = futures::stream::once(async move { Reply::End(who) });
+            replies.push(said.chain(end).boxed());
         }
         Run {
             checker,
@@ -182,7 +171,7 @@ impl<'a> Run<'a> {
         self.complete(path);
     }
 
-    fn take(&mut self, who: usize, path: StorePath, answer: Result<Option<NarInfo>>) {
+    fn take(&mut self, who: usize, path: StorePath, answer: Result<Option<Box<NarInfo>>>) {
         // What nobody asked for, or a second answer, is no answer.
         let Some(open) = self.open.get_mut(&path) else {
             return;
@@ -256,7 +245,7 @@ impl<'a> Run<'a> {
 
 impl Open {
     /// The references that the caches have told so far; `None` if none of them has the path.
-    fn said_references(&self) -> Option<std::collections::BTreeSet<StorePath>> {
+    fn said_references(&self) -> Option<BTreeSet<StorePath>> {
         let said = self
             .answers
             .iter()
@@ -266,7 +255,7 @@ impl Open {
                 _ => None,
             });
         said.fold(None, |all, some| {
-            let mut all = all.unwrap_or_else(std::collections::BTreeSet::new);
+            let mut all = all.unwrap_or_else(BTreeSet::new);
             all.extend(some.iter().cloned());
             Some(all)
         })
@@ -279,13 +268,24 @@ impl Checker {
         self.references.as_deref().filter(|_| self.closure)
     }
 
-    fn answer(&self, cache: usize, answer: Result<Option<NarInfo>>) -> Answer {
+    /// The answers of a cache, or of the store with the references, which comes behind them.
+    fn narinfos<'a>(&'a self, who: usize, paths: BoxStream<'a, StorePath>) -> BoxStream<'a, Reply> {
+        let said = match (self.caches.get(who), self.reference_store()) {
+            (Some(cache), _) => cache.narinfos(paths),
+            (None, Some(store)) => StoreInfos::ask(store, paths),
+            (None, None) => futures::stream::empty().boxed(),
+        };
+        said.map(move |(path, answer)| Reply::From(who, path, answer.map(|a| a.map(Box::new))))
+            .boxed()
+    }
+
+    fn answer(&self, cache: usize, answer: Result<Option<Box<NarInfo>>>) -> Answer {
         match answer {
             Ok(None) => Answer::Absent,
             Err(error) => Answer::NotAsked(error),
             Ok(Some(narinfo)) => {
                 let trust = self.judge(self.caches[cache].dir(), &narinfo);
-                Answer::Present(Box::new(narinfo), trust)
+                Answer::Present(narinfo, trust)
             }
         }
     }

@@ -11,9 +11,14 @@ use tk_store::{AddItems, AddOptions, AddReport, Error, NarStream, Result, Store,
 /// Such a narinfo has an empty [`url`](NarInfo::url), for there is no file to fetch, and neither
 /// hash nor size of one.
 #[derive(Debug, Clone)]
-pub struct StoreInfos(pub Arc<dyn Store>);
+pub struct StoreInfos(Arc<dyn Store>);
 
 impl StoreInfos {
+    /// The answers of `store`.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        StoreInfos(store)
+    }
+
     /// As [`NarInfos::narinfos`], of any store.
     pub fn ask<'a>(
         store: &'a dyn Store,
@@ -44,11 +49,13 @@ async fn ask_batch(store: &dyn Store, batch: Vec<StorePath>) -> Vec<Info> {
             answers.push((path, Ok(info)));
         }
     }
+    let answered = !answers.is_empty();
     let mut failures = 0;
     let mut last = None;
     for path in open {
         // A store that is out of reach is not tried for each of a thousand paths.
-        if let Some(words) = last.as_ref().filter(|_| failures >= TRIES) {
+        let out_of_reach = !answered && failures >= TRIES;
+        if let Some(words) = last.as_ref().filter(|_| out_of_reach) {
             let error = Error::Refused {
                 who: store.to_string(),
                 words: String::clone(words),
