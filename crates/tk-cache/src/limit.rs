@@ -159,3 +159,62 @@ impl State {
         self.paused_until
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    fn free(limit: &Limit) -> Vec<Permit> {
+        std::iter::from_fn(|| limit.acquire().now_or_never()).collect()
+    }
+
+    #[tokio::test]
+    async fn no_more_than_allowed() {
+        let limit = Limit::new(3, 8);
+        let permits = free(&limit);
+        assert_eq!(permits.len(), 3);
+        drop(permits);
+        let mut permits = free(&limit);
+        assert_eq!(permits.len(), 3);
+        permits[0].give_back();
+        permits[0].give_back();
+        assert_eq!(free(&limit).len(), 1, "given back once");
+    }
+
+    #[tokio::test]
+    async fn a_round_of_successes_allows_one_more() {
+        let limit = Limit::new(2, 4);
+        for _ in 0..100 {
+            free(&limit).into_iter().for_each(Permit::succeeded);
+        }
+        assert_eq!(limit.allowed(), 4);
+        assert_eq!(free(&limit).len(), 4);
+    }
+
+    #[tokio::test]
+    async fn slowing_down_halves_once_for_all_that_were_under_way() {
+        let limit = Limit::new(16, 16);
+        for permit in free(&limit) {
+            permit.slow_down(Duration::ZERO);
+        }
+        assert_eq!(limit.allowed(), 8);
+        assert_eq!(free(&limit).len(), 8);
+        for allowed in [4, 2, 1, 1] {
+            limit.acquire().await.slow_down(Duration::ZERO);
+            assert_eq!((limit.allowed(), free(&limit).len()), (allowed, allowed));
+        }
+        limit.acquire().await.succeeded();
+        assert_eq!(limit.allowed(), 2, "it recovers");
+    }
+
+    #[tokio::test]
+    async fn everybody_waits_as_asked() {
+        let limit = Limit::new(4, 4);
+        let start = Instant::now();
+        limit.acquire().await.slow_down(Duration::from_millis(50));
+        assert!(limit.acquire().now_or_never().is_none());
+        limit.acquire().await;
+        assert!(start.elapsed() >= Duration::from_millis(50));
+    }
+}

@@ -50,6 +50,7 @@ pub(super) async fn open(cache: &Arc<Inner>, url: &str) -> Result<Option<ByteStr
         given: 0,
         skip: 0,
         counted: 0,
+        broke: None,
     };
     let what = transfer.request.url.clone();
     let chunks = futures::stream::try_unfold(transfer, |mut transfer| async move {
@@ -80,6 +81,8 @@ struct Transfer {
     skip: u64,
     /// Bytes handed on when it last broke.
     counted: u64,
+    /// Why it last broke.
+    broke: Option<Failure>,
 }
 
 impl Transfer {
@@ -139,6 +142,7 @@ impl Transfer {
             self.counted = self.given;
             self.tries.progressed();
         }
+        self.broke = Some(failure.clone());
         let permit = self.tries.start().await;
         self.tries.again(permit, failure).await
     }
@@ -153,11 +157,12 @@ impl Transfer {
         }
         let permit = self.tries.start().await;
         match self.part().await {
+            Ok(Part::Unsure) => Err(self.broke.take().unwrap_or_else(|| self.too_short())),
             Ok(part) => {
                 permit.succeeded();
                 self.skip = match part {
                     Part::End => return Ok(false),
-                    Part::Rest => 0,
+                    Part::Rest | Part::Unsure => 0,
                     Part::Again => self.given,
                 };
                 Ok(true)
