@@ -1,12 +1,41 @@
 //! What has arrived in a cache so far, on disk, so that a killed push goes on where it stood.
+//!
+//! A journal is a folder with one file for each process that pushes. A file is a sequence of
+//! lines, one for each event, only ever appended to:
+//!
+//! ```text
+//! line  = check " " event "\n"
+//! check = the first 8 hex digits of the SHA-256 of event
+//! event = a JSON object whose "event" is journal | intent | begun | part | ended | arrived
+//! ```
+//!
+//! A line whose check fails (the torn last one of a killed process) is skipped. Each event stands
+//! for itself, and losing any of them costs work, never correctness: what is not noted is sent
+//! again. The file is locked as long as its process lives; the next process that opens the journal
+//! of the same cache takes over what the dead ones left.
 
-use std::path::Path;
+mod events;
+mod files;
+
+use events::Event;
+use files::JournalFile;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 use tk_path::Hash;
 use tk_store::Result;
 
 /// The journal of one push.
 #[derive(Debug)]
-pub struct Journal {}
+pub struct Journal {
+    folder: PathBuf,
+    /// What the names of the files of this cache start with.
+    stem: String,
+    state: Mutex<State>,
+}
 
 /// A NAR that is wholly there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,23 +48,273 @@ pub struct Arrived {
     pub nar_size: u64,
 }
 
+/// A multipart upload that neither ended nor was given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenUpload {
+    /// The name of the object.
+    pub name: String,
+    /// What the service calls the upload. `None`: the process died before it learned that, and
+    /// there may or may not be such an upload.
+    pub id: Option<String>,
+    /// When it was begun, by the clock of this machine.
+    pub began: SystemTime,
+    /// Bytes in each part but the last.
+    pub part_size: u64,
+    /// The parts that arrived, by number from 0.
+    pub parts: BTreeMap<u32, Part>,
+}
+
+/// A part that arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// What the service calls it, to be handed back when the upload is completed.
+    pub etag: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The SHA-256 of its content.
+    pub sha256: Hash,
+}
+
 impl Journal {
     /// Opens a journal in `folder` for the cache `identity`, and takes over what processes that
-    /// have died noted there.
+    /// have died noted there. The folder is made if need be; journals that nobody came back to for
+    /// seven days are removed, whatever their cache.
+    ///
+    /// # Errors
+    /// When the folder cannot be written to. What a dead process left can at worst be useless.
     pub fn open(folder: &Path, identity: &str) -> Result<Self> {
-        let _ = (folder, identity);
-        Ok(Journal {})
+        let stem = files::stem(identity);
+        let mut state = State {
+            file: JournalFile::create(folder, &stem)?,
+            known: Known::default(),
+            claimed: BTreeSet::new(),
+        };
+        state.note(Event::Journal(identity.to_owned()), Sync::No)?;
+        let dead = files::dead(folder, &stem, state.file.path(), KEPT);
+        for file in &dead {
+            let mut left = Known::default();
+            file.events().for_each(|event| left.apply(event));
+            if file.is_old() {
+                left.arrived.clear();
+            }
+            for event in left.into_events() {
+                state.note(event, Sync::No)?;
+            }
+        }
+        state.file.sync()?;
+        // Only now that it is all in our own file.
+        dead.into_iter().for_each(files::Dead::remove);
+        Ok(Journal {
+            folder: folder.to_owned(),
+            stem,
+            state: Mutex::new(state),
+        })
     }
 
     /// What is known of the object `name`, if all of it arrived.
     pub fn arrived(&self, name: &str) -> Option<Arrived> {
-        let _ = name;
-        None
+        self.state().known.arrived.get(name).cloned()
     }
 
     /// Notes that the object `name` is wholly there.
     pub fn note_arrived(&self, name: &str, arrived: &Arrived) -> Result<()> {
-        let _ = (name, arrived);
+        let event = Event::Arrived(name.to_owned(), arrived.clone());
+        self.state().note(event, Sync::No)
+    }
+
+    /// Notes that a multipart upload of `name` is about to be begun.
+    pub fn note_intent(&self, name: &str, part_size: u64) -> Result<()> {
+        let event = Event::Intent(name.to_owned(), part_size, now());
+        self.state().note(event, Sync::Yes)
+    }
+
+    /// Notes that it was begun, and that it is this process that goes on with it.
+    pub fn note_begun(&self, name: &str, id: &str, part_size: u64) -> Result<()> {
+        let mut state = self.state();
+        state.claimed.insert(id.to_owned());
+        let event = Event::Begun(name.to_owned(), id.to_owned(), part_size, now());
+        state.note(event, Sync::Yes)
+    }
+
+    /// Notes that the part `number` (from 0) of an upload arrived.
+    pub fn note_part(&self, name: &str, id: &str, number: u32, part: &Part) -> Result<()> {
+        let event = Event::Part(name.to_owned(), id.to_owned(), number, part.clone());
+        self.state().note(event, Sync::No)
+    }
+
+    /// Notes that an upload is no more: completed, or given up. `None`: that of which only the
+    /// intent is known.
+    pub fn note_ended(&self, name: &str, id: Option<&str>) -> Result<()> {
+        let mut state = self.state();
+        if let Some(id) = id {
+            state.claimed.remove(id);
+        }
+        let event = Event::Ended(name.to_owned(), id.map(str::to_owned));
+        state.note(event, Sync::No)
+    }
+
+    /// The upload of `name` that a dead process left and that may be gone on with, if there is
+    /// one. It counts as this process's own from now on: nobody gets it twice.
+    pub fn resume(&self, name: &str) -> Option<OpenUpload> {
+        let mut state = self.state();
+        let free = |u: &&OpenUpload| u.name == name && u.id.is_some() && state.is_free(u);
+        let uploads = state.known.uploads.iter().filter(free);
+        let most = uploads.max_by_key(|u| u.parts.len())?.clone();
+        state.claimed.extend(most.id.clone());
+        Some(most)
+    }
+
+    /// Gives back what [`Journal::resume`] or [`Journal::note_begun`] claimed: the upload failed,
+    /// and may be gone on with later.
+    pub fn release(&self, id: &str) {
+        self.state().claimed.remove(id);
+    }
+
+    /// The uploads that are open and that this process is not busy with.
+    pub fn open_uploads(&self) -> Vec<OpenUpload> {
+        let state = self.state();
+        let idle = |u: &&OpenUpload| state.is_free(u);
+        state.known.uploads.iter().filter(idle).cloned().collect()
+    }
+
+    /// The ids of the uploads that this process is busy with.
+    pub fn own_uploads(&self) -> BTreeSet<String> {
+        self.state().claimed.clone()
+    }
+
+    /// The ids of the uploads that other processes, which are alive, are busy with.
+    pub fn uploads_of_others(&self) -> BTreeSet<String> {
+        let own = self.state().file.path().to_owned();
+        let mut others = Known::default();
+        for event in files::others(&self.folder, &self.stem, &own) {
+            others.apply(event);
+        }
+        others.uploads.into_iter().filter_map(|u| u.id).collect()
+    }
+
+    /// The push ended well: removes the journal, unless there are open uploads in it that somebody
+    /// must give up one day.
+    pub fn finish(&self) -> Result<()> {
+        let state = self.state();
+        if state.known.uploads.is_empty() {
+            state.file.remove()?;
+        }
         Ok(())
     }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
+
+/// What is known, and where it is noted.
+#[derive(Debug)]
+struct State {
+    file: JournalFile,
+    known: Known,
+    /// Ids of the uploads that this process is busy with.
+    claimed: BTreeSet<String>,
+}
+
+impl State {
+    fn note(&mut self, event: Event, sync: Sync) -> Result<()> {
+        self.file.append(&event)?;
+        if let Sync::Yes = sync {
+            self.file.sync()?;
+        }
+        self.known.apply(event);
+        Ok(())
+    }
+
+    fn is_free(&self, upload: &OpenUpload) -> bool {
+        let id = upload.id.as_ref();
+        id.is_none_or(|id| !self.claimed.contains(id))
+    }
+}
+
+/// Whether the event must be on the disk before anything else happens. What is not survives the
+/// death of the process, but not that of the machine.
+enum Sync {
+    Yes,
+    No,
+}
+
+/// What the events of a journal come to.
+#[derive(Debug, Default)]
+struct Known {
+    arrived: BTreeMap<String, Arrived>,
+    uploads: Vec<OpenUpload>,
+}
+
+impl Known {
+    fn apply(&mut self, event: Event) {
+        match event {
+            Event::Journal(_) => {}
+            Event::Arrived(name, arrived) => {
+                self.arrived.insert(name, arrived);
+            }
+            Event::Intent(name, part_size, at) => self.open(name, None, part_size, at),
+            Event::Begun(name, id, part_size, at) => {
+                self.uploads.retain(|u| u.name != name || u.id.is_some());
+                self.open(name, Some(id), part_size, at);
+            }
+            Event::Part(name, id, number, part) => {
+                let of = |u: &&mut OpenUpload| u.name == name && u.id.as_ref() == Some(&id);
+                if let Some(upload) = self.uploads.iter_mut().find(of) {
+                    upload.parts.insert(number, part);
+                }
+            }
+            Event::Ended(name, id) => self.uploads.retain(|u| u.name != name || u.id != id),
+        }
+    }
+
+    fn open(&mut self, name: String, id: Option<String>, part_size: u64, at: u64) {
+        self.uploads.push(OpenUpload {
+            name,
+            id,
+            began: UNIX_EPOCH + Duration::from_secs(at.min(MAX_SECONDS)),
+            part_size,
+            parts: BTreeMap::new(),
+        });
+    }
+
+    /// The events that lead to what is known. Intents come last, since what is begun ends them.
+    fn into_events(self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut intents = Vec::new();
+        for (name, arrived) in self.arrived {
+            events.push(Event::Arrived(name, arrived));
+        }
+        for upload in self.uploads {
+            let (name, at) = (upload.name, seconds(upload.began));
+            let Some(id) = upload.id else {
+                intents.push(Event::Intent(name, upload.part_size, at));
+                continue;
+            };
+            events.push(Event::Begun(name.clone(), id.clone(), upload.part_size, at));
+            for (number, part) in upload.parts {
+                events.push(Event::Part(name.clone(), id.clone(), number, part));
+            }
+        }
+        events.extend(intents);
+        events
+    }
+}
+
+fn now() -> u64 {
+    seconds(SystemTime::now())
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// How long what a dead process left is of use.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Year 9999: what is later is no time, and could not be added to one.
+const MAX_SECONDS: u64 = 253_402_300_799;
+
+#[cfg(test)]
+mod tests;

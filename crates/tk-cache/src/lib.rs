@@ -5,6 +5,8 @@
 //! in a cache; both are of use without a folder.
 
 mod add;
+#[cfg(feature = "bucket")]
+pub mod bucket;
 pub mod checker;
 pub mod compress;
 mod debug_info;

@@ -1,0 +1,398 @@
+//! Caches in object storage: `s3://`, `gs://`, `az://`.
+//!
+//! The protocols are those of the crate `object_store`; connections, tries, limits and the meaning
+//! of what services answer are our own.
+
+mod absent;
+mod config;
+mod credentials;
+mod profile;
+mod service;
+mod sources;
+mod stream;
+mod tidy;
+mod time;
+mod transport;
+mod upload;
+mod words;
+
+pub use config::{Addressing, BucketConfig, Environment, MIN_CHUNK, PARAMETERS, S3Params, Service};
+
+use crate::{
+    blocking, compress,
+    http::Client,
+    journal::Journal,
+    objects::{Look, Objects, Upload},
+};
+use absent::Absence;
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use object_store::{
+    Attribute, GetOptions, GetResult, PutMode, PutOptions, list::PaginatedListOptions, path::Path,
+};
+use service::{Bucket, attributes};
+use std::{
+    fmt,
+    io::{self, Read},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tk_narinfo::Compression;
+use tk_store::{ByteStream, Error, Result};
+use tokio::{
+    sync::{OnceCell, Semaphore},
+    time::timeout,
+};
+use transport::Transport;
+use words::Refusal;
+
+/// A cache in a bucket.
+///
+/// # Absent and forbidden
+/// S3 answers "forbidden" for objects that are not there to those who may not list the bucket. Nix
+/// always takes that for "absent". Here it means "absent" only if listing is forbidden and yet
+/// something of the cache could be read (its `nix-cache-info`): otherwise nothing tells it from a
+/// bucket that one has no access to at all, which is an error.
+///
+/// A clone is the same cache.
+#[derive(Clone)]
+pub struct BucketObjects(Arc<Inner>);
+
+struct Inner {
+    config: BucketConfig,
+    name: String,
+    transport: Transport,
+    /// Made when it is first needed, since it takes requests to learn who we are.
+    bucket: OnceCell<Bucket>,
+    absence: Absence,
+    /// The service knows no conditions on writing.
+    unconditional: AtomicBool,
+    /// Bytes of parts that may be in memory.
+    memory: Arc<Semaphore>,
+}
+
+impl BucketObjects {
+    /// Makes ready to ask the cache. Nothing is sent yet, and credentials are not looked for.
+    ///
+    /// # Errors
+    /// When the bucket cannot be addressed as it was asked for, or certificates or proxies are no
+    /// such thing.
+    pub fn open(config: BucketConfig) -> Result<Self> {
+        if let Service::S3(params) = &config.service {
+            params.bucket_url(
+                &config.bucket,
+                params.region.as_deref().unwrap_or("us-east-1"),
+            )?;
+        }
+        let client = Client::new(&config.client)?;
+        let memory = MEMORY.max(config.chunk_size as usize);
+        Ok(BucketObjects(Arc::new(Inner {
+            name: config.to_string(),
+            transport: Transport::new(client, config.client.stall_timeout),
+            bucket: OnceCell::new(),
+            absence: Absence::default(),
+            unconditional: AtomicBool::new(false),
+            memory: Arc::new(Semaphore::new(memory)),
+            config,
+        })))
+    }
+}
+
+impl Inner {
+    async fn bucket(&self) -> Result<&Bucket> {
+        let open = || Bucket::open(&self.config, &self.transport);
+        self.bucket.get_or_try_init(open).await
+    }
+
+    /// The whole name of an object in the bucket.
+    fn key(&self, name: &str) -> Result<Path> {
+        let key = match self.config.prefix.as_str() {
+            "" => name.to_owned(),
+            prefix => format!("{prefix}/{name}"),
+        };
+        Path::parse(&key).map_err(|e| Error::malformed(format!("the name {name:?}"), e))
+    }
+
+    /// An object, if it is there.
+    async fn get(&self, name: &str, options: GetOptions) -> Result<Option<GetResult>> {
+        let (bucket, key) = (self.bucket().await?, self.key(name)?);
+        match bucket.store.get_opts(&key, options).await {
+            Ok(object) => {
+                self.absence.saw_bucket();
+                Ok(Some(object))
+            }
+            Err(error) => {
+                self.check_absent(bucket, &key, &format!("reading {name}"), &error)
+                    .await?;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn read_once(&self, name: &str, limit: usize) -> Result<Option<Bytes>, ReadError> {
+        let Some(object) = self.get(name, GetOptions::default()).await? else {
+            return Ok(None);
+        };
+        let encoding = object.attributes.get(&Attribute::ContentEncoding);
+        let encoding = encoding.map(|value| value.as_ref().to_owned());
+        let too_large = || {
+            let what = format!("{name} in {}", self.name);
+            Error::malformed(what, format!("it is larger than {limit} bytes"))
+        };
+        if object.meta.size > limit as u64 {
+            return Err(too_large().into());
+        }
+        let mut chunks = object.into_stream();
+        let mut body = BytesMut::new();
+        while let Some(chunk) = timeout(self.transport.stall(), chunks.next())
+            .await
+            .transpose()
+        {
+            let chunk = chunk.map_err(|_| ReadError::Broken(stalled()))?;
+            let chunk = chunk.map_err(|e| ReadError::Broken(Box::new(e)))?;
+            if body.len() + chunk.len() > limit {
+                return Err(too_large().into());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let what = format!("{name} in {}", self.name);
+        let decoded = decode(what, body.freeze(), encoding, limit).await?;
+        Ok(Some(decoded))
+    }
+}
+
+#[async_trait]
+impl Objects for BucketObjects {
+    async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
+        for _ in 1..BREAKS {
+            match self.0.read_once(name, limit).await {
+                Err(ReadError::Broken(_)) => {}
+                Err(ReadError::Final(error)) => return Err(error),
+                Ok(content) => return Ok(content),
+            }
+        }
+        let bucket = self.0.bucket().await?;
+        self.0
+            .read_once(name, limit)
+            .await
+            .map_err(|error| match error {
+                ReadError::Final(error) => error,
+                ReadError::Broken(error) => {
+                    bucket.asked.failed(&format!("reading {name}"), &*error)
+                }
+            })
+    }
+
+    async fn look(&self, name: &str) -> Result<Option<Look>> {
+        let options = GetOptions {
+            head: true,
+            ..GetOptions::default()
+        };
+        let found = self.0.get(name, options).await?;
+        Ok(found.map(|object| Look {
+            size: Some(object.meta.size),
+        }))
+    }
+
+    async fn stream(&self, url: &str) -> Result<Option<ByteStream>> {
+        stream::open(&self.0, url).await
+    }
+
+    async fn write(&self, name: &str, content: Bytes, mime: &str, only_new: bool) -> Result<bool> {
+        self.0.put(name, content.into(), mime, only_new).await
+    }
+
+    async fn upload(&self, upload: Upload<'_>) -> Result<()> {
+        upload::run(&self.0, upload).await
+    }
+
+    async fn remove(&self, name: &str) -> Result<()> {
+        let (bucket, key) = (self.0.bucket().await?, self.0.key(name)?);
+        let one = futures::stream::iter([Ok(key.clone())]).boxed();
+        let removed = bucket
+            .store
+            .delete_stream(one)
+            .try_collect::<Vec<_>>()
+            .await;
+        match removed {
+            Ok(_) => Ok(()),
+            Err(error) if Refusal::of(&error).is_some_and(Refusal::is_absent) => Ok(()),
+            Err(error) => Err(bucket.asked.failed(&format!("removing {name}"), &error)),
+        }
+    }
+
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<String>> {
+        let folder = match self.0.config.prefix.as_str() {
+            "" => String::new(),
+            folder => format!("{folder}/"),
+        };
+        let prefix = format!("{folder}{prefix}");
+        let pages = futures::stream::try_unfold(Some(None), move |page: Option<Option<String>>| {
+            let (prefix, folder) = (prefix.clone(), folder.clone());
+            async move {
+                let Some(token) = page else {
+                    return Ok(None);
+                };
+                let (names, next) = self.0.page(&prefix, &folder, token).await?;
+                Ok::<_, Error>(Some((names, next.map(Some))))
+            }
+        });
+        let names = pages.map_ok(|names| futures::stream::iter(names.into_iter().map(Ok)));
+        names.try_flatten().boxed()
+    }
+
+    fn parallel(&self) -> usize {
+        self.0.transport.parallel()
+    }
+
+    async fn tidy(&self, journal: &Journal) -> Result<()> {
+        tidy::run(&self.0, journal).await
+    }
+}
+
+impl Inner {
+    async fn put(
+        &self,
+        name: &str,
+        content: object_store::PutPayload,
+        mime: &str,
+        only_new: bool,
+    ) -> Result<bool> {
+        let (bucket, key) = (self.bucket().await?, self.key(name)?);
+        let put = async |mode| {
+            let options = PutOptions {
+                mode,
+                attributes: attributes(mime, self.config.storage_class.as_deref()),
+                ..PutOptions::default()
+            };
+            bucket.store.put_opts(&key, content.clone(), options).await
+        };
+        if only_new && !self.unconditional.load(Ordering::Relaxed) {
+            match put(PutMode::Create).await {
+                Ok(_) => return Ok(true),
+                Err(error) => match Refusal::of(&error) {
+                    Some(refusal) if there_already(refusal) => return Ok(false),
+                    Some(refusal) if refusal.is("NotImplemented") => {
+                        self.unconditional.store(true, Ordering::Relaxed);
+                    }
+                    _ => return Err(bucket.asked.failed(&format!("writing {name}"), &error)),
+                },
+            }
+        }
+        match put(PutMode::Overwrite).await {
+            Ok(_) => Ok(true),
+            Err(error) => Err(bucket.asked.failed(&format!("writing {name}"), &error)),
+        }
+    }
+
+    /// Names without `folder`, and what the next page is asked for with.
+    async fn page(
+        &self,
+        prefix: &str,
+        folder: &str,
+        token: Option<String>,
+    ) -> Result<(Vec<String>, Option<String>)> {
+        let bucket = self.bucket().await?;
+        let options = PaginatedListOptions {
+            page_token: token,
+            ..PaginatedListOptions::default()
+        };
+        let prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
+        let page = bucket.lister.list_paginated(prefix, options).await;
+        let page = page.map_err(|e| bucket.asked.failed("listing", &e))?;
+        let keys = page
+            .result
+            .objects
+            .iter()
+            .map(|object| object.location.as_ref());
+        let names = keys
+            .filter_map(|key| key.strip_prefix(folder))
+            .map(str::to_owned);
+        Ok((names.collect(), page.page_token))
+    }
+}
+
+/// The canonical URI.
+impl fmt::Display for BucketObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.name)
+    }
+}
+
+impl fmt::Debug for BucketObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BucketObjects")
+            .field(&self.0.config)
+            .finish()
+    }
+}
+
+/// Why one attempt to read an object failed.
+enum ReadError {
+    /// The answer broke off.
+    Broken(Box<dyn std::error::Error + Send + Sync>),
+    Final(Error),
+}
+
+impl From<Error> for ReadError {
+    fn from(error: Error) -> Self {
+        ReadError::Final(error)
+    }
+}
+
+fn stalled() -> Box<dyn std::error::Error + Send + Sync> {
+    Box::new(io::Error::new(
+        io::ErrorKind::TimedOut,
+        "the answer stopped in the middle",
+    ))
+}
+
+fn there_already(refusal: &Refusal) -> bool {
+    matches!(refusal.status.as_u16(), 304 | 412) || refusal.is("BlobAlreadyExists")
+}
+
+/// Content without its `Content-Encoding`. Nix stores metadata packed if it is told to.
+async fn decode(
+    what: String,
+    content: Bytes,
+    encoding: Option<String>,
+    limit: usize,
+) -> Result<Bytes> {
+    let compression = match encoding.as_deref().map(str::trim) {
+        None | Some("" | "identity" | "aws-chunked") => return Ok(content),
+        Some("gzip" | "x-gzip") => Compression::Gzip,
+        Some("br") => Compression::Br,
+        Some("zstd") => Compression::Zstd,
+        Some("xz") => Compression::Xz,
+        Some("bzip2") => Compression::Bzip2,
+        Some(other) => {
+            let words = format!("its Content-Encoding is {other}");
+            return Err(Error::malformed(what, words));
+        }
+    };
+    blocking(move || {
+        let malformed = |e: io::Error| Error::malformed(what.clone(), e);
+        let decoder = compress::decoder(compression, &content[..]);
+        let decoder = decoder.map_err(|e| Error::malformed(what.clone(), e))?;
+        let mut text = Vec::new();
+        decoder
+            .take(limit as u64 + 1)
+            .read_to_end(&mut text)
+            .map_err(malformed)?;
+        if text.len() > limit {
+            let words = format!("unpacked it is larger than {limit} bytes");
+            return Err(Error::malformed(what, words));
+        }
+        Ok(text.into())
+    })
+    .await
+}
+
+/// How often a body may break off without anything new.
+const BREAKS: usize = 5;
+
+/// Bytes of parts in memory, of all uploads of one cache.
+const MEMORY: usize = 48 << 20;

@@ -1,0 +1,117 @@
+//! When "absent" is really meant.
+
+use super::{Inner, service::Bucket, words::Refusal};
+use crate::layout::CACHE_INFO;
+use http::StatusCode;
+use object_store::{GetOptions, list::PaginatedListOptions, path::Path};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tk_store::Result;
+use tokio::sync::OnceCell;
+
+/// What is known of how the service says that something is not there.
+#[derive(Debug, Default)]
+pub(super) struct Absence {
+    /// Something was read from the bucket, so that there is one.
+    bucket_exists: AtomicBool,
+    /// What "forbidden" means; asked once.
+    forbidden: OnceCell<Forbidden>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Forbidden {
+    /// The object is not there, or at least nothing better can be learnt.
+    Absent,
+    /// What it says.
+    Forbidden,
+}
+
+impl Absence {
+    pub(super) fn saw_bucket(&self) {
+        self.bucket_exists.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Inner {
+    /// Whether a failed request for `key` says that there is no such object; otherwise the error.
+    pub(super) async fn check_absent(
+        &self,
+        bucket: &Bucket,
+        key: &Path,
+        doing: &str,
+        error: &object_store::Error,
+    ) -> Result<()> {
+        let Some(refusal) = Refusal::of(error) else {
+            return Err(bucket.asked.failed(doing, error));
+        };
+        let mut refusal = refusal.clone();
+        if refusal.code.is_empty() && !refusal.may_pass() {
+            let missing = refusal.status == StatusCode::NOT_FOUND;
+            if missing && self.absence.bucket_exists.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            // The answer to HEAD has no body that would say why.
+            match bucket.store.get_opts(key, GetOptions::default()).await {
+                Ok(_) => return Err(bucket.asked.refused(doing, &refusal)),
+                Err(error) => match Refusal::of(&error) {
+                    Some(reason) => refusal = reason.clone(),
+                    None => return Err(bucket.asked.failed(doing, &error)),
+                },
+            }
+        }
+        if refusal.is_absent() {
+            self.absence.saw_bucket();
+            return Ok(());
+        }
+        let bare = refusal.status == StatusCode::NOT_FOUND && refusal.code.is_empty();
+        if bare {
+            // Anything may answer 404. What lists the bucket is the service.
+            self.list_one(bucket)
+                .await
+                .map_err(|e| bucket.asked.failed(doing, &e))?;
+            self.absence.saw_bucket();
+            return Ok(());
+        }
+        if refusal.is_denied() && self.forbidden(bucket).await? == Forbidden::Absent {
+            return Ok(());
+        }
+        Err(bucket.asked.refused(doing, &refusal))
+    }
+
+    async fn forbidden(&self, bucket: &Bucket) -> Result<Forbidden> {
+        let learn = self
+            .absence
+            .forbidden
+            .get_or_try_init(|| self.learn_forbidden(bucket));
+        learn.await.copied()
+    }
+
+    async fn learn_forbidden(&self, bucket: &Bucket) -> Result<Forbidden> {
+        let denied = |e: &object_store::Error| Refusal::of(e).is_some_and(Refusal::is_denied);
+        match self.list_one(bucket).await {
+            Ok(()) => return Ok(Forbidden::Forbidden),
+            Err(error) if denied(&error) => {}
+            Err(error) => return Err(bucket.asked.failed("listing", &error)),
+        }
+        let info = self.key(CACHE_INFO)?;
+        match bucket.store.get_opts(&info, GetOptions::default()).await {
+            Ok(_) => Ok(Forbidden::Absent),
+            Err(error) if denied(&error) => Ok(Forbidden::Forbidden),
+            Err(error) => Err(bucket
+                .asked
+                .failed(&format!("reading {CACHE_INFO}"), &error)),
+        }
+    }
+
+    async fn list_one(&self, bucket: &Bucket) -> object_store::Result<()> {
+        let options = PaginatedListOptions {
+            max_keys: Some(1),
+            ..PaginatedListOptions::default()
+        };
+        let prefix = Some(self.config.prefix.as_str()).filter(|prefix| !prefix.is_empty());
+        bucket
+            .lister
+            .list_paginated(prefix, options)
+            .await
+            .map(|_| ())
+    }
+}

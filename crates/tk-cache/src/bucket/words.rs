@@ -1,0 +1,235 @@
+//! What services say when they say no, and what a person can do about it.
+
+use http::{HeaderMap, StatusCode};
+use std::{error::Error as StdError, fmt, io, time::Duration};
+use tk_store::Error;
+
+/// An answer that is not the one that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    /// The service's word for it, such as `NoSuchKey`; empty if it gave none.
+    pub(super) code: String,
+    /// Its sentence.
+    pub(super) message: String,
+    /// The region that it asks to use instead.
+    pub(super) region: Option<String>,
+    /// What `Retry-After` asks for.
+    pub(super) wait: Option<Duration>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(body);
+        let header = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
+        let code = tag(&text, "Code").or_else(|| header("x-ms-error-code"));
+        let region = tag(&text, "Region").or_else(|| header("x-amz-bucket-region"));
+        let seconds = header("retry-after").and_then(|wait| wait.trim().parse().ok());
+        Refusal {
+            status,
+            code: code.unwrap_or_default(),
+            message: one_line(&tag(&text, "Message").unwrap_or_default()),
+            region,
+            wait: seconds.map(Duration::from_secs),
+        }
+    }
+
+    /// The refusal behind an error, if there is one.
+    pub(super) fn of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Refusal> {
+        sources(error).find_map(|error| error.downcast_ref())
+    }
+
+    /// Whether the same request may succeed later.
+    pub(super) fn may_pass(&self) -> bool {
+        let codes = [
+            "ConditionalRequestConflict",
+            "InternalError",
+            "OperationAborted",
+            "RequestTimeout",
+            "ServerBusy",
+            "SlowDown",
+        ];
+        matches!(self.status.as_u16(), 408 | 425 | 429 | 500 | 502..=504 | 520..=530)
+            || codes.contains(&self.code.as_str())
+    }
+
+    /// Whether there are too many requests.
+    pub(super) fn is_slow_down(&self) -> bool {
+        matches!(self.status.as_u16(), 429 | 503) || self.code == "SlowDown"
+    }
+
+    /// Whether it says in so many words that there is no such object.
+    pub(super) fn is_absent(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "NoSuchKey" | "BlobNotFound" | "NoSuchVersion"
+        )
+    }
+
+    /// Whether it knows who asks, and does not allow it.
+    pub(super) fn is_denied(&self) -> bool {
+        self.status == StatusCode::FORBIDDEN
+            && matches!(
+                self.code.as_str(),
+                "AccessDenied" | "AuthorizationFailure" | "AuthorizationPermissionMismatch"
+            )
+    }
+
+    pub(super) fn is(&self, code: &str) -> bool {
+        self.code == code
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HTTP status {}", self.status.as_u16())?;
+        if !self.code.is_empty() {
+            write!(f, " {}", self.code)?;
+        }
+        match self.message.as_str() {
+            "" => Ok(()),
+            message => write!(f, ": {message}"),
+        }
+    }
+}
+
+impl StdError for Refusal {}
+
+/// Who was asked, for sentences about it.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    /// The URI of the cache.
+    pub(super) uri: String,
+    pub(super) bucket: String,
+    /// The URL of the server.
+    pub(super) server: String,
+    pub(super) region: String,
+    /// Whether nothing was signed, for want of credentials.
+    pub(super) anonymous: bool,
+}
+
+impl Asked {
+    /// The error of a request that did `doing` ("reading nar/x").
+    pub(super) fn failed(&self, doing: &str, error: &(dyn StdError + 'static)) -> Error {
+        match Refusal::of(error) {
+            Some(refusal) => self.refused(doing, refusal),
+            None => {
+                let words = sources(error)
+                    .last()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                let kind = io_kind(error).unwrap_or(io::ErrorKind::Other);
+                Error::io(
+                    format!("{doing} in {}", self.uri),
+                    io::Error::new(kind, words),
+                )
+            }
+        }
+    }
+
+    pub(super) fn refused(&self, doing: &str, refusal: &Refusal) -> Error {
+        if refusal.may_pass() {
+            let said = io::Error::other(refusal.to_string());
+            return Error::io(format!("{doing} in {}", self.uri), said);
+        }
+        let said = refusal.to_string();
+        let words = match self.advice(refusal) {
+            Some(advice) => format!("{advice} ({doing}: {said})"),
+            None => format!("{doing}: {said}"),
+        };
+        let who = self.uri.clone();
+        Error::Refused { who, words }
+    }
+
+    fn advice(&self, refusal: &Refusal) -> Option<String> {
+        let other_region = refusal
+            .region
+            .as_deref()
+            .filter(|region| *region != self.region);
+        Some(match refusal.code.as_str() {
+            "NoSuchBucket" | "ContainerNotFound" => {
+                format!("there is no bucket {} at {}", self.bucket, self.server)
+            }
+            "InvalidAccessKeyId" => {
+                "the service does not know this access key: check AWS_ACCESS_KEY_ID or the profile"
+                    .to_owned()
+            }
+            "SignatureDoesNotMatch" => {
+                "the secret key is not that of the access key: check AWS_SECRET_ACCESS_KEY or the \
+                 profile"
+                    .to_owned()
+            }
+            "ExpiredToken" | "TokenRefreshRequired" | "ExpiredTokenException" => {
+                "the session token has expired: sign in again".to_owned()
+            }
+            "InvalidToken" => "the session token is not valid: sign in again".to_owned(),
+            "RequestTimeTooSkewed" => {
+                "the clock of this machine and that of the service differ too much".to_owned()
+            }
+            "AuthenticationFailed" | "InvalidAuthenticationInfo" => {
+                "the service does not take these credentials".to_owned()
+            }
+            _ => match other_region {
+                Some(region) => format!(
+                    "the bucket {} is in the region {region}, not in {}: use ?region={region}",
+                    self.bucket, self.region
+                ),
+                None if matches!(refusal.status.as_u16(), 301 | 307 | 308) => format!(
+                    "the bucket {} is not at {}: check region and endpoint",
+                    self.bucket, self.server
+                ),
+                None if refusal.status == StatusCode::UNAUTHORIZED || refusal.is_denied() => {
+                    self.no_permission()
+                }
+                None => return None,
+            },
+        })
+    }
+
+    fn no_permission(&self) -> String {
+        match self.anonymous {
+            true => format!(
+                "no permission: no credentials were found, and the bucket {} is not open to all",
+                self.bucket
+            ),
+            false => format!("no permission for this in the bucket {}", self.bucket),
+        }
+    }
+}
+
+/// The content of the first element `name`, whose name has no attributes. Good for the small and
+/// regular answers of these services; what looks otherwise is not found.
+pub(super) fn tag(xml: &str, name: &str) -> Option<String> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    let (text, _) = rest.split_once(&format!("</{name}>"))?;
+    let text = text.replace("&lt;", "<").replace("&gt;", ">");
+    let text = text
+        .replace("&quot;", "\"")
+        .replace("&apos;", "'")
+        .replace("&#39;", "'");
+    Some(text.replace("&#34;", "\"").replace("&amp;", "&"))
+}
+
+fn one_line(message: &str) -> String {
+    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    words
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_MESSAGE)
+        .collect()
+}
+
+/// An error and what is behind it.
+pub(super) fn sources<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&e| e.source())
+}
+
+fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
+    let mut kinds = sources(error).filter_map(|e| Some(e.downcast_ref::<io::Error>()?.kind()));
+    kinds.find(|kind| *kind != io::ErrorKind::Other)
+}
+
+/// Characters of a service's sentence that are shown.
+const MAX_MESSAGE: usize = 300;

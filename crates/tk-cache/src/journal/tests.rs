@@ -1,0 +1,187 @@
+use super::*;
+use proptest::prelude::*;
+use std::fs;
+use tk_path::Algorithm;
+
+const CACHE: &str = "s3://bucket at https://s3.example";
+
+fn arrived(n: u64) -> Arrived {
+    Arrived {
+        file_hash: Hash::digest(Algorithm::Sha256, &n.to_le_bytes()),
+        file_size: n,
+        nar_size: n * 3,
+    }
+}
+
+fn part(n: u64) -> Part {
+    Part {
+        etag: format!("\"etag {n}\""),
+        size: n,
+        sha256: Hash::digest(Algorithm::Sha256, &n.to_be_bytes()),
+    }
+}
+
+/// What the process notes that is killed, step by step.
+fn notes(journal: &Journal) {
+    journal.note_arrived("nar/a", &arrived(1)).unwrap();
+    journal.note_intent("nar/b", 8).unwrap();
+    journal.note_begun("nar/b", "id b", 8).unwrap();
+    journal.note_part("nar/b", "id b", 0, &part(8)).unwrap();
+    journal.note_part("nar/b", "id b", 1, &part(5)).unwrap();
+    journal.note_arrived("nar/ü", &arrived(2)).unwrap();
+    journal.note_intent("nar/c", 8).unwrap();
+    journal.note_begun("nar/c", "id c", 8).unwrap();
+    journal.note_ended("nar/c", Some("id c")).unwrap();
+    journal.note_intent("nar/d", 16).unwrap();
+}
+
+fn only_file(folder: &Path) -> PathBuf {
+    let mut files = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let file = files.next().unwrap();
+    assert_eq!(files.next(), None);
+    file
+}
+
+fn open_names(journal: &Journal) -> Vec<(String, Option<String>)> {
+    let uploads = journal.open_uploads().into_iter();
+    uploads.map(|upload| (upload.name, upload.id)).collect()
+}
+
+#[test]
+fn what_a_dead_process_noted_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    notes(&Journal::open(folder.path(), CACHE).unwrap());
+
+    for _ in 0..3 {
+        let journal = Journal::open(folder.path(), CACHE).unwrap();
+        assert_eq!(journal.arrived("nar/a"), Some(arrived(1)));
+        assert_eq!(journal.arrived("nar/ü"), Some(arrived(2)));
+        assert_eq!(journal.arrived("nar/b"), None);
+        let b = ("nar/b".to_owned(), Some("id b".to_owned()));
+        assert_eq!(open_names(&journal), [b, ("nar/d".to_owned(), None)]);
+        let upload = journal.resume("nar/b").unwrap();
+        assert_eq!(upload.part_size, 8);
+        assert_eq!(upload.parts, BTreeMap::from([(0, part(8)), (1, part(5))]));
+        assert_eq!(journal.resume("nar/b"), None, "given out twice");
+        assert_eq!(journal.resume("nar/d"), None, "there is no id");
+        only_file(folder.path());
+    }
+}
+
+#[test]
+fn caches_do_not_mix() {
+    let folder = tempfile::tempdir().unwrap();
+    notes(&Journal::open(folder.path(), CACHE).unwrap());
+    let other = Journal::open(folder.path(), "s3://bucket at https://s3.example/2").unwrap();
+    assert_eq!(other.arrived("nar/a"), None);
+    assert_eq!(open_names(&other), []);
+}
+
+#[test]
+fn a_living_process_keeps_what_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let alive = Journal::open(folder.path(), CACHE).unwrap();
+    notes(&alive);
+    let other = Journal::open(folder.path(), CACHE).unwrap();
+    assert_eq!(other.arrived("nar/a"), None);
+    assert_eq!(open_names(&other), []);
+    assert_eq!(
+        other.uploads_of_others(),
+        BTreeSet::from(["id b".to_owned()])
+    );
+    assert_eq!(alive.uploads_of_others(), BTreeSet::new());
+}
+
+#[test]
+fn a_push_that_ended_well_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), CACHE).unwrap();
+    notes(&journal);
+    journal.finish().unwrap();
+    only_file(folder.path());
+    journal.note_ended("nar/b", Some("id b")).unwrap();
+    journal.note_ended("nar/d", None).unwrap();
+    journal.finish().unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_is_old_is_given_up_but_its_uploads_are_known() {
+    let folder = tempfile::tempdir().unwrap();
+    notes(&Journal::open(folder.path(), CACHE).unwrap());
+    notes(&Journal::open(folder.path(), "other").unwrap());
+    let eight_days_ago = SystemTime::now() - Duration::from_secs(8 * 24 * 3600);
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        let file = fs::File::options().append(true).open(entry.unwrap().path());
+        file.unwrap().set_modified(eight_days_ago).unwrap();
+    }
+    let journal = Journal::open(folder.path(), CACHE).unwrap();
+    only_file(folder.path());
+    assert_eq!(journal.arrived("nar/a"), None);
+    assert_eq!(open_names(&journal).len(), 2);
+}
+
+/// Cut off after any byte, what is read is what was noted up to there, and no more.
+#[test]
+fn torn_after_every_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    notes(&Journal::open(folder.path(), CACHE).unwrap());
+    let file = only_file(folder.path());
+    let whole = fs::read(&file).unwrap();
+    let mut lines = 0;
+    for end in 0..=whole.len() {
+        lines += usize::from(end > 0 && whole[end - 1] == b'\n');
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(file.file_name().unwrap()), &whole[..end]).unwrap();
+        let journal = Journal::open(folder.path(), CACHE).unwrap();
+        assert_eq!(
+            journal.arrived("nar/a"),
+            (lines >= 2).then(|| arrived(1)),
+            "at {end}"
+        );
+        assert_eq!(
+            journal.arrived("nar/ü"),
+            (lines >= 7).then(|| arrived(2)),
+            "at {end}"
+        );
+        let parts = journal.resume("nar/b").map(|upload| upload.parts.len());
+        let expected = (lines >= 4).then(|| [0, 1, 2][(lines - 4).min(2)]);
+        assert_eq!(parts, expected, "at {end}");
+    }
+    assert_eq!(lines, 11);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Nothing is claimed that was never noted, whatever happened to the file.
+    #[test]
+    fn damaged_anywhere(at in any::<prop::sample::Index>(), with: Vec<u8>, cut in 0..40_usize) {
+        let folder = tempfile::tempdir().unwrap();
+        notes(&Journal::open(folder.path(), CACHE).unwrap());
+        let file = only_file(folder.path());
+        let mut bytes = fs::read(&file).unwrap();
+        let at = at.index(bytes.len());
+        let end = (at + cut).min(bytes.len());
+        bytes.splice(at..end, with);
+        fs::write(&file, bytes).unwrap();
+        let journal = Journal::open(folder.path(), CACHE).unwrap();
+        prop_assert!(journal.arrived("nar/a").is_none_or(|a| a == arrived(1)));
+        prop_assert!(journal.arrived("nar/ü").is_none_or(|a| a == arrived(2)));
+        for upload in journal.open_uploads() {
+            for (number, found) in upload.parts {
+                prop_assert_eq!(found, part(if number == 0 { 8 } else { 5 }));
+            }
+        }
+    }
+
+    /// Bytes that were never a journal.
+    #[test]
+    fn garbage_is_no_journal(bytes: Vec<u8>) {
+        let folder = tempfile::tempdir().unwrap();
+        let name = format!("{}-1-1-0.journal", files::stem(CACHE));
+        fs::write(folder.path().join(name), bytes).unwrap();
+        let journal = Journal::open(folder.path(), CACHE).unwrap();
+        prop_assert_eq!(journal.open_uploads(), []);
+    }
+}
