@@ -6,6 +6,7 @@
 mod cli;
 mod daemon;
 mod local;
+mod network;
 mod nix;
 mod support;
 mod vectors;

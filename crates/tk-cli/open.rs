@@ -1,6 +1,8 @@
 //! Opening stores by the URIs that people know from Nix.
 
+mod caches;
 mod info;
+mod network;
 mod remote;
 
 pub use info::Info;
@@ -17,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tk_cache::{FolderCache, FolderConfig};
+use tk_cache::{FolderCache, RemoteCache, checker::StoreInfos, objects::NarInfos};
 use tk_daemon::{DaemonStore, serve::ServeStore};
 use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::{Compression, SecretKey};
@@ -34,6 +36,8 @@ pub enum Opened {
     Local(Arc<LocalStore>),
     /// A binary cache in a folder.
     Cache(Arc<FolderCache>),
+    /// A binary cache far away.
+    Remote(Arc<RemoteCache>),
     /// A daemon, behind a socket or over ssh.
     Daemon(Arc<DaemonStore>),
     /// A store that is spoken to over ssh in the serve protocol.
@@ -46,6 +50,7 @@ impl Opened {
         match self {
             Opened::Local(store) => store.clone(),
             Opened::Cache(store) => store.clone(),
+            Opened::Remote(store) => store.clone(),
             Opened::Daemon(store) => store.clone(),
             Opened::Serve(store) => store.clone(),
         }
@@ -56,6 +61,7 @@ impl Opened {
         match self {
             Opened::Local(store) => store.abilities(),
             Opened::Cache(store) => store.abilities(),
+            Opened::Remote(store) => store.abilities(),
             Opened::Daemon(store) => store.clone().abilities(),
             Opened::Serve(store) => store.clone().abilities(),
         }
@@ -66,9 +72,10 @@ impl Opened {
         match self {
             Opened::Local(store) => Ok(&**store),
             Opened::Daemon(store) => Ok(&**store),
-            Opened::Cache(store) => bail!(
-                "{store} is a binary cache, which takes store paths only; \
-                 add files to a local store first: tk-store add FILE"
+            Opened::Cache(_) | Opened::Remote(_) => bail!(
+                "{} is a binary cache, which takes store paths only; \
+                 add files to a local store first: tk-store add FILE",
+                self.store()
             ),
             Opened::Serve(store) => bail!(
                 "{store} takes store paths only; add files to a local store first \
@@ -82,6 +89,7 @@ impl Opened {
         match self {
             Opened::Local(store) => Ok(&**store),
             Opened::Cache(store) => Ok(&**store),
+            Opened::Remote(store) => Ok(&**store),
             Opened::Daemon(store) => Ok(&**store),
             Opened::Serve(store) => bail!("{store} takes no signatures; use ssh-ng://"),
         }
@@ -91,6 +99,7 @@ impl Opened {
     pub async fn init_cache(&self) -> Result<bool> {
         match self {
             Opened::Cache(store) => Ok(store.init().await?),
+            Opened::Remote(store) => Ok(store.init().await?),
             other => bail!("{} is no binary cache but a store", other.store()),
         }
     }
@@ -100,6 +109,7 @@ impl Opened {
         let all = match self {
             Opened::Local(store) => store.all().await?,
             Opened::Cache(store) => store.all_paths().await?,
+            Opened::Remote(store) => store.all_paths().await?,
             Opened::Daemon(store) => Graph::all_paths(&**store).await?,
             Opened::Serve(store) => bail!("{store} cannot list its paths; use ssh-ng://"),
         };
@@ -111,7 +121,16 @@ impl Opened {
         match self {
             Opened::Local(store) => Some(store.real_dir()),
             Opened::Daemon(store) => store.config().real.as_deref(),
-            Opened::Cache(_) | Opened::Serve(_) => None,
+            Opened::Cache(_) | Opened::Remote(_) | Opened::Serve(_) => None,
+        }
+    }
+
+    /// The store as a cache that answers with narinfos; other stores say what they know.
+    pub fn narinfos(&self) -> Arc<dyn NarInfos> {
+        match self {
+            Opened::Cache(store) => store.clone(),
+            Opened::Remote(store) => store.clone(),
+            other => Arc::new(StoreInfos::new(other.store())),
         }
     }
 }
@@ -135,6 +154,8 @@ pub struct Wish {
     pub want_mass_query: Option<bool>,
     /// Write a listing beside each NAR.
     pub listing: bool,
+    /// What caches said before is not believed.
+    pub refresh: bool,
     /// How a daemon is to build.
     pub build: BuildOptions,
 }
@@ -155,7 +176,7 @@ async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result
         Some("local") => local(reference.path()?, &mut settings, wish).await?,
         Some("file") => {
             let folder = reference.path()?;
-            cache(
+            caches::folder(
                 folder.context("it names no folder; write file:///the/folder")?,
                 &mut settings,
                 wish,
@@ -165,8 +186,9 @@ async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result
         Some("unix") => remote::daemon(cx, reference, &mut settings, wish)?,
         Some("ssh-ng") => remote::ssh_ng(cx, reference, &mut settings, wish)?,
         Some("ssh") => remote::ssh_serve(cx, reference, &mut settings, wish)?,
-        Some(scheme @ ("http" | "https" | "s3")) => {
-            bail!("stores of the kind {scheme}:// are not supported yet; {KINDS}")
+        Some("http" | "https") => network::http(cx, reference, &mut settings, wish).await?,
+        Some(scheme @ ("s3" | "gs" | "az")) => {
+            network::bucket(cx, scheme, reference, &mut settings, wish).await?
         }
         Some(scheme) => bail!("there is no kind of store '{scheme}://'; {KINDS}"),
     };
@@ -280,42 +302,6 @@ fn system() -> Result<LocalConfig> {
     Ok(config)
 }
 
-async fn cache(folder: PathBuf, settings: &mut Settings, wish: &Wish) -> Result<Opened> {
-    let mut config = FolderConfig::new(folder);
-    if let Some(dir) = settings.take_store_dir()? {
-        config.store_dir = dir;
-    }
-    let named = "none, xz, zstd, bzip2, gzip or br";
-    let compression = settings.take_with("compression", named, |name| name.parse().ok())?;
-    // zstd, not Nix's xz: a fraction of the time for a few percent of the size.
-    config.compression = wish
-        .compression
-        .or(compression)
-        .unwrap_or(Compression::Zstd);
-    let level = settings.take_with("compression-level", "a whole number", |n| n.parse().ok())?;
-    // Nix's -1: the default of the compression.
-    config.level = wish.level.or(level).filter(|level: &i32| *level != -1);
-    config.write_listing = wish.listing | settings.take_bool("write-nar-listing")?.unwrap_or(false);
-    for name in ["secret-key", "secret-keys"] {
-        let files = settings.take(name).unwrap_or_default();
-        for file in files.split(',').filter(|file| !file.is_empty()) {
-            config.sign.push(Arc::new(keys::secret(file.as_ref())?));
-        }
-    }
-    if let Some(jobs) = wish.jobs {
-        config.jobs = jobs;
-    }
-    config.create = wish.write;
-    config.require_references = !wish.incomplete;
-    let priority = settings.take_with("priority", "a number", |n| n.parse().ok())?;
-    config.priority = wish.priority.or(priority);
-    let mass_query = settings.take_bool("want-mass-query")?;
-    config.want_mass_query = wish.want_mass_query.or(mass_query);
-    skip(settings, STORE_SETTINGS);
-    skip(settings, CACHE_SETTINGS);
-    Ok(Opened::Cache(Arc::new(FolderCache::open(config).await?)))
-}
-
 /// Keys that sign what the store writes, from files.
 pub fn secret_keys(files: &[PathBuf]) -> Result<Vec<Arc<SecretKey>>> {
     let keys = files.iter().map(|file| keys::secret(file).map(Arc::new));
@@ -338,13 +324,9 @@ const LOCAL_SETTINGS: &[&str] = &[
     "ignore-gc-delete-failure",
     "use-roots-daemon",
 ];
-const CACHE_SETTINGS: &[&str] = &[
-    "parallel-compression",
-    "local-nar-cache",
-    "index-debug-info",
-];
 const KINDS: &str = "this version opens auto, daemon, local?root=DIR, /a/folder, unix:///a/socket, \
-                     ssh-ng://host, ssh://host and file:///a/cache";
+                     ssh-ng://host, ssh://host, file:///a/cache, http://, https://, s3://bucket, \
+                     gs://bucket and az://container";
 
 #[cfg(test)]
 mod tests {

@@ -107,6 +107,24 @@ pub fn data_folder() -> Result<PathBuf> {
     Ok(home()?.join(".local/share/nix"))
 }
 
+/// The user's folder for what can be made again: `$XDG_CACHE_HOME` or `~/.cache`.
+pub fn cache_folder() -> Result<PathBuf> {
+    match path_var("XDG_CACHE_HOME") {
+        Some(folder) => Ok(folder),
+        None => Ok(home()?.join(".cache")),
+    }
+}
+
+/// This program's folder for what it was in the midst of: `$XDG_STATE_HOME/tk-store` or
+/// `~/.local/state/tk-store`.
+pub fn state_folder() -> Result<PathBuf> {
+    let folder = match path_var("XDG_STATE_HOME") {
+        Some(folder) => folder,
+        None => home()?.join(".local/state"),
+    };
+    Ok(folder.join("tk-store"))
+}
+
 /// An environment variable that holds a path; empty counts as unset.
 pub fn path_var(name: &str) -> Option<PathBuf> {
     env::var_os(name)

@@ -59,6 +59,12 @@ impl Opened {
                 info.priority = said.priority;
                 info.want_mass_query = said.want_mass_query;
             }
+            Opened::Remote(cache) => {
+                info.kind = "binary cache";
+                let said = cache.cache_info().await?;
+                info.priority = said.priority;
+                info.want_mass_query = said.want_mass_query;
+            }
             Opened::Daemon(daemon) => {
                 let said = daemon.server_info().await?;
                 info.kind = "daemon";
