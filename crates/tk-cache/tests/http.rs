@@ -183,6 +183,15 @@ async fn where_there_is_no_server() {
         .await
         .unwrap_err();
     says(&error, &["no connection"]);
+    let away = format!("Location: http://127.0.0.1:{port}/y?token");
+    let server = Faulty::new(move |e| e.answer("302 Found", &[&away], ""));
+    let error = read(&open(&server.url()), "x").await.unwrap_err();
+    says(
+        &error,
+        &[&format!(
+            "redirects to http://127.0.0.1:{port}/y: no connection"
+        )],
+    );
     // Whoever answers speaks no TLS.
     let server = Faulty::new(|e| e.ok(""));
     let url = server.url().replace("http", "https");

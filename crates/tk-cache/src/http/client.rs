@@ -20,7 +20,7 @@ use std::{
 use tk_store::{Error, Result};
 use url::Url;
 
-/// Connections to servers, kept while they are of use: one for each HTTP/2 server, some for each
+/// Connections to servers, kept while they are of use: two for each HTTP/2 server, some for each
 /// HTTP/1.1 server.
 ///
 /// A clone shares them.
@@ -30,6 +30,9 @@ pub struct Client(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) http1: reqwest::Client,
     pub(super) http2: reqwest::Client,
+    /// For bodies of any length: those that nobody reads for a while would hold up everything
+    /// else on their connection.
+    pub(super) http2_bulk: reqwest::Client,
     pub(super) origins: Origins,
     limit_http1: Limit,
     limit_http2: Limit,
@@ -67,16 +70,20 @@ impl Client {
         let http1 = builder(config)?
             .http1_only()
             .tls_backend_preconfigured(tls1);
-        let http2 = builder(config)?
-            .http2_prior_knowledge()
-            .connector_layer(OnlyHttp2)
-            .http2_initial_stream_window_size(STREAM_WINDOW)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_max_frame_size(FRAME)
-            .tls_backend_preconfigured(tls2);
+        let http2 = || {
+            let builder = builder(config)?.http2_prior_knowledge();
+            let builder = builder
+                .connector_layer(OnlyHttp2)
+                .http2_initial_stream_window_size(STREAM_WINDOW)
+                .http2_initial_connection_window_size(CONNECTION_WINDOW)
+                .http2_max_frame_size(FRAME)
+                .tls_backend_preconfigured(tls2.clone());
+            builder.build().map_err(preparing)
+        };
         Ok(Client(Arc::new(Inner {
             http1: http1.build().map_err(preparing)?,
-            http2: http2.build().map_err(preparing)?,
+            http2: http2()?,
+            http2_bulk: http2()?,
             origins: Origins::default(),
             limit_http1: Limit::new(of_http1, of_http1),
             limit_http2: Limit::new(parallel, parallel),
@@ -140,12 +147,19 @@ impl Client {
         let mut tries = self.tries(url);
         loop {
             let permit = tries.start().await;
-            match attempt().await {
+            if let Some(failure) = self.0.origins.down(url) {
+                return Err(failure);
+            }
+            let failure = match attempt().await {
                 Ok(result) => {
                     permit.succeeded();
                     return Ok(result);
                 }
-                Err(failure) => tries.again(permit, failure).await?,
+                Err(failure) => failure,
+            };
+            if let Err(failure) = tries.again(permit, failure).await {
+                self.0.origins.note_down(url, &failure);
+                return Err(failure);
             }
         }
     }
@@ -199,11 +213,12 @@ fn preparing(error: reqwest::Error) -> Error {
 }
 
 /// Connections to one HTTP/1.1 server for small requests.
-const HTTP1_CONNECTIONS: usize = 48;
+const HTTP1_CONNECTIONS: usize = 64;
 
-/// What a server may send before it hears from us, so that no round trip limits a NAR.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// What a server may send before it hears from us: 200 MB/s for each NAR at a round trip of 40 ms.
+/// The second is the most that is held for readers that are slower than their server.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
 
 const FRAME: u32 = 64 << 10;
 

@@ -69,6 +69,17 @@ impl Failure {
         }
     }
 
+    /// The same, of a server that a redirect named.
+    pub(crate) fn elsewhere(self, url: &Url) -> Self {
+        match self {
+            Failure::Connect { kind, words, .. } => Failure::Broken {
+                kind,
+                words: format!("it redirects to {}: {words}", shown(url)),
+            },
+            other => other,
+        }
+    }
+
     pub(crate) fn again(&self) -> Again {
         match self {
             Failure::Connect { lasting: true, .. } | Failure::Nonsense(_) | Failure::Local(_) => {
@@ -182,7 +193,13 @@ fn cause(error: &(dyn StdError + 'static)) -> String {
 pub(super) fn sources<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&e| e.source())
+    // The source of an `io::Error` is that of what it holds, which would be left out.
+    std::iter::successors(Some(error), |&e| {
+        match e.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(held) => Some(held as &(dyn StdError + 'static)),
+            None => e.source(),
+        }
+    })
 }
 
 fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
@@ -193,8 +210,7 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
 }
 
 fn is_tls(error: &(dyn StdError + 'static)) -> bool {
-    let mut inner = sources(error).filter_map(|e| e.downcast_ref::<io::Error>()?.get_ref());
-    inner.any(|e| {
+    sources(error).any(|e| {
         matches!(
             e.downcast_ref(),
             Some(

@@ -13,6 +13,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -20,7 +21,11 @@ use url::{Position, Url};
 
 /// What is known of servers, by `https://host:port`. The others speak HTTP/1.1.
 #[derive(Default)]
-pub(super) struct Origins(Mutex<HashMap<String, Origin>>);
+pub(super) struct Origins {
+    known: Mutex<HashMap<String, Origin>>,
+    /// Servers that could not be connected to, and when.
+    down: Mutex<HashMap<String, (Instant, Failure)>>,
+}
 
 #[derive(Clone)]
 pub(super) enum Origin {
@@ -61,8 +66,26 @@ impl Origins {
         self.lock().remove(key(url));
     }
 
+    /// Why nobody could connect to the server a moment ago, however often it was tried. Thousands
+    /// of requests need not find that out one after the other.
+    pub(super) fn down(&self, url: &Url) -> Option<Failure> {
+        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        if down.is_empty() {
+            return None;
+        }
+        down.retain(|_, (since, _)| since.elapsed() < DOWN);
+        down.get(key(url)).map(|(_, failure)| failure.clone())
+    }
+
+    pub(super) fn note_down(&self, url: &Url, failure: &Failure) {
+        if matches!(failure, Failure::Connect { .. }) {
+            let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+            down.insert(key(url).to_owned(), (Instant::now(), failure.clone()));
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Origin>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,3 +152,6 @@ impl StdError for NotHttp2 {}
 pub(super) fn is_not_http2(error: &reqwest::Error) -> bool {
     failure::sources(error).any(|e| e.is::<NotHttp2>())
 }
+
+/// How long a server is taken to be down after all attempts failed.
+const DOWN: Duration = Duration::from_secs(1);

@@ -32,6 +32,8 @@ pub(super) struct Request {
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     pub(super) body: Payload,
+    /// Whether a body of any length comes or goes.
+    pub(super) bulk: bool,
 }
 
 pub(super) enum Payload {
@@ -118,6 +120,7 @@ impl Request {
             url,
             headers: HeaderMap::new(),
             body: Payload::None,
+            bulk: false,
         }
     }
 
@@ -141,12 +144,16 @@ impl Client {
     pub(super) async fn send(&self, request: &Request) -> Result<Response, Failure> {
         let mut url = request.url.clone();
         let mut encrypted = false;
-        for _ in 0..=MAX_REDIRECTS {
+        for hop in 0..=MAX_REDIRECTS {
             let in_url = take_login(&mut url);
             encrypted |= url.scheme() == "https";
             let exposed = encrypted && url.scheme() != "https";
             let login = self.login_for(&url, in_url, exposed);
-            let response = self.send_to(request, &url, login.as_ref()).await?;
+            let response = self.send_to(request, &url, login.as_ref()).await;
+            let response = match hop {
+                0 => response?,
+                _ => response.map_err(|failure| failure.elsewhere(&url))?,
+            };
             match target(&response, &request.method, &url)? {
                 None => return Ok(response),
                 Some(next) => url = next,
@@ -180,7 +187,7 @@ impl Client {
     ) -> Result<Response, Failure> {
         let stall = self.inner().stall_timeout;
         let make = || request.make(url, login);
-        let answer = self.send_over(url, &make);
+        let answer = self.send_over(url, request.bulk, &make);
         let Payload::Stream(_, progress) = &request.body else {
             let answer = timeout(stall, answer).await;
             return answer.unwrap_or_else(|_| Err(no_answer(stall)));
@@ -201,6 +208,7 @@ impl Client {
     async fn send_over(
         &self,
         url: &Url,
+        bulk: bool,
         make: &(dyn Fn() -> reqwest::Request + Send + Sync),
     ) -> Result<Response, Failure> {
         let inner = self.inner();
@@ -224,7 +232,11 @@ impl Client {
                     },
                 },
             };
-            match inner.http2.execute(make()).await {
+            let client = match bulk && held.is_none() {
+                true => &inner.http2_bulk,
+                false => &inner.http2,
+            };
+            match client.execute(make()).await {
                 Ok(response) => {
                     if gate.is_some() {
                         inner.origins.set(url, Origin::Http2);

@@ -31,7 +31,8 @@ use url::Url;
 
 /// The object at `url`, which is relative to the cache or not.
 pub(super) async fn open(cache: &Arc<Inner>, url: &str) -> Result<Option<ByteStream>> {
-    let request = Request::new(Method::GET, resolve(cache, url)?);
+    let mut request = Request::new(Method::GET, resolve(cache, url)?);
+    request.bulk = true;
     let attempt = || start(cache, &request);
     let result = cache.client.retry(&request.url, attempt).await;
     let failed = |failure| cache.failed("reading", &request.url, failure);

@@ -33,6 +33,7 @@ pub(super) async fn run(cache: &Inner, upload: Upload<'_>) -> Result<()> {
     let keeping = |e| Error::io(format!("making a file to keep {what}"), e);
     let spool = Spool::new(cache.client.spool()).map_err(keeping)?;
     let mut request = Request::new(Method::PUT, what.clone());
+    request.bulk = true;
     request.headers = put_headers(upload.mime)?;
     let reader = spool.reader();
     let progress = Arc::new(Progress::default());
