@@ -4,6 +4,7 @@ mod add;
 mod build;
 mod cache;
 mod cat;
+mod check;
 mod closure;
 mod completions;
 mod copy;
@@ -35,6 +36,7 @@ pub enum Command {
     Pull(pull::Pull),
     Copy(copy::Copy),
     Add(add::Add),
+    Check(check::Check),
     PathInfo(path_info::PathInfo),
     Closure(closure::Closure),
     Ls(ls::Ls),
@@ -76,6 +78,7 @@ impl Command {
             Command::Pull(args) => args.run(cx).await,
             Command::Copy(args) => args.run(cx).await,
             Command::Add(args) => args.run(cx).await,
+            Command::Check(args) => args.run(cx).await,
             Command::PathInfo(args) => args.run(cx).await,
             Command::Closure(args) => args.run(cx).await,
             Command::Ls(args) => args.run(cx).await,

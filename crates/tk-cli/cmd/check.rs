@@ -1,0 +1,240 @@
+mod show;
+mod wanted;
+
+use crate::{
+    Answer, Context, keys,
+    open::{Opened, Wish, open},
+};
+use anyhow::{Result, bail, ensure};
+use futures::StreamExt;
+use show::Show;
+use std::collections::BTreeSet;
+use tk_cache::checker::{Answer as Said, Checked, Checker, Summary};
+
+/// Ask caches which paths they have
+///
+/// All caches are asked at once, and about many paths at once. A path is there if one of them has
+/// it. Prints a table on a terminal, otherwise a line for each path: the path, what each cache
+/// said (present, absent, untrusted or error), the size of the NAR and of what is to be fetched,
+/// in bytes, with tabs between.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Check {
+    /// Store paths, or links to them; - or none: one a line from stdin
+    #[arg(value_name = "STOREPATH")]
+    paths: Vec<String>,
+    /// A cache, or any other store (may be repeated) [default: substituters of nix.conf]
+    #[arg(long = "in", value_name = "URI")]
+    caches: Vec<String>,
+    /// Check all that the paths refer to as well, as --store knows it, or else as the caches do;
+    /// of derivations also their inputs and all outputs
+    #[arg(long, short = 'r', visible_alias = "recursive")]
+    closure: bool,
+    /// Of derivations check only the outputs
+    #[arg(long)]
+    outputs: bool,
+    /// Print only the paths that no cache has, one a line
+    #[arg(long, conflicts_with_all = ["present", "json"])]
+    missing: bool,
+    /// Print only the paths that are there, one a line
+    #[arg(long, conflicts_with = "json")]
+    present: bool,
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+    /// Demand a signature by one of the trusted-public-keys of nix.conf
+    #[arg(long, conflicts_with = "trusted_key")]
+    check_sigs: bool,
+    /// Demand a signature by the public key, name:base64 or a file (may be repeated)
+    #[arg(long, value_name = "KEY")]
+    trusted_key: Vec<String>,
+    /// How many trusted keys must have signed each path
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    sigs_needed: usize,
+    /// Ask again what the caches said before
+    #[arg(long)]
+    refresh: bool,
+}
+
+impl Check {
+    /// Runs the command.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        let caches = self.open_caches(cx).await?;
+        let wanted = wanted::find(cx, &self, &caches).await?;
+        let mut checker = Checker::new(caches.iter().map(Opened::narinfos).collect());
+        checker = checker.closure(self.closure);
+        if let Some(store) = &wanted.store {
+            checker = checker.references_from(store.store());
+        }
+        if self.check_sigs || !self.trusted_key.is_empty() {
+            checker = checker.trust(keys::policy(cx, &self.trusted_key, self.sigs_needed)?);
+        }
+        let mut show = Show::new(cx, &checker, self.what());
+        let mut tally = Tally::new(&checker);
+        let mut answers = checker.check(futures::stream::iter(wanted.paths));
+        while let Some(checked) = answers.next().await {
+            tally.add(&checked);
+            show.path(&checked)?;
+        }
+        drop(answers);
+        show.end(&tally.summary)?;
+        let known = wanted.unknown_outputs == 0;
+        Ok(tally
+            .tell(cx, &checker, wanted.store.is_some())
+            .max(match known {
+                true => Answer::Yes,
+                false => Answer::Failed,
+            }))
+    }
+
+    /// The caches, each once.
+    async fn open_caches(&self, cx: &Context) -> Result<Vec<Opened>> {
+        let configured = || cx.settings.list("substituters").unwrap_or_default();
+        let uris: Vec<&str> = match self.caches.is_empty() {
+            true => configured(),
+            false => self.caches.iter().map(String::as_str).collect(),
+        };
+        ensure!(
+            !uris.is_empty(),
+            "there is no cache to ask; name one, such as --in https://cache.nixos.org, \
+             or set substituters in nix.conf"
+        );
+        let wish = Wish {
+            refresh: self.refresh,
+            ..Wish::default()
+        };
+        let mut seen = BTreeSet::new();
+        let mut caches: Vec<Opened> = Vec::new();
+        for uri in uris {
+            let cache = open(cx, uri, &wish).await?;
+            let store = cache.store();
+            if let Some(first) = caches.first().map(Opened::store)
+                && first.dir() != store.dir()
+            {
+                bail!(
+                    "{first} holds paths of {}, {store} those of {}; check them one by one",
+                    first.dir(),
+                    store.dir()
+                );
+            }
+            if seen.insert(store.to_string()) {
+                caches.push(cache);
+            }
+        }
+        Ok(caches)
+    }
+
+    fn what(&self) -> What {
+        match (self.json, self.missing, self.present) {
+            (true, ..) => What::Json,
+            (_, true, _) => What::Missing,
+            (_, _, true) => What::Present,
+            _ => What::All,
+        }
+    }
+}
+
+/// What is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    All,
+    Missing,
+    Present,
+    Json,
+}
+
+/// Counts, and what is to be told on stderr.
+struct Tally {
+    summary: Summary,
+    /// The first error of each cache.
+    errors: Vec<Option<String>>,
+    /// Of a path that is nowhere trusted.
+    untrusted: Vec<String>,
+}
+
+impl Tally {
+    fn new(checker: &Checker) -> Self {
+        Tally {
+            summary: Summary::default(),
+            errors: vec![None; checker.caches().len()],
+            untrusted: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, checked: &Checked) {
+        self.summary.add(checked);
+        for (first, answer) in self.errors.iter_mut().zip(&checked.answers) {
+            if let Said::NotAsked(error) = answer {
+                first.get_or_insert_with(|| error.to_line());
+            }
+        }
+        if checked.is_present() && !checked.is_trusted() && self.untrusted.len() < TOLD {
+            let why = checked
+                .first()
+                .and_then(|(.., trust)| show::distrust(trust));
+            self.untrusted.extend(why);
+        }
+    }
+
+    /// Says what was found, and gives the answer that follows.
+    fn tell(&self, cx: &Context, checker: &Checker, store: bool) -> Answer {
+        let summary = &self.summary;
+        let caches = checker
+            .caches()
+            .iter()
+            .zip(&summary.caches)
+            .zip(&self.errors);
+        for ((cache, said), error) in caches {
+            let Some(error) = error else { continue };
+            let paths = crate::ui::paths(said.not_asked);
+            let line = format!("{cache} could not be asked about {paths}: {error}");
+            // Where the others make up for it, it is not what decides.
+            match summary.unknown {
+                0 => cx.ui.warn(line),
+                _ => cx.ui.error(line),
+            }
+        }
+        for line in &self.untrusted {
+            cx.ui.error(line);
+        }
+        let rest = summary.untrusted.saturating_sub(self.untrusted.len());
+        if rest > 0 {
+            cx.ui.error(format_args!("{rest} more are not trusted"));
+        }
+        if summary.not_followed > 0 {
+            let paths = crate::ui::paths(summary.not_followed);
+            let hint = match store {
+                true => "",
+                false => "; give a store that has them with --store",
+            };
+            cx.ui.warn(format_args!(
+                "what {paths} refer to is not known, and was not checked{hint}"
+            ));
+        }
+        cx.ui.say(show::sum(summary));
+        self.answer()
+    }
+
+    fn answer(&self) -> Answer {
+        let summary = &self.summary;
+        match (summary.unknown, summary.missing + summary.untrusted) {
+            (0, 0) => Answer::Yes,
+            (0, _) => Answer::No,
+            _ => Answer::Failed,
+        }
+    }
+}
+
+/// Paths that are not trusted and are told with the reason.
+const TOLD: usize = 10;
+
+const EXAMPLES: &str = "\
+Examples:
+  tk-store check ./result --closure --in https://cache.nixos.org
+  tk-store check --closure --missing --in https://cache.example.org /nix/store/…-system \\
+    --store daemon | xargs tk-store push --to …
+  nix-store -qR ./result | tk-store check --in file:///srv/cache --in https://cache.nixos.org
+  tk-store check --closure --outputs /nix/store/…-hello.drv --in https://cache.nixos.org
+
+Exit status: 0 all are there, 1 something is missing (or not signed as demanded), 2 a cache could
+not be asked about something that no other one has.";

@@ -1,0 +1,250 @@
+//! What a check prints.
+
+use super::What;
+use crate::{Context, ui};
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+use std::io::{self, IsTerminal};
+use tk_cache::checker::{Answer, Checked, Checker, Summary, Trust};
+use tk_path::StoreDir;
+
+/// Prints the answers as they come; the table of a terminal when all are there.
+pub struct Show {
+    what: What,
+    dir: StoreDir,
+    /// The URIs of the caches.
+    caches: Vec<String>,
+    /// The lines of the table.
+    table: Option<Vec<Vec<String>>>,
+    printed: usize,
+    count: Option<ProgressBar>,
+}
+
+impl Show {
+    pub fn new(cx: &Context, checker: &Checker, what: What) -> Self {
+        let caches = checker.caches();
+        let dir = caches.first().map(|cache| cache.dir().clone());
+        let table = what == What::All && io::stdout().is_terminal();
+        let count = !cx.ui.is_quiet() && io::stderr().is_terminal();
+        Show {
+            what,
+            dir: dir.unwrap_or_default(),
+            caches: caches.iter().map(ToString::to_string).collect(),
+            table: table.then(Vec::new),
+            printed: 0,
+            count: count.then(counter),
+        }
+    }
+
+    /// Prints one path.
+    pub fn path(&mut self, checked: &Checked) -> Result<()> {
+        if let Some(count) = &self.count {
+            count.inc(1);
+        }
+        let line = match self.what {
+            What::Missing if !checked.is_missing() => return Ok(()),
+            What::Present if !checked.is_trusted() => return Ok(()),
+            What::Missing | What::Present => self.dir.path(&checked.path),
+            What::Json => {
+                let head = if self.printed == 0 {
+                    "{\"paths\":["
+                } else {
+                    ","
+                };
+                format!("{head}{}", self.json(checked))
+            }
+            What::All => {
+                let row = self.row(checked);
+                match &mut self.table {
+                    Some(table) => {
+                        table.push(row);
+                        return Ok(());
+                    }
+                    None => row.join("\t"),
+                }
+            }
+        };
+        self.printed += 1;
+        self.out(line)
+    }
+
+    /// Prints what comes behind all.
+    pub fn end(&mut self, summary: &Summary) -> Result<()> {
+        if let Some(count) = self.count.take() {
+            count.finish_and_clear();
+        }
+        if self.what == What::Json {
+            let head = if self.printed == 0 {
+                "{\"paths\":["
+            } else {
+                ""
+            };
+            return self.out(format!("{head}],\"summary\":{}}}", self.json_sum(summary)));
+        }
+        for line in self.table.take().map(|t| self.align(t)).unwrap_or_default() {
+            self.out(line)?;
+        }
+        Ok(())
+    }
+
+    fn out(&self, line: String) -> Result<()> {
+        Ok(match &self.count {
+            Some(count) => count.suspend(|| ui::out(line)),
+            None => ui::out(line),
+        }?)
+    }
+
+    /// Path, a word for each cache, sizes; the sizes for people in a table.
+    fn row(&self, checked: &Checked) -> Vec<String> {
+        let mut row = vec![self.dir.path(&checked.path)];
+        row.extend(checked.answers.iter().map(|answer| word(answer).to_owned()));
+        let first = checked.first().map(|(_, narinfo, _)| narinfo);
+        let sizes = [
+            first.map(|narinfo| narinfo.info.nar_size),
+            first.and_then(|narinfo| narinfo.file_size),
+        ];
+        row.extend(sizes.map(|size| match size {
+            None => "-".to_owned(),
+            Some(size) if self.table.is_some() => ui::size(size),
+            Some(size) => size.to_string(),
+        }));
+        row
+    }
+
+    /// The rows by path, under a head that names the caches.
+    fn align(&self, mut rows: Vec<Vec<String>>) -> Vec<String> {
+        rows.sort();
+        let mut head = vec!["path".to_owned()];
+        head.extend(self.caches.iter().cloned());
+        head.extend(["NAR", "download"].map(str::to_owned));
+        rows.insert(0, head);
+        let width = |column: usize| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..rows[0].len()).map(width).collect();
+        let sizes = widths.len() - 2;
+        let line = |row: &Vec<String>| {
+            let cells = row.iter().zip(&widths).enumerate();
+            let cells = cells.map(|(i, (cell, &width))| match i >= sizes {
+                true => format!("{cell:>width$}"),
+                false => format!("{cell:width$}"),
+            });
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        };
+        rows.iter().map(line).collect()
+    }
+
+    fn json(&self, checked: &Checked) -> Value {
+        let caches = self.caches.iter().zip(&checked.answers);
+        let caches: Map<_, _> = caches
+            .map(|(uri, answer)| (uri.clone(), said(answer)))
+            .collect();
+        let status = match (checked.is_present(), checked.is_missing()) {
+            (true, _) => "present",
+            (_, true) => "absent",
+            _ => "notAsked",
+        };
+        json!({
+            "path": self.dir.path(&checked.path),
+            "status": status,
+            "followed": checked.followed,
+            "caches": caches,
+        })
+    }
+
+    fn json_sum(&self, summary: &Summary) -> Value {
+        let caches = self.caches.iter().enumerate().map(|(i, uri)| {
+            let of = summary.caches.get(i).cloned().unwrap_or_default();
+            let value = json!({
+                "present": of.present,
+                "absent": of.absent,
+                "notAsked": of.not_asked,
+                "untrusted": of.untrusted,
+                "narSize": of.nar_size,
+                "downloadSize": of.download_size,
+            });
+            (uri.clone(), value)
+        });
+        json!({
+            "paths": summary.paths,
+            "present": summary.present,
+            "absent": summary.missing,
+            "notAsked": summary.unknown,
+            "untrusted": summary.untrusted,
+            "notFollowed": summary.not_followed,
+            "narSize": summary.nar_size,
+            "downloadSize": summary.download_size,
+            "caches": caches.collect::<Map<_, _>>(),
+        })
+    }
+}
+
+fn word(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Present(_, trust) if trust.is_enough() => "present",
+        Answer::Present(..) => "untrusted",
+        Answer::Absent => "absent",
+        Answer::NotAsked(_) => "error",
+    }
+}
+
+/// All keys are there for each status, so that nobody has to look whether they are.
+fn said(answer: &Answer) -> Value {
+    let nothing = |status, error: Option<String>| {
+        json!({
+            "status": status, "narSize": null, "downloadSize": null, "url": null,
+            "signatures": [], "trusted": null, "error": error,
+        })
+    };
+    match answer {
+        Answer::Absent => nothing("absent", None),
+        Answer::NotAsked(error) => nothing("notAsked", Some(error.to_line())),
+        Answer::Present(narinfo, trust) => {
+            let signatures = narinfo.info.signatures.iter().map(ToString::to_string);
+            json!({
+                "status": "present",
+                "narSize": narinfo.info.nar_size,
+                "downloadSize": narinfo.file_size,
+                "url": Some(&narinfo.url).filter(|url| !url.is_empty()),
+                "signatures": signatures.collect::<Vec<_>>(),
+                "trusted": (*trust != Trust::NotChecked).then(|| trust.is_enough()),
+                "error": distrust(trust),
+            })
+        }
+    }
+}
+
+/// Why a path is not trusted, if it is not.
+pub fn distrust(trust: &Trust) -> Option<String> {
+    match trust {
+        Trust::Untrusted(why) => Some(why.to_string()),
+        Trust::NotChecked | Trust::Trusted { .. } => None,
+    }
+}
+
+/// The last line, for people.
+pub fn sum(summary: &Summary) -> String {
+    let mut line = format!(
+        "{} checked: {} there ({}, {} to fetch), {} missing",
+        ui::paths(summary.paths),
+        summary.present,
+        ui::size(summary.nar_size),
+        ui::size(summary.download_size),
+        summary.missing
+    );
+    if summary.untrusted > 0 {
+        line.push_str(&format!(", {} not trusted", summary.untrusted));
+    }
+    if summary.unknown > 0 {
+        line.push_str(&format!(", {} could not be asked", summary.unknown));
+    }
+    line
+}
+
+fn counter() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    let style = ProgressStyle::with_template("check {spinner} {pos} paths, {per_sec}");
+    bar.with_style(style.expect("the template is constant"))
+}

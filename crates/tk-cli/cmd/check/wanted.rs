@@ -1,0 +1,140 @@
+//! Which paths a check is about: arguments, lines of stdin, derivations and their outputs.
+
+use super::Check;
+use crate::{
+    Context,
+    open::{Opened, Wish, open},
+    paths::store_path,
+};
+use anyhow::{Context as _, Result, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use std::{
+    collections::BTreeSet,
+    io::{self, BufRead, IsTerminal},
+};
+use tk_path::StorePath;
+use tk_store::{Store, closure, derivation};
+
+/// What is to be checked.
+pub struct Wanted {
+    pub paths: Vec<StorePath>,
+    /// The store that knows the references, if one was named or needed.
+    pub store: Option<Opened>,
+    /// Outputs whose paths nobody can tell yet.
+    pub unknown_outputs: usize,
+}
+
+/// Finds out what `check` is asked for.
+pub async fn find(cx: &Context, check: &Check, caches: &[Opened]) -> Result<Wanted> {
+    let mut store = match &cx.store {
+        Some(uri) => Some(open(cx, uri, &Wish::default()).await?),
+        None => None,
+    };
+    let names = texts(&check.paths)?;
+    let within = store.as_ref().unwrap_or(&caches[0]);
+    let paths: Result<Vec<_>> = names.iter().map(|text| store_path(within, text)).collect();
+    let (drvs, paths): (Vec<_>, Vec<_>) = paths?.into_iter().partition(is_derivation);
+    if drvs.is_empty() || !(check.closure || check.outputs) {
+        return Ok(Wanted {
+            paths: paths.into_iter().chain(drvs).collect(),
+            store,
+            unknown_outputs: 0,
+        });
+    }
+    if store.is_none() {
+        store = Some(open(cx, &cx.store_uri(), &Wish::default()).await?);
+    }
+    let mut wanted = Wanted {
+        paths,
+        store,
+        unknown_outputs: 0,
+    };
+    wanted.add_derivations(cx, check, drvs).await?;
+    Ok(wanted)
+}
+
+impl Wanted {
+    /// Derivations, what they are made from, and what they make.
+    async fn add_derivations(
+        &mut self,
+        cx: &Context,
+        check: &Check,
+        drvs: Vec<StorePath>,
+    ) -> Result<()> {
+        let opened = self.store.as_ref().context("there is no store")?;
+        let store = opened.store();
+        let reading = || format!("cannot read the derivations in {store}");
+        let mut all = drvs.clone();
+        if check.closure {
+            let found = closure(&*store, drvs).await.with_context(reading)?;
+            found.require_complete(&*store).with_context(reading)?;
+            all = found.infos.into_keys().collect();
+        }
+        let (drvs, sources): (Vec<_>, Vec<_>) = all.into_iter().partition(is_derivation);
+        let (outputs, unknown) = outputs(opened, &*store, &drvs)
+            .await
+            .with_context(reading)?;
+        if unknown > 0 {
+            cx.ui.error(format_args!(
+                "outputs that have no path before they are built, and could not be checked: {unknown}"
+            ));
+        }
+        self.unknown_outputs = unknown;
+        self.paths.extend(outputs);
+        if !check.outputs {
+            self.paths.extend(sources);
+            self.paths.extend(drvs);
+        }
+        Ok(())
+    }
+}
+
+/// The paths of all outputs of `drvs`, and how many have none yet.
+async fn outputs(
+    opened: &Opened,
+    store: &dyn Store,
+    drvs: &[StorePath],
+) -> Result<(BTreeSet<StorePath>, usize)> {
+    let abilities = opened.abilities();
+    let realisations = abilities.realisations.as_deref();
+    let (mut paths, mut unknown) = (BTreeSet::new(), 0);
+    let maps = stream::iter(drvs).map(|drv| derivation::output_map(store, drv, realisations));
+    let mut maps = maps.buffer_unordered(READS);
+    while let Some(outputs) = maps.try_next().await? {
+        for path in outputs.into_values() {
+            match path {
+                Some(path) => drop(paths.insert(path)),
+                None => unknown += 1,
+            }
+        }
+    }
+    Ok((paths, unknown))
+}
+
+/// The arguments, or the lines of stdin where they say so.
+fn texts(args: &[String]) -> Result<Vec<String>> {
+    if !args.is_empty() && !args.iter().any(|arg| arg == "-") {
+        return Ok(args.to_vec());
+    }
+    let stdin = io::stdin();
+    ensure!(
+        !args.is_empty() || !stdin.is_terminal(),
+        "there is nothing to check; name store paths, or give them on stdin"
+    );
+    let mut texts: Vec<_> = args.iter().filter(|arg| *arg != "-").cloned().collect();
+    for line in stdin.lock().lines() {
+        let line = line.context("reading store paths from stdin")?;
+        let line = line.trim();
+        if !line.is_empty() {
+            texts.push(line.to_owned());
+        }
+    }
+    Ok(texts)
+}
+
+fn is_derivation(path: &StorePath) -> bool {
+    path.name().ends_with(".drv")
+}
+
+/// Derivations read at once.
+const READS: usize = 32;
