@@ -719,8 +719,11 @@ async fn uploads_to_servers_that_want_a_length() {
         "501 Not Implemented",
         "400 Bad Request",
     ] {
+        let asked = Arc::new(Notify::new());
+        let seen = asked.clone();
         let server = Faulty::new(move |e| match e.seen.header("content-length") {
             None => {
+                seen.notify_one();
                 e.answer(status, &["Connection: close"], "");
                 e.read_body();
                 After::Close
@@ -732,8 +735,15 @@ async fn uploads_to_servers_that_want_a_length() {
         });
         let cache = open(&server.url());
         let content = noise(400_000);
-        upload(&cache, "x", &content).await.unwrap();
-        upload(&cache, "y", &content).await.unwrap();
+        // The first is not whole before the server was asked, the second not for a while.
+        let wait = async move { asked.notified().await };
+        upload_slowly(&cache, "x", &content, wait).await.unwrap();
+        let wait = async {
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+        };
+        upload_slowly(&cache, "y", &content, wait).await.unwrap();
         let seen = server.wait_for(3);
         let with_length = seen.iter().filter(|s| s.header("content-length").is_some());
         let with_length: Vec<_> = with_length.collect();
@@ -867,15 +877,31 @@ async fn write(cache: &HttpObjects, name: &str, content: &'static str, new: bool
 }
 
 async fn upload(cache: &HttpObjects, name: &str, content: &[u8]) -> Result<()> {
-    let chunks: Vec<_> = content
+    upload_slowly(cache, name, content, async {}).await
+}
+
+/// `wait` comes before the last byte.
+async fn upload_slowly(
+    cache: &HttpObjects,
+    name: &str,
+    content: &[u8],
+    wait: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let (start, last) = content.split_at(content.len().saturating_sub(1));
+    let chunks: Vec<_> = start
         .chunks(50_000)
         .map(Bytes::copy_from_slice)
         .map(Ok)
         .collect();
+    let last = Bytes::copy_from_slice(last);
+    let last = stream::once(async move {
+        wait.await;
+        Ok(last)
+    });
     let upload = Upload {
         name,
         mime: "application/x-nix-nar",
-        body: stream::iter(chunks).boxed(),
+        body: stream::iter(chunks).chain(last).boxed(),
         size_hint: content.len() as u64,
         journal: None,
     };
