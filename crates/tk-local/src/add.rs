@@ -26,7 +26,8 @@ use std::{
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method, References, StorePath};
 use tk_store::{
-    AddItem, AddItems, AddOptions, AddReport, ContentHasher, Error, NarCheck, NarStream, Result,
+    AddItem, AddItems, AddOptions, AddReport, ContentHasher, Error, Existing, NarCheck, NarStream,
+    Result,
 };
 
 /// See [`tk_store::Store::add`].
@@ -82,6 +83,7 @@ pub(crate) async fn add_content(
         let received = Received {
             info: info.clone(),
             place,
+            replaces: false,
             _lock: lock,
             bytes: 0,
         };
@@ -114,6 +116,8 @@ struct Adding<'a> {
 pub(crate) struct Received {
     info: PathInfo,
     place: TempPlace,
+    /// Whether the path is valid, so that what is there is taken back if this fails.
+    replaces: bool,
     _lock: OutputLock,
     bytes: u64,
 }
@@ -274,7 +278,7 @@ struct Request {
 }
 
 impl Request {
-    /// Receives the path; `None` if it is valid already.
+    /// Receives the path; `None` if it is valid already and shall stay as it is.
     fn receive(self, store: &Inner) -> Result<Option<Received>> {
         let Request {
             mut info,
@@ -283,7 +287,8 @@ impl Request {
             options,
             cancel,
         } = self;
-        if store.is_valid(&info.path)? {
+        let keep = options.existing == Existing::Keep;
+        if keep && store.is_valid(&info.path)? {
             return Ok(None);
         }
         options.check.check(&store.config.dir, &info)?;
@@ -304,7 +309,8 @@ impl Request {
         }
         store.roots.add(&store.config.dir, &info.path, &cancel)?;
         let lock = OutputLock::acquire(&store.real_path(&info.path), &cancel)?;
-        if store.is_valid(&info.path)? {
+        let replaces = store.is_valid(&info.path)?;
+        if keep && replaces {
             return Ok(None);
         }
         let place = store.place(&cancel)?;
@@ -322,6 +328,7 @@ impl Request {
         Ok(Some(Received {
             info,
             place,
+            replaces,
             _lock: lock,
             bytes,
         }))
@@ -376,7 +383,12 @@ impl Inner {
         let mut failed = Vec::new();
         let mut published = Vec::new();
         for received in group {
-            match received.place.publish(&self.real_path(&received.info.path)) {
+            let real = self.real_path(&received.info.path);
+            let moved = match received.replaces {
+                true => received.place.exchange(&real),
+                false => received.place.publish(&real),
+            };
+            match moved {
                 Ok(()) => published.push(received),
                 Err(error) => failed.push((received.info.path.clone(), error)),
             }
@@ -384,8 +396,7 @@ impl Inner {
         let infos: Vec<_> = published.iter().map(|r| r.info.clone()).collect();
         let (outputs, wrong) = self.outputs_of(&infos);
         for (path, error) in wrong {
-            published.retain(|r| r.info.path != path);
-            let _ = remove_left_over(&self.real_path(&path));
+            self.take_back(&mut published, &path);
             failed.push((path, error));
         }
         self.sync()?;
@@ -399,8 +410,7 @@ impl Inner {
                     reference,
                     store,
                 }) => {
-                    published.retain(|r| r.info.path != path);
-                    let _ = remove_left_over(&self.real_path(&path));
+                    self.take_back(&mut published, &path);
                     failed.push((
                         path.clone(),
                         Error::MissingReference {
@@ -411,8 +421,9 @@ impl Inner {
                     ));
                 }
                 Err(error) => {
-                    for received in &published {
-                        let _ = remove_left_over(&self.real_path(&received.info.path));
+                    let paths: Vec<_> = published.iter().map(|r| r.info.path.clone()).collect();
+                    for path in paths {
+                        self.take_back(&mut published, &path);
                     }
                     return Err(error);
                 }
@@ -423,6 +434,18 @@ impl Inner {
             paths: published.iter().map(|r| r.info.path.clone()).collect(),
             failed,
         })
+    }
+
+    /// Undoes what was done for `path`, which cannot be registered.
+    fn take_back(&self, published: &mut Vec<Received>, path: &StorePath) {
+        let real = self.real_path(path);
+        for received in published.extract_if(.., |r| r.info.path == *path) {
+            // What it was exchanged for lies in its place.
+            let _ = match received.replaces {
+                true => received.place.exchange(&real),
+                false => remove_left_over(&real),
+            };
+        }
     }
 
     fn sync(&self) -> Result<()> {

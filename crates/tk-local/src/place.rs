@@ -2,7 +2,7 @@ use crate::{
     lock::{Cancel, Kind, try_lock},
     roots::TempRoots,
 };
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, open, renameat_with};
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     io,
@@ -104,6 +104,44 @@ impl TempPlace {
         fs::set_permissions(&self.tree, Permissions::from_mode(0o755)).map_err(doing)?;
         fs::rename(&self.tree, real).map_err(doing)?;
         fs::set_permissions(real, Permissions::from_mode(0o555)).map_err(doing)
+    }
+
+    /// Gives the content the name `real`, and takes what has it now in its place; at once where
+    /// the system can do that. When nothing has that name, this is [`TempPlace::publish`].
+    ///
+    /// To be called with the output lock of `real` held.
+    pub fn exchange(&self, real: &Path) -> Result<()> {
+        let doing = |e| Error::io(format!("exchanging {} for new content", real.display()), e);
+        let there = match real.symlink_metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return self.publish(real),
+            there => there.map_err(doing)?,
+        };
+        // Folders that change their parents must be writable, but for root.
+        let new = self.tree.symlink_metadata().map_err(doing)?;
+        for (meta, path) in [(&there, real), (&new, &*self.tree)] {
+            if meta.is_dir() {
+                fs::set_permissions(path, Permissions::from_mode(0o755)).map_err(doing)?;
+            }
+        }
+        let flags = RenameFlags::EXCHANGE;
+        if renameat_with(CWD, &self.tree, CWD, real, flags).is_err() {
+            self.exchange_by_steps(real).map_err(doing)?;
+        }
+        match new.is_dir() {
+            true => fs::set_permissions(real, Permissions::from_mode(0o555)).map_err(doing),
+            false => Ok(()),
+        }
+    }
+
+    /// For file systems that cannot exchange: for a moment nothing has the name.
+    fn exchange_by_steps(&self, real: &Path) -> io::Result<()> {
+        let old = self.tree.with_extension("old");
+        fs::rename(real, &old)?;
+        if let Err(error) = fs::rename(&self.tree, real) {
+            fs::rename(&old, real)?;
+            return Err(error);
+        }
+        fs::rename(&old, &self.tree)
     }
 }
 
@@ -248,6 +286,39 @@ mod tests {
             assert_eq!(real.metadata().unwrap().mode() & 0o777, 0o555);
             remove_tree(&real).unwrap();
         }
+    }
+
+    #[test]
+    fn exchange_keeps_what_was_there_until_it_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let nursery = nursery(dir.path());
+        let real = dir.path().join("final");
+        for by_steps in [false, true] {
+            fs::create_dir(&real).unwrap();
+            fs::write(real.join("old"), "old").unwrap();
+            fs::set_permissions(&real, Permissions::from_mode(0o555)).unwrap();
+            let place = nursery.place();
+            fs::write(place.tree(), "new").unwrap();
+            match by_steps {
+                false => place.exchange(&real).unwrap(),
+                true => place.exchange_by_steps(&real).unwrap(),
+            }
+            assert_eq!(fs::read(&real).unwrap(), b"new");
+            assert!(place.tree().join("old").exists());
+            place.exchange(&real).unwrap();
+            assert!(real.join("old").exists(), "taken back");
+            assert_eq!(real.metadata().unwrap().mode() & 0o777, 0o555);
+            place.exchange(&real).unwrap();
+            let tree = place.tree().to_owned();
+            drop(place);
+            assert!(!tree.exists());
+            fs::remove_file(&real).unwrap();
+        }
+        // Registered, but gone from the disk.
+        let place = nursery.place();
+        fs::write(place.tree(), "new").unwrap();
+        place.exchange(&real).unwrap();
+        assert_eq!(fs::read(&real).unwrap(), b"new");
     }
 
     #[test]
