@@ -1,17 +1,19 @@
+pub mod options;
+
 use crate::{
     Answer, Context, keys,
-    open::{self, Opened, Wish, open},
-    paths::store_paths,
+    open::{self, Wish, open},
     ui,
 };
 use anyhow::{Context as _, Result};
+use options::{Beside, BesideArgs, Sources, UpstreamArgs, is_cache};
 use serde_json::json;
 use std::{collections::BTreeSet, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
 use tk_narinfo::{Compression, PathInfo};
-use tk_path::StorePath;
+use tk_path::{StoreDir, StorePath};
 use tk_store::{
     SigCheck, Store,
-    copy::{CopyOptions, CopyReport, Reach, plan},
+    copy::{CopyOptions, CopyReport, Plan, Reach, Warning, plan},
 };
 
 /// Copy paths and all they refer to from one store to another
@@ -22,7 +24,7 @@ use tk_store::{
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Copy {
-    /// Store paths, or links to them
+    /// Store paths, links to them, or outputs of derivations: DRV^OUT
     #[arg(value_name = "STOREPATH", required_unless_present = "all")]
     paths: Vec<String>,
     /// The store that has the paths [default: --store]
@@ -52,6 +54,13 @@ pub struct Copy {
     /// Level of the compression
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     level: Option<i32>,
+    /// Write a listing (.ls) beside each new NAR of a cache
+    #[arg(long)]
+    listing: bool,
+    #[command(flatten)]
+    upstream: UpstreamArgs,
+    #[command(flatten)]
+    beside: BesideArgs,
     /// Say what would be copied, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -71,14 +80,16 @@ impl Copy {
         let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
         let src = open(cx, &from, &Wish::default()).await?;
         let dst = open(cx, &to, &self.wish()).await?;
-        let roots = match self.all {
-            true => src.all_paths().await?,
-            false => store_paths(&src, &self.paths)?,
+        let Sources { paths, outputs } = match self.all {
+            false => Sources::find(&src, &self.paths).await?,
+            true => Sources {
+                paths: src.all_paths().await?,
+                ..Sources::default()
+            },
         };
-        let check = match dst {
-            Opened::Cache(_) => SigCheck::Skip,
-            _ if self.no_check_sigs => SigCheck::Skip,
-            _ => SigCheck::Require(Arc::new(keys::policy(cx, &self.trusted_key, 1)?)),
+        let check = match is_cache(&dst) || self.no_check_sigs {
+            true => SigCheck::Skip,
+            false => SigCheck::Require(Arc::new(keys::policy(cx, &self.trusted_key, 1)?)),
         };
         let options = CopyOptions {
             reach: if self.no_closure {
@@ -88,19 +99,26 @@ impl Copy {
             },
             check,
             sign: open::secret_keys(&self.sign_key)?,
+            existing: self.beside.existing(),
+            upstreams: self.upstream.open(cx, &dst).await?,
         };
-        let (src, dst) = (src.store(), dst.store());
-        let plan = plan(&*src, &*dst, &roots.iter().cloned().collect(), &options)
-            .await
-            .with_context(|| format!("cannot copy from {src} to {dst}"))?;
+        let failed = || format!("cannot copy from {} to {}", src.store(), dst.store());
+        let roots = paths.iter().cloned().collect();
+        let (from, to) = (src.store(), dst.store());
+        let plan = plan(&*from, &*to, &roots, &options).await;
+        let plan = plan.with_context(failed)?;
         if self.dry_run {
-            return tell_plan(cx, &plan.missing, &*dst, self.json);
+            return tell_plan(cx, &plan, &*to, self.json);
         }
-        let meter = Arc::new(cx.ui.progress("copy", plan.missing.len(), plan.nar_size()));
-        let report = plan.run(&src, &*dst, meter.clone()).await;
-        meter.clear();
-        let report = report.with_context(|| format!("cannot copy from {src} to {dst}"))?;
-        tell_report(cx, "copied", &report, &roots, &*dst, start, self.json)
+        let beside = Beside {
+            args: &self.beside,
+            outputs,
+            check: options.check,
+            sign: options.sign,
+        };
+        let report = beside.run(cx, "copy", plan, (&src, &dst)).await;
+        let report = report.with_context(failed)?;
+        tell_report(cx, "copied", &report, &paths, &*to, start, self.json)
     }
 
     fn wish(&self) -> Wish {
@@ -110,30 +128,38 @@ impl Copy {
             level: self.level,
             jobs: self.jobs,
             incomplete: self.no_closure,
+            listing: self.listing,
             ..Wish::default()
         }
     }
 }
 
 /// Says what would be copied.
-pub fn tell_plan(
-    cx: &Context,
-    missing: &[PathInfo],
-    dst: &dyn Store,
-    json: bool,
-) -> Result<Answer> {
-    let bytes: u64 = missing.iter().map(|info| info.nar_size).sum();
+pub fn tell_plan(cx: &Context, plan: &Plan, dst: &dyn Store, json: bool) -> Result<Answer> {
+    let missing = &plan.missing;
+    let bytes = plan.nar_size();
     if json {
         let paths: Vec<_> = missing.iter().map(|info| entry(info, dst)).collect();
-        ui::out(json!({ "store": dst.to_string(), "wouldCopy": paths, "narSize": bytes }))?;
+        ui::out(json!({
+            "store": dst.to_string(),
+            "wouldCopy": paths,
+            "narSize": bytes,
+            "upstream": list(dst.dir(), &plan.upstream),
+            "wouldReplace": list(dst.dir(), &plan.replaced),
+            "warnings": lines(&plan.warnings),
+        }))?;
     } else {
         for info in missing {
             ui::out(dst.dir().display(&info.path))?;
         }
     }
-    let (n, size) = (missing.len(), ui::size(bytes));
+    for warning in &plan.warnings {
+        cx.ui.warn(warning);
+    }
+    let left = aside(&plan.replaced, &plan.upstream);
+    let (paths, size) = (ui::paths(missing.len()), ui::size(bytes));
     cx.ui
-        .say(format_args!("would copy {n} paths ({size}) to {dst}"));
+        .say(format_args!("would copy {paths} ({size}) to {dst}{left}"));
     Ok(Answer::Yes)
 }
 
@@ -164,11 +190,19 @@ pub fn tell_report(
             "narSize": bytes,
             "written": report.written,
             "seconds": start.elapsed().as_secs_f64(),
+            "replaced": list(dir, &report.replaced),
+            "upstream": list(dir, &report.upstream),
+            "realisations": report.realisations,
+            "logs": list(dir, &report.logs),
+            "warnings": lines(&report.warnings),
         }))?;
     } else {
         for root in roots.iter().filter(|root| !failed.contains(root)) {
             ui::out(dir.display(root))?;
         }
+    }
+    for warning in &report.warnings {
+        cx.ui.warn(warning);
     }
     for (_, error) in &report.failed {
         cx.ui.error(error.to_line());
@@ -179,9 +213,16 @@ pub fn tell_report(
         written => format!(", {} written", ui::size(written)),
     };
     let (size, time) = (ui::size(bytes), ui::seconds(start.elapsed()));
+    let left = aside(&report.replaced, &report.upstream);
     cx.ui.say(format_args!(
-        "{verb} {paths} ({size}{written}) to {dst} in {time}; {there} were there already"
+        "{verb} {paths} ({size}{written}) to {dst} in {time}; {there} were there already{left}"
     ));
+    let (told, logs) = (report.realisations.len(), report.logs.len());
+    if told + logs > 0 {
+        cx.ui.say(format_args!(
+            "{verb} {told} realisations, {logs} build logs"
+        ));
+    }
     if !report.failed.is_empty() {
         let paths = ui::paths(report.failed.len());
         cx.ui.error(format_args!(
@@ -189,6 +230,28 @@ pub fn tell_report(
         ));
     }
     Ok(Answer::after(report.failed.iter().map(|(_, error)| error)))
+}
+
+/// What became of paths that were neither new nor left as they are.
+fn aside(replaced: &BTreeSet<StorePath>, upstream: &BTreeSet<StorePath>) -> String {
+    let mut text = String::new();
+    for (paths, what) in [
+        (replaced, "of them replaced"),
+        (upstream, "left to an upstream cache"),
+    ] {
+        if !paths.is_empty() {
+            text.push_str(&format!("; {} {what}", paths.len()));
+        }
+    }
+    text
+}
+
+fn list<'a>(dir: &StoreDir, paths: impl IntoIterator<Item = &'a StorePath>) -> Vec<String> {
+    paths.into_iter().map(|path| dir.path(path)).collect()
+}
+
+fn lines(warnings: &[Warning]) -> Vec<String> {
+    warnings.iter().map(Warning::to_string).collect()
 }
 
 fn entry(info: &PathInfo, store: &dyn Store) -> serde_json::Value {
@@ -202,4 +265,7 @@ fn entry(info: &PathInfo, store: &dyn Store) -> serde_json::Value {
 const EXAMPLES: &str = "\
 Examples:
   tk-store copy /nix/store/…-hello --to file:///srv/cache
-  tk-store copy --all --from file:///srv/cache --to ~/my-store --trusted-key my.pub";
+  tk-store copy --all --from file:///srv/cache --to ~/my-store --trusted-key my.pub
+  tk-store copy /nix/store/…-hello.drv^out --to s3://my-cache --logs
+  tk-store copy /nix/store/…-hello --to https://cache.example --upstream https://cache.nixos.org
+  tk-store copy /nix/store/…-hello --from https://cache.example --repair";

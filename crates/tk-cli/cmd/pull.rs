@@ -1,8 +1,11 @@
+use super::copy::{
+    self,
+    options::{Beside, BesideArgs, Sources},
+};
 use crate::{
     Answer, Context, keys,
     open::{Wish, open},
     out_link::OutLink,
-    paths::store_paths,
 };
 use anyhow::{Context as _, Result};
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
@@ -19,7 +22,7 @@ use tk_store::{
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Pull {
-    /// Store paths
+    /// Store paths, or outputs of derivations: DRV^OUT
     #[arg(required = true, value_name = "STOREPATH")]
     paths: Vec<String>,
     /// The cache, such as file:///srv/cache
@@ -45,6 +48,8 @@ pub struct Pull {
     /// collected as garbage (with several paths: LINK, LINK-1, …)
     #[arg(long, short, value_name = "LINK")]
     out_link: Option<PathBuf>,
+    #[command(flatten)]
+    beside: BesideArgs,
     /// Say what would be fetched, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -75,7 +80,10 @@ impl Pull {
             ..Wish::default()
         };
         let opened = open(cx, &to, &wish).await?;
-        let roots = store_paths(&src, &self.paths)?;
+        let Sources {
+            paths: roots,
+            outputs,
+        } = Sources::find(&src, &self.paths).await?;
         let links = self.links(&roots)?;
         if !self.dry_run {
             // What is there already must still be there when the link is.
@@ -89,26 +97,31 @@ impl Pull {
             } else {
                 Reach::Missing
             },
-            check,
+            existing: self.beside.existing(),
+            ..CopyOptions::new(check)
+        };
+        let dst = opened.store();
+        let all = roots.iter().cloned().collect();
+        let plan = plan(&*src.store(), &*dst, &all, &options).await;
+        let plan = plan.with_context(|| format!("cannot pull from {}", src.store()))?;
+        if self.dry_run {
+            return copy::tell_plan(cx, &plan, &*dst, self.json);
+        }
+        let beside = Beside {
+            args: &self.beside,
+            outputs,
+            check: options.check,
             sign: Vec::new(),
         };
-        let (src, dst) = (src.store(), opened.store());
-        let plan = plan(&*src, &*dst, &roots.iter().cloned().collect(), &options)
-            .await
-            .with_context(|| format!("cannot pull from {src}"))?;
-        if self.dry_run {
-            return super::copy::tell_plan(cx, &plan.missing, &*dst, self.json);
-        }
-        let meter = Arc::new(cx.ui.progress("pull", plan.missing.len(), plan.nar_size()));
-        let report = plan.run(&src, &*dst, meter.clone()).await;
-        meter.clear();
-        let report = report.with_context(|| format!("cannot pull from {src} to {dst}"))?;
+        let report = beside.run(cx, "pull", plan, (&src, &opened)).await;
+        let report =
+            report.with_context(|| format!("cannot pull from {} to {dst}", src.store()))?;
         if report.failed.is_empty() {
             for (link, path) in &links {
                 link.make(&opened, path).await?;
             }
         }
-        super::copy::tell_report(cx, "pulled", &report, &roots, &*dst, start, self.json)
+        copy::tell_report(cx, "pulled", &report, &roots, &*dst, start, self.json)
     }
 
     /// The links to make; looked at first, so that nothing is fetched for a link that cannot be.

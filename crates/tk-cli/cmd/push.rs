@@ -1,10 +1,14 @@
+use super::copy::{
+    self,
+    options::{Beside, BesideArgs, Sources, UpstreamArgs},
+};
 use crate::{
     Answer, Context,
     open::{self, Wish, open},
     paths::{Named, add_file, named},
 };
 use anyhow::{Context as _, Result};
-use std::{collections::BTreeSet, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, num::NonZeroUsize, path::PathBuf, time::Instant};
 use tk_narinfo::Compression;
 use tk_path::{Algorithm, Method};
 use tk_store::{
@@ -14,13 +18,14 @@ use tk_store::{
 
 /// Put paths and all they refer to into a binary cache
 ///
-/// PATH is a store path, a link to one (./result), or any file or folder, which is added to the
-/// store first. Paths that the cache has are not sent again. On stdout comes one store path a
-/// line, in the order of the arguments.
+/// PATH is a store path, a link to one (./result), an output of a derivation (DRV^OUT, with what is
+/// known of it), or any file or folder, which is added to the store first. Paths that the cache has
+/// are not sent again, and with --upstream not those that its readers have from elsewhere. On
+/// stdout comes one store path a line, in the order of the arguments.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Push {
-    /// Store paths, or files and folders
+    /// Store paths, outputs of derivations, or files and folders
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<String>,
     /// The cache, such as file:///srv/cache; it is made if it is not there
@@ -50,6 +55,10 @@ pub struct Push {
     /// Write a listing (.ls) beside each NAR
     #[arg(long)]
     listing: bool,
+    #[command(flatten)]
+    upstream: UpstreamArgs,
+    #[command(flatten)]
+    beside: BesideArgs,
     /// Say what would be pushed, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -76,8 +85,13 @@ impl Push {
         let src = open(cx, &from, &src).await?;
         let dst = open(cx, &self.to, &self.wish()).await?;
 
+        let mut sources = Sources::default();
         let mut roots = Vec::new();
         for text in &self.paths {
+            if sources.add_output(&src, text).await? {
+                roots.extend(sources.paths.drain(..).map(|path| (path, None)));
+                continue;
+            }
             roots.push(match named(&src, text)? {
                 Named::Path(path, _) => (path, None),
                 Named::File(file) => {
@@ -96,31 +110,36 @@ impl Push {
             },
             check: SigCheck::Skip,
             sign,
+            existing: self.beside.existing(),
+            upstreams: self.upstream.open(cx, &dst).await?,
         };
-        let (src, dst) = (src.store(), dst.store());
+        let failed = || format!("cannot push to {}", dst.store());
         // In a dry run files were not added: they are no roots of the plan, but told as well.
         let known = roots
             .iter()
             .filter(|(_, info)| info.is_none() || !self.dry_run);
         let known: BTreeSet<_> = known.map(|(path, _)| path.clone()).collect();
-        let plan = plan(&*src, &*dst, &known, &options)
-            .await
-            .with_context(|| format!("cannot push to {dst}"))?;
+        let (from, to) = (src.store(), dst.store());
+        let plan = plan(&*from, &*to, &known, &options).await;
+        let mut plan = plan.with_context(failed)?;
         if self.dry_run {
-            let mut missing = plan.missing;
             for (path, info) in roots {
-                let there = dst.valid(&BTreeSet::from([path])).await?;
-                missing.extend(info.filter(|info| !there.contains(&info.path)));
+                let there = to.valid(&BTreeSet::from([path])).await?;
+                let missing = info.filter(|info| !there.contains(&info.path));
+                plan.missing.extend(missing);
             }
-            return super::copy::tell_plan(cx, &missing, &*dst, self.json);
+            return copy::tell_plan(cx, &plan, &*to, self.json);
         }
-
-        let meter = Arc::new(cx.ui.progress("push", plan.missing.len(), plan.nar_size()));
-        let report = plan.run(&src, &*dst, meter.clone()).await;
-        meter.clear();
-        let report = report.with_context(|| format!("cannot push to {dst}"))?;
+        let beside = Beside {
+            args: &self.beside,
+            outputs: sources.outputs,
+            check: options.check,
+            sign: options.sign,
+        };
+        let report = beside.run(cx, "push", plan, (&src, &dst)).await;
+        let report = report.with_context(failed)?;
         let roots: Vec<_> = roots.into_iter().map(|(path, _)| path).collect();
-        super::copy::tell_report(cx, "pushed", &report, &roots, &*dst, start, self.json)
+        copy::tell_report(cx, "pushed", &report, &roots, &*to, start, self.json)
     }
 
     fn wish(&self) -> Wish {
@@ -161,4 +180,5 @@ const EXAMPLES: &str = "\
 Examples:
   tk-store push ./result --to file:///srv/cache --sign-key my.key
   tk-store push ~/data --to file:///srv/cache --compression xz --level 9
+  tk-store push ./result --to s3://my-cache --upstream https://cache.nixos.org
   tk-store push $(cat paths) --to file:///srv/cache --json";

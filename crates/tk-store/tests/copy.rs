@@ -300,8 +300,7 @@ async fn chain(n: usize) -> (Arc<dyn Store>, Vec<StorePath>) {
 fn options(reach: Reach) -> CopyOptions {
     CopyOptions {
         reach,
-        check: SigCheck::Skip,
-        sign: Vec::new(),
+        ..CopyOptions::new(SigCheck::Skip)
     }
 }
 

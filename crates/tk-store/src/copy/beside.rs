@@ -1,0 +1,277 @@
+use super::{CopyReport, Warning};
+use crate::{Abilities, Error, Result, SigCheck, derivation};
+use futures::{StreamExt, stream};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use tk_narinfo::{
+    SecretKey,
+    realisation::{DrvOutput, Realisation, legacy},
+};
+use tk_path::{OutputName, OutputsSpec, StorePath};
+
+/// What says which paths some outputs of derivations are.
+///
+/// A path whose derivation tells it needs no more than the derivation. What the output of a
+/// content-addressed one turned out to be is knowledge of its own: a realisation, in the newer
+/// form or in that of Nix up to 2.34. The older form is found by its own ids only.
+#[derive(Debug, Clone, Default)]
+pub struct Outputs {
+    realisations: Vec<Realisation>,
+    /// Each comes after those that it depends on.
+    legacy: Vec<legacy::Realisation>,
+}
+
+impl Outputs {
+    /// The paths that the outputs `wanted` of the derivation `drv` are in `src`. What says so is
+    /// kept, beside that of outputs found before. Named outputs are found without the derivation
+    /// itself where `src` has their realisations, as caches do.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the derivation is needed and not there; [`Error::Invalid`] when it
+    /// has no such output, or when `src` does not know what the output is.
+    pub async fn find(
+        &mut self,
+        src: &Abilities,
+        drv: &StorePath,
+        wanted: &OutputsSpec,
+    ) -> Result<Vec<StorePath>> {
+        let mut paths = Vec::new();
+        let read = match derivation::read(&*src.store, drv).await {
+            Err(error @ Error::NotFound { .. }) => match wanted {
+                OutputsSpec::All => return Err(error),
+                OutputsSpec::Names(names) => {
+                    for name in names {
+                        match self.realised(src, drv, name).await? {
+                            Some(path) => paths.push(path),
+                            None => return Err(error),
+                        }
+                    }
+                    return Ok(paths);
+                }
+            },
+            read => read?,
+        };
+        if let OutputsSpec::Names(names) = wanted
+            && let Some(name) = names.iter().find(|name| !read.outputs.contains_key(*name))
+        {
+            return Err(Error::invalid(format!("{drv} has no output '{name}'")));
+        }
+        for (name, output) in &read.outputs {
+            if !wanted.contains(name) {
+                continue;
+            }
+            let path = output.path(src.store.dir(), &read.name, name);
+            let path = match path.map_err(|e| Error::malformed(drv.to_string(), e))? {
+                Some(path) => Some(path),
+                None => match self.realised(src, drv, name).await? {
+                    Some(path) => Some(path),
+                    None => built(src, drv, name).await?,
+                },
+            };
+            paths.push(path.ok_or_else(|| {
+                Error::invalid(format!(
+                    "{} does not know what {drv}^{name} is; it must be built first",
+                    src.store
+                ))
+            })?);
+        }
+        Ok(paths)
+    }
+
+    /// Looks for the realisation of one output, in the newer form.
+    async fn realised(
+        &mut self,
+        src: &Abilities,
+        drv: &StorePath,
+        output: &OutputName,
+    ) -> Result<Option<StorePath>> {
+        let Some(store) = &src.realisations else {
+            return Ok(None);
+        };
+        let id = DrvOutput {
+            drv: drv.clone(),
+            output: output.clone(),
+        };
+        let Some(value) = known(store.realisation(&id).await)? else {
+            return Ok(None);
+        };
+        let path = value.out_path.clone();
+        self.realisations.push(Realisation { id, value });
+        Ok(Some(path))
+    }
+
+    /// The path that the output `id` of the older form is in `src`, if that is known there. What
+    /// says so is kept, with the outputs that it depends on.
+    pub async fn find_legacy(
+        &mut self,
+        src: &Abilities,
+        id: &legacy::DrvOutput,
+    ) -> Result<Option<StorePath>> {
+        let Some(store) = &src.realisations else {
+            return Ok(None);
+        };
+        let mut wave = vec![id.clone()];
+        let mut found = BTreeMap::new();
+        while let Some(id) = wave.pop() {
+            let seen = self.legacy.iter().any(|known| known.id == id) || found.contains_key(&id);
+            if seen {
+                continue;
+            }
+            if let Some(realisation) = known(store.legacy_realisation(&id).await)? {
+                wave.extend(realisation.dependent.keys().cloned());
+                found.insert(id, realisation);
+            }
+        }
+        self.legacy.extend(dependencies_first(found));
+        let asked = self.legacy.iter().find(|known| known.id == *id);
+        Ok(asked.map(|realisation| realisation.out_path.clone()))
+    }
+
+    /// Tells `dst` what the outputs are, after their paths were copied. `keys` sign it.
+    ///
+    /// What the destination cannot take is a warning, what it refuses a failure of that path.
+    /// Nothing is told of paths that failed.
+    pub async fn copy(
+        self,
+        dst: &Abilities,
+        check: &SigCheck,
+        keys: &[Arc<SecretKey>],
+        report: &mut CopyReport,
+    ) {
+        if self.realisations.is_empty() && self.legacy.is_empty() {
+            return;
+        }
+        let Some(store) = dst.realisations.clone() else {
+            let error = dst.unsupported("does not keep what outputs turned out to be");
+            let id = format!("of {}", dst.store);
+            return report.warnings.push(Warning::Realisation { id, error });
+        };
+        let failed: BTreeSet<_> = report.failed.iter().map(|(path, _)| path.clone()).collect();
+        for mut realisation in self.realisations {
+            let path = realisation.value.out_path.clone();
+            if failed.contains(&path) {
+                continue;
+            }
+            for key in keys {
+                realisation.sign(key);
+            }
+            let id = realisation.id.display(dst.store.dir()).to_string();
+            let told = store.register(&realisation, check).await;
+            report.told(id, path, told);
+        }
+        for mut realisation in self.legacy {
+            let path = realisation.out_path.clone();
+            if failed.contains(&path) {
+                continue;
+            }
+            for key in keys {
+                realisation.sign(key);
+            }
+            let id = realisation.id.to_string();
+            let told = store.register_legacy(&realisation, check).await;
+            report.told(id, path, told);
+        }
+    }
+}
+
+impl CopyReport {
+    fn told(&mut self, id: String, path: StorePath, told: Result<()>) {
+        match told {
+            Ok(()) => self.realisations.push(id),
+            Err(error @ Error::Unsupported { .. }) => {
+                self.warnings.push(Warning::Realisation { id, error });
+            }
+            Err(error) => self.failed.push((path, error)),
+        }
+    }
+}
+
+/// Copies the build logs of `drvs`, as far as `src` has them and `dst` has not.
+///
+/// Nothing depends on a log: what cannot be copied is a warning in `report`.
+pub async fn logs(
+    src: &Abilities,
+    dst: &Abilities,
+    drvs: &BTreeSet<StorePath>,
+    report: &mut CopyReport,
+) {
+    let (from, to) = match (&src.logs, &dst.logs) {
+        (Some(from), Some(to)) => (from, to),
+        (from, _) => {
+            let store = if from.is_none() { src } else { dst };
+            let error = store.unsupported("keeps no build logs");
+            return report.warnings.push(Warning::Log { drv: None, error });
+        }
+    };
+    let copies = drvs.iter().map(|drv| async move {
+        let copy = async {
+            if to.build_log(drv).await?.is_some() {
+                return Ok(false);
+            }
+            match from.build_log(drv).await? {
+                Some(log) => to.add_build_log(drv, log).await.map(|()| true),
+                None => Ok(false),
+            }
+        };
+        (drv.clone(), copy.await)
+    });
+    let mut copies = stream::iter(copies).buffered(LOGS);
+    while let Some((drv, copied)) = copies.next().await {
+        match copied {
+            Ok(true) => report.logs.push(drv),
+            Ok(false) => {}
+            // The others would fail in the same way.
+            Err(error @ Error::Unsupported { .. }) => {
+                return report.warnings.push(Warning::Log { drv: None, error });
+            }
+            Err(error) => report.warnings.push(Warning::Log {
+                drv: Some(drv),
+                error,
+            }),
+        }
+    }
+}
+
+/// The path of an output as a store knows it that has no realisations in the newer form.
+async fn built(src: &Abilities, drv: &StorePath, output: &OutputName) -> Result<Option<StorePath>> {
+    match &src.graph {
+        Some(graph) => Ok(graph.output_map(drv).await?.remove(output).flatten()),
+        None => Ok(None),
+    }
+}
+
+/// A form that the store does not know holds nothing.
+fn known<T>(answer: Result<Option<T>>) -> Result<Option<T>> {
+    match answer {
+        Err(Error::Unsupported { .. }) => Ok(None),
+        answer => answer,
+    }
+}
+
+/// Each after those that it depends on; circles, which only a lying store has, end somewhere.
+fn dependencies_first(
+    mut found: BTreeMap<legacy::DrvOutput, legacy::Realisation>,
+) -> Vec<legacy::Realisation> {
+    let mut sorted = Vec::with_capacity(found.len());
+    let mut opened = BTreeSet::new();
+    let mut stack: Vec<_> = found.keys().cloned().collect();
+    while let Some(id) = stack.pop() {
+        let Some(realisation) = found.get(&id) else {
+            continue;
+        };
+        if opened.insert(id.clone()) {
+            let dependencies = realisation.dependent.keys().cloned();
+            let dependencies: Vec<_> = dependencies.collect();
+            stack.push(id);
+            stack.extend(dependencies);
+        } else {
+            sorted.extend(found.remove(&id));
+        }
+    }
+    sorted
+}
+
+/// Build logs on their way at once.
+const LOGS: usize = 16;
