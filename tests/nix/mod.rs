@@ -2,6 +2,7 @@
 
 mod cache;
 mod derivation;
+mod disk_cache;
 mod main_job;
 mod nar;
 mod store_path;
