@@ -91,15 +91,19 @@ impl Journal {
         };
         state.note(Event::Journal(identity.to_owned()), Sync::No)?;
         let dead = files::dead(folder, &stem, state.file.path(), KEPT);
+        let mut left = Vec::new();
         for file in &dead {
-            let mut left = Known::default();
-            file.events().for_each(|event| left.apply(event));
+            let mut known = Known::default();
+            file.events().for_each(|event| known.apply(event));
             if file.is_old() {
-                left.arrived.clear();
+                known.arrived.clear();
             }
-            for event in left.into_events() {
-                state.note(event, Sync::No)?;
-            }
+            left.extend(known.into_events());
+        }
+        // What one process began has nothing to do with what another meant to.
+        left.sort_by_key(|event| matches!(event, Event::Intent(..)));
+        for event in left {
+            state.note(event, Sync::No)?;
         }
         state.file.sync()?;
         // Only now that it is all in our own file.
@@ -109,6 +113,11 @@ impl Journal {
             stem,
             state: Mutex::new(state),
         })
+    }
+
+    /// The file of this process, which nobody else writes to.
+    pub fn path(&self) -> PathBuf {
+        self.state().file.path().to_owned()
     }
 
     /// What is known of the object `name`, if all of it arrived.
@@ -255,7 +264,11 @@ impl Known {
             }
             Event::Intent(name, part_size, at) => self.open(name, None, part_size, at),
             Event::Begun(name, id, part_size, at) => {
-                self.uploads.retain(|u| u.name != name || u.id.is_some());
+                // The last one: those before were taken over, and led to who knows what.
+                let intent = |u: &OpenUpload| u.name == name && u.id.is_none();
+                if let Some(at) = self.uploads.iter().rposition(intent) {
+                    self.uploads.remove(at);
+                }
                 self.open(name, Some(id), part_size, at);
             }
             Event::Part(name, id, number, part) => {
@@ -278,17 +291,16 @@ impl Known {
         });
     }
 
-    /// The events that lead to what is known. Intents come last, since what is begun ends them.
+    /// The events that lead to what is known.
     fn into_events(self) -> Vec<Event> {
-        let mut events = Vec::new();
-        let mut intents = Vec::new();
-        for (name, arrived) in self.arrived {
-            events.push(Event::Arrived(name, arrived));
-        }
+        let arrived = self.arrived.into_iter();
+        let mut events: Vec<_> = arrived
+            .map(|(n, arrived)| Event::Arrived(n, arrived))
+            .collect();
         for upload in self.uploads {
             let (name, at) = (upload.name, seconds(upload.began));
             let Some(id) = upload.id else {
-                intents.push(Event::Intent(name, upload.part_size, at));
+                events.push(Event::Intent(name, upload.part_size, at));
                 continue;
             };
             events.push(Event::Begun(name.clone(), id.clone(), upload.part_size, at));
@@ -296,7 +308,6 @@ impl Known {
                 events.push(Event::Part(name.clone(), id.clone(), number, part));
             }
         }
-        events.extend(intents);
         events
     }
 }

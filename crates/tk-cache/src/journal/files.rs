@@ -164,7 +164,7 @@ fn new_file(path: &Path) -> io::Result<File> {
 }
 
 /// The events of a file, without what is torn. A line of any length costs at most its limit.
-fn read(file: &File) -> impl Iterator<Item = Event> + '_ {
+pub(super) fn read<'a>(file: impl Read + 'a) -> impl Iterator<Item = Event> + 'a {
     let mut lines = BufReader::new(file);
     std::iter::from_fn(move || {
         let mut line = Vec::new();

@@ -68,6 +68,26 @@ fn what_a_dead_process_noted_is_taken_over() {
     }
 }
 
+/// Otherwise what the dead process may have begun would never be given up.
+#[test]
+fn beginning_again_does_not_forget_the_intent_of_the_dead() {
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let dies = Journal::open(folder.path(), CACHE).unwrap();
+        dies.note_intent("nar/a", 8).unwrap();
+    }
+    let again = Journal::open(folder.path(), CACHE).unwrap();
+    again.note_intent("nar/a", 8).unwrap();
+    again.note_begun("nar/a", "id", 8).unwrap();
+    let intent = ("nar/a".to_owned(), None);
+    assert_eq!(open_names(&again), [intent.clone(), intent.clone()]);
+    drop(again);
+    let later = Journal::open(folder.path(), CACHE).unwrap();
+    assert_eq!(open_names(&later).len(), 3);
+    later.note_ended("nar/a", None).unwrap();
+    assert_eq!(open_names(&later).len(), 1);
+}
+
 #[test]
 fn caches_do_not_mix() {
     let folder = tempfile::tempdir().unwrap();
@@ -131,28 +151,24 @@ fn torn_after_every_byte() {
     let mut lines = 0;
     for end in 0..=whole.len() {
         lines += usize::from(end > 0 && whole[end - 1] == b'\n');
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(file.file_name().unwrap()), &whole[..end]).unwrap();
-        let journal = Journal::open(folder.path(), CACHE).unwrap();
-        assert_eq!(
-            journal.arrived("nar/a"),
-            (lines >= 2).then(|| arrived(1)),
-            "at {end}"
-        );
-        assert_eq!(
-            journal.arrived("nar/ü"),
-            (lines >= 7).then(|| arrived(2)),
-            "at {end}"
-        );
-        let parts = journal.resume("nar/b").map(|upload| upload.parts.len());
+        let mut known = Known::default();
+        files::read(&whole[..end]).for_each(|event| known.apply(event));
+        let arrived_is = |name: &str, from, a| {
+            let expected = (lines >= from).then_some(a);
+            assert_eq!(known.arrived.get(name).cloned(), expected, "at {end}");
+        };
+        arrived_is("nar/a", 2, arrived(1));
+        arrived_is("nar/ü", 7, arrived(2));
+        let mut uploads = known.uploads.iter();
+        let parts = uploads.find(|u| u.id.as_deref() == Some("id b"));
         let expected = (lines >= 4).then(|| [0, 1, 2][(lines - 4).min(2)]);
-        assert_eq!(parts, expected, "at {end}");
+        assert_eq!(parts.map(|upload| upload.parts.len()), expected, "at {end}");
     }
     assert_eq!(lines, 11);
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// Nothing is claimed that was never noted, whatever happened to the file.
     #[test]
