@@ -20,12 +20,15 @@ use tk_store::{Error, Store};
 /// for as soon as every cache has. That a cache does not have a path is only what it said in so
 /// many words; whatever else happened is [`Answer::NotAsked`], with the reason.
 ///
-/// ```
+#[cfg_attr(feature = "http", doc = "```no_run")]
+#[cfg_attr(not(feature = "http"), doc = "```ignore")]
 /// use futures::{StreamExt, stream};
 /// use std::sync::Arc;
-/// use tk_cache::{FolderCache, FolderConfig, checker::Checker};
-/// # async fn example(path: tk_path::StorePath) -> tk_store::Result<()> {
-/// let cache = FolderCache::open(FolderConfig::new("/srv/cache")).await?;
+/// use tk_cache::http::{HttpConfig, HttpObjects};
+/// use tk_cache::{RemoteCache, RemoteConfig, checker::Checker};
+/// # async fn example(path: tk_path::StorePath) -> Result<(), Box<dyn std::error::Error>> {
+/// let place = HttpObjects::open(HttpConfig::new("https://cache.nixos.org".parse()?))?;
+/// let cache = RemoteCache::open(Arc::new(place), RemoteConfig::default()).await?;
 /// let checker = Checker::new(vec![Arc::new(cache)]).closure(true);
 /// let mut answers = checker.check(stream::iter([path]));
 /// while let Some(checked) = answers.next().await {
