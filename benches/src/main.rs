@@ -7,6 +7,7 @@ mod corpus;
 mod daemon;
 mod job;
 mod measure;
+mod network;
 mod report;
 mod work;
 
@@ -21,6 +22,7 @@ use clap::Parser;
 enum Cli {
     Compare(compare::Compare),
     Daemon(daemon::Daemon),
+    Network(network::Network),
     #[command(flatten)]
     Process(Process),
 }
@@ -50,6 +52,7 @@ fn run(cli: Cli) -> Result<bool> {
     match cli {
         Cli::Compare(compare) => compare.run(),
         Cli::Daemon(daemon) => daemon.run(),
+        Cli::Network(network) => network.run(),
         Cli::Process(Process::Measure(measure)) => measure.run().map(|()| true),
         Cli::Process(Process::Work(work)) => work.run().map(|()| true),
     }

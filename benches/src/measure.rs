@@ -143,6 +143,9 @@ pub fn sample(program: &Path, done: &Output) -> Result<Sample> {
 pub struct Measure {
     /// Where the command's standard output goes
     stdout: PathBuf,
+    /// Exit status 1 is an answer, too
+    #[arg(long)]
+    or_no: bool,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -156,7 +159,10 @@ impl Measure {
         let status = Command::new(program).args(args).stdout(out).status();
         let seconds = start.elapsed().as_secs_f64();
         let status = status.with_context(|| format!("starting {}", program.display()))?;
-        ensure!(status.success(), "{status}");
+        ensure!(
+            status.success() || self.or_no && status.code() == Some(1),
+            "{status}"
+        );
         let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
         let cpu = (usage.user_time() + usage.system_time()).num_microseconds();
         let kib = u64::try_from(usage.max_rss())?;

@@ -68,6 +68,16 @@ impl Row {
         }
     }
 
+    /// A program that is no [`Contender`].
+    pub fn named(name: String, ours: bool) -> Self {
+        Self {
+            name,
+            ours,
+            program: true,
+            samples: Vec::new(),
+        }
+    }
+
     fn seconds(&self) -> f64 {
         median(self.samples.iter().map(|s| s.seconds))
     }

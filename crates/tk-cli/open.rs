@@ -15,6 +15,7 @@ use crate::{
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{Access, access};
 use std::{
+    borrow::Cow,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
@@ -166,7 +167,7 @@ pub async fn open(cx: &Context, uri: &str, wish: &Wish) -> Result<Opened> {
     let reference = StoreReference::parse(uri, &cwd)?;
     opened(cx, &reference, wish)
         .await
-        .with_context(|| format!("cannot open the store {uri}"))
+        .with_context(|| format!("cannot open the store {}", shown(uri)))
 }
 
 async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result<Opened> {
@@ -195,10 +196,23 @@ async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result
     for name in settings.unknown() {
         let ui = &cx.ui;
         ui.warn(format_args!(
-            "the store {reference} has no parameter '{name}'; it is ignored"
+            "the store {} has no parameter '{name}'; it is ignored",
+            shown(&reference.to_string())
         ));
     }
     Ok(store)
+}
+
+/// The URI without the password that it may hold.
+fn shown(uri: &str) -> Cow<'_, str> {
+    let hidden = || {
+        let (scheme, rest) = uri.split_once("://")?;
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let at = rest[..end].rfind('@')?;
+        let colon = rest[..at].find(':')?;
+        Some(format!("{scheme}://{}:…{}", &rest[..colon], &rest[at..]))
+    };
+    hidden().map_or(Cow::Borrowed(uri), Cow::Owned)
 }
 
 /// What Nix would pick, see [`pick`].
@@ -331,6 +345,19 @@ const KINDS: &str = "this version opens auto, daemon, local?root=DIR, /a/folder,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (uri, expected) in [
+            ("http://u:secret@h:80/c?x=1", "http://u:…@h:80/c?x=1"),
+            ("https://u:s@e@h", "https://u:…@h"),
+            ("http://h:80/a@b:c", "http://h:80/a@b:c"),
+            ("ssh://user@host", "ssh://user@host"),
+            ("daemon", "daemon"),
+        ] {
+            assert_eq!(shown(uri), expected);
+        }
+    }
 
     #[test]
     fn auto_is_what_nix_would_pick() {

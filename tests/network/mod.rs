@@ -1,6 +1,7 @@
 //! Caches far away, as the program and real Nix see them: nginx over HTTP/1.1, over TLS with
 //! HTTP/2, and a real S3 service.
 
+mod errors;
 mod kills;
 mod round_trip;
 mod tampering;

@@ -32,6 +32,7 @@ fn places() -> Vec<Place> {
     if let Some(ceph) = Ceph::start() {
         let caches = ["one", "two"].map(|bucket| {
             ceph.make_bucket(bucket);
+            ceph.open_to_all(bucket);
             ceph.uri(bucket)
         });
         places.push(Place {

@@ -111,17 +111,41 @@ impl Ceph {
 
     /// Makes the bucket.
     pub fn make_bucket(&self, bucket: &str) {
+        self.curl(&["-X", "PUT"], bucket);
+    }
+
+    /// Lets everybody read and write the bucket: some builds of Nix cannot log in to S3.
+    pub fn open_to_all(&self, bucket: &str) {
+        let policy = format!(
+            r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Principal":"*","Action":"s3:*",
+            "Resource":["arn:aws:s3:::{bucket}","arn:aws:s3:::{bucket}/*"]}}]}}"#
+        );
+        self.curl(
+            &["-X", "PUT", "--data-binary", &policy],
+            &format!("{bucket}?policy="),
+        );
+    }
+
+    /// Uploads in parts that were begun and not ended, as XML.
+    pub fn open_uploads(&self, bucket: &str) -> String {
+        self.curl(&[], &format!("{bucket}?uploads="))
+    }
+
+    /// A signed request; gives the answer.
+    fn curl(&self, args: &[&str], what: &str) -> String {
         let signing = format!("aws:amz:{}:s3", self.region);
         let user = format!("{}:{}", self.access_key, self.secret_key);
-        let made = Command::new("curl")
-            .args(["--fail-with-body", "-sS", "--noproxy", "*", "-X", "PUT"])
+        let done = Command::new("curl")
+            .args(["--fail-with-body", "-sS", "--noproxy", "*"])
             .args(["--aws-sigv4", &signing, "--user", &user])
             // Older ones sign without it, which S3 refuses.
             .args(["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"])
-            .arg(format!("{}/{bucket}", self.endpoint))
+            .args(args)
+            .arg(format!("{}/{what}", self.endpoint))
             .output()
             .expect("curl starts");
-        assert!(made.status.success(), "{made:?}");
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8_lossy(&done.stdout).into_owned()
     }
 }
 

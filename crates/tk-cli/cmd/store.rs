@@ -30,7 +30,12 @@ impl Store {
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let Store::Info { uri, json } = self;
         let uri = uri.unwrap_or_else(|| cx.store_uri());
-        let opened = open(cx, &uri, &Wish::default()).await?;
+        // What is remembered of a cache says nothing of how it is now.
+        let wish = Wish {
+            refresh: true,
+            ..Wish::default()
+        };
+        let opened = open(cx, &uri, &wish).await?;
         let info = opened.info().await?;
         if json {
             ui::out(to_json(&info))?;

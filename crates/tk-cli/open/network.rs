@@ -81,22 +81,23 @@ pub async fn remote(
     wish: &Wish,
 ) -> Result<Opened> {
     let shared = CacheSettings::take(settings, wish)?;
-    let mut config = RemoteConfig::default();
-    config.known = known(cx, &identity, &shared.store_dir, wish);
-    config.journal = journal(wish).map(|folder| (folder, identity));
-    config.store_dir = shared.store_dir;
-    config.compression = shared.compression;
-    config.level = shared.level;
-    config.write_listing = shared.listing;
-    config.index_debug_info = shared.debug_info;
-    config.sign = shared.sign;
-    config.priority = shared.priority;
-    config.want_mass_query = shared.want_mass_query;
-    config.create = wish.write;
-    config.require_references = !wish.incomplete;
-    if let Some(jobs) = wish.jobs {
-        config.jobs = jobs;
-    }
+    let defaults = RemoteConfig::default();
+    let config = RemoteConfig {
+        known: known(cx, &identity, &shared.store_dir, wish),
+        journal: journal(wish).map(|folder| (folder, identity)),
+        store_dir: shared.store_dir,
+        compression: shared.compression,
+        level: shared.level,
+        write_listing: shared.listing,
+        index_debug_info: shared.debug_info,
+        sign: shared.sign,
+        priority: shared.priority,
+        want_mass_query: shared.want_mass_query,
+        create: wish.write,
+        require_references: !wish.incomplete,
+        jobs: wish.jobs.unwrap_or(defaults.jobs),
+        ..defaults
+    };
     let cache = RemoteCache::open(objects, config).await?;
     Ok(Opened::Remote(Arc::new(cache)))
 }

@@ -1,0 +1,574 @@
+//! `tk-bench network`: caches on a real nginx and a real S3 service, asked, filled and read by us, by real Nix and, where
+//! it can, by curl, in turn.
+//!
+//! Each turn has a server of its own that starts empty, or holds what is asked for.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use tk_nar::fs::remove_tree;
+
+use crate::closures::{Closures, Sizes};
+use crate::contender::{self, Contender};
+use crate::measure::{Sample, Surroundings, sample};
+use crate::report::{Contest, Report, Row, Skip};
+
+/// Ask, fill and read caches on real servers, with ours, with real Nix and with curl in turn.
+#[derive(clap::Args)]
+pub struct Network {
+    /// Which jobs, by parts of their names [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "PART")]
+    jobs: Vec<String>,
+    /// How often each is measured, after one time to warm up
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// The version of real Nix that is the rival
+    #[arg(long, default_value = "2.34", value_name = "VERSION")]
+    nix: String,
+    /// The share of the full size, for a quick try
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Write all figures to FILE too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where closures are kept and caches are filled [default: target/bench-network]
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+    /// Our program, a release build [default: beside this one]
+    #[arg(long, value_name = "PATH")]
+    tk_store: Option<PathBuf>,
+}
+
+/// One thing to do, somewhere.
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    name: &'static str,
+    what: What,
+    place: Place,
+    /// The round trip, milliseconds.
+    rtt: u32,
+    compression: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// Which of 2,000 paths are there; every second one is. Nothing is known before.
+    Check,
+    /// The same, asked once before.
+    CheckAgain,
+    /// 500 paths, 1 GB; with xz 50 paths, since that takes Nix minutes.
+    Push,
+    /// The same back into a new store on disk.
+    Pull,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Nginx,
+    NginxTls,
+    Ceph,
+}
+
+const fn job(
+    name: &'static str,
+    what: What,
+    place: Place,
+    rtt: u32,
+    compression: &'static str,
+) -> Job {
+    Job {
+        name,
+        what,
+        place,
+        rtt,
+        compression,
+    }
+}
+
+const JOBS: [Job; 15] = [
+    job("check, http", What::Check, Place::Nginx, 0, "zstd"),
+    job(
+        "check, https, 40 ms",
+        What::Check,
+        Place::NginxTls,
+        40,
+        "zstd",
+    ),
+    job(
+        "check again, https, 40 ms",
+        What::CheckAgain,
+        Place::NginxTls,
+        40,
+        "zstd",
+    ),
+    job("push, http, zstd", What::Push, Place::Nginx, 0, "zstd"),
+    job(
+        "push, http, 40 ms, zstd",
+        What::Push,
+        Place::Nginx,
+        40,
+        "zstd",
+    ),
+    job("push, http, xz", What::Push, Place::Nginx, 0, "xz"),
+    job("push, http, 40 ms, xz", What::Push, Place::Nginx, 40, "xz"),
+    job("push, s3, zstd", What::Push, Place::Ceph, 0, "zstd"),
+    job("push, s3, 40 ms, zstd", What::Push, Place::Ceph, 40, "zstd"),
+    job("push, s3, xz", What::Push, Place::Ceph, 0, "xz"),
+    job("push, s3, 40 ms, xz", What::Push, Place::Ceph, 40, "xz"),
+    job("pull, http, zstd", What::Pull, Place::Nginx, 0, "zstd"),
+    job(
+        "pull, http, 40 ms, zstd",
+        What::Pull,
+        Place::Nginx,
+        40,
+        "zstd",
+    ),
+    job("pull, s3, zstd", What::Pull, Place::Ceph, 0, "zstd"),
+    job("pull, s3, 40 ms, zstd", What::Pull, Place::Ceph, 40, "zstd"),
+];
+
+impl Network {
+    /// False if something of ours failed.
+    pub fn run(self) -> Result<bool> {
+        let exe = std::env::current_exe()?;
+        let target = exe.parent().and_then(Path::parent);
+        let target = target.context("where is this program?")?;
+        let dir = self.work.clone();
+        let dir = dir.unwrap_or_else(|| target.join("bench-network"));
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let tk_store = self.tk_store.clone();
+        let tk_store = tk_store.unwrap_or_else(|| exe.with_file_name("tk-store"));
+        let (found, absent) = contender::find(&tk_store);
+        let prefix = format!("{}.", self.nix);
+        let takes_part = |who: &Contender| match who {
+            Contender::TkStore(_) => true,
+            Contender::Nix { version, .. } => version.starts_with(&prefix),
+            _ => false,
+        };
+        let mut entrants: Vec<_> = found
+            .into_iter()
+            .filter(takes_part)
+            .map(Rival::Of)
+            .collect();
+        entrants.push(Rival::Curl);
+        let mut report = Report::new(self.scale);
+        let absent = absent.into_iter().filter(|(name, _)| *name != "openssl");
+        let skip = |(who, why)| Skip::new(who, "all", why);
+        report.skips.extend(absent.map(skip));
+        let mut bench = Bench::prepare(&self, dir.canonicalize()?, tk_store)?;
+        for job in JOBS {
+            let wanted = |part: &String| job.name.contains(part.as_str());
+            if self.jobs.is_empty() || self.jobs.iter().any(wanted) {
+                bench.contest(job, &entrants, self.rounds, &mut report);
+            }
+        }
+        bench.clear()?;
+        print!("{report}");
+        if let Some(file) = &self.json {
+            let out = File::create(file).with_context(|| format!("making {}", file.display()))?;
+            serde_json::to_writer_pretty(out, &report.to_json())?;
+        }
+        Ok(!report.ours_failed)
+    }
+}
+
+/// Who takes part.
+enum Rival {
+    Of(Contender),
+    Curl,
+}
+
+impl Rival {
+    fn name(&self) -> String {
+        match self {
+            Rival::Of(who) => who.name(),
+            Rival::Curl => "curl -Z".to_owned(),
+        }
+    }
+
+    fn is_ours(&self) -> bool {
+        matches!(self, Rival::Of(who) if who.is_ours())
+    }
+
+    fn can(&self, job: Job) -> bool {
+        !matches!(self, Rival::Curl) || job.what == What::Check
+    }
+}
+
+struct Bench {
+    dir: PathBuf,
+    servers: PathBuf,
+    tk_store: PathBuf,
+    closures: Closures,
+    port: u16,
+    used: u32,
+}
+
+impl Bench {
+    fn prepare(options: &Network, dir: PathBuf, tk_store: PathBuf) -> Result<Self> {
+        let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/servers");
+        let installed = Command::new(servers.join("install")).status()?;
+        ensure!(installed.success(), "tests/servers/install: {installed}");
+        let sizes = Sizes {
+            small: scaled(2000, options.scale),
+            chain: 2,
+            large: scaled(500, options.scale),
+        };
+        eprintln!("preparing {}", dir.display());
+        let closures = Closures::make(&dir.join(format!("closures-{}", options.scale)), sizes)?;
+        let bench = Bench {
+            servers,
+            tk_store,
+            closures,
+            port: 21000 + (std::process::id() % 8000) as u16,
+            used: 0,
+            dir,
+        };
+        bench.fill()?;
+        Ok(bench)
+    }
+
+    /// The caches in folders that nginx serves.
+    fn fill(&self) -> Result<()> {
+        let every_second: Vec<_> = self.closures.small.iter().step_by(2).collect();
+        for (name, paths) in [
+            ("small", every_second),
+            ("large", self.closures.large.iter().collect()),
+        ] {
+            let cache = self.served(name).join("c");
+            if cache.join("nix-cache-info").exists() {
+                continue;
+            }
+            let uri = format!(
+                "file://{}?compression=zstd&compression-level=3",
+                cache.display()
+            );
+            let copy = Command::new(&self.tk_store)
+                .args(["copy", "--quiet", "--no-closure"])
+                .args(["--from", &self.closures.store, "--to", &uri])
+                .args(paths)
+                .stdout(Stdio::null())
+                .status()?;
+            ensure!(copy.success(), "filling {uri}: {copy}");
+        }
+        Ok(())
+    }
+
+    fn contest(&mut self, job: Job, entrants: &[Rival], rounds: u16, report: &mut Report) {
+        let entrants: Vec<_> = entrants.iter().filter(|who| who.can(job)).collect();
+        let mut rows: Vec<_> = entrants
+            .iter()
+            .map(|who| Row::named(who.name(), who.is_ours()))
+            .collect();
+        eprint!("{}: warm-up", job.name);
+        for round in 0..=usize::from(rounds) {
+            if round > 0 {
+                eprint!(", {round}");
+            }
+            for i in (0..entrants.len()).map(|i| (i + round) % entrants.len()) {
+                match self.turn(job, entrants[i]) {
+                    Ok(sample) if round > 0 => rows[i].samples.push(sample),
+                    Ok(_) => (),
+                    Err(error) => {
+                        report.ours_failed |= entrants[i].is_ours();
+                        let why = format!("{error:#}");
+                        report
+                            .skips
+                            .push(Skip::new(entrants[i].name(), job.name, why));
+                    }
+                }
+            }
+        }
+        eprintln!();
+        report.contests.push(Contest {
+            job: job.name,
+            corpus: "",
+            rounds,
+            rows,
+        });
+    }
+
+    fn turn(&mut self, job: Job, who: &Rival) -> Result<Sample> {
+        self.used += 1;
+        let fresh = self.fresh(self.used);
+        fs::create_dir_all(&fresh)?;
+        rustix::fs::syncfs(File::open(&self.dir)?)?;
+        let root = match job.what {
+            What::Check | What::CheckAgain => self.served("small"),
+            What::Pull if job.place != Place::Ceph => self.served("large"),
+            _ => fresh.join("served"),
+        };
+        fs::create_dir_all(&root)?;
+        self.port = 21000 + (self.port - 21000 + 8) % 8000;
+        let server = Server::start(&self.servers, job, &root, self.port)?;
+        let around = Surroundings::new(fresh.join("home"))?;
+        if job.place == Place::Ceph && job.what == What::Pull {
+            let mut fill = Command::new(&self.tk_store);
+            fill.args([
+                "copy",
+                "--quiet",
+                "--no-check-sigs",
+                "--from",
+                &self.closures.store,
+            ]);
+            fill.args(["--to", &format!("{}&compression=zstd", server.cache)]);
+            let fill = fill.args(self.paths(job)).envs(server.env.iter().cloned());
+            let filled = fill.stdout(Stdio::null()).status()?;
+            ensure!(filled.success(), "filling {}: {filled}", server.cache);
+        }
+        if job.what == What::CheckAgain {
+            self.measured(job, who, &server, &fresh, &around)?;
+        }
+        let sample = self.measured(job, who, &server, &fresh, &around)?;
+        if job.what == What::Push && job.place != Place::Ceph {
+            let made = fs::read_dir(root.join("c"))?.flatten();
+            let made = made.filter(|e| e.path().extension().is_some_and(|x| x == "narinfo"));
+            let (made, wanted) = (made.count(), self.paths(job).len());
+            ensure!(made == wanted, "{made} of {wanted} paths were pushed");
+        }
+        Ok(sample)
+    }
+
+    fn measured(
+        &self,
+        job: Job,
+        who: &Rival,
+        server: &Server,
+        fresh: &Path,
+        around: &Surroundings,
+    ) -> Result<Sample> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["measure", "--or-no"])
+            .arg(fresh.join("out"))
+            .arg("--");
+        let program = match who {
+            Rival::Of(Contender::TkStore(path)) => path.clone(),
+            Rival::Of(Contender::Nix { bin, .. }) => bin.join("nix"),
+            Rival::Curl => "curl".into(),
+            Rival::Of(_) => bail!("cannot do this"),
+        };
+        command.arg(&program);
+        self.arguments(job, who, server, fresh, &mut command)?;
+        around.apply(&mut command);
+        command
+            .envs(server.env.iter().cloned())
+            .stdin(Stdio::null());
+        let done = command.output().context("starting tk-bench measure")?;
+        sample(&program, &done)
+    }
+
+    fn arguments(
+        &self,
+        job: Job,
+        who: &Rival,
+        server: &Server,
+        fresh: &Path,
+        command: &mut Command,
+    ) -> Result<()> {
+        let ours = who.is_ours();
+        let cache = &server.cache;
+        let mark = if cache.contains('?') { '&' } else { '?' };
+        let (compression, store) = (job.compression, &self.closures.store);
+        match job.what {
+            What::Check | What::CheckAgain => match who {
+                Rival::Curl => {
+                    let list = fresh.join("urls");
+                    let url = |path: &String| {
+                        let part = &path["/nix/store/".len()..][..32];
+                        format!("url={cache}/{part}.narinfo\noutput=/dev/null\n")
+                    };
+                    let urls: String = self.closures.small.iter().map(url).collect();
+                    fs::write(&list, urls)?;
+                    command.args(["-s", "-Z", "--parallel-max", "300", "--http2", "-K"]);
+                    command.arg(list);
+                }
+                _ if ours => {
+                    command
+                        .args(["check", "--in", cache])
+                        .args(&self.closures.small);
+                }
+                _ => {
+                    command.args(["path-info", "--json", "--store", cache]);
+                    command.args(&self.closures.small);
+                }
+            },
+            What::Push => {
+                let to = format!(
+                    "{cache}{mark}compression={compression}&compression-level={}",
+                    level(compression)
+                );
+                command.args(["copy", "--no-check-sigs", "--from", store, "--to", &to]);
+                if ours {
+                    command.arg("--quiet");
+                }
+                command.args(self.paths(job));
+            }
+            What::Pull => {
+                let to = fresh.join("store");
+                command.args(["copy", "--no-check-sigs", "--from", cache]);
+                command.args(["--to", &format!("local?root={}", to.display())]);
+                if ours {
+                    command.arg("--quiet");
+                }
+                command.args(self.paths(job));
+            }
+        }
+        Ok(())
+    }
+
+    fn paths(&self, job: Job) -> &[String] {
+        let all = &self.closures.large;
+        match job.compression {
+            "xz" => &all[..(all.len() / 10).max(2)],
+            _ => all,
+        }
+    }
+
+    fn clear(&self) -> Result<()> {
+        for n in 1..=self.used {
+            remove_tree(&self.fresh(n))?;
+        }
+        Ok(())
+    }
+
+    fn fresh(&self, n: u32) -> PathBuf {
+        self.dir.join(format!("fresh-{}-{n}", std::process::id()))
+    }
+
+    fn served(&self, name: &str) -> PathBuf {
+        self.closures.dir.join(format!("served-{name}"))
+    }
+}
+
+/// What both take as the default level, said so that nobody has to know.
+fn level(compression: &str) -> u8 {
+    if compression == "xz" { 6 } else { 3 }
+}
+
+/// A server beside which something is measured.
+struct Server {
+    children: Vec<Child>,
+    /// The URI of a cache on it.
+    cache: String,
+    env: Vec<(String, String)>,
+}
+
+impl Server {
+    fn start(scripts: &Path, job: Job, root: &Path, port: u16) -> Result<Server> {
+        let name = match job.place {
+            Place::Ceph => "with-ceph",
+            _ => "with-nginx",
+        };
+        let mut command = Command::new(scripts.join(name));
+        command.args(["--port", &port.to_string()]);
+        if job.place == Place::NginxTls {
+            command.arg("--tls");
+        }
+        if job.place != Place::Ceph {
+            command.args(["--rtt-ms", &job.rtt.to_string()]).arg(root);
+        }
+        // It says what it was given, and then stays until its input ends.
+        command.args(["--", "sh", "-c", "env; echo; exec cat"]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("starting tests/servers/{name}"))?;
+        let out = child.stdout.take().context("no output")?;
+        let mut given = Vec::new();
+        for line in BufReader::new(out).lines() {
+            let line = line?;
+            if line.is_empty() {
+                break;
+            }
+            let wanted = [
+                "CACHE_URL",
+                "S3_ENDPOINT",
+                "AWS_",
+                "SSL_CERT",
+                "NIX_SSL",
+                "CURL_CA",
+            ];
+            if let Some((name, value)) = line.split_once('=')
+                && wanted.iter().any(|wanted| name.starts_with(wanted))
+            {
+                given.push((name.to_owned(), value.to_owned()));
+            }
+        }
+        let mut server = Server {
+            children: vec![child],
+            cache: String::new(),
+            env: given,
+        };
+        server.cache = match job.place {
+            Place::Ceph => server.bucket(scripts, job.rtt, port)?,
+            _ => format!("{}/c", server.given("CACHE_URL")?),
+        };
+        Ok(server)
+    }
+
+    fn given(&self, name: &str) -> Result<&str> {
+        let found = self.env.iter().find(|(key, _)| key == name);
+        let value = found.map(|(_, value)| value.as_str());
+        value.with_context(|| format!("the server gave no {name}"))
+    }
+
+    /// Makes a bucket; it is used through a proxy that makes round trips long.
+    fn bucket(&mut self, scripts: &Path, rtt: u32, port: u16) -> Result<String> {
+        let endpoint = self.given("S3_ENDPOINT")?;
+        let user = format!(
+            "{}:{}",
+            self.given("AWS_ACCESS_KEY_ID")?,
+            self.given("AWS_SECRET_ACCESS_KEY")?
+        );
+        let made = Command::new("curl")
+            .args(["--fail-with-body", "-sS", "-X", "PUT"])
+            .args(["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &user])
+            .args(["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"])
+            .arg(format!("{endpoint}/bench"))
+            .status()?;
+        ensure!(made.success(), "making a bucket: {made}");
+        let mut host = format!("127.0.0.1:{port}");
+        if rtt > 0 {
+            let near = port + 4;
+            let proxy = Command::new(scripts.join("delay-proxy"))
+                .args([near.to_string(), port.to_string()])
+                .arg((f64::from(rtt) / 2.0).to_string())
+                .spawn()
+                .context("starting tests/servers/delay-proxy")?;
+            self.children.push(proxy);
+            host = format!("127.0.0.1:{near}");
+            for _ in 0..100 {
+                if std::net::TcpStream::connect(&host).is_ok() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        }
+        Ok(format!(
+            "s3://bench?endpoint={host}&scheme=http&region=us-east-1"
+        ))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for child in self.children.iter_mut().rev() {
+            match child.stdin.take() {
+                // The script cleans up behind itself.
+                Some(stdin) => drop(stdin),
+                None => drop(child.kill()),
+            }
+            let _ = child.wait();
+        }
+    }
+}
+
+fn scaled(number: usize, scale: f64) -> usize {
+    ((number as f64 * scale) as usize).max(2)
+}
