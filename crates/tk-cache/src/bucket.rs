@@ -6,6 +6,8 @@
 mod absent;
 mod config;
 mod credentials;
+mod listing;
+mod process;
 mod profile;
 mod service;
 mod sources;
@@ -42,11 +44,9 @@ use std::{
 };
 use tk_narinfo::Compression;
 use tk_store::{ByteStream, Error, Result};
-use tokio::{
-    sync::{OnceCell, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::OnceCell, time::timeout};
 use transport::Transport;
+use upload::Memory;
 use words::Refusal;
 
 /// A cache in a bucket.
@@ -70,8 +70,8 @@ struct Inner {
     absence: Absence,
     /// The service knows no conditions on writing.
     unconditional: AtomicBool,
-    /// Bytes of parts that may be in memory.
-    memory: Arc<Semaphore>,
+    /// For parts on their way.
+    memory: Memory,
 }
 
 impl BucketObjects {
@@ -88,14 +88,15 @@ impl BucketObjects {
             )?;
         }
         let client = Client::new(&config.client)?;
-        let memory = MEMORY.max(config.chunk_size as usize);
+        // At least one part at once, however large.
+        let memory = config.chunk_size.clamp(MEMORY, u32::MAX.into()) as u32;
         Ok(BucketObjects(Arc::new(Inner {
             name: config.to_string(),
             transport: Transport::new(client, config.client.stall_timeout),
             bucket: OnceCell::new(),
             absence: Absence::default(),
             unconditional: AtomicBool::new(false),
-            memory: Arc::new(Semaphore::new(memory)),
+            memory: Memory::new(memory),
             config,
         })))
     }
@@ -394,5 +395,5 @@ async fn decode(
 /// How often a body may break off without anything new.
 const BREAKS: usize = 5;
 
-/// Bytes of parts in memory, of all uploads of one cache.
-const MEMORY: usize = 48 << 20;
+/// Bytes of parts in memory, of all uploads of one cache. A larger part is alone in there.
+const MEMORY: u64 = 48 << 20;

@@ -13,6 +13,8 @@ mod tries;
 mod upload;
 
 pub use client::Client;
+#[cfg(feature = "bucket")]
+pub(crate) use failure::retry_after;
 pub use netrc::Netrc;
 
 use crate::objects::{Look, Objects, Upload};

@@ -193,12 +193,24 @@ impl Journal {
 
     /// The ids of the uploads that other processes, which are alive, are busy with.
     pub fn uploads_of_others(&self) -> BTreeSet<String> {
-        let own = self.state().file.path().to_owned();
+        let uploads = self.others().uploads.into_iter();
+        uploads.filter_map(|upload| upload.id).collect()
+    }
+
+    /// Whether another process, which is alive, may be about to begin an upload of `name`, or have
+    /// begun it without having noted its id yet.
+    pub fn others_begin(&self, name: &str) -> bool {
+        let mut uploads = self.others().uploads.into_iter();
+        uploads.any(|upload| upload.name == name && upload.id.is_none())
+    }
+
+    fn others(&self) -> Known {
+        let own = self.path();
         let mut others = Known::default();
         for event in files::others(&self.folder, &self.stem, &own) {
             others.apply(event);
         }
-        others.uploads.into_iter().filter_map(|u| u.id).collect()
+        others
     }
 
     /// The push ended well: removes the journal, unless there are open uploads in it that somebody

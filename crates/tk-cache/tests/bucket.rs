@@ -117,6 +117,11 @@ async fn small_objects() {
         .objects
         .insert("some/wherever".to_owned(), Default::default());
 
+    // What others left there is not in the way.
+    for foreign in ["a//b", "nar/", "x/../y"] {
+        let key = format!("some/where/{foreign}");
+        s3.state().objects.insert(key, Default::default());
+    }
     let list = async |prefix| cache.list(prefix).try_collect::<Vec<_>>().await.unwrap();
     let all = ["a.narinfo", "log/x?+=ä.drv", "nar/b", "nar/c", "narrow"];
     assert_eq!(list("").await, all);
@@ -566,6 +571,76 @@ async fn an_upload_that_the_service_forgot_is_begun_again() {
     let again = upload("nar/a", body([whole.clone()]), Some(&journal));
     open(&s3).upload(again).await.unwrap();
     assert!(s3.state().objects["some/where/nar/a"].content == whole);
+}
+
+/// Uploads that dead processes began go away at the end of a later push, those of the living do
+/// not.
+#[tokio::test]
+async fn what_nobody_goes_on_with_is_given_up() {
+    let s3 = S3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let journal = || Journal::open(folder.path(), "x").unwrap();
+    let begun_by = |journal: &Journal, name: &str, id: &str| {
+        journal.note_intent(name, 1).unwrap();
+        s3.add_upload(&format!("some/where/{name}"), id, 0);
+        journal.note_begun(name, id, 1).unwrap();
+    };
+    let living = journal();
+    begun_by(&living, "nar/b", "of a living process");
+    killed(&s3, journal(), &content(3 * PART), 2).await;
+    assert_eq!(s3.state().uploads.len(), 2);
+
+    dies_while_it_begins(&s3, journal(), "nar/b").await;
+    s3.add_upload("some/where/nar/b", "lost", 0);
+    s3.add_upload("some/where/nar/b", "of another machine", 7200);
+    s3.add_upload("some/where/nar/bb", "of another name", 0);
+
+    let later = journal();
+    begun_by(&later, "nar/b", "of this process");
+    let pushed = upload("nar/c", body([content(PART + 1)]), Some(&later));
+    open(&s3).upload(pushed).await.unwrap();
+    open(&s3).tidy(&later).await.unwrap();
+    let left: Vec<_> = s3.state().uploads.keys().cloned().collect();
+    let expected = [
+        "of a living process",
+        "of another machine",
+        "of another name",
+        "of this process",
+    ];
+    assert_eq!(left, expected);
+    assert_eq!(later.open_uploads(), []);
+    assert!(s3.state().objects.contains_key("some/where/nar/c"));
+}
+
+/// One that a living process has begun just now, and not noted yet, is nobody else's.
+#[tokio::test]
+async fn an_upload_that_is_being_begun_is_left_alone() {
+    let s3 = S3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let journal = || Journal::open(folder.path(), "x").unwrap();
+    let living = journal();
+    living.note_intent("nar/b", 1).unwrap();
+    dies_while_it_begins(&s3, journal(), "nar/b").await;
+    s3.add_upload("some/where/nar/b", "lost", 0);
+    s3.add_upload("some/where/nar/b", "living", 0);
+
+    let later = journal();
+    open(&s3).tidy(&later).await.unwrap();
+    assert_eq!(s3.state().uploads.len(), 2);
+    living.note_begun("nar/b", "living", 1).unwrap();
+    open(&s3).tidy(&later).await.unwrap();
+    let left: Vec<_> = s3.state().uploads.keys().cloned().collect();
+    assert_eq!(left, ["living"]);
+    assert_eq!(later.open_uploads(), []);
+}
+
+/// Asks for an upload, and is killed before the answer comes.
+async fn dies_while_it_begins(s3: &S3, journal: Journal, name: &str) {
+    s3.fault(|request| request.query.contains_key("uploads").then(Reply::hang_up));
+    let lost = upload(name, body([content(PART + 1)]), Some(&journal));
+    assert!(open(s3).upload(lost).await.is_err());
+    s3.no_fault();
+    assert!(journal.open_uploads().iter().any(|open| open.id.is_none()));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Places that credentials come from.
 
-use super::{time, transport::Transport, words::tag};
+use super::{process, time, transport::Transport, words::tag};
 use crate::http::{Client, ClientConfig, Proxies};
 use bytes::Bytes;
 use http::{Method, header::CONTENT_TYPE};
@@ -12,7 +12,6 @@ use serde_json::Value;
 use std::{
     error::Error as StdError,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::{Duration, SystemTime},
 };
 use url::form_urlencoded::Serializer;
@@ -64,7 +63,7 @@ pub(super) struct Fetched {
     pub(super) ends: Option<SystemTime>,
 }
 
-type Failed = Box<dyn StdError + Send + Sync>;
+pub(super) type Failed = Box<dyn StdError + Send + Sync>;
 
 impl Source {
     pub(super) fn keys(id: &str, secret: &str, token: Option<String>) -> Self {
@@ -88,7 +87,7 @@ impl Source {
             }),
             Source::Process { command } => {
                 let command = command.clone();
-                tokio::task::spawn_blocking(move || run(&command)).await?
+                tokio::task::spawn_blocking(move || process::run(&command)).await?
             }
             Source::Role {
                 source,
@@ -179,7 +178,7 @@ fn of_sts(answer: &[u8]) -> Result<Fetched, Failed> {
 }
 
 /// What a `credential_process` prints, and what the services near a machine answer.
-fn of_json(text: &[u8]) -> Result<Fetched, Failed> {
+pub(super) fn of_json(text: &[u8]) -> Result<Fetched, Failed> {
     // What it says must not end up in an error: it is secret.
     let answer: Value =
         serde_json::from_slice(text).map_err(|_| "no JSON where credentials were expected")?;
@@ -193,23 +192,6 @@ fn of_json(text: &[u8]) -> Result<Fetched, Failed> {
         },
         ends: get("Expiration").and_then(|ends| time::parse(&ends)),
     })
-}
-
-fn run(command: &str) -> Result<Fetched, Failed> {
-    let output = Command::new("sh")
-        .args(["-c", command])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !output.status.success() {
-        return Err(format!(
-            "the credential_process {command} ended with {}",
-            output.status
-        )
-        .into());
-    }
-    of_json(&output.stdout)
-        .map_err(|e| format!("the credential_process {command} printed {e}").into())
 }
 
 fn read(file: &Path) -> Result<String, Failed> {
@@ -277,4 +259,4 @@ const MACHINE: &str = "http://169.254.169.254";
 /// How long a service on the next wire may take to be there.
 const NEARBY: Duration = Duration::from_secs(1);
 
-const MAX_ANSWER: usize = 64 << 10;
+pub(super) const MAX_ANSWER: usize = 64 << 10;

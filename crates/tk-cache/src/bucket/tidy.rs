@@ -1,9 +1,9 @@
 //! Giving up what dead processes began.
 
 use super::{Inner, service::Bucket, upload::abort};
-use crate::journal::{Journal, OpenUpload};
+use crate::journal::Journal;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -16,38 +16,54 @@ pub(super) async fn run(inner: &Arc<Inner>, journal: &Journal) -> Result<()> {
         return Ok(());
     }
     let bucket = inner.bucket().await?;
+    let mut intents = BTreeMap::<_, Vec<_>>::new();
     for upload in &open {
-        match &upload.id {
-            Some(id) => abort(bucket, &inner.key(&upload.name)?, &upload.name, id).await?,
-            None => find_and_abort(inner, bucket, journal, upload).await?,
+        let Some(id) = &upload.id else {
+            let of_name = intents.entry(&*upload.name).or_default();
+            of_name.push(upload.began);
+            continue;
+        };
+        abort(bucket, &inner.key(&upload.name)?, &upload.name, id).await?;
+        journal.note_ended(&upload.name, Some(id))?;
+    }
+    for (name, began) in intents {
+        if find_and_abort(inner, bucket, journal, name, &began).await? {
+            // All of them at once: without ids nothing tells them apart.
+            journal.note_ended(name, None)?;
         }
-        journal.note_ended(&upload.name, upload.id.as_deref())?;
     }
     Ok(())
 }
 
-/// The process died after it asked for an upload and before it noted the answer. It was asked for
-/// when the intent was noted; one that was begun then, and that nobody is busy with, is it.
+/// Processes died after they asked for uploads of `name` and before they noted the answers. They
+/// asked when the intents were noted, at `began`; what was begun then, and nobody is busy with, is
+/// theirs. False if that cannot be told now.
 async fn find_and_abort(
     inner: &Inner,
     bucket: &Bucket,
     journal: &Journal,
-    intent: &OpenUpload,
-) -> Result<()> {
+    name: &str,
+    began: &[SystemTime],
+) -> Result<bool> {
     let Some(s3) = &bucket.s3 else {
-        return Ok(());
+        return Ok(true);
     };
-    let key = inner.key(&intent.name)?;
+    let key = inner.key(name)?;
     let listed = s3.uploads(&key).await;
     let listed = listed.map_err(|e| bucket.asked.failed("listing uploads", &*e))?;
+    // Only now: who begins an upload notes it before, so that whatever was listed is known here.
+    if journal.others_begin(name) {
+        return Ok(false);
+    }
     let mut busy: BTreeSet<String> = journal.uploads_of_others();
     busy.extend(journal.own_uploads());
     for upload in listed {
-        if !busy.contains(&upload.id) && upload.began.is_some_and(|at| near(at, intent.began)) {
-            abort(bucket, &key, &intent.name, &upload.id).await?;
+        let theirs = |at| began.iter().any(|began| near(at, *began));
+        if !busy.contains(&upload.id) && upload.began.is_some_and(theirs) {
+            abort(bucket, &key, name, &upload.id).await?;
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn near(one: SystemTime, other: SystemTime) -> bool {

@@ -1,6 +1,9 @@
 //! Requests of the object store library over our own connections: tries, waits and limits.
 
-use super::words::{Refusal, sources};
+use super::{
+    listing::without_foreign,
+    words::{Refusal, sources},
+};
 use crate::{
     http::{Client, Retry},
     limit::{Limit, Permit},
@@ -86,6 +89,10 @@ impl Transport {
             }
             return Err(Failure::Refused(refusal));
         }
+        let body = match is_listing(request) {
+            true => without_foreign(body),
+            false => body,
+        };
         let mut answer = HttpResponse::from_parts(parts, HttpResponseBody::from(body));
         *answer.status_mut() = status;
         *answer.headers_mut() = headers;
@@ -237,6 +244,12 @@ fn is_object(request: &HttpRequest) -> bool {
         Method::GET => query.is_empty() || query.starts_with("versionId="),
         _ => false,
     }
+}
+
+fn is_listing(request: &HttpRequest) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let mut settings = query.split('&');
+    request.method() == Method::GET && settings.any(|s| s == "list-type=2" || s == "comp=list")
 }
 
 fn contains(body: &[u8], what: &[u8]) -> bool {

@@ -103,6 +103,27 @@ fn release(journal: Option<&Journal>, open: Option<&OpenUpload>) {
     }
 }
 
+/// The memory that pieces may take. A clone is the same one.
+#[derive(Clone)]
+pub(super) struct Memory {
+    free: Arc<Semaphore>,
+    bytes: u32,
+}
+
+impl Memory {
+    pub(super) fn new(bytes: u32) -> Self {
+        let free = Arc::new(Semaphore::new(bytes as usize));
+        Memory { free, bytes }
+    }
+
+    /// Waits until there is room for `bytes`: for more than there ever is, until all else is gone.
+    async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).map_or(self.bytes, |bytes| bytes.min(self.bytes));
+        let reserved = self.free.clone().acquire_many_owned(bytes).await;
+        reserved.map_err(|e| Error::io("uploading", std::io::Error::other(e)))
+    }
+}
+
 /// A piece of the body, as large as a part.
 struct Piece {
     content: Vec<Bytes>,
@@ -118,12 +139,12 @@ struct Pieces {
     /// What came already and belongs to the next piece.
     rest: Bytes,
     part_size: u64,
-    memory: Arc<Semaphore>,
+    memory: Memory,
     ended: bool,
 }
 
 impl Pieces {
-    fn new(body: ByteStream, part_size: u64, memory: Arc<Semaphore>) -> Self {
+    fn new(body: ByteStream, part_size: u64, memory: Memory) -> Self {
         Pieces {
             body,
             rest: Bytes::new(),
@@ -135,10 +156,7 @@ impl Pieces {
 
     async fn next(&mut self) -> Result<Piece> {
         // All of it at once: waiting for more with a half-full piece in hand could last for ever.
-        let bytes = u32::try_from(self.part_size).unwrap_or(u32::MAX);
-        let bytes = bytes.min(super::MEMORY as u32);
-        let memory = self.memory.clone().acquire_many_owned(bytes).await;
-        let memory = memory.map_err(|e| Error::io("uploading", std::io::Error::other(e)))?;
+        let memory = self.memory.reserve(self.part_size).await?;
         let (mut content, mut size) = (Vec::new(), 0);
         loop {
             let room = self.part_size - size;
@@ -433,3 +451,23 @@ const MAX_PARTS: u64 = 10_000;
 const PARALLEL: usize = 4;
 
 const MIB: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also a part that is larger than what is there for all of them.
+    #[tokio::test]
+    async fn pieces_reserve_what_they_take() {
+        for (part_size, reserved) in [(10, 10), (90, 90), (100, 100), (1 << 40, 100)] {
+            let memory = Memory::new(100);
+            let body = futures::stream::iter([Ok(Bytes::from_static(&[0; 40]))]).boxed();
+            let mut pieces = Pieces::new(body, part_size, memory.clone());
+            let piece = pieces.next().await.unwrap();
+            assert_eq!(piece.size, part_size.min(40));
+            assert_eq!(memory.free.available_permits(), 100 - reserved);
+            drop(piece);
+            assert_eq!(memory.free.available_permits(), 100);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! What services say when they say no, and what a person can do about it.
 
+use crate::http::retry_after;
 use http::{HeaderMap, StatusCode};
 use std::{error::Error as StdError, fmt, io, time::Duration};
 use tk_store::Error;
@@ -24,13 +25,12 @@ impl Refusal {
         let header = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
         let code = tag(&text, "Code").or_else(|| header("x-ms-error-code"));
         let region = tag(&text, "Region").or_else(|| header("x-amz-bucket-region"));
-        let seconds = header("retry-after").and_then(|wait| wait.trim().parse().ok());
         Refusal {
             status,
             code: code.unwrap_or_default(),
             message: one_line(&tag(&text, "Message").unwrap_or_default()),
             region,
-            wait: seconds.map(Duration::from_secs),
+            wait: retry_after(headers),
         }
     }
 
@@ -233,3 +233,28 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
 
 /// Characters of a service's sentence that are shown.
 const MAX_MESSAGE: usize = 300;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::header::RETRY_AFTER;
+    use std::time::SystemTime;
+
+    #[test]
+    fn waits_in_seconds_and_as_dates() {
+        let wait = |text: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, &headers, b"").wait
+        };
+        assert_eq!(wait(" 7 "), Some(Duration::from_secs(7)));
+        assert_eq!(
+            wait("Thu, 01 Jan 1970 00:00:00 GMT"),
+            Some(Duration::ZERO),
+            "it is over"
+        );
+        let hour = Duration::from_secs(3600);
+        let later = wait(&httpdate::fmt_http_date(SystemTime::now() + hour)).unwrap();
+        assert!(later > hour / 2 && later <= hour, "{later:?}");
+        assert_eq!(wait("soon"), None);
+    }
+}

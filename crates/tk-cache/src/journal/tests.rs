@@ -110,6 +110,9 @@ fn a_living_process_keeps_what_it_has() {
         BTreeSet::from(["id b".to_owned()])
     );
     assert_eq!(alive.uploads_of_others(), BTreeSet::new());
+    assert!(other.others_begin("nar/d"));
+    assert!(!other.others_begin("nar/b"), "its id is known");
+    assert!(!alive.others_begin("nar/d"));
 }
 
 #[test]

@@ -96,6 +96,13 @@ impl Reply {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
+
+    /// No answer at all.
+    pub fn hang_up() -> Self {
+        let mut reply = Reply::new(0, "");
+        reply.cut = Some(0);
+        reply
+    }
 }
 
 impl S3 {
@@ -129,6 +136,17 @@ impl S3 {
 
     pub fn no_fault(&self) {
         self.state().fault = None;
+    }
+
+    /// An upload that somebody began so many seconds ago.
+    pub fn add_upload(&self, key: &str, id: &str, ago: u64) {
+        let upload = Multipart {
+            key: key.to_owned(),
+            parts: BTreeMap::new(),
+            began: now() - ago,
+            headers: BTreeMap::new(),
+        };
+        self.state().uploads.insert(id.to_owned(), upload);
     }
 
     async fn serve(&self, connection: TcpStream) {
