@@ -146,7 +146,7 @@ impl Compressor {
             Compression::Gzip => {
                 let level = self.level.unwrap_or(GZIP_LEVEL) as u32;
                 let level = flate2::Compression::new(level);
-                Inner::Gzip(flate2::write::GzEncoder::new(out, level))
+                Inner::Gzip(Box::new(flate2::write::GzEncoder::new(out, level)))
             }
             #[cfg(feature = "bzip2")]
             Compression::Bzip2 => {
@@ -278,7 +278,7 @@ enum Inner<'a, W: Write> {
     #[cfg(feature = "xz")]
     Xz(liblzma::write::XzEncoder<W>),
     #[cfg(feature = "gzip")]
-    Gzip(flate2::write::GzEncoder<W>),
+    Gzip(Box<flate2::write::GzEncoder<W>>),
     #[cfg(feature = "bzip2")]
     Bzip2(bzip2::write::BzEncoder<W>),
     #[cfg(feature = "brotli")]

@@ -211,7 +211,8 @@ async fn what_is_refused_is_not_absent() {
     ];
     let wrong_secret = [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", "x")];
     let no_bucket = "there is no bucket nowhere at http://127.0.0.1";
-    let cases: &[(&str, &[(&str, &str)], &str)] = &[
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+    let cases: &[(&str, Variables, &str)] = &[
         (BUCKET, &wrong_key, "does not know this access key"),
         (
             BUCKET,

@@ -238,7 +238,7 @@ impl State {
     }
 
     fn put(&mut self, request: &Request, key: &str) -> Reply {
-        if request.headers.get("if-none-match").is_some() && self.objects.contains_key(key) {
+        if request.headers.contains_key("if-none-match") && self.objects.contains_key(key) {
             return Reply::error(412, "PreconditionFailed", "");
         }
         let content = request.body.clone();
@@ -558,7 +558,7 @@ fn now() -> u64 {
 /// Seconds since 1970 as S3 writes them.
 fn time(seconds: u64) -> String {
     let (mut days, mut year) = (seconds / 86_400, 1970);
-    let leap = |y: u64| y % 4 == 0 && (y % 100 != 0 || y % 400 == 0);
+    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));
         year += 1;
