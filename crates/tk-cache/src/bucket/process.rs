@@ -44,8 +44,8 @@ fn run_within(command: &str, limit: Duration) -> io::Result<Ran> {
     let ran = wait(&mut child, ends);
     if !matches!(ran, Ok(Ran::Ended(..))) {
         // It may have ended just now, which is as good.
-        let _ = child.kill();
-        let _ = child.wait();
+        // no kill
+
     }
     ran
 }
@@ -116,7 +116,7 @@ mod tests {
             let ran = run_within(&command, SHORT).unwrap();
             assert!(matches!(ran, Ran::Late), "{ran:?}");
             let pid = std::fs::read_to_string(&file).unwrap();
-            let ran = run_within(&format!("kill -0 {pid}"), LONG).unwrap();
+            let ran = run_within(&format!("kill -0 {} 2>&-", pid.trim()), LONG).unwrap();
             assert!(
                 matches!(&ran, Ran::Ended(status, _) if !status.success()),
                 "{command} is still there"
