@@ -44,8 +44,8 @@ fn run_within(command: &str, limit: Duration) -> io::Result<Ran> {
     let ran = wait(&mut child, ends);
     if !matches!(ran, Ok(Ran::Ended(..))) {
         // It may have ended just now, which is as good.
-        // no kill
-
+        let _ = child.kill();
+        let _ = child.wait();
     }
     ran
 }
