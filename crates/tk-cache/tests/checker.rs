@@ -537,7 +537,7 @@ async fn a_folder_that_cannot_be_read_has_not_said_absent() {
         std::fs::rename(&root, place.path().join("away")).unwrap();
         std::fs::write(&root, "").unwrap();
     } else {
-        std::fs::set_permissions(&root, Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&root, Permissions::from_mode(0o0)).unwrap();
     }
     let checker = Checker::new(vec![Arc::new(cache)]);
     let found = check(&checker, &[&links[0].0, &links[1].0]).await;
