@@ -50,7 +50,10 @@ fn stores_that_are_none() {
     for (uri, word) in [
         ("gopher://x", "gopher"),
         ("nonsense", "nonsense"),
-        ("https://cache.nixos.org", "not supported yet"),
+        ("https://", "host"),
+        ("s3://", "bucket"),
+        ("az://only-a-container", "account"),
+        ("s3://b?multipart-chunk-size=1", "multipart-chunk-size"),
         ("daemon", "daemon"),
         ("file://", "folder"),
         ("local?root=relative", "absolute"),

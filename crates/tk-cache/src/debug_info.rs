@@ -43,3 +43,33 @@ fn build_id<'a>(begin: &'a [u8], rest: &'a [u8]) -> Option<(&'a str, &'a str)> {
 
 const FOLDER: &[u8] = b"lib/debug/.build-id";
 const SUFFIX: &str = ".debug";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_are_found_by_build_id() {
+        let rest = "0123456789abcdef0123456789abcdef012345";
+        let file = |name: &str| format!(r#""{name}":{{"type":"regular","size":1}}"#);
+        let listing = format!(
+            r#"{{"version":1,"root":{{"type":"directory","entries":{{"lib":{{"type":"directory","entries":{{
+            "debug":{{"type":"directory","entries":{{".build-id":{{"type":"directory","entries":{{
+            "ab":{{"type":"directory","entries":{{{},{},{},"{rest}.link":{{"type":"symlink","target":"x"}}}}}},
+            "xyz":{{"type":"directory","entries":{{{}}}}},"file":{{"type":"regular","size":1}}
+            }}}}}}}}}}}}}}}}}}"#,
+            file(&format!("{rest}.debug")),
+            file(&format!("{rest}.sup")),
+            file("short.debug"),
+            file(&format!("{rest}.debug")),
+        );
+        let listing = Listing::from_json(&listing).unwrap();
+        let found = index(&listing, "nar/x.nar.zst");
+        let content = format!(
+            r#"{{"archive":"../nar/x.nar.zst","member":"lib/debug/.build-id/ab/{rest}.debug"}}"#
+        );
+        assert_eq!(found, [(format!("debuginfo/ab{rest}"), content)]);
+        let plain = Listing::from_json(r#"{"version":1,"root":{"type":"regular","size":1}}"#);
+        assert_eq!(index(&plain.unwrap(), "nar/x.nar"), []);
+    }
+}
