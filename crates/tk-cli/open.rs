@@ -126,6 +126,11 @@ impl Opened {
         }
     }
 
+    /// Whether each of its paths costs a round trip over a network.
+    pub fn is_far(&self) -> bool {
+        matches!(self, Opened::Remote(_))
+    }
+
     /// The store as a cache that answers with narinfos; other stores say what they know.
     pub fn narinfos(&self) -> Arc<dyn NarInfos> {
         match self {
@@ -155,6 +160,9 @@ pub struct Wish {
     pub want_mass_query: Option<bool>,
     /// Write a listing beside each NAR.
     pub listing: bool,
+    /// What is written comes from far away: more paths are worked on at once than there are
+    /// processors, since each waits for a round trip.
+    pub from_afar: bool,
     /// What caches said before is not believed.
     pub refresh: bool,
     /// How a daemon is to build.
@@ -287,9 +295,12 @@ async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> R
         }
     }
     config.read_only = settings.take_bool("read-only")?.unwrap_or(false);
-    if let Some(jobs) = wish.jobs {
-        config.jobs = jobs;
-    }
+    let afar = NonZeroUsize::new(FROM_AFAR).filter(|_| wish.from_afar);
+    config.jobs = match (wish.jobs, afar) {
+        (Some(jobs), _) => jobs,
+        (None, Some(afar)) => config.jobs.max(afar),
+        (None, None) => config.jobs,
+    };
     skip(settings, STORE_SETTINGS);
     skip(settings, LOCAL_SETTINGS);
     let store = match wish.write {
@@ -328,6 +339,9 @@ fn skip(settings: &mut Settings, names: &[&str]) {
         settings.take(name);
     }
 }
+
+/// Each takes the window of a decoder, 8 MiB with Nix's xz.
+const FROM_AFAR: usize = 8;
 
 const STORE_SETTINGS: &[&str] = &["trusted", "path-info-cache-size", "system-features"];
 const LOCAL_SETTINGS: &[&str] = &[

@@ -11,6 +11,7 @@ use crate::{
     add, blocking,
     compress::Compressor,
     layout::{self, CACHE_INFO, NAR_FOLDER},
+    pool::Pool,
 };
 use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
@@ -108,6 +109,8 @@ struct Inner {
     memory: u32,
     /// What is left of it.
     free_memory: Arc<Semaphore>,
+    /// One thread for each upload.
+    packers: Pool,
 }
 
 impl FolderCache {
@@ -267,6 +270,7 @@ impl Inner {
         }
         let memory = (compressor.memory_of_all() / MIB) as u32;
         let inner = Inner {
+            packers: Pool::new(config.jobs.get()),
             config,
             root,
             compressor,

@@ -21,6 +21,7 @@ pub mod layout;
 mod limit;
 pub mod objects;
 mod pack;
+mod pool;
 mod realisations;
 pub mod remote;
 mod unpack;

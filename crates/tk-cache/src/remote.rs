@@ -11,6 +11,7 @@ use crate::{
     journal::Journal,
     layout::{self, CACHE_INFO},
     objects::{NarInfoCache, NarInfos, Objects},
+    pool::Pool,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -114,8 +115,10 @@ struct Inner {
     info: OnceCell<Option<CacheInfo>>,
     /// Opened when something is uploaded.
     journal: Mutex<Option<Arc<Journal>>>,
+    /// One more than processors: a packer may wait for its source or for the network.
+    packers: Pool,
     /// Packers at work.
-    packers: Arc<Semaphore>,
+    free_packers: Arc<Semaphore>,
     /// Memory of encoders that is free, in MiB.
     encoder_memory: Arc<Semaphore>,
     /// What [`Inner::encoder_memory`] is when nothing is under way.
@@ -138,7 +141,8 @@ impl RemoteCache {
         let memory = (compressor.memory_of_all() >> 20) as u32;
         let inner = Inner {
             objects,
-            packers: Arc::new(Semaphore::new(config.jobs.get() + 1)),
+            packers: Pool::new(config.jobs.get() + 1),
+            free_packers: Arc::new(Semaphore::new(config.jobs.get() + 1)),
             config,
             compressor,
             info: OnceCell::new(),

@@ -79,7 +79,7 @@ impl Copy {
         let from = self.from.clone().unwrap_or_else(|| cx.store_uri());
         let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
         let src = open(cx, &from, &Wish::default()).await?;
-        let dst = open(cx, &to, &self.wish()).await?;
+        let dst = open(cx, &to, &self.wish(src.is_far())).await?;
         let Sources { paths, outputs } = match self.all {
             false => Sources::find(&src, &self.paths).await?,
             true => Sources {
@@ -121,8 +121,9 @@ impl Copy {
         tell_report(cx, "copied", &report, &paths, &*to, start, self.json)
     }
 
-    fn wish(&self) -> Wish {
+    fn wish(&self, from_afar: bool) -> Wish {
         Wish {
+            from_afar,
             write: !self.dry_run,
             compression: self.compression,
             level: self.level,

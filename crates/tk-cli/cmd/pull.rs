@@ -77,6 +77,7 @@ impl Pull {
         let wish = Wish {
             write: !self.dry_run,
             jobs: self.jobs,
+            from_afar: src.is_far(),
             ..Wish::default()
         };
         let opened = open(cx, &to, &wish).await?;

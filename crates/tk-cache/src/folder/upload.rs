@@ -47,9 +47,10 @@ impl Target for Inner {
         let work = async move {
             let permit = self.room(info.nar_size).await;
             let nar = BlockingNar::new(nar);
-            let work = blocking(move || {
+            let cache = self.clone();
+            let work = self.packers.run(move || {
                 let _permit = permit;
-                Ok(upload(&self, info, nar, replace))
+                upload(&cache, info, nar, replace)
             });
             work.await.unwrap_or_else(|error| Err(Failure::Item(error)))
         };

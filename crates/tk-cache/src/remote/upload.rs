@@ -209,7 +209,7 @@ struct Packing {
     chunks: Option<mpsc::Receiver<Bytes>>,
     /// Whether the packer has ended.
     ended: bool,
-    work: JoinHandle<Result<Packed, Failure>>,
+    work: JoinHandle<Result<Result<Packed, Failure>>>,
     /// For what is packed and not sent yet.
     _room: OwnedSemaphorePermit,
 }
@@ -223,12 +223,12 @@ impl Packing {
         let room = size.map_or(WHOLE, |size| (size as usize).clamp(CHUNK, WHOLE));
         // What was packed and waits for the network goes first: it needs nothing more to end.
         let room = take(&cache.packed_memory, (room >> 10) as u32).await;
-        let packer = take(&cache.packers, 1).await;
+        let packer = take(&cache.free_packers, 1).await;
         let memory = take(&cache.encoder_memory, memory).await;
         let (sender, chunks) = mpsc::channel(WINDOW);
-        let cache = cache.clone();
+        let (pool, cache) = (cache.clone(), cache.clone());
         let nar = BlockingNar::new(nar);
-        let work = tokio::task::spawn_blocking(move || {
+        let pack = move || {
             let _permits = (packer, memory);
             let sink = Sink {
                 filling: Vec::new(),
@@ -243,7 +243,9 @@ impl Packing {
             let (sink, packed) = pack(&cache.compressor, &info, nar, list, sink, broken)?;
             sink.finish().map_err(broken)?;
             Ok(packed)
-        });
+        };
+        // A task, so that it begins at once, and ends when nobody takes what it packs.
+        let work = tokio::spawn(async move { pool.packers.run(pack).await });
         Packing {
             chunks: Some(chunks),
             ended: false,
@@ -293,7 +295,7 @@ impl Packing {
     async fn finish(self) -> Result<Packed, Failure> {
         drop(self.chunks);
         match self.work.await {
-            Ok(result) => result,
+            Ok(result) => result.unwrap_or_else(|error| Err(Failure::Item(error))),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(error) => {
                 let error = io::Error::other(error);
