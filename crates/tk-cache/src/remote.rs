@@ -115,7 +115,6 @@ struct Inner {
     info: OnceCell<Option<CacheInfo>>,
     /// Opened when something is uploaded.
     journal: Mutex<Option<Arc<Journal>>>,
-    /// One more than processors: a packer may wait for its source or for the network.
     packers: Pool,
     /// Packers at work.
     free_packers: Arc<Semaphore>,
@@ -139,10 +138,13 @@ impl RemoteCache {
         let compressor = Compressor::new(config.compression, config.level, config.jobs)
             .map_err(|e| Error::invalid(e.to_string()))?;
         let memory = (compressor.memory_of_all() >> 20) as u32;
+        // A packer may wait for its source or for the network, unless packing takes longest.
+        let spare = usize::from(config.compression != Compression::Xz);
+        let packers = config.jobs.get() + spare;
         let inner = Inner {
             objects,
-            packers: Pool::new(config.jobs.get() + 1),
-            free_packers: Arc::new(Semaphore::new(config.jobs.get() + 1)),
+            packers: Pool::new(packers),
+            free_packers: Arc::new(Semaphore::new(packers)),
             config,
             compressor,
             info: OnceCell::new(),
