@@ -42,6 +42,7 @@ fn killed_pushes_to_a_server() {
             }
             looks
         });
+        let _over = Over(&over);
         let mut sent_again = 0;
         for n in 1..=KILLS {
             let before = nars(&root);
@@ -92,6 +93,7 @@ fn killed_pushes_to_a_bucket() {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(&ceph, "cache", &over));
+        let _over = Over(&over);
         for n in 1..=KILLS {
             kill_after(
                 &source,
@@ -124,6 +126,15 @@ fn killed_pushes_to_a_bucket() {
     ]);
     let done = other.done(pull.envs(env.iter().cloned()).output());
     assert_eq!(done.status, 0, "{done:?}");
+}
+
+/// Ends the watcher also when the test fails, which would wait for it for ever.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// How long a push to an empty cache takes when nobody kills it.
