@@ -361,7 +361,7 @@ impl<'a> Session<'a> {
         };
         // It may have been completed, and only the answer been lost. Where a process was killed
         // while it waited for that answer, Ceph calls the upload a key that is not there.
-        let gone = |refusal: Refusal| refusal.is("NoSuchUpload") || refusal.is("NoSuchKey");
+        let gone = |refusal: &Refusal| refusal.is("NoSuchUpload") || refusal.is("NoSuchKey");
         if Refusal::of(&error).is_some_and(gone) {
             let options = GetOptions {
                 head: true,
