@@ -2,7 +2,8 @@
 //! sends only what had not arrived.
 
 use super::{Served, Source};
-use crate::cli::Machine;
+use crate::{cli::Machine, support::servers::Ceph};
+use futures::TryStreamExt;
 use std::{
     collections::BTreeMap,
     fs,
@@ -12,6 +13,11 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
+};
+use tk_cache::{
+    bucket::{BucketConfig, BucketObjects, Environment},
+    http::ClientConfig,
+    objects::Objects,
 };
 use tk_narinfo::NarInfo;
 use tk_path::StoreDir;
@@ -73,6 +79,55 @@ fn killed_pushes_to_a_server() {
     ));
 }
 
+/// The same with a bucket. Besides, no upload in parts may be left open.
+#[test]
+fn killed_pushes_to_a_bucket() {
+    let Some(ceph) = Ceph::start() else { return };
+    for bucket in ["whole", "cache"] {
+        ceph.make_bucket(bucket);
+    }
+    let source = Source::new(40, &[3, 17, 31]);
+    let (env, top) = (ceph.env(), source.top());
+    let whole = duration(&source, &ceph.uri("whole"), &env);
+    let cache = ceph.uri("cache");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(&ceph, "cache", &over));
+        let _over = Over(&over);
+        for n in 1..=KILLS {
+            kill_after(
+                &source,
+                &cache,
+                &env,
+                whole.mul_f64(f64::from(n) / f64::from(KILLS)),
+            );
+        }
+        let mut push = source
+            .machine
+            .command(["push", "--store", "./store", "--to", &cache, &top]);
+        let done = source.machine.done(push.envs(env.iter().cloned()).output());
+        assert_eq!(done.status, 0, "{done:?}");
+        over.store(true, Ordering::Relaxed);
+        let looks = watcher.join().unwrap();
+        assert!(looks > 3, "{looks} looks at the cache while it was filled");
+    });
+    let open = ceph.open_uploads("cache");
+    assert!(open.contains("ListMultipartUploadsResult"), "{open}");
+    assert!(!open.contains("<UploadId>"), "{open}");
+    let other = Machine::new();
+    let mut pull = other.command([
+        "pull",
+        "--no-check-sigs",
+        "--from",
+        &cache,
+        "--to",
+        "./s",
+        &top,
+    ]);
+    let done = other.done(pull.envs(env.iter().cloned()).output());
+    assert_eq!(done.status, 0, "{done:?}");
+}
+
 /// Ends the watcher also when the test fails, which would wait for it for ever.
 struct Over<'a>(&'a AtomicBool);
 
@@ -108,6 +163,47 @@ fn kill_after(source: &Source, cache: &str, env: &[(&str, String)], wait: Durati
     thread::sleep(wait);
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Reads all narinfos again and again; each must have its NAR and its references.
+fn watch(ceph: &Ceph, bucket: &str, over: &AtomicBool) -> usize {
+    let environment = Environment {
+        variables: ceph
+            .env()
+            .into_iter()
+            .map(|(n, v)| (n.to_owned(), v))
+            .collect(),
+        home: None,
+    };
+    let endpoint = ceph.endpoint.clone();
+    let parameter = |name: &str| (name == "endpoint").then(|| endpoint.clone());
+    let client = ClientConfig::default();
+    let config = BucketConfig::from_parts("s3", bucket, &parameter, environment, client).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let objects = BucketObjects::open(config).unwrap();
+        let mut looks = 0;
+        while !over.load(Ordering::Relaxed) {
+            let names: Vec<String> = objects.list("").try_collect().await.unwrap();
+            for name in names.iter().filter(|name| name.ends_with(".narinfo")) {
+                let text = objects.read(name, 1 << 20).await.unwrap().unwrap();
+                let narinfo = NarInfo::parse(&StoreDir::default(), text).unwrap();
+                let path = &narinfo.info.path;
+                let nar = objects.look(&narinfo.url).await.unwrap();
+                let size = nar.unwrap_or_else(|| panic!("the NAR of {path}")).size;
+                assert_eq!(size, narinfo.file_size, "{path}");
+                for reference in &narinfo.info.references {
+                    let other = format!("{}.narinfo", reference.hash_part());
+                    // The list may be older than the narinfo.
+                    let there =
+                        names.contains(&other) || objects.look(&other).await.unwrap().is_some();
+                    assert!(there, "{path} is visible before {reference}");
+                }
+            }
+            looks += 1;
+        }
+        looks
+    })
 }
 
 /// How many of the NARs that were there before were written again.

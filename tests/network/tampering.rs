@@ -47,7 +47,8 @@ fn flipped_bits_are_refused() {
         }
         for key in ["NarHash", "NarSize", "References", "Sig", "StorePath"] {
             let old = value(key);
-            let at = old.len() - 3;
+            // The last digit of a signature's base64 has bits that nobody looks at, Nix neither.
+            let at = old.len() - 4;
             let other = if &old[at..=at] == "1" { "2" } else { "1" };
             let new = format!("{}{other}{}", &old[..at], &old[at + 1..]);
             fs::write(&narinfo, text.replace(&old, &new)).unwrap();

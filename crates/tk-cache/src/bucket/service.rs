@@ -232,7 +232,8 @@ impl S3 {
         match self.get(&format!("{path}?max-parts=1&uploadId={id}")).await {
             Ok(_) => Ok(true),
             Err(error) => match Refusal::of(&*error) {
-                Some(refusal) if refusal.is("NoSuchUpload") => Ok(false),
+                // Ceph has the second word for it when asked for the parts, and only then.
+                Some(refusal) if refusal.is("NoSuchUpload") || refusal.is("NoSuchKey") => Ok(false),
                 // It may not be allowed to look. That the parts are there was noted.
                 Some(refusal) if refusal.is_denied() || refusal.status.as_u16() == 501 => Ok(true),
                 _ => Err(error),
