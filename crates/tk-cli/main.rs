@@ -4,6 +4,7 @@
 
 mod build_log;
 mod cmd;
+mod failure;
 mod keys;
 mod listing;
 mod open;

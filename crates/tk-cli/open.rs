@@ -3,9 +3,11 @@
 mod caches;
 mod info;
 mod network;
+mod nix;
 mod remote;
 
 pub use info::Info;
+pub use nix::NixOptions;
 pub use remote::BuildOptions;
 
 use crate::{

@@ -10,6 +10,7 @@ mod completions;
 mod copy;
 mod daemon;
 mod derivation;
+mod eval;
 mod hash;
 mod key;
 mod log;
@@ -44,6 +45,7 @@ pub enum Command {
     Verify(verify::Verify),
     Sign(sign::Sign),
     Build(build::Build),
+    Eval(Box<eval::Eval>),
     Log(log::Log),
     #[command(subcommand)]
     Store(store::Store),
@@ -86,6 +88,7 @@ impl Command {
             Command::Verify(args) => args.run(cx).await,
             Command::Sign(args) => args.run(cx).await,
             Command::Build(args) => args.run(cx).await,
+            Command::Eval(args) => args.run(cx).await,
             Command::Log(args) => args.run(cx).await,
             Command::Store(args) => args.run(cx).await,
             Command::Realisation(args) => args.run(cx).await,

@@ -58,7 +58,7 @@ pub struct BuildOptions {
 impl BuildOptions {
     /// What a daemon is told. Nothing, so that it works by its own configuration, unless something
     /// was asked for; then, as the message has no blanks, the rest is nix.conf's.
-    fn to_settings(&self, cx: &Context) -> Result<Option<SetOptions>> {
+    pub fn to_settings(&self, cx: &Context) -> Result<Option<SetOptions>> {
         if *self == BuildOptions::default() {
             return Ok(None);
         }
@@ -97,6 +97,26 @@ impl BuildOptions {
 }
 
 impl BuildOptions {
+    /// The same as settings for nix's command line, for what it builds while it evaluates.
+    pub fn options(&self) -> Vec<(String, String)> {
+        let number = |name: &str, value: Option<u32>| Some((name.into(), value?.to_string()));
+        let yes = |name: &str, given: bool| given.then(|| (name.into(), "true".into()));
+        let own = [
+            yes("keep-going", self.keep_going),
+            yes("keep-failed", self.keep_failed),
+            yes("fallback", self.fallback),
+            number("max-jobs", self.max_jobs),
+            number("cores", self.cores),
+            number("timeout", self.timeout),
+            number("max-silent-time", self.max_silent_time),
+            self.no_substitute
+                .then(|| ("substitute".into(), "false".into())),
+        ];
+        let pairs = self.option.chunks_exact(2);
+        let given = pairs.map(|pair| (pair[0].clone(), pair[1].clone()));
+        own.into_iter().flatten().chain(given).collect()
+    }
+
     /// The few that the serve protocol has.
     fn to_serve(&self) -> serve::BuildOptions {
         let seconds = |given: Option<u32>| given.unwrap_or(0).into();

@@ -1,0 +1,61 @@
+//! What people are told of a failure of nix or of a build.
+
+use crate::{Answer, Context};
+use tk_nix::{Cause, Failure};
+
+/// Says why `what` failed, with the last lines of its log and what to do next; the answer that
+/// follows: 1 for what was understood and is wrong itself, 2 for what could not be done.
+pub fn tell_failure(cx: &Context, what: &str, failure: &Failure) -> Answer {
+    cx.ui.error(format_args!("{what}: {failure}"));
+    if let Some(phase) = &failure.phase {
+        cx.ui.error(format_args!("it was in its {phase}"));
+    }
+    if failure.derivation.is_some() && !failure.log.is_empty() {
+        cx.ui.error(format_args!("the last lines of its log:"));
+        for line in &failure.log {
+            cx.ui.error(format_args!("  > {line}"));
+        }
+    }
+    if let Some(advice) = advice(failure) {
+        cx.ui.error(advice);
+    }
+    answer(failure)
+}
+
+/// The exit status that a failure means.
+pub fn answer(failure: &Failure) -> Answer {
+    match failure.cause {
+        Cause::NoNix
+        | Cause::Misused
+        | Cause::OutputLimit
+        | Cause::NoSpace
+        | Cause::Network
+        | Cause::Sandbox
+        | Cause::Untrusted
+        | Cause::NoBuilder
+        | Cause::Cancelled
+        | Cause::Other => Answer::Failed,
+        _ => Answer::No,
+    }
+}
+
+/// What to do about it, where that is not in the words of nix.
+fn advice(failure: &Failure) -> Option<String> {
+    Some(match &failure.cause {
+        Cause::HashMismatch { actual, .. } => {
+            format!("if the new content is right, write {actual} into the derivation")
+        }
+        Cause::Untrusted => {
+            "ask for your name among trusted-users in the nix.conf of that daemon, \
+                             or sign what you send with a key that it trusts"
+                .into()
+        }
+        Cause::NoSpace => "make room (nix-collect-garbage), then try again".into(),
+        Cause::Network => "nothing is wrong with what was asked for; try again later".into(),
+        Cause::Sandbox => "the machine may not allow sandboxes: --option sandbox false".into(),
+        Cause::NoBuilder => {
+            "name a store that builds for that system: --store ssh-ng://host".into()
+        }
+        _ => return None,
+    })
+}

@@ -1,0 +1,323 @@
+use crate::{Cause, EvalOptions, Failure, Installable, Nix, Result, Source, Target, events};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tk_daemon::client::BuildLogs;
+use tk_narinfo::{
+    PathInfo,
+    build_result::{BuildStatus, KeyedBuildResult},
+};
+use tk_path::{DerivedPath, OutputsSpec, SingleDerivedPath, StorePath};
+use tk_store::{
+    Abilities, Build, BuildMode,
+    log::{LogEvent, LogSink, strip_ansi},
+};
+
+/// Builds what people name: evaluated by nix, built by a store.
+#[derive(Debug, Clone)]
+pub struct NixBuilder {
+    nix: Nix,
+    store: Abilities,
+}
+
+/// How something is built.
+#[derive(Debug, Clone, Default)]
+pub struct BuildOptions {
+    /// How it is evaluated.
+    pub eval: EvalOptions,
+    /// What is done with outputs that are there.
+    pub mode: BuildMode,
+    /// The build is given up after so long; `None`: never. Evaluation has nix's own limit.
+    pub timeout: Option<Duration>,
+}
+
+/// What was built. The same for all versions of Nix; facts about outputs are those of the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildResult {
+    /// The main output, or the path if it was one: a whole path.
+    pub store_path: String,
+    /// Whole paths by the outputs' names.
+    pub outputs: BTreeMap<String, String>,
+    /// Seconds from the beginning of the build to its end; 0 if it was there.
+    pub build_time: f64,
+    /// Bytes of the NARs of all outputs.
+    pub size: u64,
+    /// What the outputs refer to, without themselves: whole paths.
+    pub references: Vec<String>,
+    /// The derivation, if there is one: a whole path.
+    pub drv_path: Option<String>,
+    /// `Built`, `Substituted` or `AlreadyValid`, and so on: Nix's names.
+    pub status: String,
+}
+
+impl NixBuilder {
+    /// `nix` evaluates, `store` builds and knows the outputs: nix must work on the same store.
+    pub fn new(nix: Nix, store: Abilities) -> Self {
+        NixBuilder { nix, store }
+    }
+
+    /// The nix that evaluates.
+    pub fn nix(&self) -> &Nix {
+        &self.nix
+    }
+
+    /// The store that builds.
+    pub fn store(&self) -> &Abilities {
+        &self.store
+    }
+
+    /// Builds the attribute `attr` of the flake `flake_ref`; with an empty one its default package.
+    pub async fn build(&self, flake_ref: &str, attr: &str) -> Result<BuildResult> {
+        let source = Source::Flake(flake_ref.to_owned());
+        let what = Installable::attribute(source, attr).map_err(misused)?;
+        self.build_one(&what, &BuildOptions::default(), &()).await
+    }
+
+    /// The value of the expression `expr`.
+    pub async fn eval(&self, expr: &str) -> Result<Value> {
+        let source = Source::Expr(expr.to_owned());
+        let what = Installable::attribute(source, "").map_err(misused)?;
+        self.nix.eval(&what, &EvalOptions::default(), &()).await
+    }
+
+    /// Builds what `what` names, which must be one thing.
+    pub async fn build_one(
+        &self,
+        what: &Installable,
+        options: &BuildOptions,
+        log: &dyn LogSink,
+    ) -> Result<BuildResult> {
+        let dir = self.store.store.dir();
+        let mut targets = self.nix.targets(what, dir, &options.eval, log).await?;
+        if targets.len() != 1 {
+            let words = format!("{what} is {} derivations; name one of them", targets.len());
+            return Err(Failure::new(Cause::Misused, words));
+        }
+        let target = targets.remove(0);
+        let mut built = self
+            .build_targets(std::slice::from_ref(&target), options, log)
+            .await?;
+        built.pop().unwrap_or_else(|| Err(nothing(&target)))
+    }
+
+    /// Builds `targets` together. One result for each, in their order; what fails does not keep the
+    /// others from being told.
+    pub async fn build_targets(
+        &self,
+        targets: &[Target],
+        options: &BuildOptions,
+        log: &dyn LogSink,
+    ) -> Result<Vec<Result<BuildResult>>> {
+        let Some(builder) = &self.store.build else {
+            let words = format!("{} does not build", self.store.store);
+            return Err(Failure::new(Cause::Misused, words));
+        };
+        let errors = Mutex::new(Vec::new());
+        let logs = BuildLogs::with(LINES, |event| {
+            keep_error(&errors, &event);
+            log.event(event);
+        });
+        let begun = Instant::now();
+        let results = self.results(&**builder, targets, options, &logs).await?;
+        let elapsed = begun.elapsed();
+        let mut all = Vec::with_capacity(targets.len());
+        for target in targets {
+            let found = results.iter().find(|keyed| keyed.path == target.path);
+            all.push(match found {
+                Some(keyed) if !keyed.result.status.is_success() => {
+                    let drv = target
+                        .derivation()
+                        .map(|drv| self.store.store.dir().path(drv));
+                    Err(failed(keyed, drv, &logs, &errors))
+                }
+                Some(keyed) => self.told(keyed, target, &logs, elapsed).await,
+                None => Err(nothing(target)),
+            });
+        }
+        Ok(all)
+    }
+
+    async fn results<S: LogSink>(
+        &self,
+        builder: &dyn Build,
+        targets: &[Target],
+        options: &BuildOptions,
+        logs: &BuildLogs<S>,
+    ) -> Result<Vec<KeyedBuildResult>> {
+        let mut paths: Vec<DerivedPath> = Vec::new();
+        for target in targets {
+            if !paths.contains(&target.path) {
+                paths.push(target.path.clone());
+            }
+        }
+        let building = builder.build(&paths, options.mode, logs);
+        let Some(limit) = options.timeout else {
+            return Ok(building.await?);
+        };
+        match tokio::time::timeout(limit, building).await {
+            Ok(results) => Ok(results?),
+            Err(_) => {
+                // Giving the future up ended the builds; what was running is what took so long.
+                let mut failure = Failure::timed_out(limit);
+                failure.message = format!("the build was ended after {} s", limit.as_secs_f32());
+                if let Some(build) = logs.builds().into_iter().rev().find(|b| b.stop.is_none()) {
+                    failure.derivation = Some(build.drv.clone());
+                    failure.log = build.lines.into();
+                    failure.phase = build.phase;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// What became of `target`.
+    async fn told<S: LogSink>(
+        &self,
+        keyed: &KeyedBuildResult,
+        target: &Target,
+        logs: &BuildLogs<S>,
+        elapsed: Duration,
+    ) -> Result<BuildResult> {
+        let dir = self.store.store.dir();
+        let drv = target.derivation().map(|drv| dir.path(drv));
+        let outputs = self.outputs(keyed, target).await?;
+        let log = drv.as_deref().and_then(|drv| logs.of(drv));
+        let build_time = match (&log, keyed.result.status) {
+            (Some(log), _) => {
+                let stop = log
+                    .stop
+                    .and_then(|stop| stop.duration_since(log.start).ok());
+                stop.unwrap_or(elapsed).as_secs_f64()
+            }
+            // Nobody told when it began.
+            (None, BuildStatus::Built) => {
+                let seconds = keyed.result.stop - keyed.result.start;
+                u32::try_from(seconds).map_or(0.0, f64::from)
+            }
+            (None, _) => 0.0,
+        };
+        let infos = self.infos(outputs.values().cloned().collect()).await?;
+        let own: BTreeSet<_> = outputs.values().collect();
+        let references = infos.iter().flat_map(|info| &info.references);
+        let references: BTreeSet<_> = references.filter(|path| !own.contains(path)).collect();
+        let main = target
+            .outputs
+            .iter()
+            .find_map(|name| outputs.get(name.as_str()));
+        let main = outputs.get("out").or(main).or(outputs.values().next());
+        Ok(BuildResult {
+            store_path: main.map(|path| dir.path(path)).unwrap_or_default(),
+            outputs: outputs
+                .iter()
+                .map(|(k, v)| (k.clone(), dir.path(v)))
+                .collect(),
+            build_time,
+            size: infos.iter().map(|info| info.nar_size).sum(),
+            references: references.into_iter().map(|path| dir.path(path)).collect(),
+            drv_path: drv,
+            status: keyed.result.status.name().to_owned(),
+        })
+    }
+
+    /// The outputs that are wanted, by name.
+    async fn outputs(
+        &self,
+        keyed: &KeyedBuildResult,
+        target: &Target,
+    ) -> Result<BTreeMap<String, StorePath>> {
+        let (drv, spec) = match &keyed.path {
+            DerivedPath::Opaque(path) => {
+                return Ok(BTreeMap::from([("out".to_owned(), path.clone())]));
+            }
+            DerivedPath::Built { drv, outputs } => (drv, outputs),
+        };
+        let told = keyed.result.outputs.iter();
+        let told = told.map(|(name, value)| (name.to_string(), value.out_path.clone()));
+        let mut outputs: BTreeMap<_, _> = told.collect();
+        if outputs.is_empty()
+            && let (Some(graph), SingleDerivedPath::Opaque(drv)) = (&self.store.graph, drv)
+        {
+            let known = graph.output_map(drv).await?.into_iter();
+            outputs = known
+                .filter_map(|(name, path)| Some((name.to_string(), path?)))
+                .collect();
+        }
+        // Daemons tell of all outputs, wanted or not.
+        if let OutputsSpec::Names(names) = spec {
+            outputs.retain(|name, _| names.iter().any(|wanted| wanted.as_str() == name));
+        }
+        match outputs.is_empty() {
+            true => Err(nothing(target)),
+            false => Ok(outputs),
+        }
+    }
+
+    async fn infos(&self, paths: BTreeSet<StorePath>) -> Result<Vec<PathInfo>> {
+        let asked = futures::stream::iter(paths).boxed();
+        let mut answers = self.store.store.infos(asked);
+        let mut infos = Vec::new();
+        while let Some(answer) = answers.next().await {
+            infos.extend(answer?.1);
+        }
+        Ok(infos)
+    }
+}
+
+/// Why a build failed. If something that it needs failed, that is what is told.
+fn failed<S: LogSink>(
+    keyed: &KeyedBuildResult,
+    drv: Option<String>,
+    logs: &BuildLogs<S>,
+    errors: &Mutex<Vec<String>>,
+) -> Failure {
+    let own = drv.as_deref().and_then(|drv| logs.of(drv));
+    let failure = Failure::of_build(drv.clone(), &keyed.result, own.as_ref());
+    if failure.cause != Cause::Dependency {
+        return failure;
+    }
+    let errors = errors.lock().unwrap_or_else(PoisonError::into_inner);
+    let roots = errors.iter().map(|text| Failure::of_words(text));
+    let mut roots = roots.filter(|root| root.cause != Cause::Dependency);
+    let Some(root) = roots.find(|root| root.derivation.is_some() && root.derivation != drv) else {
+        return failure;
+    };
+    let log = root.derivation.as_deref().and_then(|drv| logs.of(drv));
+    root.with_log(log.as_ref())
+}
+
+/// What failed on the way is told as a message only.
+fn keep_error(errors: &Mutex<Vec<String>>, event: &LogEvent) {
+    let LogEvent::Message { text, .. } = event else {
+        return;
+    };
+    let text = strip_ansi(text);
+    if text.trim_start().starts_with("error:") {
+        let mut errors = errors.lock().unwrap_or_else(PoisonError::into_inner);
+        if errors.len() < ERRORS {
+            errors.push(events::bare(&text));
+        }
+    }
+}
+
+fn nothing(target: &Target) -> Failure {
+    let name = match target.name.as_str() {
+        "" => target.path.base().to_string(),
+        name => name.to_owned(),
+    };
+    Failure::new(Cause::Other, format!("nothing was told of {name}"))
+}
+
+fn misused(error: crate::InstallableError) -> Failure {
+    Failure::new(Cause::Misused, error.to_string())
+}
+
+/// Last lines of a builder that are kept.
+const LINES: usize = 25;
+/// Errors that are kept.
+const ERRORS: usize = 100;

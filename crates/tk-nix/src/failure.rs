@@ -1,0 +1,347 @@
+//! Why nix did not do what it was asked, as values.
+
+mod words;
+
+use crate::process::Finished;
+use serde_json::{Value, json};
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+use tk_daemon::client::BuildLog;
+use tk_narinfo::build_result::{BuildResult, BuildStatus};
+use tk_store::log::strip_ansi;
+
+/// Why something failed: [`Details`]. `Display` is one line; the message is all that was said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure(Box<Details>);
+
+/// What is known of a [`Failure`], which derefs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Details {
+    /// The likely cause.
+    pub cause: Cause,
+    /// What was said, without colours; it may have several lines.
+    pub message: String,
+    /// The derivation whose build failed: a whole path.
+    pub derivation: Option<String>,
+    /// How the builder ended or, where nothing was built, nix.
+    pub exit: Option<Exit>,
+    /// The phase in which the builder was, if it tells.
+    pub phase: Option<String>,
+    /// The last lines that the builder or, where nothing was built, nix wrote.
+    pub log: Vec<String>,
+}
+
+/// What made something fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// There is no nix that can be run.
+    NoNix,
+    /// What was asked for is no reference that nix understands, or makes no sense.
+    Misused,
+    /// The Nix code has an error.
+    Evaluation,
+    /// There is no such attribute.
+    MissingAttribute {
+        /// The attribute that was asked for.
+        attribute: String,
+        /// Those there are with similar names, the most similar first.
+        near: Vec<String>,
+    },
+    /// The builder ended with a status other than 0, or by a signal: see [`Failure::exit`].
+    Builder,
+    /// A fixed output has another hash than the derivation says.
+    HashMismatch {
+        /// What the derivation says, as SRI.
+        expected: String,
+        /// What it is: the right hash if the content is the right one.
+        actual: String,
+    },
+    /// The builder ended well without making an output.
+    MissingOutput {
+        /// The output's name.
+        output: String,
+    },
+    /// An output is something that must not be, such as one that refers to what it may not.
+    OutputRejected,
+    /// It took too long, or was silent for too long.
+    TimedOut,
+    /// The builder wrote more to its log than is allowed.
+    LogLimit,
+    /// nix wrote more than is taken.
+    OutputLimit,
+    /// Something that it needs could not be built.
+    Dependency,
+    /// Built again it was another.
+    NotDeterministic,
+    /// No space, on the disk or for files.
+    NoSpace,
+    /// A server could not be reached.
+    Network,
+    /// The sandbox could not be set up, or stopped the builder.
+    Sandbox,
+    /// The daemon does not trust this user enough.
+    Untrusted,
+    /// Nobody can build for that system, or with such features.
+    NoBuilder,
+    /// The caller gave up.
+    Cancelled,
+    /// Something else.
+    Other,
+}
+
+impl Cause {
+    /// The name in JSON, such as `hashMismatch`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Cause::NoNix => "noNix",
+            Cause::Misused => "misused",
+            Cause::Evaluation => "evaluation",
+            Cause::MissingAttribute { .. } => "missingAttribute",
+            Cause::Builder => "builder",
+            Cause::HashMismatch { .. } => "hashMismatch",
+            Cause::MissingOutput { .. } => "missingOutput",
+            Cause::OutputRejected => "outputRejected",
+            Cause::TimedOut => "timedOut",
+            Cause::LogLimit => "logLimit",
+            Cause::OutputLimit => "outputLimit",
+            Cause::Dependency => "dependency",
+            Cause::NotDeterministic => "notDeterministic",
+            Cause::NoSpace => "noSpace",
+            Cause::Network => "network",
+            Cause::Sandbox => "sandbox",
+            Cause::Untrusted => "untrusted",
+            Cause::NoBuilder => "noBuilder",
+            Cause::Cancelled => "cancelled",
+            Cause::Other => "other",
+        }
+    }
+
+    /// Whether the same may work another time without anything being changed.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Cause::TimedOut | Cause::NoSpace | Cause::Network | Cause::Cancelled
+        )
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// With this status.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// How a process that has ended did.
+    pub fn of(status: std::process::ExitStatus) -> Exit {
+        use std::os::unix::process::ExitStatusExt;
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, signal) => Exit::Signal(signal.unwrap_or(0)),
+        }
+    }
+
+    /// Whether it says that all went well.
+    pub fn is_success(self) -> bool {
+        self == Exit::Code(0)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exit status {code}"),
+            Exit::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+impl Deref for Failure {
+    type Target = Details;
+
+    fn deref(&self) -> &Details {
+        &self.0
+    }
+}
+
+impl DerefMut for Failure {
+    fn deref_mut(&mut self) -> &mut Details {
+        &mut self.0
+    }
+}
+
+impl Failure {
+    /// A failure with this cause and these words, and nothing else known.
+    pub fn new(cause: Cause, message: impl Into<String>) -> Self {
+        Failure(Box::new(Details {
+            cause,
+            message: message.into(),
+            derivation: None,
+            exit: None,
+            phase: None,
+            log: Vec::new(),
+        }))
+    }
+
+    /// Whether the same may work another time without anything being changed.
+    pub fn is_retryable(&self) -> bool {
+        self.cause.is_retryable()
+    }
+
+    /// What became of nix that did not end well.
+    ///
+    /// Nix says most of it in prose only. Of the errors that it wrote the first is about the first
+    /// derivation that failed; those that follow from it come later.
+    pub(crate) fn of_nix(done: &Finished) -> Self {
+        let root = |text: &&String| words::cause(text) != Cause::Dependency;
+        let first = done.errors.iter().find(root).or(done.errors.first());
+        let message = first.cloned().unwrap_or_else(|| {
+            let tail = done.tail.join("\n");
+            match tail.is_empty() {
+                true => format!("nix ended with {}", done.exit),
+                false => tail,
+            }
+        });
+        let mut failure = Failure::of_words(&message);
+        failure.exit = failure.exit.or(Some(done.exit));
+        if failure.cause == Cause::Other && failure.derivation.is_none() && !done.errors.is_empty()
+        {
+            failure.cause = Cause::Evaluation;
+        }
+        let drv = failure.derivation.as_deref();
+        let build = done.builds.iter().rev().find(|b| Some(&*b.drv) == drv);
+        failure.log = match build {
+            Some(_) => Vec::new(),
+            None => done.tail.clone(),
+        };
+        failure.with_log(build)
+    }
+
+    /// What became of a build that a daemon did.
+    pub fn of_build(drv: Option<String>, result: &BuildResult, log: Option<&BuildLog>) -> Self {
+        let text = strip_ansi(result.error.trim()).into_owned();
+        let mut failure = Failure::of_words(&text);
+        let cause = failure.cause.clone();
+        failure.cause = match (result.status, cause) {
+            (BuildStatus::TimedOut, _) => Cause::TimedOut,
+            (BuildStatus::LogLimitExceeded, _) => Cause::LogLimit,
+            (BuildStatus::NotDeterministic, _) => Cause::NotDeterministic,
+            (BuildStatus::DependencyFailed, _) => Cause::Dependency,
+            (BuildStatus::OutputRejected, Cause::Other) => Cause::OutputRejected,
+            (BuildStatus::InputRejected, Cause::Other) => Cause::Misused,
+            (BuildStatus::PermanentFailure, Cause::Other) => Cause::Builder,
+            (_, cause) => cause,
+        };
+        failure.derivation = drv.or(failure.derivation.take());
+        failure.with_log(log)
+    }
+
+    /// What these words of nix mean.
+    pub(crate) fn of_words(text: &str) -> Self {
+        let mut failure = Failure::new(words::cause(text), text);
+        failure.derivation = words::derivation(text);
+        failure.exit = words::exit(text);
+        failure
+    }
+
+    pub(crate) fn with_log(mut self, log: Option<&BuildLog>) -> Self {
+        if let Some(log) = log {
+            self.log = log.lines.iter().cloned().collect();
+            self.phase = log.phase.clone();
+        }
+        self
+    }
+
+    pub(crate) fn timed_out(after: Duration) -> Self {
+        let words = format!("nix was ended after {} s", after.as_secs_f32());
+        Failure::new(Cause::TimedOut, words)
+    }
+
+    /// All of it, with keys in camelCase; what is not known is null.
+    pub fn to_json(&self) -> Value {
+        let (code, signal) = match self.exit {
+            Some(Exit::Code(code)) => (Some(code), None),
+            Some(Exit::Signal(signal)) => (None, Some(signal)),
+            None => (None, None),
+        };
+        let mut value = json!({
+            "cause": self.cause.name(),
+            "message": self.message,
+            "derivation": self.derivation,
+            "exitCode": code,
+            "signal": signal,
+            "phase": self.phase,
+            "log": self.log,
+            "retryable": self.is_retryable(),
+        });
+        match &self.cause {
+            Cause::HashMismatch { expected, actual } => {
+                value["expectedHash"] = json!(expected);
+                value["actualHash"] = json!(actual);
+            }
+            Cause::MissingAttribute { attribute, near } => {
+                value["attribute"] = json!(attribute);
+                value["near"] = json!(near);
+            }
+            Cause::MissingOutput { output } => value["output"] = json!(output),
+            _ => (),
+        }
+        value
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.derivation.as_deref().unwrap_or_default();
+        match (&self.cause, self.exit) {
+            (Cause::Builder, Some(exit)) => write!(f, "the builder of {name} ended with {exit}"),
+            (Cause::HashMismatch { expected, actual }, _) => {
+                write!(
+                    f,
+                    "hash mismatch in {name}: expected {expected}, got {actual}"
+                )
+            }
+            (Cause::MissingAttribute { attribute, near }, _) => {
+                write!(f, "there is no attribute '{attribute}'")?;
+                match near.is_empty() {
+                    true => Ok(()),
+                    false => write!(f, "; did you mean {}?", near.join(", ")),
+                }
+            }
+            (Cause::MissingOutput { output }, _) => {
+                write!(
+                    f,
+                    "the builder of {name} did not make the output '{output}'"
+                )
+            }
+            (Cause::TimedOut, _) if !name.is_empty() => {
+                write!(f, "the build of {name} took too long")
+            }
+            _ => {
+                let lines = self.message.lines().map(str::trim);
+                let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
+                f.write_str(&lines.join("; "))
+            }
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<tk_store::Error> for Failure {
+    fn from(error: tk_store::Error) -> Self {
+        let line = error.to_line();
+        let mut failure = Failure::of_words(&strip_ansi(&line));
+        if let (tk_store::Error::Io { .. }, Cause::Other) = (&error, &failure.cause) {
+            failure.cause = Cause::Network;
+        }
+        failure
+    }
+}

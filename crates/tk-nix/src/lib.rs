@@ -1,0 +1,34 @@
+//! Drives the `nix` binary, which is asked for two things only: to evaluate Nix code, and to build
+//! where no daemon does it. What there is to know about paths comes from our own stores.
+//!
+//! - [`Nix`] is a program that was found, its version and kind; [`Nix::run`] runs it, with its log as
+//!   typed events, within bounds of time and output.
+//! - [`Installable`] is what people name: a flake reference, an attribute of a file, a derivation.
+//! - [`Nix::eval`], [`Nix::targets`] evaluate; [`NixBuilder`] builds, and its [`BuildResult`] is the same
+//!   whatever the version of Nix.
+//! - [`Failure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
+//!   cause, and whether trying again may help.
+//!
+//! Arguments never go through a shell. A dropped future ends the whole group of processes that it
+//! started.
+
+mod build;
+mod daemon;
+mod evaluate;
+pub mod events;
+mod failure;
+pub mod flake;
+mod installable;
+mod nix;
+mod process;
+
+pub use build::{BuildOptions, BuildResult, NixBuilder};
+pub use daemon::StdioTransport;
+pub use evaluate::{EvalOptions, Target};
+pub use failure::{Cause, Details, Exit, Failure};
+pub use installable::{Installable, InstallableError, Source};
+pub use nix::{Flavour, Nix, NixConfig, NixVersion};
+pub use process::{Finished, Invocation};
+
+/// The result of everything that runs nix.
+pub type Result<T, E = Failure> = std::result::Result<T, E>;
