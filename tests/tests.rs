@@ -5,6 +5,7 @@
 
 mod cli;
 mod daemon;
+mod driver;
 mod local;
 mod network;
 mod nix;

@@ -4,7 +4,7 @@
 use crate::ui::Ui;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, IsTerminal},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,7 +18,19 @@ pub struct BuildLog {
     lines: bool,
     /// Whether anything is shown.
     shown: bool,
+    /// Whether errors are shown; they are left out where they are told otherwise.
+    errors: bool,
     running: Mutex<BTreeMap<u64, Running>>,
+    done: Mutex<Done>,
+}
+
+/// What was begun so far: whole paths.
+#[derive(Debug, Clone, Default)]
+pub struct Done {
+    /// Derivations that were built, or tried.
+    pub built: BTreeSet<String>,
+    /// Paths that were fetched.
+    pub fetched: BTreeSet<String>,
 }
 
 /// A build or a fetch that has begun.
@@ -36,8 +48,27 @@ impl BuildLog {
             bar,
             lines,
             shown,
+            errors: true,
             running: Mutex::default(),
+            done: Mutex::default(),
         }
+    }
+
+    /// The same without errors, which are told at the end.
+    pub fn without_errors(self) -> Self {
+        BuildLog {
+            errors: false,
+            ..self
+        }
+    }
+
+    /// What was built and fetched so far.
+    pub fn done(&self) -> Done {
+        self.locked_done().clone()
+    }
+
+    fn locked_done(&self) -> MutexGuard<'_, Done> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what is at the bottom off the terminal.
@@ -65,6 +96,20 @@ impl BuildLog {
             _ => text,
         };
         let path = strip_ansi(path);
+        {
+            let mut done = self.locked_done();
+            let begun = match kind {
+                ActivityType::BUILD => &mut done.built,
+                _ => &mut done.fetched,
+            };
+            // Whoever begins without end is counted up to there.
+            if begun.len() < MOST_COUNTED {
+                begun.insert(path.clone().into_owned());
+            }
+        }
+        if !self.shown {
+            return;
+        }
         self.say(&format!("{verb} {path}"));
         let running = Running {
             name: name_of(&path),
@@ -114,12 +159,13 @@ impl BuildLog {
 
 impl LogSink for BuildLog {
     fn event(&self, event: LogEvent) {
-        if !self.shown {
-            return;
-        }
         match event {
             LogEvent::Message { level, text } if level <= Level::Info => {
-                self.say(&strip_ansi(text.trim_end()));
+                let text = strip_ansi(text.trim_end());
+                let error = level == Level::Error || text.starts_with("error:");
+                if self.shown && (self.errors || !error) {
+                    self.say(&text);
+                }
             }
             LogEvent::Message { .. } => (),
             LogEvent::Start {
@@ -134,7 +180,8 @@ impl LogSink for BuildLog {
                 all.remove(&id);
                 self.show(&all);
             }
-            LogEvent::Result { id, kind, fields } => self.result(id, kind, &fields),
+            LogEvent::Result { id, kind, fields } if self.shown => self.result(id, kind, &fields),
+            LogEvent::Result { .. } => (),
         }
     }
 }
@@ -155,3 +202,4 @@ fn spinner() -> ProgressBar {
 }
 
 const MOST_RUNNING: usize = 1024;
+const MOST_COUNTED: usize = 1 << 20;

@@ -6,6 +6,10 @@ use tk_nix::{Cause, Failure};
 /// Says why `what` failed, with the last lines of its log and what to do next; the answer that
 /// follows: 1 for what was understood and is wrong itself, 2 for what could not be done.
 pub fn tell_failure(cx: &Context, what: &str, failure: &Failure) -> Answer {
+    // Where it is in the code, as nix draws it.
+    if failure.cause == Cause::Evaluation && failure.message.lines().count() > 1 {
+        eprintln!("{}", failure.message.trim_start_matches('\n'));
+    }
     cx.ui.error(format_args!("{what}: {failure}"));
     if let Some(phase) = &failure.phase {
         cx.ui.error(format_args!("it was in its {phase}"));

@@ -118,12 +118,35 @@ fn run(cli: Cli) -> Result<Answer> {
         false => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build()?;
-    let answer = runtime.block_on(cli.command.run(&context));
+    let answer = match cli.command.runs_nix() {
+        true => runtime.block_on(until_told_to_end(cli.command.run(&context))),
+        false => runtime.block_on(cli.command.run(&context)),
+    };
     if serves {
         // Whatever still reads from a client that is silent would read for ever.
         runtime.shutdown_timeout(Duration::from_secs(1));
     }
     answer
+}
+
+/// What `command` gives, unless this process is told to end before: then it is given up, and nix has a
+/// moment to end its builders, which are in groups of processes of their own.
+async fn until_told_to_end(command: impl Future<Output = Result<Answer>>) -> Result<Answer> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let ended = tokio::select! {
+        answer = command => Ok(answer),
+        _ = interrupt.recv() => Err(SignalKind::interrupt()),
+        _ = terminate.recv() => Err(SignalKind::terminate()),
+    };
+    while tk_nix::ending() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    match ended {
+        Ok(answer) => answer,
+        Err(signal) => std::process::exit(128 + signal.as_raw_value()),
+    }
 }
 
 /// Whether the error is an answer: asked and understood, but something is missing or is not what it

@@ -276,6 +276,20 @@ fn pick(state: &Path, socket: &Path, configured: bool) -> Pick {
 }
 
 async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> Result<Opened> {
+    let config = local_config(root, settings, wish)?;
+    let store = match wish.write {
+        true => LocalStore::open(config).await?,
+        // A slip in a name must not leave an empty store behind.
+        false => LocalStore::open_existing(config).await?,
+    };
+    Ok(Opened::Local(Arc::new(store)))
+}
+
+fn local_config(
+    root: Option<PathBuf>,
+    settings: &mut Settings,
+    wish: &Wish,
+) -> Result<LocalConfig> {
     let root = settings.take_path("root")?.or(root);
     let mut config = match &root {
         Some(root) => LocalConfig::chroot(root),
@@ -305,12 +319,7 @@ async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> R
     };
     skip(settings, STORE_SETTINGS);
     skip(settings, LOCAL_SETTINGS);
-    let store = match wish.write {
-        true => LocalStore::open(config).await?,
-        // A slip in a name must not leave an empty store behind.
-        false => LocalStore::open_existing(config).await?,
-    };
-    Ok(Opened::Local(Arc::new(store)))
+    Ok(config)
 }
 
 /// The store that is in use on this machine, as Nix's environment variables have it.

@@ -1,29 +1,56 @@
+mod push;
+mod tell;
+
 use crate::{
     Answer, Context,
     build_log::BuildLog,
-    open::{BuildOptions, Wish, open},
+    keys,
+    open::{BuildOptions, NixOptions, Opened, Wish, open},
     out_link::OutLink,
-    ui,
 };
 use anyhow::{Context as _, Result, bail};
-use serde_json::{Value, json};
-use std::{collections::BTreeSet, path::PathBuf};
-use tk_narinfo::build_result::{BuildResult, KeyedBuildResult};
-use tk_path::{DerivedPath, OutputsSpec, SingleDerivedPath, StoreDir, StorePath};
-use tk_store::{BuildMode, log::strip_ansi};
+use futures::{StreamExt, stream};
+use push::{PushArgs, Pusher};
+use std::{path::PathBuf, sync::Arc, time::Instant};
+use tell::Outcome;
+use tk_nix::{Cause, Failure, Fetched, Installable, NixBuilder, Source, StoreBuilder, Target};
+use tk_path::StoreDir;
+use tk_store::{BuildMode, SigCheck, Store};
 
-/// Build outputs of derivations, by a daemon that can
+/// Build packages of flakes, files or derivations, and push what was built
 ///
-/// Needs no nix, only a store that builds: a daemon's socket, or one over ssh. The builders' log is
-/// shown as it comes; the output paths are printed. A build that fails makes the exit status 1, and
-/// its last log lines are told; the others go on with --keep-going.
+/// REF is an attribute of a flake (.#hello, nixpkgs#hello^out,dev; the default package without
+/// #ATTR), or a derivation with its outputs (DRV^OUT,... or DRV^*). nix is run to evaluate only;
+/// derivations are built by a daemon, and for a store without one by a nix-daemon of its own. The
+/// builders' log is shown as it comes; the output paths are printed. A build that fails makes the
+/// exit status 1, and its last log lines are told; the others go on with --keep-going.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Build {
-    /// Derivations with their outputs, DRV^OUT,... or DRV^*; a path that is no derivation is
-    /// fetched from a substituter
-    #[arg(required = true, value_name = "DRV^OUT")]
-    paths: Vec<String>,
+    /// Flakes with an attribute, derivations with outputs, or paths to fetch [default: .]
+    #[arg(value_name = "REF")]
+    refs: Vec<String>,
+    /// Build from this file of Nix code, or a folder with a default.nix
+    #[arg(long, short, value_name = "FILE", conflicts_with = "refs")]
+    file: Option<PathBuf>,
+    /// Build from this Nix code
+    #[arg(long, short = 'E', value_name = "CODE", conflicts_with_all = ["refs", "file"])]
+    expr: Option<String>,
+    /// The attribute of the file or the code, perhaps with ^OUT,… (may be repeated) [default: all]
+    #[arg(long, short = 'A', value_name = "ATTR", conflicts_with = "refs")]
+    attr: Vec<String>,
+    #[command(flatten)]
+    push: PushArgs,
+    /// Fetch from the caches of --push, --upstream and --from what they have, instead of building it
+    #[arg(long)]
+    prefer_cache: bool,
+    /// A further cache for --prefer-cache (may be repeated)
+    #[arg(long, value_name = "URI", requires = "prefer_cache")]
+    from: Vec<String>,
+    /// Trust the public key for what is fetched by --prefer-cache, name:base64 or a file (may be
+    /// repeated) [default: nix.conf's]
+    #[arg(long, value_name = "KEY", requires = "prefer_cache")]
+    trusted_key: Vec<String>,
     /// Say what would be built and fetched, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -40,159 +67,240 @@ pub struct Build {
     #[arg(long, short, value_name = "LINK")]
     out_link: Option<PathBuf>,
     #[command(flatten)]
+    nix: NixOptions,
+    #[command(flatten)]
     options: BuildOptions,
     /// Print the results as JSON
     #[arg(long)]
     json: bool,
 }
 
+/// What builds, and the store of the command.
+struct Ready {
+    builder: StoreBuilder,
+    nix: Option<NixBuilder>,
+    opened: Opened,
+}
+
 impl Build {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let wish = Wish {
-            build: self.options.clone(),
-            ..Wish::default()
-        };
-        let opened = open(cx, &cx.store_uri(), &wish).await?;
-        let abilities = opened.abilities();
-        let dir = abilities.store.dir().clone();
-        let paths: Result<Vec<_>> = self.paths.iter().map(|p| derived_path(&dir, p)).collect();
-        let paths = paths?;
-        let Some(builder) = &abilities.build else {
-            bail!(
-                "{} cannot build; name a daemon, such as --store daemon or ssh-ng://host",
-                abilities.store
-            );
-        };
-        if self.dry_run {
-            let missing = builder.missing(&paths).await?;
-            return self.tell_missing(cx, &dir, &missing);
-        }
+        let start = Instant::now();
         if let Some(link) = &self.out_link {
             OutLink::new(link, "")?;
         }
-        let mode = match (self.rebuild, self.repair) {
-            (true, _) => BuildMode::Check,
-            (_, true) => BuildMode::Repair,
-            _ => BuildMode::Normal,
+        let installables = self.installables()?;
+        let ready = self.ready(cx, &installables).await?;
+        let dir = ready.opened.store().dir().clone();
+        let log = BuildLog::new(&cx.ui, !self.no_log).without_errors();
+        let found = self.targets(&ready, &installables, &dir, &log).await;
+        let (what, targets) = match found {
+            Ok(found) => found.into_iter().unzip::<_, _, Vec<String>, Vec<Target>>(),
+            Err((what, failure)) => {
+                log.clear();
+                return tell::not_evaluated(cx, &what, &failure, self.json);
+            }
         };
-        let log = BuildLog::new(&cx.ui, !self.no_log);
-        let results = builder.build(&paths, mode, &log).await;
+        if self.dry_run {
+            log.clear();
+            return tell::missing(cx, &ready, &targets, self.json).await;
+        }
+        let pusher = self.push.open(cx, &ready.opened).await?;
+        let fetched = match self.prefer_cache {
+            true => self.fetch(cx, &ready, &pusher, &targets).await?,
+            false => Fetched::default(),
+        };
+        let outcomes = self.build(cx, &ready, &pusher, &targets, &log).await;
         log.clear();
-        let results = results.with_context(|| format!("cannot build by {}", abilities.store))?;
-        let answer = self.tell(cx, &dir, &results)?;
-        if let Some(link) = &self.out_link
-            && answer == Answer::Yes
-        {
-            for (i, keyed) in results.iter().enumerate() {
-                for (output, path) in outputs(&keyed.path, &keyed.result) {
-                    let suffix = suffix(i, &output);
-                    OutLink::new(link, &suffix)?.make(&opened, &path).await?;
-                }
+        let outcomes = match outcomes {
+            Ok(outcomes) => outcomes,
+            Err(failure) => {
+                return tell::not_evaluated(cx, &what.join(", "), &failure, self.json);
             }
-        }
-        Ok(answer)
-    }
-
-    fn tell(&self, cx: &Context, dir: &StoreDir, results: &[KeyedBuildResult]) -> Result<Answer> {
-        let mut answer = Answer::Yes;
-        for KeyedBuildResult { path, result } in results {
-            if result.status.is_success() {
-                continue;
-            }
-            answer = Answer::No;
-            let why = strip_ansi(result.error.trim_end());
-            cx.ui.error(format_args!(
-                "{} was not built ({}): {why}",
-                path.display(dir),
-                result.status
-            ));
-        }
-        if self.json {
-            let results = results.iter().map(|keyed| to_json(dir, keyed));
-            ui::out(Value::from_iter(results))?;
-            return Ok(answer);
-        }
-        let all = results.iter().flat_map(|k| outputs(&k.path, &k.result));
-        let mut seen = BTreeSet::new();
-        for (_, path) in all.filter(|(_, path)| seen.insert(path.clone())) {
-            ui::out(dir.display(&path))?;
-        }
-        Ok(answer)
-    }
-
-    fn tell_missing(
-        &self,
-        cx: &Context,
-        dir: &StoreDir,
-        missing: &tk_store::Missing,
-    ) -> Result<Answer> {
-        let list = |paths: &BTreeSet<StorePath>| -> Vec<String> {
-            paths.iter().map(|path| dir.path(path)).collect()
         };
-        let kinds = [
-            ("would be built", "willBuild", &missing.build),
-            ("would be fetched", "willSubstitute", &missing.substitute),
-            ("cannot be had", "unknown", &missing.unknown),
-        ];
-        if self.json {
-            let mut value =
-                json!({ "downloadSize": missing.download_size, "narSize": missing.nar_size });
-            for (_, key, paths) in kinds {
-                value[key] = json!(list(paths));
+        let answer = tell::results(cx, &what, &targets, &outcomes, &dir, self.json)?;
+        tell::summary(cx, &log.done(), &fetched, &outcomes, start);
+        if answer == Answer::Yes {
+            self.link(&ready.opened, &outcomes).await?;
+        }
+        Ok(answer)
+    }
+
+    fn installables(&self) -> Result<Vec<Installable>> {
+        let source = match (&self.file, &self.expr) {
+            (Some(file), _) => Source::File(file.clone()),
+            (_, Some(code)) => Source::Expr(code.clone()),
+            _ if !self.attr.is_empty() => Source::File("default.nix".into()),
+            _ => {
+                let refs = match self.refs.is_empty() {
+                    true => &[".".to_owned()],
+                    false => &self.refs[..],
+                };
+                let all = refs.iter().map(|text| {
+                    // A result of an earlier build is a link to a path.
+                    Installable::parse(&StoreDir::default(), text)
+                });
+                return Ok(all.collect::<Result<_, _>>()?);
             }
-            ui::out(value)?;
-        } else {
-            for (words, _, paths) in kinds.iter().filter(|(.., paths)| !paths.is_empty()) {
-                cx.ui
-                    .say(format_args!("{} {words}:", ui::paths(paths.len())));
-                for path in list(paths) {
-                    ui::out(path)?;
-                }
+        };
+        let attrs = match self.attr.is_empty() {
+            true => &[String::new()],
+            false => &self.attr[..],
+        };
+        let all = attrs
+            .iter()
+            .map(|attr| Installable::attribute(source.clone(), attr));
+        Ok(all.collect::<Result<_, _>>()?)
+    }
+
+    /// Finds nix if it is needed: to evaluate, or for a store that cannot build by itself.
+    async fn ready(&self, cx: &Context, installables: &[Installable]) -> Result<Ready> {
+        let code = |what: &Installable| !matches!(what.source, Source::Store(_));
+        if !installables.iter().any(code) {
+            let wish = Wish {
+                build: self.options.clone(),
+                ..Wish::default()
+            };
+            let opened = open(cx, &cx.store_uri(), &wish).await?;
+            let store = opened.abilities();
+            if store.build.is_some() {
+                return Ok(Ready {
+                    builder: StoreBuilder::new(store),
+                    nix: None,
+                    opened,
+                });
             }
-            if missing.download_size > 0 {
-                cx.ui.say(format_args!(
-                    "{} to download, {} unpacked",
-                    ui::size(missing.download_size),
-                    ui::size(missing.nar_size)
-                ));
+            if !matches!(opened, Opened::Local(_)) {
+                bail!(
+                    "{} cannot build; name a daemon, such as --store daemon or ssh-ng://host",
+                    store.store
+                );
             }
         }
-        Ok(match missing.unknown.is_empty() {
-            true => Answer::Yes,
-            false => Answer::No,
+        let (nix, opened) = self.nix.builder(cx, &self.options).await?;
+        Ok(Ready {
+            builder: nix.builder().clone(),
+            nix: Some(nix),
+            opened,
         })
     }
-}
 
-/// `DRV^OUT`; a derivation alone means all its outputs, which is what building it is for.
-fn derived_path(dir: &StoreDir, text: &str) -> Result<DerivedPath> {
-    let path = DerivedPath::parse(dir, text)
-        .with_context(|| format!("'{text}' names nothing to build; write {dir}/…-name.drv^out"))?;
-    Ok(match path {
-        DerivedPath::Opaque(drv) if drv.is_derivation() => DerivedPath::Built {
-            drv: SingleDerivedPath::Opaque(drv),
-            outputs: OutputsSpec::All,
-        },
-        path => path,
-    })
-}
+    /// What is to be built, each with how it was named.
+    async fn targets(
+        &self,
+        ready: &Ready,
+        installables: &[Installable],
+        dir: &StoreDir,
+        log: &BuildLog,
+    ) -> Result<Vec<(String, Target)>, (String, Failure)> {
+        let mut all = Vec::new();
+        for what in installables {
+            let targets = match (&what.source, &ready.nix) {
+                (Source::Store(path), _) => Ok(vec![Target::of(path.clone())]),
+                (_, Some(builder)) => {
+                    let nix = builder.nix();
+                    nix.targets(what, dir, &self.nix.eval(), log).await
+                }
+                (_, None) => Err(Failure::new(Cause::NoNix, "nix is needed to evaluate it")),
+            };
+            let targets = targets.map_err(|failure| (what.to_string(), failure))?;
+            all.extend(targets.into_iter().map(|target| (what.to_string(), target)));
+        }
+        Ok(all)
+    }
 
-/// As Nix has it, with what `nix build --json` prints: whole paths, of the derivation and the outputs.
-fn to_json(dir: &StoreDir, keyed: &KeyedBuildResult) -> Value {
-    let mut value = keyed.to_json();
-    if !keyed.result.status.is_success() {
-        value["errorMsg"] = strip_ansi(&keyed.result.error).into();
+    /// Fetches what caches have.
+    async fn fetch(
+        &self,
+        cx: &Context,
+        ready: &Ready,
+        pusher: &Pusher,
+        targets: &[Target],
+    ) -> Result<Fetched> {
+        let mut caches: Vec<Arc<dyn Store>> = pusher.caches();
+        for uri in &self.from {
+            caches.push(open(cx, uri, &Wish::default()).await?.store());
+        }
+        if caches.is_empty() {
+            bail!("--prefer-cache knows no cache; name one with --push, --upstream or --from");
+        }
+        let policy = keys::policy(cx, &self.trusted_key, 1)?;
+        let check = SigCheck::Require(Arc::new(policy));
+        let store = ready.builder.store();
+        let fetched = tk_nix::fetch(store, &caches, targets, &check, Arc::new(())).await;
+        let fetched = fetched.context("cannot find out what the caches have")?;
+        for (path, error) in &fetched.failed {
+            let why = error.to_line();
+            cx.ui
+                .warn(format_args!("{path} is built, not fetched: {why}"));
+        }
+        Ok(fetched)
     }
-    let outputs = outputs(&keyed.path, &keyed.result);
-    let outputs = outputs
-        .into_iter()
-        .map(|(name, path)| (name, dir.path(&path).into()));
-    value["outputs"] = Value::Object(outputs.collect());
-    if let DerivedPath::Built { drv, .. } = &keyed.path {
-        value["drvPath"] = drv.display(dir).to_string().into();
+
+    /// Builds all together; or, if they are pushed, each by itself, so that it is pushed as soon as
+    /// it is built.
+    async fn build(
+        &self,
+        cx: &Context,
+        ready: &Ready,
+        pusher: &Pusher,
+        targets: &[Target],
+        log: &BuildLog,
+    ) -> Result<Vec<Outcome>, Failure> {
+        let options = tk_nix::BuildOptions {
+            eval: self.nix.eval(),
+            mode: match (self.rebuild, self.repair) {
+                (true, _) => BuildMode::Check,
+                (_, true) => BuildMode::Repair,
+                _ => BuildMode::Normal,
+            },
+            timeout: None,
+        };
+        if pusher.is_empty() {
+            let results = ready.builder.build_targets(targets, &options, log).await?;
+            return Ok(results.into_iter().map(Outcome::of).collect());
+        }
+        let (options, failed) = (&options, &std::sync::atomic::AtomicBool::new(false));
+        let building = targets.iter().map(|target| async move {
+            use std::sync::atomic::Ordering::Relaxed;
+            if failed.load(Relaxed) && !self.options.keep_going() {
+                let words = "not built, since another build failed; --keep-going goes on";
+                return Ok::<_, Failure>(Outcome::of(Err(Failure::new(Cause::Cancelled, words))));
+            }
+            let one = std::slice::from_ref(target);
+            let mut results = ready.builder.build_targets(one, options, log).await?;
+            let mut outcome = Outcome::of(results.remove(0));
+            match &outcome.result {
+                Ok(built) => outcome.pushed = pusher.push(cx, &ready.opened, built).await,
+                Err(_) => failed.store(true, Relaxed),
+            }
+            Ok(outcome)
+        });
+        let mut all = stream::iter(building).buffered(AT_ONCE);
+        let mut outcomes = Vec::with_capacity(targets.len());
+        while let Some(outcome) = all.next().await {
+            outcomes.push(outcome?);
+        }
+        Ok(outcomes)
     }
-    value
+
+    /// Makes the links that were asked for.
+    async fn link(&self, opened: &Opened, outcomes: &[Outcome]) -> Result<()> {
+        let Some(link) = &self.out_link else {
+            return Ok(());
+        };
+        let dir = opened.store().dir().clone();
+        for (i, outcome) in outcomes.iter().enumerate() {
+            let Ok(built) = &outcome.result else { continue };
+            for (output, path) in &built.outputs {
+                let path = dir.parse(path)?;
+                OutLink::new(link, &suffix(i, output))?
+                    .make(opened, &path)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What Nix adds to the name of a link.
@@ -207,24 +315,15 @@ fn suffix(number: usize, output: &str) -> String {
     }
 }
 
-/// The paths there are now, each with the name of its output (`out` for a path that was fetched).
-fn outputs(path: &DerivedPath, result: &BuildResult) -> Vec<(String, StorePath)> {
-    match path {
-        DerivedPath::Opaque(path) if result.status.is_success() => {
-            vec![("out".into(), path.clone())]
-        }
-        DerivedPath::Opaque(_) => Vec::new(),
-        DerivedPath::Built { .. } => {
-            let outputs = result.outputs.iter();
-            outputs
-                .map(|(name, value)| (name.to_string(), value.out_path.clone()))
-                .collect()
-        }
-    }
-}
+/// Targets that are built at once where each is pushed by itself; the daemon has its own limit of
+/// builds for each.
+const AT_ONCE: usize = 4;
 
 const EXAMPLES: &str = "\
 Examples:
-  tk-store build /nix/store/…-hello.drv^out
+  tk-store build .#hello --out-link result
+  tk-store build .#hello .#world --push 's3://my-cache?region=eu-central-1' --sign-key my.key
+  tk-store build -f default.nix -A tests --json
+  tk-store build nixpkgs#hello --prefer-cache --from https://cache.nixos.org
   tk-store build '/nix/store/…-hello.drv^*' --store ssh-ng://builder --json
   tk-store build --dry-run /nix/store/…-hello.drv^out,dev";

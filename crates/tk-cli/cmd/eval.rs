@@ -46,7 +46,7 @@ impl Eval {
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let what = self.installable()?;
         let nix = self.nix.find(cx, &self.build).await?;
-        let log = BuildLog::new(&cx.ui, true);
+        let log = BuildLog::new(&cx.ui, true).without_errors();
         let value = nix.eval(&what, &self.nix.eval(), &log).await;
         log.clear();
         let value = match value {

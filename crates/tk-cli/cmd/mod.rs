@@ -44,7 +44,7 @@ pub enum Command {
     Cat(cat::Cat),
     Verify(verify::Verify),
     Sign(sign::Sign),
-    Build(build::Build),
+    Build(Box<build::Build>),
     Eval(Box<eval::Eval>),
     Log(log::Log),
     #[command(subcommand)]
@@ -71,6 +71,11 @@ impl Command {
     /// Whether it works for many clients at once, and wants several threads.
     pub fn serves(&self) -> bool {
         matches!(self, Command::Daemon(_))
+    }
+
+    /// Whether it runs nix, which is to end with it.
+    pub fn runs_nix(&self) -> bool {
+        matches!(self, Command::Build(_) | Command::Eval(_))
     }
 
     /// Does it.

@@ -1,6 +1,6 @@
 //! The nix binary, and stores that build with it where they cannot build themselves.
 
-use super::{BuildOptions, Opened, Pick, Wish, open, pick, remote};
+use super::{BuildOptions, Opened, Pick, Wish, local_config, open, pick, remote};
 use crate::{
     Context,
     settings::{data_folder, path_var},
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use std::{path::PathBuf, sync::Arc};
 use tk_daemon::{DaemonConfig, DaemonStore};
 use tk_nix::{EvalOptions, Nix, NixBuilder, NixConfig, StdioTransport};
-use tk_store::{Abilities, StoreReference};
+use tk_store::StoreReference;
 
 /// Which nix is run, and how it evaluates.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -30,10 +30,10 @@ pub struct NixOptions {
     #[arg(long, num_args = 2, value_names = ["INPUT", "FLAKE"])]
     override_input: Vec<String>,
     /// An argument for a function in a file: a name, and Nix code
-    #[arg(long, num_args = 2, value_names = ["NAME", "EXPR"])]
+    #[arg(long, num_args = 2, value_names = ["NAME", "EXPR"], allow_hyphen_values = true)]
     arg: Vec<String>,
     /// An argument for a function in a file: a name, and a text
-    #[arg(long, num_args = 2, value_names = ["NAME", "TEXT"])]
+    #[arg(long, num_args = 2, value_names = ["NAME", "TEXT"], allow_hyphen_values = true)]
     argstr: Vec<String>,
 }
 
@@ -72,7 +72,8 @@ impl NixOptions {
         Ok(Nix::find(self.config(cx, build)?).await?)
     }
 
-    /// The nix, and the store of the command as one that builds.
+    /// The nix, and the store of the command as one that builds: one on disk by a nix-daemon of its
+    /// own.
     pub async fn builder(
         &self,
         cx: &Context,
@@ -84,30 +85,40 @@ impl NixOptions {
             build: build.clone(),
             ..Wish::default()
         };
-        let opened = open(cx, &cx.store_uri(), &wish).await?;
-        let store = builds(cx, &nix, &opened, build)?;
-        Ok((NixBuilder::new(nix, store), opened))
+        let opened = match on_disk(cx)? {
+            None => open(cx, &cx.store_uri(), &wish).await?,
+            Some(reference) => Opened::Daemon(Arc::new(by_stdio(cx, &nix, &reference, &wish)?)),
+        };
+        Ok((NixBuilder::new(nix, opened.abilities()), opened))
     }
 }
 
-/// The store with the ability to build: by a daemon of `nix` for itself if it has none.
-fn builds(cx: &Context, nix: &Nix, opened: &Opened, build: &BuildOptions) -> Result<Abilities> {
-    let mut store = opened.abilities();
-    if store.build.is_some() || !matches!(opened, Opened::Local(_)) {
-        return Ok(store);
-    }
-    let uri = store_for_nix(cx)?;
-    let mut config = DaemonConfig::new(store.store.to_string());
-    config.dir = store.store.dir().clone();
-    config.settings = build.to_settings(cx)?;
-    config.max_connections = 1;
-    // It starts with the first question, on a machine that may be busy.
-    config.timeout = None;
-    let transport = Arc::new(StdioTransport::new(nix.clone(), uri));
-    let daemon = Arc::new(DaemonStore::new(transport, config));
-    store.build = Some(daemon.clone());
-    store.graph = Some(daemon);
-    Ok(store)
+/// The store of the command, if it is one on disk.
+fn on_disk(cx: &Context) -> Result<Option<StoreReference>> {
+    let cwd = std::env::current_dir().context("finding the current directory")?;
+    let reference = StoreReference::parse(&store_for_nix(cx)?, &cwd)?;
+    Ok(Some(reference).filter(|reference| reference.scheme() == Some("local")))
+}
+
+/// The store on disk `reference`, by a daemon of `nix` for it. It is not opened here as well: some
+/// versions of nix wait until nobody else has it open.
+fn by_stdio(
+    cx: &Context,
+    nix: &Nix,
+    reference: &StoreReference,
+    wish: &Wish,
+) -> Result<DaemonStore> {
+    let mut settings = reference.settings();
+    let local = local_config(reference.path()?, &mut settings, wish)?;
+    let mut config = DaemonConfig::new(reference.to_string());
+    config.dir = local.dir;
+    config.real = Some(local.real);
+    config.log_dir = Some(local.log);
+    config.settings = wish.build.to_settings(cx)?;
+    // Each is a process.
+    config.max_connections = 2;
+    let transport = StdioTransport::new(nix.clone(), store_for_nix(cx)?);
+    Ok(DaemonStore::new(Arc::new(transport), config))
 }
 
 /// The store of the command, as nix is told it: what `auto` is here is not always what it is for

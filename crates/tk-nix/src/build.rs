@@ -22,6 +22,12 @@ use tk_store::{
 #[derive(Debug, Clone)]
 pub struct NixBuilder {
     nix: Nix,
+    builder: StoreBuilder,
+}
+
+/// Builds what was evaluated already; needs no nix.
+#[derive(Debug, Clone)]
+pub struct StoreBuilder {
     store: Abilities,
 }
 
@@ -59,7 +65,8 @@ pub struct BuildResult {
 impl NixBuilder {
     /// `nix` evaluates, `store` builds and knows the outputs: nix must work on the same store.
     pub fn new(nix: Nix, store: Abilities) -> Self {
-        NixBuilder { nix, store }
+        let builder = StoreBuilder::new(store);
+        NixBuilder { nix, builder }
     }
 
     /// The nix that evaluates.
@@ -69,7 +76,12 @@ impl NixBuilder {
 
     /// The store that builds.
     pub fn store(&self) -> &Abilities {
-        &self.store
+        &self.builder.store
+    }
+
+    /// What builds, by itself.
+    pub fn builder(&self) -> &StoreBuilder {
+        &self.builder
     }
 
     /// Builds the attribute `attr` of the flake `flake_ref`; with an empty one its default package.
@@ -93,7 +105,7 @@ impl NixBuilder {
         options: &BuildOptions,
         log: &dyn LogSink,
     ) -> Result<BuildResult> {
-        let dir = self.store.store.dir();
+        let dir = self.store().store.dir();
         let mut targets = self.nix.targets(what, dir, &options.eval, log).await?;
         if targets.len() != 1 {
             let words = format!("{what} is {} derivations; name one of them", targets.len());
@@ -104,6 +116,28 @@ impl NixBuilder {
             .build_targets(std::slice::from_ref(&target), options, log)
             .await?;
         built.pop().unwrap_or_else(|| Err(nothing(&target)))
+    }
+
+    /// As [`StoreBuilder::build_targets`].
+    pub async fn build_targets(
+        &self,
+        targets: &[Target],
+        options: &BuildOptions,
+        log: &dyn LogSink,
+    ) -> Result<Vec<Result<BuildResult>>> {
+        self.builder.build_targets(targets, options, log).await
+    }
+}
+
+impl StoreBuilder {
+    /// `store` builds, and knows the outputs.
+    pub fn new(store: Abilities) -> Self {
+        StoreBuilder { store }
+    }
+
+    /// The store that builds.
+    pub fn store(&self) -> &Abilities {
+        &self.store
     }
 
     /// Builds `targets` together. One result for each, in their order; what fails does not keep the

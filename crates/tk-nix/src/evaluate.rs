@@ -1,7 +1,10 @@
 use crate::{Cause, Failure, Installable, Invocation, Nix, Result, Source};
 use serde::Deserialize;
 use serde_json::Value;
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 use tk_path::{DerivedPath, OutputName, OutputsSpec, SingleDerivedPath, StoreDir, StorePath};
 use tk_store::log::LogSink;
 
@@ -123,7 +126,8 @@ impl Nix {
         if let Source::Store(path) = &what.source {
             return Ok(vec![Target::of(path.clone())]);
         }
-        let ask = invocation(&["eval", "--json"], what, options)?.args(["--apply", DESCRIBE]);
+        let ask = invocation(&["eval", "--json"], what, options)?
+            .args(["--apply", &apply(options, DESCRIBE)]);
         let value = match self.json(ask, log).await {
             Ok(value) => value,
             Err(failure) => return Err(self.with_near(failure, what, options).await),
@@ -180,9 +184,8 @@ impl Nix {
         let Ok(ask) = invocation(&["eval", "--json"], &set, options) else {
             return Vec::new();
         };
-        let names = self
-            .json(ask.args(["--apply", "builtins.attrNames"]), &())
-            .await;
+        let names = apply(options, "builtins.attrNames value");
+        let names = self.json(ask.args(["--apply", &names]), &()).await;
         names
             .ok()
             .and_then(|v| serde_json::from_value(v).ok())
@@ -210,6 +213,9 @@ pub(crate) fn invocation(
         let words = format!("'{}' is no attribute", what.attr);
         return Err(Failure::new(Cause::Misused, words));
     }
+    if let Source::Flake(reference) = &what.source {
+        there(reference, options)?;
+    }
     let is_flake = matches!(what.source, Source::Flake(_));
     let base = options.apply(Invocation::new(command), is_flake);
     let attr = |base: Invocation| match what.attr.as_str() {
@@ -225,6 +231,66 @@ pub(crate) fn invocation(
             Err(Failure::new(Cause::Misused, words))
         }
     }
+}
+
+/// Whether the folder that `reference` names is there, if it is one on this machine: versions of nix
+/// differ in what they say of one that is not.
+fn there(reference: &str, options: &EvalOptions) -> Result<()> {
+    let path = reference.strip_prefix("path:").unwrap_or(reference);
+    let path = path.split('?').next().unwrap_or(path);
+    if !path.starts_with(['/', '.']) {
+        return Ok(());
+    }
+    let place = options
+        .folder
+        .as_deref()
+        .unwrap_or(Path::new(""))
+        .join(path);
+    match place.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let words = format!("there is no {path}");
+            Err(Failure::new(Cause::Misused, words))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A function for `--apply` that gives `body`, in which `value` is what was named; a function in a
+/// file is called first, as nix build does it, with the arguments that there are for it.
+fn apply(options: &EvalOptions, body: &str) -> String {
+    let args = options
+        .args
+        .iter()
+        .map(|(name, code)| (name, format!("({code})")));
+    let texts = options
+        .arg_strs
+        .iter()
+        .map(|(name, text)| (name, quote(text)));
+    let args: String = args
+        .chain(texts)
+        .map(|(name, value)| format!("{} = {value}; ", quote(name)))
+        .collect();
+    format!(
+        "given: let
+           args = {{ {args}}};
+           wanted = builtins.intersectAttrs (builtins.functionArgs given) args;
+           value = if builtins.isFunction given then given wanted else given;
+         in {body}"
+    )
+}
+
+/// `text` as a text of the Nix language.
+fn quote(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        if matches!(c, '"' | '\\' | '$') {
+            quoted.push('\\');
+        }
+        quoted.push(c);
+    }
+    quoted.push('"');
+    quoted
 }
 
 /// As [`DESCRIBE`] prints it.
@@ -310,7 +376,7 @@ fn distance(a: &str, b: &str, most: usize) -> Option<usize> {
 
 /// Describes what could be built: one derivation, a path, or the derivations in a set. With the
 /// system's `type`, not `lib.isDerivation`, since there may be no nixpkgs.
-const DESCRIBE: &str = r#"value:
+const DESCRIBE: &str = r#"
 let
   isDrv = v: builtins.isAttrs v && (v.type or null) == "derivation";
   one = d: {
@@ -352,6 +418,17 @@ mod tests {
         ] {
             assert_eq!(distance(a, b, FAR), expected, "{a} {b}");
             assert_eq!(distance(b, a, FAR), expected, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn texts_of_the_language() {
+        for (text, quoted) in [
+            ("a b", r#""a b""#),
+            (r#"a"b\c"#, r#""a\"b\\c""#),
+            ("${x}$$", r#""\${x}\$\$""#),
+        ] {
+            assert_eq!(quote(text), quoted);
         }
     }
 

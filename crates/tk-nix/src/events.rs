@@ -28,8 +28,17 @@ pub const MAX_FIELDS: usize = 64;
 pub struct Line {
     /// What it tells.
     pub event: LogEvent,
-    /// The bare text, without colours, if it is an error of nix itself.
-    pub error: Option<String>,
+    /// If it is an error of nix itself: what it says.
+    pub error: Option<Words>,
+}
+
+/// What an error says, without colours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Words {
+    /// The error alone.
+    pub bare: String,
+    /// With where it is in the code, and what was being evaluated.
+    pub full: String,
 }
 
 /// What `line`, without its line end, tells. Text that is no event is a message.
@@ -70,9 +79,12 @@ fn object(text: &str) -> Option<Line> {
 
 fn message(object: &Map<String, Value>) -> Option<Line> {
     let (level, text) = (level(object), text_of(object, "msg")?);
-    let error = (level == Level::Error).then(|| match text_of(object, "raw_msg") {
-        Some(raw) => strip_ansi(&raw).trim().to_owned(),
-        None => bare(&strip_ansi(&text)),
+    let error = (level == Level::Error).then(|| {
+        let full = bare(&strip_ansi(&text));
+        let raw = text_of(object, "raw_msg");
+        let bare = raw.map(|raw| strip_ansi(&raw).trim().to_owned());
+        let bare = bare.unwrap_or_else(|| full.clone());
+        Words { bare, full }
     });
     let event = LogEvent::message(level, text);
     Some(Line { event, error })
@@ -184,7 +196,7 @@ mod tests {
                 "builder for 'x' failed;\nlast lines:\n> one",
             ),
         ] {
-            assert_eq!(parse(line).error.as_deref(), Some(error));
+            assert_eq!(parse(line).error.unwrap().bare, error);
         }
     }
 

@@ -2,7 +2,7 @@
 
 mod words;
 
-use crate::process::Finished;
+use crate::{events::Words, process::Finished};
 use serde_json::{Value, json};
 use std::{
     fmt,
@@ -24,6 +24,8 @@ pub struct Details {
     pub cause: Cause,
     /// What was said, without colours; it may have several lines.
     pub message: String,
+    /// How the build ended, if a store built it.
+    pub status: Option<BuildStatus>,
     /// The derivation whose build failed: a whole path.
     pub derivation: Option<String>,
     /// How the builder ended or, where nothing was built, nix.
@@ -183,6 +185,7 @@ impl Failure {
         Failure(Box::new(Details {
             cause,
             message: message.into(),
+            status: None,
             derivation: None,
             exit: None,
             phase: None,
@@ -200,9 +203,9 @@ impl Failure {
     /// Nix says most of it in prose only. Of the errors that it wrote the first is about the first
     /// derivation that failed; those that follow from it come later.
     pub(crate) fn of_nix(done: &Finished) -> Self {
-        let root = |text: &&String| words::cause(text) != Cause::Dependency;
+        let root = |error: &&Words| words::cause(&error.bare) != Cause::Dependency;
         let first = done.errors.iter().find(root).or(done.errors.first());
-        let message = first.cloned().unwrap_or_else(|| {
+        let message = first.map(|error| error.bare.clone()).unwrap_or_else(|| {
             let tail = done.tail.join("\n");
             match tail.is_empty() {
                 true => format!("nix ended with {}", done.exit),
@@ -214,6 +217,9 @@ impl Failure {
         if failure.cause == Cause::Other && failure.derivation.is_none() && !done.errors.is_empty()
         {
             failure.cause = Cause::Evaluation;
+        }
+        if let (Cause::Evaluation, Some(error)) = (&failure.cause, first) {
+            failure.message = error.full.clone();
         }
         let drv = failure.derivation.as_deref();
         let build = done.builds.iter().rev().find(|b| Some(&*b.drv) == drv);
@@ -239,6 +245,7 @@ impl Failure {
             (BuildStatus::PermanentFailure, Cause::Other) => Cause::Builder,
             (_, cause) => cause,
         };
+        failure.status = Some(result.status);
         failure.derivation = drv.or(failure.derivation.take());
         failure.with_log(log)
     }
@@ -274,6 +281,7 @@ impl Failure {
         let mut value = json!({
             "cause": self.cause.name(),
             "message": self.message,
+            "status": self.status.map(BuildStatus::name),
             "derivation": self.derivation,
             "exitCode": code,
             "signal": signal,
@@ -325,7 +333,12 @@ impl fmt::Display for Failure {
                 write!(f, "the build of {name} took too long")
             }
             _ => {
-                let lines = self.message.lines().map(str::trim);
+                // What was being evaluated comes before the error itself.
+                let text = match (&self.cause, self.message.rsplit_once("error:")) {
+                    (Cause::Evaluation, Some((_, last))) => last,
+                    _ => &self.message,
+                };
+                let lines = text.lines().map(str::trim);
                 let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
                 f.write_str(&lines.join("; "))
             }

@@ -17,18 +17,20 @@ mod daemon;
 mod evaluate;
 pub mod events;
 mod failure;
+mod fetch;
 pub mod flake;
 mod installable;
 mod nix;
 mod process;
 
-pub use build::{BuildOptions, BuildResult, NixBuilder};
+pub use build::{BuildOptions, BuildResult, NixBuilder, StoreBuilder};
 pub use daemon::StdioTransport;
 pub use evaluate::{EvalOptions, Target};
 pub use failure::{Cause, Details, Exit, Failure};
+pub use fetch::{Fetched, fetch};
 pub use installable::{Installable, InstallableError, Source};
 pub use nix::{Flavour, Nix, NixConfig, NixVersion};
-pub use process::{Finished, Invocation};
+pub use process::{Finished, Invocation, ending};
 
 /// The result of everything that runs nix.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;

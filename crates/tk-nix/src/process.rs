@@ -1,13 +1,17 @@
 //! One run of nix: its log as events, its output within bounds, and an end for all that it started.
 
-use crate::{Cause, Exit, Failure, Nix, Result, events};
-use rustix::process::{Pid, Signal, kill_process_group};
+use crate::{
+    Cause, Exit, Failure, Nix, Result,
+    events::{self, Words},
+};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use std::{
     collections::VecDeque,
     ffi::{OsStr, OsString},
     io,
     path::PathBuf,
     process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 use tk_daemon::client::{BuildLog, BuildLogs};
@@ -79,8 +83,8 @@ pub struct Finished {
     pub exit: Exit,
     /// All of stdout.
     pub stdout: Vec<u8>,
-    /// The errors that nix wrote, bare and without colours, in order.
-    pub errors: Vec<String>,
+    /// The errors that nix wrote, in order.
+    pub errors: Vec<Words>,
     /// The last lines of stderr that were messages, without colours.
     pub tail: Vec<String>,
     /// The builds that it started, with their last lines.
@@ -187,21 +191,51 @@ impl Drop for Group {
         };
         // A group that is gone is what is wanted.
         let _ = kill_process_group(pid, Signal::TERM);
-        let kill = Kill(pid);
+        let ending = Ending::of(pid);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                tokio::time::sleep(GRACE).await;
-                drop(kill);
-            });
+            runtime.spawn(ending.wait());
         }
     }
 }
 
-/// Kills the group when it is dropped: after a while, or when the runtime ends before.
-struct Kill(Pid);
+/// How many groups of processes were asked to end and have not yet. A program that gives up waits
+/// for this to be 0 before it ends, so that nix can end its builders.
+pub fn ending() -> usize {
+    ENDING.load(Ordering::Relaxed)
+}
 
-impl Drop for Kill {
+static ENDING: AtomicUsize = AtomicUsize::new(0);
+
+/// A group that was asked to end. It is killed when this is dropped: after a while, or when the
+/// runtime ends before.
+struct Ending(Pid);
+
+impl Ending {
+    fn of(pid: Pid) -> Self {
+        ENDING.fetch_add(1, Ordering::Relaxed);
+        Ending(pid)
+    }
+
+    async fn wait(self) {
+        let begun = Instant::now();
+        // Once it is gone its number may be another's, so that nothing is killed then.
+        while begun.elapsed() < GRACE {
+            tokio::time::sleep(LOOK).await;
+            if test_kill_process_group(self.0).is_err() {
+                return self.forget();
+            }
+        }
+    }
+
+    fn forget(self) {
+        ENDING.fetch_sub(1, Ordering::Relaxed);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Ending {
     fn drop(&mut self) {
+        ENDING.fetch_sub(1, Ordering::Relaxed);
         let _ = kill_process_group(self.0, Signal::KILL);
     }
 }
@@ -222,7 +256,7 @@ async fn all(pipe: Option<impl AsyncRead + Unpin>, most: u64) -> Result<Vec<u8>>
 /// What was read from stderr.
 #[derive(Default)]
 struct Said {
-    errors: Vec<String>,
+    errors: Vec<Words>,
     tail: VecDeque<String>,
 }
 
@@ -273,7 +307,9 @@ async fn next_line(pipe: &mut (impl AsyncBufReadExt + Unpin), line: &mut Vec<u8>
 }
 
 /// How long a group has to end after it was asked to.
-pub(crate) const GRACE: Duration = Duration::from_secs(3);
+const GRACE: Duration = Duration::from_secs(3);
+/// How often it is looked whether a group is gone.
+const LOOK: Duration = Duration::from_millis(20);
 /// Last lines that are kept, of nix and of each builder.
 const LINES: usize = 25;
 /// Errors that are kept.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tk_narinfo::{SecretKey, realisation::legacy};
 use tk_path::{OutputsSpec, StorePath};
 use tk_store::{
-    Existing, SigCheck,
+    Existing, SigCheck, Store,
     copy::{CopyReport, Outputs, Plan, Unanswered, Upstreams, logs},
 };
 
@@ -61,6 +61,17 @@ impl UpstreamArgs {
             }
         }
         Ok(upstreams)
+    }
+}
+
+impl UpstreamArgs {
+    /// The caches alone, as places where paths may be found.
+    pub async fn caches(&self, cx: &Context) -> Result<Vec<Arc<dyn Store>>> {
+        let mut caches = Vec::new();
+        for uri in &self.upstream {
+            caches.push(open(cx, uri, &Wish::default()).await?.store());
+        }
+        Ok(caches)
     }
 }
 
