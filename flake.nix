@@ -18,6 +18,7 @@
       source = lib.fileset.toSource {
         root = ./.;
         fileset = lib.fileset.unions [
+          ./.cargo
           ./Cargo.toml
           ./Cargo.lock
           ./crates

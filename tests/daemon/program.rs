@@ -14,6 +14,7 @@ let make = name: text: derivation {
 }; in {
   good = make "good" "echo one; echo two >&2; echo content > $out";
   bad = make "bad" "echo first; echo last; exit 3";
+  top = make "top" "echo ${make "good" "echo one; echo two >&2; echo content > $out"} > $out";
 }
 "#;
 
@@ -124,5 +125,98 @@ fn every_command_takes_a_daemon() {
         let absent = "/nix/store/575s52sh487i0ylmbs9pvi606ljdszr0-hello";
         machine.fails(1, &format!("path-info {absent} {store}"));
         machine.fails(1, &format!("copy {absent} --from {uri} --to {to}"));
+    }
+}
+
+/// What a daemon built is named by its derivation, goes without its closure only when that is
+/// said, and takes its log along.
+#[test]
+fn copies_of_what_was_built() {
+    for version in VERSIONS {
+        let Some(daemon) = RigDaemon::start(version, true) else {
+            continue;
+        };
+        let machine = Machine::new();
+        let uri = format!(
+            "unix://{}?root={}",
+            daemon.socket().display(),
+            daemon.state().display()
+        );
+        let file = daemon.folder().join("expression.nix");
+        fs::write(&file, EXPRESSION).expect("writable");
+        let top = daemon.ask("nix-instantiate", &[file.to_str().unwrap(), "-A", "top"]);
+        let good = daemon.ask("nix-instantiate", &[file.to_str().unwrap(), "-A", "good"]);
+        let path = machine.ok(&format!("build {top}^out --store {uri}"));
+        let reference = machine.ok(&format!("build {good}^out --store {uri}"));
+        let report =
+            |line: &str| -> Value { serde_json::from_str(&machine.ok(line)).expect("JSON") };
+        let copied = |report: &Value| -> Vec<String> {
+            let entries = report["copied"].as_array().expect("a list");
+            let path = |entry: &Value| entry["path"].as_str().map(str::to_owned);
+            entries.iter().filter_map(path).collect()
+        };
+
+        // The reference would be missing: that has to be said.
+        let cache = machine.cache("cache");
+        let copy = format!("copy {top}^out --from {uri} --to {cache} --json");
+        let alone = report(&format!("{copy} --no-closure"));
+        assert_eq!(copied(&alone), [path.as_str()]);
+        assert_eq!(alone["roots"], serde_json::json!([path]));
+        assert_eq!(alone["logs"], serde_json::json!([]), "none was asked for");
+        machine.fails(1, &format!("check --closure {path} --in {cache}"));
+        let rest = report(&format!(
+            "copy {good}^* --from {uri} --to {cache} --json --logs"
+        ));
+        assert_eq!(copied(&rest), [reference.as_str()]);
+        assert_eq!(rest["logs"], serde_json::json!([good]));
+        machine.ok(&format!("check --closure {path} --in {cache}"));
+        for named in [&good, &reference] {
+            let log = machine.ok(&format!("log {named} --store {cache}"));
+            assert_eq!(log, "one\ntwo");
+        }
+        machine.fails(1, &format!("log {top} --store {cache}"));
+        machine.fails(2, &format!("copy {top}^nothing --from {uri} --to {cache}"));
+
+        // With all that it refers to.
+        let whole = machine.cache("whole");
+        let mut both = copied(&report(&format!(
+            "copy {top}^out --from {uri} --to {whole} --json"
+        )));
+        both.sort();
+        let mut want = [path.as_str(), reference.as_str()];
+        want.sort();
+        assert_eq!(both, want);
+    }
+}
+
+#[test]
+fn repair_through_a_daemon() {
+    for version in VERSIONS {
+        let Some(daemon) = RigDaemon::start(version, true) else {
+            continue;
+        };
+        let machine = Machine::new();
+        let uri = format!("unix://{}", daemon.socket().display());
+        let cache = machine.cache("cache");
+        machine.write("file", "a file");
+        machine.ok("key generate program-1 --secret s --public p");
+        let path = machine.ok(&format!("push file --to {cache} --sign-key s"));
+        let pull = format!("pull {path} --from {cache} --to {uri} --trusted-key p --json");
+        machine.ok(&pull);
+        let stored = daemon.store().join(path.rsplit('/').next().unwrap());
+        let damage = || {
+            fs::remove_file(&stored).expect("it is there");
+            fs::write(&stored, "damaged").expect("writable");
+        };
+        damage();
+        machine.ok(&pull);
+        assert_eq!(fs::read(&stored).unwrap(), b"damaged", "{version}");
+        for word in ["--repair", "--force"] {
+            damage();
+            let report: Value =
+                serde_json::from_str(&machine.ok(&format!("{pull} {word}"))).expect("JSON");
+            assert_eq!(report["replaced"], serde_json::json!([path]), "{version}");
+            assert_eq!(fs::read(&stored).unwrap(), b"a file", "{version}");
+        }
     }
 }

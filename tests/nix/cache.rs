@@ -17,7 +17,7 @@ use tk_store::{SigCheck, Store, StoreExt, nar, verify};
 fn frames_and_blocks_are_read_by_every_nix() {
     let place = TempDir::new().unwrap();
     let file = place.path().join("large");
-    // More than four zstd frames, and two blocks of xz at its default level.
+    // More than four zstd frames, and two streams of xz.
     fs::write(&file, sample(17 << 20)).unwrap();
     let info = describe(&file, "large");
     for (compression, level) in [(Compression::Zstd, None), (Compression::Xz, None)] {

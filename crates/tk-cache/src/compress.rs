@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | `none` | itself | | itself |
 //! | `zstd` | frames of [`zstd_frame`] bytes of NAR, compressed on several threads | −7…22 (3) | any number of frames, skippable ones too |
-//! | `xz` | one stream; blocks on several threads if the NAR is large | 0…9 (6) | any number of streams |
+//! | `xz` | up to level 6 streams of 4 MiB of NAR, compressed on several threads; above one stream | 0…9 (6) | any number of streams |
 //! | `gzip` | one member | 0…9 (6) | any number of members |
 //! | `bzip2` | one stream | 1…9 (9) | any number of streams |
 //! | `br` | one stream, 4 MiB window | 0…11 (11) | exactly one stream |
@@ -28,12 +28,16 @@
 //! asks for that much, 8 MiB with Nix's default levels. How much comes out of a small input is not
 //! limited here; the caller stops at the size that the metadata promises.
 
-#[cfg(feature = "zstd")]
+#[cfg(any(feature = "xz", feature = "zstd"))]
 mod frames;
 #[cfg(feature = "lz4")]
 mod lz4;
 mod lzw;
 mod read;
+#[cfg(feature = "xz")]
+mod xz;
+#[cfg(feature = "zstd")]
+mod zstd_frames;
 
 pub use read::decoder;
 
@@ -47,8 +51,10 @@ pub struct Compressor {
     level: Option<i32>,
     #[allow(dead_code)] // used by some of the features
     threads: NonZeroUsize,
+    #[cfg(feature = "xz")]
+    xz: frames::Workers<xz::Streams>,
     #[cfg(feature = "zstd")]
-    workers: frames::Workers,
+    zstd: frames::Workers<zstd_frames::Frames>,
 }
 
 impl Compressor {
@@ -73,8 +79,10 @@ impl Compressor {
             compression,
             level: level.filter(|_| compression != Compression::None),
             threads,
+            #[cfg(feature = "xz")]
+            xz: frames::Workers::new(level.unwrap_or(XZ_LEVEL), threads),
             #[cfg(feature = "zstd")]
-            workers: frames::Workers::new(level.unwrap_or(ZSTD_LEVEL), threads),
+            zstd: frames::Workers::new(level.unwrap_or(ZSTD_LEVEL), threads),
         })
     }
 
@@ -89,7 +97,7 @@ impl Compressor {
     pub fn memory(&self, size: Option<u64>) -> u64 {
         match self.compression {
             #[cfg(feature = "xz")]
-            Compression::Xz => xz::Plan::new(self.xz_level(), size, self.threads).memory,
+            Compression::Xz if !self.xz_streams() => xz::Whole::new(self.xz_level(), size).memory(),
             // The buffers behind the window and its hash tables, at the top level.
             Compression::Br => 64 << 20,
             Compression::Bzip2 => 8 << 20,
@@ -98,7 +106,7 @@ impl Compressor {
         }
     }
 
-    /// How many bytes encoders may reasonably hold together: what xz takes with all threads.
+    /// How many bytes encoders may reasonably hold together.
     pub fn memory_of_all(&self) -> u64 {
         (MEMORY_OF_THREAD * self.threads.get() as u64).max(2 * MEMORY_OF_THREAD)
     }
@@ -116,10 +124,9 @@ impl Compressor {
                 format!("zstd {library} level {level} frame {}", zstd_frame(level))
             }
             #[cfg(feature = "xz")]
-            Compression::Xz => {
-                let plan = xz::Plan::new(self.xz_level(), size, self.threads);
-                format!("xz {}", plan.encoding())
-            }
+            Compression::Xz if self.xz_streams() => xz::encoding(self.xz_level()),
+            #[cfg(feature = "xz")]
+            Compression::Xz => xz::Whole::new(self.xz_level(), size).encoding(),
             #[cfg(feature = "gzip")]
             Compression::Gzip => format!("gzip 1 level {}", level.unwrap_or(GZIP_LEVEL)),
             #[cfg(feature = "bzip2")]
@@ -136,10 +143,12 @@ impl Compressor {
     pub fn encoder<W: Write>(&self, out: W, size: Option<u64>) -> io::Result<Encoder<'_, W>> {
         Ok(Encoder(match self.compression {
             #[cfg(feature = "zstd")]
-            Compression::Zstd => Inner::Zstd(self.workers.encoder(out, size)),
+            Compression::Zstd => Inner::Zstd(self.zstd.encoder(out, size)),
+            #[cfg(feature = "xz")]
+            Compression::Xz if self.xz_streams() => Inner::XzStreams(self.xz.encoder(out, size)),
             #[cfg(feature = "xz")]
             Compression::Xz => {
-                let stream = xz::Plan::new(self.xz_level(), size, self.threads).stream()?;
+                let stream = xz::Whole::new(self.xz_level(), size).stream()?;
                 Inner::Xz(liblzma::write::XzEncoder::new_stream(out, stream))
             }
             #[cfg(feature = "gzip")]
@@ -167,8 +176,14 @@ impl Compressor {
     }
 
     #[cfg(feature = "xz")]
-    fn xz_level(&self) -> u32 {
-        self.level.unwrap_or(XZ_LEVEL) as u32
+    fn xz_level(&self) -> i32 {
+        self.level.unwrap_or(XZ_LEVEL)
+    }
+
+    /// Whether streams are cut, rather than one written.
+    #[cfg(feature = "xz")]
+    fn xz_streams(&self) -> bool {
+        self.xz_level() <= xz::MOST_CUT_LEVEL
     }
 }
 
@@ -194,6 +209,8 @@ impl<W: Write> Encoder<'_, W> {
             #[cfg(feature = "zstd")]
             Inner::Zstd(encoder) => encoder.finish(),
             #[cfg(feature = "xz")]
+            Inner::XzStreams(encoder) => encoder.finish(),
+            #[cfg(feature = "xz")]
             Inner::Xz(encoder) => encoder.finish(),
             #[cfg(feature = "gzip")]
             Inner::Gzip(encoder) => encoder.finish(),
@@ -211,6 +228,8 @@ impl<W: Write> Write for Encoder<'_, W> {
             Inner::None(out, _) => out.write(bytes),
             #[cfg(feature = "zstd")]
             Inner::Zstd(encoder) => encoder.write(bytes),
+            #[cfg(feature = "xz")]
+            Inner::XzStreams(encoder) => encoder.write(bytes),
             #[cfg(feature = "xz")]
             Inner::Xz(encoder) => encoder.write(bytes),
             #[cfg(feature = "gzip")]
@@ -274,7 +293,9 @@ pub const fn zstd_frame(level: i32) -> usize {
 enum Inner<'a, W: Write> {
     None(W, std::marker::PhantomData<&'a ()>),
     #[cfg(feature = "zstd")]
-    Zstd(frames::FrameEncoder<'a, W>),
+    Zstd(frames::FrameEncoder<'a, zstd_frames::Frames, W>),
+    #[cfg(feature = "xz")]
+    XzStreams(frames::FrameEncoder<'a, xz::Streams, W>),
     #[cfg(feature = "xz")]
     Xz(liblzma::write::XzEncoder<W>),
     #[cfg(feature = "gzip")]
@@ -338,137 +359,8 @@ impl<W: Write> Write for Remembering<W> {
     }
 }
 
-#[cfg(feature = "xz")]
-mod xz {
-    use liblzma::stream::{Check, Filters, LzmaOptions, MtStreamBuilder, Stream};
-    use std::{io, num::NonZeroUsize};
-
-    /// How one NAR is compressed.
-    pub(super) struct Plan {
-        level: u32,
-        dictionary: u32, // bytes
-        block: u64,      // bytes
-        threads: u32,
-        /// Bytes that the encoder will hold.
-        pub(super) memory: u64,
-    }
-
-    impl Plan {
-        /// A dictionary larger than the NAR gains nothing and costs twelve times its size. A NAR of
-        /// several blocks goes to several threads, unless the level stands for a large dictionary.
-        pub(super) fn new(level: u32, size: Option<u64>, threads: NonZeroUsize) -> Plan {
-            let size = size.unwrap_or(u64::MAX);
-            let preset = DICTIONARIES[level as usize];
-            let dictionary = match u32::try_from(size) {
-                Ok(size) if size < preset => size.next_power_of_two().max(SMALLEST),
-                _ => preset,
-            };
-            let shared = dictionary.min(SHARED_DICTIONARY);
-            let block = 2 * u64::from(shared);
-            let threads = size
-                .div_ceil(block)
-                .min(threads.get() as u64)
-                .min(MOST_THREADS);
-            let plan = if threads < 2 || level > MOST_SHARED_LEVEL {
-                Plan {
-                    level,
-                    dictionary,
-                    block: 0,
-                    threads: 1,
-                    memory: 0,
-                }
-            } else {
-                Plan {
-                    level,
-                    dictionary: shared,
-                    block,
-                    threads: threads as u32,
-                    memory: 0,
-                }
-            };
-            Plan {
-                memory: plan.memory(),
-                ..plan
-            }
-        }
-
-        /// What its output depends on, beside the input.
-        pub(super) fn encoding(&self) -> String {
-            let Plan {
-                level,
-                dictionary,
-                block,
-                ..
-            } = self;
-            format!("1 level {level} dictionary {dictionary} block {block}")
-        }
-
-        pub(super) fn stream(&self) -> io::Result<Stream> {
-            let stream = if self.threads > 1 {
-                self.builder()?.encoder()
-            } else {
-                Stream::new_stream_encoder(&self.filters()?, Check::Crc64)
-            };
-            stream.map_err(io::Error::other)
-        }
-
-        /// What liblzma expects; it tells only of parallel encoders, which have three buffers of
-        /// one block for each thread.
-        fn memory(&self) -> u64 {
-            let (block, buffers) = match self.threads {
-                1 => (u64::from(self.dictionary), 3 * u64::from(self.dictionary)),
-                _ => (self.block, 0),
-            };
-            let usage = Plan { block, ..*self }
-                .builder()
-                .map_or(0, |b| b.memusage());
-            usage.saturating_sub(buffers)
-        }
-
-        fn builder(&self) -> io::Result<MtStreamBuilder> {
-            let mut builder = MtStreamBuilder::new();
-            builder
-                .threads(self.threads)
-                .block_size(self.block)
-                .check(Check::Crc64)
-                .filters(self.filters()?);
-            Ok(builder)
-        }
-
-        fn filters(&self) -> io::Result<Filters> {
-            let mut options = LzmaOptions::new_preset(self.level).map_err(io::Error::other)?;
-            options.dict_size(self.dictionary);
-            let mut filters = Filters::new();
-            filters.lzma2(&options);
-            Ok(filters)
-        }
-    }
-
-    /// liblzma refuses more than 16 thousand; this is what a machine may have.
-    const MOST_THREADS: u64 = 256;
-    /// Levels above have dictionaries of 16 MiB and more; who asks for them asks for small files.
-    const MOST_SHARED_LEVEL: u32 = 6;
-    /// With it a thread holds 54 MiB; with the 8 MiB of level 6 it would be 117. It costs 5 % of
-    /// size on the Rust toolchain.
-    const SHARED_DICTIONARY: u32 = 3 << 20;
-    const SMALLEST: u32 = 1 << 16;
-    /// Of the presets 0 to 9, in bytes.
-    const DICTIONARIES: [u32; 10] = [
-        1 << 18,
-        1 << 20,
-        2 << 20,
-        4 << 20,
-        4 << 20,
-        8 << 20,
-        8 << 20,
-        16 << 20,
-        32 << 20,
-        64 << 20,
-    ];
-}
-
-/// With two threads, the least that is reckoned with, there is room for one encoder of xz at its
-/// default level, 94 MiB, and within 128 MiB for the rest of the process.
+/// With two threads, the least that is reckoned with, there is room within 128 MiB for the rest of
+/// the process.
 const MEMORY_OF_THREAD: u64 = 56 << 20;
 
 #[cfg(feature = "zstd")]

@@ -138,9 +138,8 @@ impl RemoteCache {
         let compressor = Compressor::new(config.compression, config.level, config.jobs)
             .map_err(|e| Error::invalid(e.to_string()))?;
         let memory = (compressor.memory_of_all() >> 20) as u32;
-        // A packer may wait for its source or for the network, unless packing takes longest.
-        let spare = usize::from(config.compression != Compression::Xz);
-        let packers = config.jobs.get() + spare;
+        // A packer may wait for its source or for the network.
+        let packers = config.jobs.get() + 1;
         let inner = Inner {
             objects,
             packers: Pool::new(packers),

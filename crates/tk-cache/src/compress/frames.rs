@@ -1,10 +1,9 @@
-//! zstd in independent frames, so that several threads can work on one NAR.
+//! Compression in independent frames, so that several threads can work on one NAR.
 //!
 //! Order is kept: frames are written as they were cut. Frames under way are bounded over all
 //! encoders of one [`Workers`]: one for each thread and one that waits, and one or two for each
 //! encoder.
 
-use super::zstd_frame;
 use std::{
     collections::VecDeque,
     fmt,
@@ -17,14 +16,30 @@ use std::{
     },
     thread,
 };
-use zstd::bulk::Compressor;
 
-/// Threads that compress frames, started when there is work for them and ended with this.
-pub(super) struct Workers {
-    shared: Arc<Shared>,
+/// What makes frames of one format, one after the other.
+pub(super) trait Codec: Sized + Send + 'static {
+    /// Names the threads.
+    const NAME: &'static str;
+    /// Whether an input that is a single frame is compressed on the thread that brings it. Not if
+    /// what a codec holds is so large that only the few threads here may have one.
+    const ON_THE_SPOT: bool;
+
+    /// Bytes of input in each frame but the last.
+    fn frame(level: i32) -> usize;
+
+    fn new(level: i32) -> io::Result<Self>;
+
+    /// Makes one frame of `input` in `output`, which may hold something else.
+    fn compress(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<()>;
 }
 
-impl Workers {
+/// Threads that compress frames, started when there is work for them and ended with this.
+pub(super) struct Workers<C> {
+    shared: Arc<Shared<C>>,
+}
+
+impl<C: Codec> Workers<C> {
     pub(super) fn new(level: i32, threads: NonZeroUsize) -> Self {
         Workers {
             shared: Arc::new(Shared {
@@ -39,8 +54,8 @@ impl Workers {
         }
     }
 
-    pub(super) fn encoder<W: Write>(&self, out: W, size: Option<u64>) -> FrameEncoder<'_, W> {
-        let frame = zstd_frame(self.shared.level);
+    pub(super) fn encoder<W: Write>(&self, out: W, size: Option<u64>) -> FrameEncoder<'_, C, W> {
+        let frame = C::frame(self.shared.level);
         let room = size.map_or(frame, |size| {
             usize::try_from(size).unwrap_or(frame).min(frame)
         });
@@ -54,7 +69,7 @@ impl Workers {
     }
 }
 
-impl Drop for Workers {
+impl<C> Drop for Workers<C> {
     fn drop(&mut self) {
         lock(&self.shared.queue).closed = true;
         self.shared.wake.notify_all();
@@ -62,33 +77,35 @@ impl Drop for Workers {
 }
 
 /// Cuts what is written into frames and puts their compressed forms into `out`.
-pub(super) struct FrameEncoder<'a, W> {
+pub(super) struct FrameEncoder<'a, C, W> {
     out: W,
-    shared: &'a Arc<Shared>,
+    shared: &'a Arc<Shared<C>>,
     filling: Vec<u8>,
-    under_way: VecDeque<UnderWay>,
+    under_way: VecDeque<UnderWay<C>>,
     /// Whether there was a frame.
     wrote: bool,
 }
 
-impl<W: Write> FrameEncoder<'_, W> {
+impl<C: Codec, W: Write> FrameEncoder<'_, C, W> {
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let frame = zstd_frame(self.shared.level);
+        let frame = C::frame(self.shared.level);
         let n = bytes.len().min(frame - self.filling.len());
         self.filling.extend_from_slice(&bytes[..n]);
         if self.filling.len() == frame {
-            self.submit()?;
+            self.submit(frame)?;
         }
         Ok(n)
     }
 
     pub(super) fn finish(mut self) -> io::Result<W> {
-        if !self.wrote {
+        if !self.wrote && C::ON_THE_SPOT {
             // The whole input is one frame: a hand-over would cost more than it gains.
-            let frame = self.shared.with_compressor(|c| compress(c, &self.filling));
-            self.out.write_all(&frame?)?;
-        } else if !self.filling.is_empty() {
-            self.submit()?;
+            let mut frame = Vec::new();
+            self.shared
+                .with_codec(|codec| codec.compress(&self.filling, &mut frame))?;
+            self.out.write_all(&frame)?;
+        } else if !self.wrote || !self.filling.is_empty() {
+            self.submit(0)?;
         }
         while let Some(oldest) = self.under_way.pop_front() {
             self.write_frame(oldest)?;
@@ -97,7 +114,8 @@ impl<W: Write> FrameEncoder<'_, W> {
         Ok(self.out)
     }
 
-    fn submit(&mut self) -> io::Result<()> {
+    /// Hands over what there is. `room` is what may follow.
+    fn submit(&mut self, room: usize) -> io::Result<()> {
         let shared = self.shared;
         // What is done is written, so that its memory is free. One frame of its own every encoder
         // may always have under way, or it could wait for others for ever.
@@ -106,14 +124,14 @@ impl<W: Write> FrameEncoder<'_, W> {
             self.write_frame(oldest)?;
         }
         self.wrote = true;
-        let next = shared.buffer(zstd_frame(shared.level));
+        let next = shared.buffer(room);
         let input = std::mem::replace(&mut self.filling, next);
         let (done, result) = sync_channel(1);
         self.under_way.push_back(UnderWay::new(shared, result));
         Shared::push(shared, Job { input, done })
     }
 
-    fn write_frame(&mut self, frame: UnderWay) -> io::Result<()> {
+    fn write_frame(&mut self, frame: UnderWay<C>) -> io::Result<()> {
         let lost = |_| io::Error::other("a thread that compresses has died");
         let done = frame.result.recv().map_err(lost)??;
         self.out.write_all(&done)?;
@@ -122,33 +140,33 @@ impl<W: Write> FrameEncoder<'_, W> {
     }
 }
 
-impl fmt::Debug for Workers {
+impl<C> fmt::Debug for Workers<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Workers({})", self.shared.threads)
     }
 }
 
 /// A frame that was handed over; it is counted for as long as somebody waits for it.
-struct UnderWay {
+struct UnderWay<C> {
     result: Receiver<io::Result<Vec<u8>>>,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<C>>,
 }
 
-impl UnderWay {
-    fn new(shared: &Arc<Shared>, result: Receiver<io::Result<Vec<u8>>>) -> Self {
+impl<C> UnderWay<C> {
+    fn new(shared: &Arc<Shared<C>>, result: Receiver<io::Result<Vec<u8>>>) -> Self {
         shared.under_way.fetch_add(1, Relaxed);
         let shared = shared.clone();
         UnderWay { result, shared }
     }
 }
 
-impl Drop for UnderWay {
+impl<C> Drop for UnderWay<C> {
     fn drop(&mut self) {
         self.shared.under_way.fetch_sub(1, Relaxed);
     }
 }
 
-struct Shared {
+struct Shared<C> {
     level: i32,
     threads: usize,
     /// Frames that were handed over and not yet written out.
@@ -157,8 +175,8 @@ struct Shared {
     wake: Condvar,
     /// Buffers to use again: fresh ones cost a page fault for every 4 KiB.
     spare: Mutex<Vec<Vec<u8>>>,
-    /// Compressors of encoders that compress on their own thread.
-    idle: Mutex<Vec<Compressor<'static>>>,
+    /// Codecs of encoders that compress on their own thread.
+    idle: Mutex<Vec<C>>,
 }
 
 #[derive(Default)]
@@ -174,14 +192,14 @@ struct Job {
     done: SyncSender<io::Result<Vec<u8>>>,
 }
 
-impl Shared {
+impl<C: Codec> Shared<C> {
     fn push(this: &Arc<Self>, job: Job) -> io::Result<()> {
         let mut queue = lock(&this.queue);
         queue.jobs.push_back(job);
         if queue.waiting < queue.jobs.len() && queue.started < this.threads {
             let shared = this.clone();
             thread::Builder::new()
-                .name("zstd".to_owned())
+                .name(C::NAME.to_owned())
                 .spawn(move || shared.work())?;
             queue.started += 1;
         }
@@ -192,14 +210,14 @@ impl Shared {
 
     /// The life of a thread.
     fn work(&self) {
-        let mut compressor = None;
+        let mut codec = None;
         while let Some(job) = self.next_job() {
-            let compressor = match &mut compressor {
-                Some(compressor) => Ok(compressor),
-                none => Compressor::new(self.level).map(|c| none.insert(c)),
+            let codec = match &mut codec {
+                Some(codec) => Ok(codec),
+                none => C::new(self.level).map(|c| none.insert(c)),
             };
             let mut output = self.buffer(0);
-            let made = compressor.and_then(|c| compress_into(c, &job.input, &mut output));
+            let made = codec.and_then(|codec| codec.compress(&job.input, &mut output));
             self.give_back(job.input);
             // The encoder may have failed and gone.
             let _ = job.done.send(made.map(|()| output));
@@ -221,19 +239,16 @@ impl Shared {
         }
     }
 
-    fn with_compressor<T>(
-        &self,
-        run: impl FnOnce(&mut Compressor<'static>) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn with_codec<T>(&self, run: impl FnOnce(&mut C) -> io::Result<T>) -> io::Result<T> {
         let idle = lock(&self.idle).pop();
-        let mut compressor = match idle {
-            Some(compressor) => compressor,
-            None => Compressor::new(self.level)?,
+        let mut codec = match idle {
+            Some(codec) => codec,
+            None => C::new(self.level)?,
         };
-        let result = run(&mut compressor);
+        let result = run(&mut codec);
         let mut idle = lock(&self.idle);
         if idle.len() < self.threads {
-            idle.push(compressor);
+            idle.push(codec);
         }
         result
     }
@@ -252,22 +267,6 @@ impl Shared {
             spare.push(buffer);
         }
     }
-}
-
-fn compress(compressor: &mut Compressor<'static>, input: &[u8]) -> io::Result<Vec<u8>> {
-    let mut output = Vec::new();
-    compress_into(compressor, input, &mut output)?;
-    Ok(output)
-}
-
-fn compress_into(
-    compressor: &mut Compressor<'static>,
-    input: &[u8],
-    output: &mut Vec<u8>,
-) -> io::Result<()> {
-    output.clear();
-    output.reserve(zstd::zstd_safe::compress_bound(input.len()));
-    compressor.compress_to_buffer(input, output).map(drop)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -300,21 +300,54 @@ fn a_failing_output_is_told() {
 
 #[test]
 fn xz_memory_is_planned() {
-    let xz = |threads| Compressor::new(Compression::Xz, None, self::threads(threads)).unwrap();
-    for (size, threads, most) in [
-        (Some(1000), 2, 4 << 20),
-        (Some(1 << 20), 8, 16 << 20),
-        (Some(4 << 30), 1, 96 << 20),
-        (Some(4 << 30), 2, 112 << 20),
-        (None, 2, 112 << 20),
-        (None, 64, 64 * (56 << 20)),
+    let xz = |level| Compressor::new(Compression::Xz, Some(level), threads(2)).unwrap();
+    for (level, size, most) in [
+        // It is the workers', whatever the number of encoders.
+        (6, Some(4 << 30), 2 << 20),
+        (6, None, 2 << 20),
+        (9, Some(1000), 2 << 20),
+        // Hardly more than a power of two.
+        (9, Some((2 << 20) + 9), 44 << 20),
+        (9, Some(4 << 30), 700 << 20),
+        (9, None, 700 << 20),
     ] {
-        let memory = xz(threads).memory(size);
-        assert!(memory <= xz(threads).memory_of_all());
+        let memory = xz(level).memory(size);
         assert!(
             memory > 0 && memory <= most,
-            "{size:?}, {threads} threads: {memory} bytes"
+            "{size:?}, level {level}: {memory} bytes"
         );
+    }
+}
+
+#[test]
+fn xz_is_cut_into_streams() {
+    let magic = [0xfd, b'7', b'z', b'X', b'Z', 0];
+    let stream = 4 << 20;
+    for (size, streams) in [(0, 1), (1, 1), (stream, 1), (stream + 1, 2)] {
+        let input = sample(size);
+        let packed = encode(&quick(Compression::Xz, 2), &input, 1 << 16, None);
+        let found = packed.windows(6).filter(|w| *w == magic).count();
+        assert_eq!(found, streams, "{size} bytes");
+        // Whoever packs it, and whatever is known: one name stands for one content.
+        for (threads, known) in [(1, Some(size as u64)), (3, Some(17))] {
+            let again = encode(&quick(Compression::Xz, threads), &input, 1 << 20, known);
+            assert!(again == packed, "{size} bytes, {threads} threads");
+        }
+        let encoding = |known| quick(Compression::Xz, 1).encoding(known);
+        assert_eq!(encoding(None), encoding(Some(size as u64)));
+    }
+}
+
+#[test]
+fn xz_loses_nothing_by_knowing_the_size() {
+    let xz = Compressor::new(Compression::Xz, Some(7), threads(1)).unwrap();
+    for size in [0, 1, 4_095, 4_097, 70_000, 300_001] {
+        let half = sample(size / 2);
+        // The second half is found at the greatest distance.
+        let input = [&half[..], &half].concat();
+        let unknown = encode(&xz, &input, 4096, None).len();
+        let known = encode(&xz, &input, 4096, Some(input.len() as u64)).len();
+        assert!(known <= unknown + 16, "{size}: {known}, {unknown}");
     }
 }
 

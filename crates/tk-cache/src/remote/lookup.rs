@@ -6,8 +6,15 @@ use crate::{
     objects::{Known, NarInfoCache},
 };
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
-use std::{collections::BTreeSet, sync::Arc};
+use futures::{
+    FutureExt, Stream, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream,
+};
+use std::{
+    collections::BTreeSet,
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
 use tk_narinfo::{MAX_NARINFO_BYTES, NarInfo};
 use tk_path::{HashPart, StorePath};
 use tk_store::{Error, Result};
@@ -44,10 +51,8 @@ pub(super) fn narinfos<'a>(
                 }
             }
         })
-        .buffer_unordered(parallel)
-        .ready_chunks(BATCH)
-        .then(move |answers| remember(known.clone(), answers))
-        .flat_map(stream::iter);
+        .buffer_unordered(parallel);
+    let answers = remembering(known, answers.boxed());
     answers.map(|(path, text)| cache.answer(path, text)).boxed()
 }
 
@@ -67,25 +72,73 @@ async fn remembered(
     paths.into_iter().map(known).collect()
 }
 
-/// Remembers what the cache said, and passes it on.
-async fn remember(
+/// Passes answers on and, beside that, remembers what the cache said just now. Ends when all of it
+/// is remembered; what is dropped before may not be.
+fn remembering(
     known: Arc<dyn NarInfoCache>,
-    answers: Vec<Asked>,
-) -> Vec<(StorePath, Result<Option<Bytes>>)> {
-    let fresh = |(path, text, fresh): &Asked| match text {
-        Ok(text) if *fresh => Some((path.to_hash_part(), text.clone())),
-        _ => None,
+    answers: BoxStream<'_, Asked>,
+) -> impl Stream<Item = (StorePath, Result<Option<Bytes>>)> + Send {
+    let mut notes = Notes {
+        known,
+        waiting: Vec::new(),
+        writing: None,
     };
-    let fresh: Vec<_> = answers.iter().filter_map(fresh).collect();
-    if !fresh.is_empty() {
-        let put = move || {
-            known.put(&fresh);
-            Ok(())
+    let mut answers = answers.ready_chunks(BATCH).fuse();
+    let noted = stream::poll_fn(move |cx| {
+        notes.write(cx);
+        if notes.waiting.len() >= MOST_WAITING {
+            return Poll::Pending;
+        }
+        match answers.poll_next_unpin(cx) {
+            Poll::Ready(Some(batch)) => {
+                notes.take(&batch);
+                notes.write(cx);
+                Poll::Ready(Some(batch))
+            }
+            Poll::Ready(None) if notes.writing.is_none() => Poll::Ready(None),
+            _ => Poll::Pending,
+        }
+    });
+    noted.flat_map(|batch| stream::iter(batch.into_iter().map(|(path, text, _)| (path, text))))
+}
+
+/// What is to be remembered. What comes while some of it is written goes together: each time costs
+/// a transaction.
+struct Notes {
+    known: Arc<dyn NarInfoCache>,
+    waiting: Vec<(HashPart, Option<Bytes>)>,
+    writing: Option<BoxFuture<'static, Result<()>>>,
+}
+
+impl Notes {
+    fn take(&mut self, answers: &[Asked]) {
+        let fresh = |(path, text, fresh): &Asked| match text {
+            Ok(text) if *fresh => Some((path.to_hash_part(), text.clone())),
+            _ => None,
         };
-        let _ = blocking(put).await;
+        self.waiting.extend(answers.iter().filter_map(fresh));
     }
-    let answer = |(path, text, _)| (path, text);
-    answers.into_iter().map(answer).collect()
+
+    /// Goes on, as far as it does without waiting.
+    fn write(&mut self, cx: &mut Context<'_>) {
+        loop {
+            if let Some(writing) = &mut self.writing
+                && writing.poll_unpin(cx).is_pending()
+            {
+                return;
+            }
+            self.writing = None;
+            if self.waiting.is_empty() {
+                return;
+            }
+            let (known, fresh) = (self.known.clone(), mem::take(&mut self.waiting));
+            let put = move || {
+                known.put(&fresh);
+                Ok(())
+            };
+            self.writing = Some(blocking(put).boxed());
+        }
+    }
 }
 
 impl Inner {
@@ -163,3 +216,69 @@ impl Inner {
 
 /// Narinfos that are looked up in memory together.
 const BATCH: usize = 512;
+
+/// Answers that wait to be remembered, before no more are taken.
+const MOST_WAITING: usize = 4 * BATCH;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        sync::{
+            Mutex,
+            mpsc::{Receiver, channel},
+        },
+        time::Duration,
+    };
+
+    /// Remembers only when it is let.
+    #[derive(Debug)]
+    struct Slow {
+        go: Mutex<Receiver<()>>,
+        puts: Mutex<Vec<usize>>,
+    }
+
+    impl NarInfoCache for Slow {
+        fn get(&self, parts: &[HashPart]) -> Vec<Option<Known>> {
+            vec![None; parts.len()]
+        }
+
+        fn put(&self, answers: &[(HashPart, Option<Bytes>)]) {
+            self.go.lock().unwrap().recv().unwrap();
+            self.puts.lock().unwrap().push(answers.len());
+        }
+
+        fn forget(&self, _: &[HashPart]) {}
+
+        fn cache_info(&self) -> Option<Option<Bytes>> {
+            None
+        }
+
+        fn put_cache_info(&self, _: Option<&[u8]>) {}
+    }
+
+    #[tokio::test]
+    async fn answers_do_not_wait_for_the_memory_but_the_end_does() {
+        let (go, wait) = channel();
+        let known = Arc::new(Slow {
+            go: Mutex::new(wait),
+            puts: Mutex::default(),
+        });
+        let path = |n: usize| -> StorePath { format!("{n:032}-a").parse().unwrap() };
+        // One at a time, as they come; the last is not fresh.
+        let answers = stream::iter(0..10).then(move |n| async move {
+            tokio::task::yield_now().await;
+            (path(n), Ok(None), n < 9)
+        });
+        let mut passed = std::pin::pin!(remembering(known.clone(), answers.boxed()));
+        for n in 0..10 {
+            assert_eq!(passed.next().await.unwrap().0, path(n));
+        }
+        let end = tokio::time::timeout(Duration::from_millis(50), passed.next());
+        assert!(end.await.is_err(), "not all is remembered");
+        go.send(()).unwrap();
+        go.send(()).unwrap();
+        assert!(passed.next().await.is_none());
+        assert_eq!(*known.puts.lock().unwrap(), [1, 8]);
+    }
+}
