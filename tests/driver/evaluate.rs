@@ -1,7 +1,12 @@
 //! Values are the same from every version.
 
-use super::{Table, with_each};
-use serde_json::json;
+use super::{FLAKE, Table, with_each};
+use crate::support::{Rig, VERSIONS, rig};
+use serde_json::{Value, json};
+use std::{fs, path::Path};
+use tempfile::TempDir;
+use tk_nar::fs::remove_tree;
+use tk_nix::{EvalOptions, Nix, NixConfig, flake::Metadata};
 
 #[test]
 fn values() {
@@ -58,4 +63,76 @@ fn values() {
         }
     });
     table.finish(&ran);
+}
+
+/// A library's caller gets the same facts about flakes from every version.
+#[test]
+fn flakes() {
+    let table = Table::new("facts about flakes from real Nix");
+    let mut ran = Vec::new();
+    let mut seen: Vec<(Metadata, Value)> = Vec::new();
+    let folder = TempDir::new().unwrap();
+    let (flake, input) = (folder.path().join("flake"), folder.path().join("input"));
+    for dir in [&flake, &input] {
+        fs::create_dir(dir).unwrap();
+    }
+    fs::write(input.join("flake.nix"), "{ outputs = { self }: { x = 1; }; }").unwrap();
+    let text = FLAKE.replace(
+        "inputs = { };",
+        &format!("description = \"small\"; inputs.other.url = \"path:{}\";", input.display()),
+    );
+    let text = text.replace("outputs = { self }:", "outputs = { self, other }:");
+    // What evaluates to an error has no place in a listing.
+    let text = text.replace("throws = throw \"no such luck\";", "");
+    fs::write(flake.join("flake.nix"), text).unwrap();
+    let reference = format!("path:{}", flake.display());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for version in VERSIONS {
+        let Some(rig) = rig(version) else { continue };
+        let root = TempDir::new().unwrap();
+        let nix = nix_of(&rig, root.path());
+        let options = EvalOptions::default();
+        runtime.block_on(async {
+            let nix = Nix::find(nix).await.unwrap();
+            assert!(nix.version().text.starts_with(version), "{:?}", nix.version());
+            let locks = nix.flake_lock(&reference, &[], &options, &()).await.unwrap();
+            assert_eq!(locks["nodes"]["root"]["inputs"]["other"], "other", "{locks}");
+            let update = ["other".to_owned()];
+            let again = nix.flake_lock(&reference, &update, &options, &()).await.unwrap();
+            assert_eq!(locks, again, "{version}: nothing has changed");
+            let metadata = nix.flake_metadata(&reference, &options, &()).await.unwrap();
+            assert_eq!(metadata.description.as_deref(), Some("small"));
+            assert_eq!(metadata.locks, locks, "{version}");
+            let show = nix.flake_show(&reference, &options, &()).await.unwrap();
+            let plain = &show["packages"]["x86_64-linux"]["plain"];
+            assert_eq!((&plain["type"], &plain["name"]), (&json!("derivation"), &json!("plain")));
+            let settings = nix.settings().await.unwrap();
+            assert!(settings["experimental-features"].to_string().contains("flakes"));
+            seen.push((metadata, plain.clone()));
+        });
+        remove_tree(&root.keep()).unwrap();
+        for operation in ["flake lock", "flake metadata", "flake show", "settings"] {
+            table.ok(operation, version);
+        }
+        ran.push(version);
+    }
+    for (metadata, plain) in &seen {
+        let (first, first_plain) = &seen[0];
+        assert_eq!((&metadata.path, &metadata.locks), (&first.path, &first.locks));
+        assert_eq!(plain["name"], first_plain["name"]);
+    }
+    table.finish(&ran);
+}
+
+/// Real Nix on a store of its own.
+fn nix_of(rig: &Rig, root: &Path) -> NixConfig {
+    let command = rig.command("nix");
+    let env = command.get_envs();
+    let env = env.map(|(name, value)| (name.to_owned(), value.map(Into::into)));
+    NixConfig {
+        program: command.get_program().into(),
+        store: Some(root.display().to_string()),
+        env: env.collect(),
+        ..NixConfig::default()
+    }
 }
