@@ -20,6 +20,7 @@ mod path_info;
 mod pull;
 mod push;
 mod realisation;
+mod repro;
 mod serve_ssh;
 mod sign;
 mod store;
@@ -47,6 +48,8 @@ pub enum Command {
     Build(build::Build),
     Eval(Box<eval::Eval>),
     Log(log::Log),
+    #[command(subcommand)]
+    Repro(repro::Repro),
     #[command(subcommand)]
     Store(store::Store),
     #[command(subcommand)]
@@ -90,6 +93,7 @@ impl Command {
             Command::Build(args) => args.run(cx).await,
             Command::Eval(args) => args.run(cx).await,
             Command::Log(args) => args.run(cx).await,
+            Command::Repro(args) => args.run(cx).await,
             Command::Store(args) => args.run(cx).await,
             Command::Realisation(args) => args.run(cx).await,
             Command::ServeSsh(args) => args.run(cx).await,
