@@ -76,10 +76,17 @@ fn flakes() {
     for dir in [&flake, &input] {
         fs::create_dir(dir).unwrap();
     }
-    fs::write(input.join("flake.nix"), "{ outputs = { self }: { x = 1; }; }").unwrap();
+    fs::write(
+        input.join("flake.nix"),
+        "{ outputs = { self }: { x = 1; }; }",
+    )
+    .unwrap();
     let text = FLAKE.replace(
         "inputs = { };",
-        &format!("description = \"small\"; inputs.other.url = \"path:{}\";", input.display()),
+        &format!(
+            "description = \"small\"; inputs.other.url = \"path:{}\";",
+            input.display()
+        ),
     );
     let text = text.replace("outputs = { self }:", "outputs = { self, other }:");
     // What evaluates to an error has no place in a listing.
@@ -94,20 +101,40 @@ fn flakes() {
         let options = EvalOptions::default();
         runtime.block_on(async {
             let nix = Nix::find(nix).await.unwrap();
-            assert!(nix.version().text.starts_with(version), "{:?}", nix.version());
-            let locks = nix.flake_lock(&reference, &[], &options, &()).await.unwrap();
-            assert_eq!(locks["nodes"]["root"]["inputs"]["other"], "other", "{locks}");
+            assert!(
+                nix.version().text.starts_with(version),
+                "{:?}",
+                nix.version()
+            );
+            let locks = nix
+                .flake_lock(&reference, &[], &options, &())
+                .await
+                .unwrap();
+            assert_eq!(
+                locks["nodes"]["root"]["inputs"]["other"], "other",
+                "{locks}"
+            );
             let update = ["other".to_owned()];
-            let again = nix.flake_lock(&reference, &update, &options, &()).await.unwrap();
+            let again = nix
+                .flake_lock(&reference, &update, &options, &())
+                .await
+                .unwrap();
             assert_eq!(locks, again, "{version}: nothing has changed");
             let metadata = nix.flake_metadata(&reference, &options, &()).await.unwrap();
             assert_eq!(metadata.description.as_deref(), Some("small"));
             assert_eq!(metadata.locks, locks, "{version}");
             let show = nix.flake_show(&reference, &options, &()).await.unwrap();
             let plain = &show["packages"]["x86_64-linux"]["plain"];
-            assert_eq!((&plain["type"], &plain["name"]), (&json!("derivation"), &json!("plain")));
+            assert_eq!(
+                (&plain["type"], &plain["name"]),
+                (&json!("derivation"), &json!("plain"))
+            );
             let settings = nix.settings().await.unwrap();
-            assert!(settings["experimental-features"].to_string().contains("flakes"));
+            assert!(
+                settings["experimental-features"]
+                    .to_string()
+                    .contains("flakes")
+            );
             seen.push((metadata, plain.clone()));
         });
         remove_tree(&root.keep()).unwrap();
@@ -118,7 +145,10 @@ fn flakes() {
     }
     for (metadata, plain) in &seen {
         let (first, first_plain) = &seen[0];
-        assert_eq!((&metadata.path, &metadata.locks), (&first.path, &first.locks));
+        assert_eq!(
+            (&metadata.path, &metadata.locks),
+            (&first.path, &first.locks)
+        );
         assert_eq!(plain["name"], first_plain["name"]);
     }
     table.finish(&ran);

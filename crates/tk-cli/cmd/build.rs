@@ -156,7 +156,8 @@ impl Build {
     /// Finds nix if it is needed: to evaluate, or for a store that cannot build by itself.
     async fn ready(&self, cx: &Context, installables: &[Installable]) -> Result<Ready> {
         let code = |what: &Installable| !matches!(what.source, Source::Store(_));
-        if !installables.iter().any(code) {
+        let evaluates = installables.iter().any(code);
+        if !evaluates {
             let wish = Wish {
                 build: self.options.clone(),
                 ..Wish::default()
@@ -177,7 +178,10 @@ impl Build {
                 );
             }
         }
-        let (nix, opened) = self.nix.builder(cx, &self.options).await?;
+        let (nix, opened) = match evaluates {
+            true => self.nix.builder(cx, &self.options).await?,
+            false => self.nix.builder_of_derivations(cx, &self.options).await?,
+        };
         Ok(Ready {
             builder: nix.builder().clone(),
             nix: Some(nix),

@@ -20,6 +20,7 @@ mod path_info;
 mod pull;
 mod push;
 mod realisation;
+mod repro;
 mod serve_ssh;
 mod sign;
 mod store;
@@ -48,6 +49,8 @@ pub enum Command {
     Eval(Box<eval::Eval>),
     Log(log::Log),
     #[command(subcommand)]
+    Repro(repro::Repro),
+    #[command(subcommand)]
     Store(store::Store),
     #[command(subcommand)]
     Realisation(realisation::Realisation),
@@ -75,7 +78,10 @@ impl Command {
 
     /// Whether it runs nix, which is to end with it.
     pub fn runs_nix(&self) -> bool {
-        matches!(self, Command::Build(_) | Command::Eval(_))
+        matches!(
+            self,
+            Command::Build(_) | Command::Eval(_) | Command::Repro(_)
+        )
     }
 
     /// Does it.
@@ -95,6 +101,7 @@ impl Command {
             Command::Build(args) => args.run(cx).await,
             Command::Eval(args) => args.run(cx).await,
             Command::Log(args) => args.run(cx).await,
+            Command::Repro(args) => args.run(cx).await,
             Command::Store(args) => args.run(cx).await,
             Command::Realisation(args) => args.run(cx).await,
             Command::ServeSsh(args) => args.run(cx).await,

@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context as _, Result};
 use std::{path::PathBuf, sync::Arc};
 use tk_daemon::{DaemonConfig, DaemonStore};
-use tk_nix::{EvalOptions, Nix, NixBuilder, NixConfig, StdioTransport};
+use tk_nix::{EvalOptions, Nix, NixBuilder, NixConfig, NixVersion, StdioTransport};
 use tk_store::StoreReference;
 
 /// Which nix is run, and how it evaluates.
@@ -80,6 +80,25 @@ impl NixOptions {
         build: &BuildOptions,
     ) -> Result<(NixBuilder, Opened)> {
         let nix = self.find(cx, build).await?;
+        self.builder_with(nix, cx, build).await
+    }
+
+    /// As [`NixOptions::builder`], for what is a derivation already: no nix is run to evaluate.
+    pub async fn builder_of_derivations(
+        &self,
+        cx: &Context,
+        build: &BuildOptions,
+    ) -> Result<(NixBuilder, Opened)> {
+        let nix = Nix::known(self.config(cx, build)?, NixVersion::OLDEST)?;
+        self.builder_with(nix, cx, build).await
+    }
+
+    async fn builder_with(
+        &self,
+        nix: Nix,
+        cx: &Context,
+        build: &BuildOptions,
+    ) -> Result<(NixBuilder, Opened)> {
         let wish = Wish {
             write: true,
             build: build.clone(),

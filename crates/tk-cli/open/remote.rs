@@ -102,6 +102,14 @@ impl BuildOptions {
         self.keep_going
     }
 
+    /// The same, with what a build that failed or differed has left kept.
+    pub fn keeping_failed(&self) -> BuildOptions {
+        BuildOptions {
+            keep_failed: true,
+            ..self.clone()
+        }
+    }
+
     /// The same as settings for nix's command line, for what it builds while it evaluates.
     pub fn options(&self) -> Vec<(String, String)> {
         let number = |name: &str, value: Option<u32>| Some((name.into(), value?.to_string()));

@@ -6,6 +6,7 @@
 //! - [`Installable`] is what people name: a flake reference, an attribute of a file, a derivation.
 //! - [`Nix::eval`], [`Nix::targets`] evaluate; [`NixBuilder`] builds, and its [`BuildResult`] is the same
 //!   whatever the version of Nix.
+//! - [`repro`] tells whether a build gives the same again, and what makes it impure.
 //! - [`Failure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
 //!   cause, and whether trying again may help.
 //!
@@ -22,6 +23,7 @@ pub mod flake;
 mod installable;
 mod nix;
 mod process;
+pub mod repro;
 
 pub use build::{BuildOptions, BuildResult, NixBuilder, StoreBuilder};
 pub use daemon::StdioTransport;

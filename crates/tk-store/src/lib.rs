@@ -12,6 +12,7 @@
 
 mod abilities;
 pub mod closure;
+mod compare;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod content;
@@ -31,6 +32,7 @@ pub use abilities::{
     Logs, Missing, Realisations, Root, Roots,
 };
 pub use closure::{Closure, closure};
+pub use compare::{Compared, compare};
 pub use content::ContentHasher;
 pub use error::{Error, Result};
 pub use memory::MemoryStore;

@@ -34,6 +34,8 @@ use crate::{Algorithm, Encoding, Hash, OutputName, StoreDir, StorePath};
 pub struct Modulo {
     dir: StoreDir,
     known: HashMap<StorePath, Known>,
+    /// Whether what is only known after building has a hash too.
+    floating: bool,
 }
 
 /// What stands for a derivation in those that depend on it.
@@ -57,8 +59,35 @@ struct Known {
 impl Modulo {
     /// Nothing is known yet of the derivations of the store at `dir`.
     pub fn new(dir: StoreDir) -> Modulo {
-        let known = HashMap::new();
-        Modulo { dir, known }
+        Modulo {
+            dir,
+            known: HashMap::new(),
+            floating: false,
+        }
+    }
+
+    /// As [`Modulo::new`], but with hashes for derivations whose output paths only building tells, too: those by which
+    /// Nix up to 2.34 names realisations, see [`Modulo::realisation_hash`]. They make no output paths.
+    pub fn for_realisations(dir: StoreDir) -> Modulo {
+        Modulo {
+            floating: true,
+            ..Modulo::new(dir)
+        }
+    }
+
+    /// The hash in the names of `drv`'s realisations up to Nix 2.34; `None` if it has none, as with dynamic inputs.
+    /// What is [`missing`](Modulo::missing) must be known before, to a [`Modulo::for_realisations`].
+    pub fn realisation_hash<I: DerivationInputs>(
+        &self,
+        drv: &Derivation<I>,
+    ) -> Result<Option<Hash>, DerivationError> {
+        match drv.kind()? {
+            DerivationKind::Fixed => match self.fixed(drv)? {
+                HashModulo::Fixed(hash) => Ok(Some(hash)),
+                _ => Ok(None),
+            },
+            _ => self.whole(drv, true),
+        }
     }
 
     /// The store directory.
@@ -72,10 +101,11 @@ impl Modulo {
         &'a self,
         drv: &'a Derivation<I>,
     ) -> impl Iterator<Item = &'a StorePath> {
-        let by_inputs = matches!(
-            drv.kind(),
-            Ok(DerivationKind::InputAddressed | DerivationKind::Deferred)
-        );
+        let by_inputs = match drv.kind() {
+            Ok(DerivationKind::InputAddressed | DerivationKind::Deferred) => true,
+            Ok(DerivationKind::Floating(_)) => self.floating,
+            _ => false,
+        };
         let inputs = drv.inputs.drvs().keys().filter(move |_| by_inputs);
         inputs.filter(|path| !self.known.contains_key(path))
     }
@@ -132,11 +162,14 @@ impl Modulo {
     ) -> Result<HashModulo, DerivationError> {
         match drv.kind()? {
             DerivationKind::Fixed => self.fixed(drv),
-            DerivationKind::InputAddressed => Ok(match self.whole(drv, false)? {
+            DerivationKind::Floating(_) | DerivationKind::Deferred if !self.floating => {
+                Ok(HashModulo::Deferred)
+            }
+            DerivationKind::Impure(_) => Ok(HashModulo::Deferred),
+            _ => Ok(match self.whole(drv, false)? {
                 Some(hash) => HashModulo::Whole(hash),
                 None => HashModulo::Deferred,
             }),
-            _ => Ok(HashModulo::Deferred),
         }
     }
 
