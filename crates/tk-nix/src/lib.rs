@@ -19,8 +19,10 @@ pub mod events;
 mod failure;
 pub mod flake;
 mod installable;
+pub mod machines;
 mod nix;
 mod process;
+pub mod slots;
 
 pub use build::{BuildOptions, BuildResult, NixBuilder};
 pub use daemon::StdioTransport;
