@@ -22,6 +22,7 @@ mod installable;
 pub mod machines;
 mod nix;
 mod process;
+pub mod remote;
 pub mod slots;
 
 pub use build::{BuildOptions, BuildResult, NixBuilder};
