@@ -12,6 +12,7 @@
 //! Arguments never go through a shell. A dropped future ends the whole group of processes that it
 //! started.
 
+mod binary_cache;
 mod build;
 mod daemon;
 mod evaluate;
@@ -21,10 +22,12 @@ pub mod flake;
 mod installable;
 pub mod machines;
 mod nix;
+pub mod nix_conf;
 mod process;
 pub mod remote;
 pub mod slots;
 
+pub use binary_cache::{BinaryCache, CacheConfig, CacheStore, Configured, configure};
 pub use build::{BuildOptions, BuildResult, NixBuilder};
 pub use daemon::StdioTransport;
 pub use evaluate::{EvalOptions, Target};
