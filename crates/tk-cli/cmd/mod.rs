@@ -2,6 +2,7 @@
 
 mod add;
 mod build;
+mod builders;
 mod cache;
 mod cat;
 mod check;
@@ -45,6 +46,8 @@ pub enum Command {
     Verify(verify::Verify),
     Sign(sign::Sign),
     Build(build::Build),
+    #[command(subcommand)]
+    Builders(builders::Builders),
     Eval(Box<eval::Eval>),
     Log(log::Log),
     #[command(subcommand)]
@@ -88,6 +91,7 @@ impl Command {
             Command::Verify(args) => args.run(cx).await,
             Command::Sign(args) => args.run(cx).await,
             Command::Build(args) => args.run(cx).await,
+            Command::Builders(args) => args.run(cx).await,
             Command::Eval(args) => args.run(cx).await,
             Command::Log(args) => args.run(cx).await,
             Command::Store(args) => args.run(cx).await,

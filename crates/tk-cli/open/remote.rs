@@ -97,6 +97,11 @@ impl BuildOptions {
 }
 
 impl BuildOptions {
+    /// Whether other builds go on when one fails.
+    pub fn keep_going(&self) -> bool {
+        self.keep_going
+    }
+
     /// The same as settings for nix's command line, for what it builds while it evaluates.
     pub fn options(&self) -> Vec<(String, String)> {
         let number = |name: &str, value: Option<u32>| Some((name.into(), value?.to_string()));
