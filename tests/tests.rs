@@ -5,6 +5,7 @@
 
 mod cli;
 mod daemon;
+mod driver_remote;
 mod local;
 mod network;
 mod nix;
