@@ -6,6 +6,7 @@
 mod cli;
 mod daemon;
 mod driver;
+mod driver_remote;
 mod driver_repro;
 mod local;
 mod network;

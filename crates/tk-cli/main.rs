@@ -46,6 +46,7 @@ struct Global {
 }
 
 /// What every command gets.
+#[derive(Clone)]
 pub struct Context {
     store: Option<String>,
     settings: settings::Settings,

@@ -1,11 +1,13 @@
 //! Opening stores by the URIs that people know from Nix.
 
+mod builders;
 mod caches;
 mod info;
 mod network;
 mod nix;
 mod remote;
 
+pub use builders::{Open as OpenMachine, RemoteArgs, slots};
 pub use info::Info;
 pub use nix::NixOptions;
 pub use remote::BuildOptions;

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The settings of Nix that concern this program, from the same files that Nix reads.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Settings {
     values: BTreeMap<String, String>,
 }
@@ -134,6 +134,12 @@ pub fn path_var(name: &str) -> Option<PathBuf> {
 
 fn home() -> Result<PathBuf> {
     path_var("HOME").context("HOME is not set; set it, or name the store with --store")
+}
+
+/// The user's own nix.conf, the one that wins over the others.
+pub fn user_conf() -> Result<PathBuf> {
+    let first = user_files().into_iter().next();
+    first.context("there is no place for a nix.conf of yours; name one with --conf")
 }
 
 /// The users' configuration files, the one that wins first.

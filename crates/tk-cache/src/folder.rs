@@ -144,6 +144,27 @@ impl FolderCache {
         blocking(move || inner.init()).await
     }
 
+    /// The text of `nix-cache-info` as it is now; `None` if there is none.
+    pub async fn read_cache_info(&self) -> Result<Option<Vec<u8>>> {
+        let inner = self.0.clone();
+        blocking(move || {
+            let path = inner.root.join(CACHE_INFO);
+            files::read(&path, MAX_CACHE_INFO_BYTES).map_err(|e| reading(&path, e))
+        })
+        .await
+    }
+
+    /// Puts `text` in place of `nix-cache-info`, at once.
+    pub async fn write_cache_info(&self, text: Vec<u8>) -> Result<()> {
+        let inner = self.0.clone();
+        blocking(move || {
+            let path = inner.root.join(CACHE_INFO);
+            let doing = |e| Error::io(format!("writing {}", path.display()), e);
+            files::write(&path, &text).map_err(doing)
+        })
+        .await
+    }
+
     /// Everything that the cache has. Reads every narinfo.
     pub async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
         let inner = self.0.clone();

@@ -172,6 +172,24 @@ impl RemoteCache {
         self.0.init().await
     }
 
+    /// The text of `nix-cache-info` as it is now, whatever is remembered; `None` if there is none.
+    pub async fn read_cache_info(&self) -> Result<Option<Vec<u8>>> {
+        let text = self
+            .0
+            .objects
+            .read(CACHE_INFO, MAX_CACHE_INFO_BYTES)
+            .await?;
+        Ok(text.map(Into::into))
+    }
+
+    /// Puts `text` in place of `nix-cache-info`. Clients that remember what it said learn of it when
+    /// they ask again.
+    pub async fn write_cache_info(&self, text: Vec<u8>) -> Result<()> {
+        let mime = layout::mime_type(CACHE_INFO);
+        let written = self.0.objects.write(CACHE_INFO, text.into(), mime, false);
+        written.await.map(drop)
+    }
+
     /// Everything that the cache has. Lists it, and reads every narinfo.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use crate::{
     Answer, Context,
     build_log::BuildLog,
     keys,
-    open::{BuildOptions, NixOptions, Opened, Wish, open},
+    open::{BuildOptions, NixOptions, Opened, RemoteArgs, Wish, open},
     out_link::OutLink,
 };
 use anyhow::{Context as _, Result, bail};
@@ -66,6 +66,8 @@ pub struct Build {
     /// Make LINK a link to the first output (more: LINK-dev, LINK-1, LINK-1-dev, …), and a root
     #[arg(long, short, value_name = "LINK")]
     out_link: Option<PathBuf>,
+    #[command(flatten)]
+    machines: RemoteArgs,
     #[command(flatten)]
     nix: NixOptions,
     #[command(flatten)]
@@ -163,7 +165,9 @@ impl Build {
                 ..Wish::default()
             };
             let opened = open(cx, &cx.store_uri(), &wish).await?;
-            let store = opened.abilities();
+            let store = self
+                .machines
+                .abilities(cx, opened.abilities(), &self.options)?;
             if store.build.is_some() {
                 return Ok(Ready {
                     builder: StoreBuilder::new(store),
@@ -182,8 +186,10 @@ impl Build {
             true => self.nix.builder(cx, &self.options).await?,
             false => self.nix.builder_of_derivations(cx, &self.options).await?,
         };
+        let store = nix.store().clone();
+        let store = self.machines.abilities(cx, store, &self.options)?;
         Ok(Ready {
-            builder: nix.builder().clone(),
+            builder: StoreBuilder::new(store),
             nix: Some(nix),
             opened,
         })
@@ -330,4 +336,5 @@ Examples:
   tk-store build -f default.nix -A tests --json
   tk-store build nixpkgs#hello --prefer-cache --from https://cache.nixos.org
   tk-store build '/nix/store/…-hello.drv^*' --store ssh-ng://builder --json
+  tk-store build .#hello --builder 'ssh-ng://me@fast aarch64-linux'
   tk-store build --dry-run /nix/store/…-hello.drv^out,dev";

@@ -1,9 +1,13 @@
 use crate::{
-    Answer, Context,
-    open::{Wish, open},
+    Answer, Context, keys,
+    open::{Opened, Wish, open},
+    settings::user_conf,
     ui,
 };
-use anyhow::Result;
+use anyhow::{Result, bail};
+use serde_json::json;
+use std::path::PathBuf;
+use tk_nix::{CacheConfig, CacheStore, configure, nix_conf};
 
 /// Look after binary caches
 #[derive(clap::Subcommand)]
@@ -21,39 +25,169 @@ pub enum Cache {
         #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
         want_mass_query: bool,
     },
+    /// Make nix fetch from a cache, and trust its key
+    ///
+    /// Writes extra-substituters and extra-trusted-public-keys to the end of nix.conf; all else in
+    /// the file stays as it is, and what it already says is not written again. The cache must answer,
+    /// and the keys must belong to each other. The secret key is looked at, never written. A nix
+    /// daemon takes this from a user's nix.conf only if it trusts the user (trusted-users); else
+    /// name the system's with --conf.
+    #[command(after_help = USE)]
+    Use(Use),
+}
+
+/// Which cache nix is to use, and how.
+#[derive(clap::Args)]
+pub struct Use {
+    /// The cache: https://host/path, s3://bucket, file:///a/folder, or a folder
+    #[arg(value_name = "URI")]
+    uri: String,
+    /// Trust this key, name:base64 or a file [default: that of --secret-key]
+    #[arg(long, value_name = "KEY")]
+    public_key: Option<String>,
+    /// Check that the public key belongs to the secret key in FILE
+    #[arg(long, value_name = "FILE")]
+    secret_key: Option<String>,
+    /// Which cache is asked first: the lower, the earlier. Written into the cache itself, for all
+    /// who use it
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    priority: Option<i32>,
+    /// The nix.conf to write [default: yours, ~/.config/nix/nix.conf]
+    #[arg(long, value_name = "FILE")]
+    conf: Option<PathBuf>,
+    /// Take out again what this command wrote for the cache
+    #[arg(long, conflicts_with_all = ["public_key", "secret_key", "priority"])]
+    remove: bool,
+    /// Print what is configured as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 impl Cache {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let Cache::Init {
-            uri,
-            priority,
-            want_mass_query,
-        } = self;
-        let uri = match uri.contains("://") {
-            true => uri,
-            // Elsewhere a plain folder is a local store; here only a cache can be meant.
-            false => format!("file://{}", std::path::absolute(&uri)?.display()),
+        match self {
+            Cache::Init {
+                uri,
+                priority,
+                want_mass_query,
+            } => init(cx, &uri, priority, want_mass_query).await,
+            Cache::Use(args) => args.run(cx).await,
+        }
+    }
+}
+
+async fn init(
+    cx: &Context,
+    uri: &str,
+    priority: Option<i32>,
+    want_mass_query: bool,
+) -> Result<Answer> {
+    let wish = Wish {
+        write: true,
+        priority,
+        want_mass_query: Some(want_mass_query),
+        ..Wish::default()
+    };
+    let opened = open(cx, &cache_uri(uri)?, &wish).await?;
+    let made = opened.init_cache().await?;
+    let store = opened.store();
+    cx.ui.say(match made {
+        true => format!("made the cache {store} for {}", store.dir()),
+        false => format!("the cache {store} was there already; it is left as it is"),
+    });
+    ui::out(&store)?;
+    Ok(Answer::Yes)
+}
+
+impl Use {
+    async fn run(self, cx: &Context) -> Result<Answer> {
+        let uri = cache_uri(&self.uri)?;
+        let conf = self.conf.clone().map_or_else(user_conf, Ok)?;
+        if self.remove {
+            return self.remove(cx, &uri, &conf);
+        }
+        let public_key = self.public_key.as_deref().map(keys::public).transpose()?;
+        let config = CacheConfig {
+            url: uri.clone(),
+            public_key: public_key.map(|key| key.to_string()),
+            secret_key: self.secret_key,
+            priority: self.priority,
         };
+        // What was remembered of the cache may not hold any more.
         let wish = Wish {
-            write: true,
-            priority,
-            want_mass_query: Some(want_mass_query),
+            refresh: true,
             ..Wish::default()
         };
-        let opened = open(cx, &uri, &wish).await?;
-        let made = opened.init_cache().await?;
-        let store = opened.store();
-        cx.ui.say(match made {
-            true => format!("made the cache {store} for {}", store.dir()),
-            false => format!("the cache {store} was there already; it is left as it is"),
-        });
-        ui::out(&store)?;
+        let cache = match open(cx, &uri, &wish).await? {
+            Opened::Cache(cache) => CacheStore::Folder(cache),
+            Opened::Remote(cache) => CacheStore::Remote(cache),
+            other => bail!("{} is no binary cache but a store", other.store()),
+        };
+        let done = configure(&cache, &conf, &config).await?;
+        let file = done.conf.file.display();
+        if self.json {
+            ui::out(json!({
+                "url": done.url,
+                "publicKey": done.public_key.map(|key| key.to_string()),
+                "priority": done.priority,
+                "conf": done.conf.file,
+                "changed": done.conf.changed,
+                "cacheChanged": done.cache_changed,
+            }))?;
+            return Ok(Answer::Yes);
+        }
+        match done.conf.changed {
+            true => cx.ui.say(format_args!("{file} now has {}", done.url)),
+            false => cx.ui.say(format_args!("{file} had {} already", done.url)),
+        }
+        if done.public_key.is_none() {
+            cx.ui.warn(
+                "without --public-key nix takes nothing from it that it does not trust already",
+            );
+        }
+        if done.cache_changed
+            && let Some(priority) = done.priority
+        {
+            cx.ui
+                .say(format_args!("the cache now says priority {priority}"));
+        }
         Ok(Answer::Yes)
     }
+
+    fn remove(&self, cx: &Context, uri: &str, conf: &std::path::Path) -> Result<Answer> {
+        let change = nix_conf::remove(conf, uri)?;
+        let left = nix_conf::Caches::of_file(conf)?.has(uri);
+        let file = change.file.display();
+        if self.json {
+            ui::out(
+                json!({ "url": uri, "conf": change.file, "changed": change.changed, "left": left }),
+            )?;
+        }
+        match (left, change.changed) {
+            (true, _) => cx.ui.error(format_args!(
+                "{file} still has {uri}, in a line that this command did not write; it is left to you"
+            )),
+            (false, true) => cx.ui.say(format_args!("{file} has {uri} no more")),
+            (false, false) => cx.ui.say(format_args!("{file} did not have {uri}")),
+        }
+        Ok(if left { Answer::No } else { Answer::Yes })
+    }
+}
+
+/// The URI; elsewhere a plain folder is a local store, here only a cache can be meant.
+fn cache_uri(uri: &str) -> Result<String> {
+    Ok(match uri.contains("://") {
+        true => uri.to_owned(),
+        false => format!("file://{}", std::path::absolute(uri)?.display()),
+    })
 }
 
 const INIT: &str = "\
 Example:
   tk-store cache init file:///srv/cache --priority 30";
+const USE: &str = "\
+Examples:
+  tk-store cache use https://cache.example.org --public-key cache.example.org-1:AAAA…=
+  tk-store cache use file:///srv/cache --secret-key my.key --priority 30 --conf /etc/nix/nix.conf
+  tk-store cache use https://cache.example.org --remove";

@@ -2,6 +2,7 @@
 
 mod add;
 mod build;
+mod builders;
 mod cache;
 mod cat;
 mod check;
@@ -46,6 +47,8 @@ pub enum Command {
     Verify(verify::Verify),
     Sign(sign::Sign),
     Build(Box<build::Build>),
+    #[command(subcommand)]
+    Builders(builders::Builders),
     Eval(Box<eval::Eval>),
     Log(log::Log),
     #[command(subcommand)]
@@ -80,7 +83,7 @@ impl Command {
     pub fn runs_nix(&self) -> bool {
         matches!(
             self,
-            Command::Build(_) | Command::Eval(_) | Command::Repro(_)
+            Command::Build(_) | Command::Builders(_) | Command::Eval(_) | Command::Repro(_)
         )
     }
 
@@ -99,6 +102,7 @@ impl Command {
             Command::Verify(args) => args.run(cx).await,
             Command::Sign(args) => args.run(cx).await,
             Command::Build(args) => args.run(cx).await,
+            Command::Builders(args) => args.run(cx).await,
             Command::Eval(args) => args.run(cx).await,
             Command::Log(args) => args.run(cx).await,
             Command::Repro(args) => args.run(cx).await,

@@ -7,12 +7,15 @@
 //! - [`Nix::eval`], [`Nix::targets`] evaluate; [`NixBuilder`] builds, and its [`BuildResult`] is the same
 //!   whatever the version of Nix.
 //! - [`repro`] tells whether a build gives the same again, and what makes it impure.
+//! - [`remote`] builds on other machines, [`machines`] are those that nix.conf names.
+//! - [`BinaryCache`] and [`configure`] are a cache, and nix.conf that names it.
 //! - [`Failure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
 //!   cause, and whether trying again may help.
 //!
 //! Arguments never go through a shell. A dropped future ends the whole group of processes that it
 //! started.
 
+mod binary_cache;
 mod build;
 mod daemon;
 mod evaluate;
@@ -21,10 +24,15 @@ mod failure;
 mod fetch;
 pub mod flake;
 mod installable;
+pub mod machines;
 mod nix;
+pub mod nix_conf;
 mod process;
+pub mod remote;
 pub mod repro;
+pub mod slots;
 
+pub use binary_cache::{BinaryCache, CacheConfig, CacheStore, Configured, configure};
 pub use build::{BuildOptions, BuildResult, NixBuilder, StoreBuilder};
 pub use daemon::StdioTransport;
 pub use evaluate::{EvalOptions, Target};

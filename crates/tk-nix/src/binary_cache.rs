@@ -1,0 +1,396 @@
+use crate::nix_conf::{self, Caches, Change};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tk_cache::{FolderCache, RemoteCache};
+use tk_narinfo::{CacheInfo, PublicKey, SecretKey};
+use tk_path::StorePath;
+use tk_store::{
+    Error, Result, SigCheck, Store, StoreReference,
+    copy::{self, CopyOptions, CopyReport},
+};
+
+/// A binary cache that is filled from a store here, and that nix can be made to fetch from.
+#[derive(Debug, Clone)]
+pub struct BinaryCache {
+    cache: CacheStore,
+    source: Arc<dyn Store>,
+    conf: PathBuf,
+    sign: Vec<Arc<SecretKey>>,
+}
+
+/// A cache, in a folder or far away.
+#[derive(Debug, Clone)]
+pub enum CacheStore {
+    /// In a folder.
+    Folder(Arc<FolderCache>),
+    /// On a server or in a bucket.
+    Remote(Arc<RemoteCache>),
+}
+
+/// How nix is to use a cache.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheConfig {
+    /// The URL that nix gets. Where secret keys lie is left out of it.
+    pub url: String,
+    /// Whose signatures nix is to trust: `name:base64`. Without it, that of the secret key.
+    #[serde(default)]
+    pub public_key: Option<String>,
+    /// The key that signs what is put into the cache, or the file that holds it. Only looked at: it
+    /// is written nowhere, neither by this nor by `Debug` or `Serialize`.
+    #[serde(default, skip_serializing)]
+    pub secret_key: Option<String>,
+    /// When the cache is asked, beside others: the lower, the earlier. It stands in the cache itself,
+    /// for all who use it.
+    #[serde(default)]
+    pub priority: Option<i32>,
+}
+
+/// What [`BinaryCache::configure`] found or made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configured {
+    /// The URL as nix has it.
+    pub url: String,
+    /// The key that nix trusts.
+    pub public_key: Option<PublicKey>,
+    /// The priority that the cache says.
+    pub priority: Option<i32>,
+    /// The nix.conf.
+    pub conf: Change,
+    /// Whether the cache was told another priority.
+    pub cache_changed: bool,
+}
+
+impl BinaryCache {
+    /// `cache`, filled from `source`; nix reads the nix.conf at `conf`.
+    pub fn new(cache: CacheStore, source: Arc<dyn Store>, conf: impl Into<PathBuf>) -> Self {
+        BinaryCache {
+            cache,
+            source,
+            conf: conf.into(),
+            sign: Vec::new(),
+        }
+    }
+
+    /// The same, which signs with `key` what is put there.
+    pub fn sign_with(mut self, key: Arc<SecretKey>) -> Self {
+        self.sign.push(key);
+        self
+    }
+
+    /// Whether the cache has `path`.
+    ///
+    /// # Errors
+    /// When it could not be asked, which is never "no".
+    pub async fn exists(&self, path: &StorePath) -> Result<bool> {
+        let one = BTreeSet::from([path.clone()]);
+        Ok(self.cache.store().valid(&one).await?.contains(path))
+    }
+
+    /// Puts `path` there with its closure; what is there is not sent again.
+    ///
+    /// # Errors
+    /// The first path that could not be put there is the error.
+    pub async fn upload(&self, path: &StorePath) -> Result<CopyReport> {
+        let options = CopyOptions {
+            sign: self.sign.clone(),
+            ..CopyOptions::new(SigCheck::Skip)
+        };
+        let (roots, cache) = ([path.clone()].into(), self.cache.store());
+        let plan = copy::plan(&*self.source, &*cache, &roots, &options).await?;
+        let mut report = plan.run(&self.source, &*cache, Arc::new(())).await?;
+        match report.failed.is_empty() {
+            true => Ok(report),
+            false => Err(report.failed.swap_remove(0).1),
+        }
+    }
+
+    /// See [`configure`].
+    pub async fn configure(&self, config: &CacheConfig) -> Result<Configured> {
+        configure(&self.cache, &self.conf, config).await
+    }
+}
+
+/// Makes nix fetch from `cache`, which is what `config.url` names, and trust its key: in the nix.conf at
+/// `conf`, see [`nix_conf`]. All is checked first: that the cache answers and is for the same store directory, that the
+/// keys are keys and belong to each other. Doing it again changes nothing.
+///
+/// Whoever knows the cache already may need a week to hear of another priority: so long nix
+/// remembers what a cache said. A daemon takes caches and keys from the nix.conf of a user only if it trusts that user.
+///
+/// # Errors
+/// [`Error::Invalid`] for what is no key or no URL for nix.conf, [`Error::Io`] for files and caches
+/// that cannot be read or written.
+pub async fn configure(
+    cache: &CacheStore,
+    conf: &Path,
+    config: &CacheConfig,
+) -> Result<Configured> {
+    let url = url_for_nix(&config.url)?;
+    let public_key = config.checked_key()?;
+    let said = cache.read_info().await?;
+    if said.is_none() && config.priority.is_none() {
+        return Err(Error::invalid(format!(
+            "{} has no nix-cache-info, so that nix takes it for no cache; make one first (tk-store cache init)",
+            cache.store()
+        )));
+    }
+    let told = cache.tell_priority(said, config.priority).await?;
+    let (info, cache_changed) = told;
+    info.check_store_dir(cache.store().dir())
+        .map_err(|e| Error::invalid(format!("{}: {e}", cache.store())))?;
+    let file = conf.to_owned();
+    let (wanted, key) = (url.clone(), public_key.clone());
+    let work = move || {
+        let change = nix_conf::add(&file, &wanted, key.as_ref())?;
+        // Read back: what counts is what nix will read.
+        let said = Caches::of_file(&file)?;
+        let has_key = key.is_none_or(|key| said.keys.contains(&key.to_string()));
+        match said.has(&wanted) && has_key {
+            true => Ok(change),
+            false => Err(Error::io(
+                format!("reading back {}", file.display()),
+                io::Error::other("somebody else changed it meanwhile"),
+            )),
+        }
+    };
+    Ok(Configured {
+        url,
+        public_key,
+        priority: info.priority,
+        conf: blocking(work).await?,
+        cache_changed,
+    })
+}
+
+impl CacheStore {
+    /// The cache as every store.
+    pub fn store(&self) -> Arc<dyn Store> {
+        match self {
+            CacheStore::Folder(cache) => cache.clone(),
+            CacheStore::Remote(cache) => cache.clone(),
+        }
+    }
+
+    async fn read_info(&self) -> Result<Option<Vec<u8>>> {
+        match self {
+            CacheStore::Folder(cache) => cache.read_cache_info().await,
+            CacheStore::Remote(cache) => cache.read_cache_info().await,
+        }
+    }
+
+    async fn write_info(&self, text: Vec<u8>) -> Result<()> {
+        match self {
+            CacheStore::Folder(cache) => cache.write_cache_info(text).await,
+            CacheStore::Remote(cache) => cache.write_cache_info(text).await,
+        }
+    }
+
+    async fn init(&self) -> Result<bool> {
+        match self {
+            CacheStore::Folder(cache) => cache.init().await,
+            CacheStore::Remote(cache) => cache.init().await,
+        }
+    }
+
+    /// What the cache says of itself, once it says `priority`; whether that was new to it.
+    async fn tell_priority(
+        &self,
+        said: Option<Vec<u8>>,
+        priority: Option<i32>,
+    ) -> Result<(CacheInfo, bool)> {
+        let malformed = |e| Error::malformed(format!("nix-cache-info of {}", self.store()), e);
+        let text = match said {
+            Some(text) => text,
+            None => {
+                self.init().await?;
+                self.read_info().await?.unwrap_or_default()
+            }
+        };
+        let info = CacheInfo::parse(&text).map_err(malformed)?;
+        if priority.is_none() || info.priority == priority {
+            return Ok((info, false));
+        }
+        let new = with_priority(&text, priority.unwrap_or_default());
+        self.write_info(new).await?;
+        let back = self.read_info().await?.unwrap_or_default();
+        let back = CacheInfo::parse(&back).map_err(malformed)?;
+        match back.priority == priority {
+            true => Ok((back, true)),
+            false => Err(Error::io(
+                format!("telling {} its priority", self.store()),
+                io::Error::other("it still says another"),
+            )),
+        }
+    }
+}
+
+impl CacheConfig {
+    /// The public key, after the secret one was found to belong to it.
+    fn checked_key(&self) -> Result<Option<PublicKey>> {
+        let public = self.public_key.as_deref().map(|text| {
+            let key = PublicKey::parse(text.trim());
+            key.map_err(|e| Error::invalid(format!("'{text}' is no public key: {e}")))
+        });
+        let public = public.transpose()?;
+        let Some(secret) = &self.secret_key else {
+            return Ok(public);
+        };
+        let own = secret_key(secret)?.public();
+        match public {
+            Some(key) if key != own => Err(Error::invalid(format!(
+                "the public key {key} does not belong to the secret key, whose public key is {own}"
+            ))),
+            _ => Ok(Some(own)),
+        }
+    }
+}
+
+impl fmt::Debug for CacheConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = self.secret_key.as_ref().map(|_| "hidden");
+        f.debug_struct("CacheConfig")
+            .field("url", &self.url)
+            .field("public_key", &self.public_key)
+            .field("secret_key", &hidden)
+            .field("priority", &self.priority)
+            .finish()
+    }
+}
+
+/// The key, or the one in the file of that name. No error shows it.
+fn secret_key(text: &str) -> Result<SecretKey> {
+    if let Ok(key) = SecretKey::parse(text.trim_end()) {
+        return Ok(key);
+    }
+    let wrong = || "the secret key is neither a key (name:base64) nor a file with one";
+    let content =
+        fs::read_to_string(text).map_err(|e| Error::io(wrong(), io::Error::from(e.kind())))?;
+    SecretKey::parse(content.trim_end()).map_err(|e| Error::invalid(format!("{}: {e}", wrong())))
+}
+
+/// The URL for nix.conf, which others may read.
+fn url_for_nix(url: &str) -> Result<String> {
+    let invalid = |e: &dyn fmt::Display| Error::invalid(format!("'{url}' is no cache: {e}"));
+    let mut read = StoreReference::parse(url, Path::new("/")).map_err(|e| invalid(&e))?;
+    for name in ["secret-key", "secret-keys"] {
+        read.params.remove(name);
+    }
+    let text = read.to_string();
+    let authority = text.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = authority.split(['/', '?']).next().unwrap_or_default();
+    match authority.rsplit_once('@') {
+        Some((user, _)) if user.contains(':') => Err(Error::invalid(
+            "the URL holds a password, which others could read in nix.conf: write it into the file \
+             that netrc-file of nix.conf names",
+        )),
+        _ => Ok(text),
+    }
+}
+
+/// The text of a nix-cache-info with another priority; the rest of it stays.
+fn with_priority(text: &[u8], priority: i32) -> Vec<u8> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let other = lines.filter(|line| !line.starts_with(b"Priority:"));
+    let mut new: Vec<u8> = other.flatten().copied().collect();
+    if !new.is_empty() && !new.ends_with(b"\n") {
+        new.push(b'\n');
+    }
+    new.extend(format!("Priority: {priority}\n").bytes());
+    new
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(Error::io("waiting for a thread", io::Error::other(error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tk_cache::FolderConfig;
+    use tk_store::MemoryStore;
+
+    fn config(url: &str) -> CacheConfig {
+        CacheConfig {
+            url: url.into(),
+            public_key: None,
+            secret_key: None,
+            priority: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn configured_twice_is_configured_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (conf, place) = (
+            folder.path().join("conf/nix.conf"),
+            folder.path().join("cache"),
+        );
+        let opened = FolderCache::open(FolderConfig {
+            create: true,
+            ..FolderConfig::new(&place)
+        });
+        let cache = CacheStore::Folder(Arc::new(opened.await.unwrap()));
+        let cache = BinaryCache::new(cache, Arc::new(MemoryStore::default()), &conf);
+        let secret = SecretKey::generate("k-1").unwrap();
+        let mut config = CacheConfig {
+            secret_key: Some(secret.to_text().to_string()),
+            ..config(&format!("file://{}", place.display()))
+        };
+        let error = cache.configure(&config).await.unwrap_err().to_line();
+        assert!(error.contains("cache init"), "{error}");
+        assert!(!conf.exists());
+        config.priority = Some(30);
+        let done = cache.configure(&config).await.unwrap();
+        assert!(done.conf.changed && done.cache_changed);
+        assert_eq!(done.public_key, Some(secret.public()));
+        let done = cache.configure(&config).await.unwrap();
+        assert!(!done.conf.changed && !done.cache_changed);
+        assert_eq!(done.priority, Some(30));
+        let info = fs::read_to_string(place.join("nix-cache-info")).unwrap();
+        assert_eq!(info, "StoreDir: /nix/store\nPriority: 30\n");
+
+        let other = SecretKey::generate("k-1").unwrap().public();
+        config.public_key = Some(other.to_string());
+        let error = cache.configure(&config).await.unwrap_err().to_line();
+        assert!(error.contains("does not belong"), "{error}");
+        config.public_key = Some("k-1:AAAA".into());
+        let error = cache.configure(&config).await.unwrap_err().to_line();
+        assert!(error.contains("is no public key"), "{error}");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let secret = SecretKey::generate("k-1").unwrap().to_text();
+        let text = secret.as_str();
+        let read = serde_json::json!({"url": "https://a?secret-key=/k&priority=3", "publicKey": null,
+            "secretKey": text, "priority": 3});
+        let config: CacheConfig = serde_json::from_value(read).unwrap();
+        assert_eq!(config.secret_key.as_deref(), Some(text));
+        let shown = format!("{config:?} {}", serde_json::to_string(&config).unwrap());
+        assert!(!shown.contains(text) && shown.contains("hidden"), "{shown}");
+        assert_eq!(url_for_nix(&config.url).unwrap(), "https://a?priority=3");
+        assert!(url_for_nix("https://u:p@h/c").is_err());
+        assert!(url_for_nix("https://u@h/c").is_ok());
+        let error = secret_key(&text[..text.len() - 20]).unwrap_err().to_line();
+        assert!(!error.contains(&text[10..]), "{error}");
+    }
+
+    #[test]
+    fn other_lines_of_a_cache_info_stay() {
+        let text = b"StoreDir: /nix/store\nPriority: 1\nOther: x";
+        let new = with_priority(text, -4);
+        assert_eq!(new, b"StoreDir: /nix/store\nOther: x\nPriority: -4\n");
+    }
+}
