@@ -10,6 +10,7 @@ mod completions;
 mod copy;
 mod daemon;
 mod derivation;
+mod env;
 mod eval;
 mod hash;
 mod key;
@@ -21,6 +22,7 @@ mod pull;
 mod push;
 mod realisation;
 mod serve_ssh;
+mod shell;
 mod sign;
 mod store;
 mod verify;
@@ -46,6 +48,11 @@ pub enum Command {
     Sign(sign::Sign),
     Build(build::Build),
     Eval(Box<eval::Eval>),
+    #[command(visible_alias = "develop")]
+    Shell(Box<shell::Shell>),
+    Run(Box<shell::Run>),
+    #[command(subcommand)]
+    Env(Box<env::Env>),
     Log(log::Log),
     #[command(subcommand)]
     Store(store::Store),
@@ -89,6 +96,9 @@ impl Command {
             Command::Sign(args) => args.run(cx).await,
             Command::Build(args) => args.run(cx).await,
             Command::Eval(args) => args.run(cx).await,
+            Command::Shell(args) => args.run(cx).await,
+            Command::Run(args) => args.run(cx).await,
+            Command::Env(args) => args.run(cx).await,
             Command::Log(args) => args.run(cx).await,
             Command::Store(args) => args.run(cx).await,
             Command::Realisation(args) => args.run(cx).await,

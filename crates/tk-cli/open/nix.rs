@@ -79,6 +79,16 @@ impl NixOptions {
         build: &BuildOptions,
     ) -> Result<(NixBuilder, Opened)> {
         let nix = self.find(cx, build).await?;
+        self.builder_with(cx, build, nix).await
+    }
+
+    /// As [`NixOptions::builder`], with a nix that was found already.
+    pub async fn builder_with(
+        &self,
+        cx: &Context,
+        build: &BuildOptions,
+        nix: Nix,
+    ) -> Result<(NixBuilder, Opened)> {
         let wish = Wish {
             write: true,
             build: build.clone(),

@@ -1,4 +1,6 @@
-use crate::{Cause, EvalOptions, Failure, Installable, Nix, Result, Source, Target, events};
+use crate::{
+    Cause, EvalOptions, Failure, Installable, Nix, Result, Source, Target, events, shell::Shells,
+};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,6 +25,7 @@ use tk_store::{
 pub struct NixBuilder {
     nix: Nix,
     store: Abilities,
+    shells: Option<Shells>,
 }
 
 /// How something is built.
@@ -59,7 +62,22 @@ pub struct BuildResult {
 impl NixBuilder {
     /// `nix` evaluates, `store` builds and knows the outputs: nix must work on the same store.
     pub fn new(nix: Nix, store: Abilities) -> Self {
-        NixBuilder { nix, store }
+        NixBuilder {
+            nix,
+            store,
+            shells: None,
+        }
+    }
+
+    /// With a place for environments: see [`NixBuilder::dev_shell`].
+    pub fn with_shells(mut self, shells: Shells) -> Self {
+        self.shells = Some(shells);
+        self
+    }
+
+    /// Where environments are kept, if that was told.
+    pub fn shells(&self) -> Option<&Shells> {
+        self.shells.as_ref()
     }
 
     /// The nix that evaluates.

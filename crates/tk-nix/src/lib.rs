@@ -6,6 +6,7 @@
 //! - [`Installable`] is what people name: a flake reference, an attribute of a file, a derivation.
 //! - [`Nix::eval`], [`Nix::targets`] evaluate; [`NixBuilder`] builds, and its [`BuildResult`] is the same
 //!   whatever the version of Nix.
+//! - [`shell`] keeps environments to work in: evaluated once for all processes, entered without nix.
 //! - [`Failure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
 //!   cause, and whether trying again may help.
 //!
@@ -21,6 +22,7 @@ pub mod flake;
 mod installable;
 mod nix;
 mod process;
+pub mod shell;
 
 pub use build::{BuildOptions, BuildResult, NixBuilder};
 pub use daemon::StdioTransport;
@@ -29,6 +31,7 @@ pub use failure::{Cause, Details, Exit, Failure};
 pub use installable::{Installable, InstallableError, Source};
 pub use nix::{Flavour, Nix, NixConfig, NixVersion};
 pub use process::{Finished, Invocation};
+pub use shell::{ExecResult, NixDevShell, ShellSession};
 
 /// The result of everything that runs nix.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
