@@ -5,6 +5,7 @@
 
 mod cli;
 mod daemon;
+mod driver_shell;
 mod local;
 mod network;
 mod nix;

@@ -1,7 +1,7 @@
 use super::shell::{FindOptions, Format, shells, watched};
 use crate::{Answer, Context, failure::tell_failure, ui};
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fmt::Write as _;
 use tk_nix::{
     Installable,
@@ -84,16 +84,20 @@ impl Env {
 
 impl List {
     fn run(self, shells: &Shells) -> Result<Answer> {
-        for (entry, leases) in shells.list()? {
-            let there = entry.is_there();
-            if self.json {
-                ui::out(json!({
+        let all = shells.list()?;
+        if self.json {
+            let all = all.iter().map(|(entry, leases)| {
+                json!({
                     "name": entry.name, "location": entry.location, "attribute": entry.attribute,
                     "nix": entry.nix, "made": entry.made, "storePaths": entry.paths,
-                    "isThere": there, "leases": leases, "key": entry.key,
-                }))?;
-                continue;
-            }
+                    "isThere": entry.is_there(), "leases": leases, "key": entry.key,
+                })
+            });
+            ui::out(Value::from_iter(all))?;
+            return Ok(Answer::Yes);
+        }
+        for (entry, leases) in all {
+            let there = entry.is_there();
             let owners: Vec<_> = leases.iter().map(|lease| owner(&lease.owner)).collect();
             let owners = match owners.is_empty() {
                 true => "nobody".to_owned(),

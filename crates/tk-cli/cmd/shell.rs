@@ -33,7 +33,7 @@ use tk_path::StoreDir;
 ///
 /// A shellHook is not run before it was allowed, and again not when its text has changed.
 /// The exit status is that of the command; 127 or 126 if it is not there or cannot be run; 2 if there
-/// is no environment, 1 if its Nix code is wrong.
+/// is no environment.
 #[derive(Args)]
 #[command(after_help = SHELL_EXAMPLES)]
 pub struct Shell {
@@ -121,7 +121,7 @@ impl Shell {
         )?);
         let found = match self.options.find.found(cx, &shells, what).await? {
             Ok(found) => found,
-            Err(failure) => return Ok(tell_failure(cx, &self.what, &failure)),
+            Err(failure) => return Ok(none(cx, &self.what, &failure)),
         };
         if self.allow {
             shells.allow(&found.entry)?;
@@ -147,7 +147,7 @@ impl Run {
         let what = What::Packages(all.collect::<Result<_, _>>()?);
         let found = match self.options.find.found(cx, &shells, what).await? {
             Ok(found) => found,
-            Err(failure) => return Ok(tell_failure(cx, &self.package.join(" "), &failure)),
+            Err(failure) => return Ok(none(cx, &self.package.join(" "), &failure)),
         };
         let session = self.options.session(&shells, &found)?;
         run(&session, &self.command, self.json).await
@@ -233,6 +233,12 @@ pub fn held(what: &str) -> String {
         "the shellHook of {what} was not run: it is new, or has changed; see it with \
          'tk-store env export {what} --format json', allow it with 'tk-store env allow {what}'"
     )
+}
+
+/// Says why there is no environment: always 2, since 1 may be the status of a command.
+fn none(cx: &Context, what: &str, failure: &Failure) -> Answer {
+    tell_failure(cx, what, failure);
+    Answer::Failed
 }
 
 /// Becomes the command or, for JSON, runs it.

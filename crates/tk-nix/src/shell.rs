@@ -265,15 +265,7 @@ impl Shells {
         };
         let outputs = self.config.folder.join("outputs");
         let attrs = attrs_file(&self.entry_file(&entry.key), "");
-        let mut environment = entry.environment.clone().redirected(&outputs, &attrs);
-        if let Some(path) = entry
-            .paths
-            .first()
-            .filter(|_| environment.variables.contains_key("outputs"))
-        {
-            let root = Variable::Exported(path.clone());
-            environment.variables.insert("NIX_GCROOT".into(), root);
-        }
+        let environment = entry.environment.clone().redirected(&outputs, &attrs);
         let hook = match entry.environment.hook() {
             "" => Hook::None,
             _ if self.is_allowed(entry)? => Hook::Allowed,
@@ -549,7 +541,11 @@ impl Shells {
             let real = real.unwrap_or(Path::new(self.config.dir.as_str()));
             let entry = Entry {
                 key: asked.key(&after),
-                name: wanted.name(),
+                name: match (&wanted.what, asked.attribute.as_str()) {
+                    (What::Shell(_), "") => asked.location.clone(),
+                    (What::Shell(_), attr) => format!("{}#{attr}", asked.location),
+                    (What::Packages(_), _) => wanted.name(),
+                },
                 location: asked.location.clone(),
                 attribute: asked.attribute.clone(),
                 nix: builder.nix().version().to_string(),
@@ -703,6 +699,10 @@ impl Shells {
 }
 
 impl Entry {
+    fn is_shell(&self) -> bool {
+        self.environment.variables.contains_key("outputs")
+    }
+
     fn counts(&self, key: &str) -> bool {
         let age = Duration::from_secs(files::now().saturating_sub(self.made));
         self.key == key && (self.pinned || age < UNPINNED_FOR)
@@ -773,7 +773,9 @@ async fn without_floating(nix: &Nix) -> Result<Vec<(String, String)>> {
     let features = settings.get("experimental-features");
     let names = |value: &serde_json::Value| match value {
         serde_json::Value::String(text) => text.split_whitespace().map(str::to_owned).collect(),
-        value => serde_json::from_value::<Vec<String>>(value.clone()).unwrap_or_default(),
+        value => serde_json::from_value::<Vec<String>>(value.clone())
+            // 2.8 tells numbers, which are others in each version; this much is needed.
+            .unwrap_or_else(|_| NUMBERED.map(str::to_owned).to_vec()),
     };
     let mut features = features.map(names).unwrap_or_default();
     let all = features.len();
@@ -840,6 +842,8 @@ const PURE: &[&str] = &[
 const VERSION: &str = "tk-nix environment 1";
 /// Evaluations until files must have stopped changing.
 const TRIES: usize = 3;
+/// What takes the place of features that are told as numbers.
+const NUMBERED: [&str; 3] = ["ca-derivations", "nix-command", "flakes"];
 /// Bytes of an index.
 const MAX_INDEX: u64 = 128 << 20;
 /// Bytes of an entry.

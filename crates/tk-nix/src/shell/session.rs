@@ -99,6 +99,13 @@ impl ShellSession {
         }
     }
 
+    /// With the path that keeps the environment alive: a process that has it in its variables is a root
+    /// for Nix.
+    pub(super) fn with_root(mut self, path: &str) -> Self {
+        self.variables.insert("NIX_GCROOT".into(), path.into());
+        self
+    }
+
     /// With another limit for what is kept of a command's stdout, and of its stderr, in bytes.
     pub fn with_max_output(mut self, bytes: u64) -> Self {
         self.max_output = bytes;
