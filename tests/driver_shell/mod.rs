@@ -78,7 +78,7 @@ impl Bench {
         let done = self.daemon.sh(&format!(
             "export HOME={home} XDG_CACHE_HOME={home}/cache XDG_STATE_HOME={home}/state\n\
              unset TK_NIX; export REAL=$PATH; export PATH={home}/bin:$PATH\n\
-             tk() {{ {program} \"$@\"; }}; TK={program}\n\
+             tk() {{ {program} \"$@\"; }}; export TK={program}\n\
              cd {home}/flake\n{script}"
         ));
         Done {
@@ -218,17 +218,15 @@ fn a_holder_that_is_killed_lets_go() {
     let Some(bench) = Bench::start("2.34") else {
         return;
     };
-    // A nix that never ends: its group goes with it, the lock with its holder.
-    program(
-        &bench.path("slow/nix"),
-        "#!/bin/sh\ncase $1 in --version) exec nix.real --version;; esac\necho slow >>../begun\nexec sleep 1000\n",
-    );
-    bench.ask("mkdir -p ../slow; ln -s \"$NIX_RIG_BIN/nix\" ../slow/nix.real");
+    // A nix that never ends, and outlives who started it: the lock goes with its holder.
+    let slow = "#!/bin/sh\ncase $1 in --version) exec nix.real --version;; esac\n\
+                echo $$ >../begun\nexec sleep 1000\n";
+    program(&bench.path("slow/nix"), slow);
     let done = bench.ask(
-        "PATH=$PWD/../slow:$PATH $TK shell -- true & pid=$!\n\
-         while [ ! -e ../begun ]; do sleep 0.05; done\n\
-         kill -9 $pid; wait $pid; tk shell -- sh -c 'echo $GREETING'\n\
-         for p in $(pgrep -f 'sleep 1000'); do [ \"$(readlink /proc/$p/cwd)\" = \"$PWD\" ] && kill $p; done; true",
+        "ln -s \"$NIX_RIG_BIN/nix\" ../slow/nix.real\n\
+         PATH=$PWD/../slow:$PATH $TK shell -- true & pid=$!\n\
+         while [ ! -s ../begun ]; do sleep 0.05; done\n\
+         kill -9 $pid; wait $pid; kill $(cat ../begun); tk shell -- sh -c 'echo $GREETING'",
     );
     assert_eq!(done, "good day");
 }
@@ -341,6 +339,7 @@ fn pure_and_printed() {
         let pure = bench.ask(ask);
         assert!(!pure.contains("MINE=") && pure.contains("KEPT=2"), "{pure}");
         assert!(pure.contains("PATH=/usr/bin:/bin\n"), "{pure}");
+        assert!(pure.contains("NIX_GCROOT=/nix/store/"), "{pure}");
         assert!(
             pure.contains(&format!("out={}/outputs/out\n", bench.show("flake"))),
             "{pure}"

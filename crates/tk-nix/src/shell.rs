@@ -273,14 +273,11 @@ impl Shells {
         };
         let (folder, scripts) = (self.config.folder.clone(), self.config.cache.join("run"));
         let dir = self.config.dir.clone();
-        Ok(ShellSession::new(
-            environment,
-            &base,
-            hook,
-            folder,
-            scripts,
-            dir,
-        ))
+        let session = ShellSession::new(environment, &base, hook, folder, scripts, dir);
+        Ok(match entry.paths.first() {
+            Some(path) if entry.is_shell() => session.with_root(path),
+            _ => session,
+        })
     }
 
     /// Lets the hook of `entry` run from now on, as long as its text is the same.

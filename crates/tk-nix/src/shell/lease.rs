@@ -231,7 +231,7 @@ fn age(file: &Path) -> Option<Duration> {
     Some(modified.elapsed().unwrap_or_default())
 }
 
-/// When a process began; `None` if there is none. Where nothing tells, all of them began at 0.
+/// When a process began; `None` if there is none, or nothing but its status is left. Where nothing tells, all of them began at 0.
 fn start_of(pid: u32) -> Option<u64> {
     if !Path::new("/proc/self/stat").exists() {
         return Some(0);
@@ -240,7 +240,10 @@ fn start_of(pid: u32) -> Option<u64> {
     let text = String::from_utf8_lossy(&bytes);
     // The name before it may hold anything.
     let (_, fields) = text.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = fields.split_whitespace();
+    let is_alive = !matches!(fields.next()?, "Z" | "X");
+    let start = fields.nth(18)?.parse().ok()?;
+    is_alive.then_some(start)
 }
 
 const NAME: &str = "lease.json";

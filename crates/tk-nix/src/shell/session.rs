@@ -327,8 +327,10 @@ impl Kept {
             let words = format!("the command wrote more than {} bytes", self.most);
             return Err(Failure::new(Cause::OutputLimit, words));
         }
-        kept.extend_from_slice(bytes);
-        told(stream, bytes);
+        if !bytes.is_empty() {
+            kept.extend_from_slice(bytes);
+            told(stream, bytes);
+        }
         Ok(())
     }
 }
