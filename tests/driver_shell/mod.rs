@@ -232,6 +232,31 @@ fn a_holder_that_is_killed_lets_go() {
 }
 
 #[test]
+fn who_is_ended_takes_along_what_runs() {
+    let Some(bench) = Bench::start("2.34") else {
+        return;
+    };
+    // While nix evaluates, and while a command runs whose output is kept.
+    let slow = "#!/bin/sh\ncase $1 in --version) exec nix.real --version;; esac\n\
+                echo $$ >../begun\nexec sleep 1000\n";
+    program(&bench.path("slow/nix"), slow);
+    bench.ask("ln -s \"$NIX_RIG_BIN/nix\" ../slow/nix.real");
+    for command in [
+        "PATH=$PWD/../slow:$PATH $TK shell -- true",
+        "$TK shell --json -- sh -c 'echo $$ >../begun; exec sleep 1000'",
+    ] {
+        let done = bench.sh(&format!(
+            "rm -f ../begun; {command} & pid=$!\n\
+             while [ ! -s ../begun ]; do sleep 0.05; done; kill -TERM $pid; wait $pid; status=$?\n\
+             while grep -q '^State:.[^ZX]' /proc/$(cat ../begun)/status 2>/dev/null; do sleep 0.05; done\n\
+             exit $status"
+        ));
+        assert_eq!(done.status, 2, "{command}: {done:?}");
+        assert!(done.stderr.contains("interrupted"), "{command}: {done:?}");
+    }
+}
+
+#[test]
 fn hooks() {
     each("shell: hooks need a consent", |bench| {
         let ask = "tk shell -- sh -c 'echo in $HOOKED'";

@@ -17,13 +17,14 @@ use std::{
     time::Duration,
 };
 use tk_nix::{
-    Failure, NixBuilder,
+    Cause, Failure, NixBuilder,
     shell::{
         Entry, ExecResult, Found, Hook, LeaseOptions, Owner, ShellConfig, ShellSession, Shells,
         Stream, Wanted, What,
     },
 };
 use tk_path::StoreDir;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Run a command, or an interactive bash, in the environment of a flake's shell
 ///
@@ -204,9 +205,34 @@ async fn evaluated(
     wanted: &Wanted,
 ) -> Result<Found, Failure> {
     let log = BuildLog::new(&cx.ui, true);
-    let found = shells.find(builder, wanted, &log).await;
+    let found = until_signal(shells.find(builder, wanted, &log)).await;
     log.clear();
     found
+}
+
+/// What comes of `work`, which is given up when somebody ends this program: nix and commands are in groups of
+/// their own, and would go on.
+async fn until_signal<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let ended = async {
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ];
+        let signals = kinds.map(signal);
+        let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = signals else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        () = ended => Err(Failure::new(Cause::Cancelled, "it was interrupted")),
+    }
 }
 
 /// The environments of this user.
@@ -245,13 +271,26 @@ fn none(cx: &Context, what: &str, failure: &Failure) -> Answer {
 async fn run(session: &ShellSession, command: &[OsString], json: bool) -> Result<Answer> {
     if json {
         let mut told = |_: Stream, _: &[u8]| {};
-        let done: ExecResult = session.run_with(command, &mut told).await?;
+        let done = until_signal(session.run_with(command, &mut told)).await;
+        let done: ExecResult = match done {
+            Err(failure) if failure.cause != Cause::Cancelled => return tell_not_run(&failure),
+            done => done?,
+        };
         ui::out(serde_json::to_string(&done)?)?;
         io::stdout().flush()?;
         process::exit(done.exit_code);
     }
     let name = command[0].to_string_lossy();
     gone(&name, &session.exec(command))
+}
+
+/// The same where it was to be run within bounds.
+fn tell_not_run(failure: &Failure) -> Result<Answer> {
+    eprintln!("tk-store: {failure}");
+    process::exit(match failure.cause {
+        Cause::Misused => 127,
+        _ => 2,
+    })
 }
 
 /// Says why a command could not be run, and exits as shells do.
