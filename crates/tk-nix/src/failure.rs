@@ -51,7 +51,7 @@ pub enum Cause {
         /// Those there are with similar names, the most similar first.
         near: Vec<String>,
     },
-    /// The builder ended with a status other than 0, or by a signal: see [`Failure::exit`].
+    /// The builder ended with a status other than 0, or by a signal: see [`Details::exit`].
     Builder,
     /// A fixed output has another hash than the derivation says.
     HashMismatch {
