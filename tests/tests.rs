@@ -8,6 +8,7 @@ mod daemon;
 mod driver;
 mod driver_remote;
 mod driver_repro;
+mod driver_shell;
 mod local;
 mod network;
 mod nix;

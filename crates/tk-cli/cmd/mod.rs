@@ -11,6 +11,7 @@ mod completions;
 mod copy;
 mod daemon;
 mod derivation;
+mod env;
 mod eval;
 mod hash;
 mod key;
@@ -23,6 +24,7 @@ mod push;
 mod realisation;
 mod repro;
 mod serve_ssh;
+mod shell;
 mod sign;
 mod store;
 mod verify;
@@ -50,6 +52,11 @@ pub enum Command {
     #[command(subcommand)]
     Builders(builders::Builders),
     Eval(Box<eval::Eval>),
+    #[command(visible_alias = "develop")]
+    Shell(Box<shell::Shell>),
+    Run(Box<shell::Run>),
+    #[command(subcommand)]
+    Env(Box<env::Env>),
     Log(log::Log),
     #[command(subcommand)]
     Repro(repro::Repro),
@@ -104,6 +111,9 @@ impl Command {
             Command::Build(args) => args.run(cx).await,
             Command::Builders(args) => args.run(cx).await,
             Command::Eval(args) => args.run(cx).await,
+            Command::Shell(args) => args.run(cx).await,
+            Command::Run(args) => args.run(cx).await,
+            Command::Env(args) => args.run(cx).await,
             Command::Log(args) => args.run(cx).await,
             Command::Repro(args) => args.run(cx).await,
             Command::Store(args) => args.run(cx).await,

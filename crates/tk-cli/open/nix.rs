@@ -80,7 +80,7 @@ impl NixOptions {
         build: &BuildOptions,
     ) -> Result<(NixBuilder, Opened)> {
         let nix = self.find(cx, build).await?;
-        self.builder_with(nix, cx, build).await
+        self.builder_with(cx, build, nix).await
     }
 
     /// As [`NixOptions::builder`], for what is a derivation already: no nix is run to evaluate.
@@ -90,14 +90,15 @@ impl NixOptions {
         build: &BuildOptions,
     ) -> Result<(NixBuilder, Opened)> {
         let nix = Nix::known(self.config(cx, build)?, NixVersion::OLDEST)?;
-        self.builder_with(nix, cx, build).await
+        self.builder_with(cx, build, nix).await
     }
 
-    async fn builder_with(
+    /// As [`NixOptions::builder`], with a nix that was found already.
+    pub async fn builder_with(
         &self,
-        nix: Nix,
         cx: &Context,
         build: &BuildOptions,
+        nix: Nix,
     ) -> Result<(NixBuilder, Opened)> {
         let wish = Wish {
             write: true,

@@ -1,4 +1,6 @@
-use crate::{Cause, EvalOptions, Failure, Installable, Nix, Result, Source, Target, events};
+use crate::{
+    Cause, EvalOptions, Failure, Installable, Nix, Result, Source, Target, events, shell::Shells,
+};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,6 +25,7 @@ use tk_store::{
 pub struct NixBuilder {
     nix: Nix,
     builder: StoreBuilder,
+    shells: Option<Shells>,
 }
 
 /// Builds what was evaluated already; needs no nix.
@@ -65,8 +68,22 @@ pub struct BuildResult {
 impl NixBuilder {
     /// `nix` evaluates, `store` builds and knows the outputs: nix must work on the same store.
     pub fn new(nix: Nix, store: Abilities) -> Self {
-        let builder = StoreBuilder::new(store);
-        NixBuilder { nix, builder }
+        NixBuilder {
+            nix,
+            builder: StoreBuilder::new(store),
+            shells: None,
+        }
+    }
+
+    /// With a place for environments: see [`NixBuilder::dev_shell`].
+    pub fn with_shells(mut self, shells: Shells) -> Self {
+        self.shells = Some(shells);
+        self
+    }
+
+    /// Where environments are kept, if that was told.
+    pub fn shells(&self) -> Option<&Shells> {
+        self.shells.as_ref()
     }
 
     /// The nix that evaluates.

@@ -9,6 +9,7 @@
 //! - [`repro`] tells whether a build gives the same again, and what makes it impure.
 //! - [`remote`] builds on other machines, [`machines`] are those that nix.conf names.
 //! - [`BinaryCache`] and [`configure`] are a cache, and nix.conf that names it.
+//! - [`shell`] keeps environments to work in: evaluated once for all processes, entered without nix.
 //! - [`Failure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
 //!   cause, and whether trying again may help.
 //!
@@ -30,6 +31,7 @@ pub mod nix_conf;
 mod process;
 pub mod remote;
 pub mod repro;
+pub mod shell;
 pub mod slots;
 
 pub use binary_cache::{BinaryCache, CacheConfig, CacheStore, Configured, configure};
@@ -41,6 +43,7 @@ pub use fetch::{Fetched, fetch};
 pub use installable::{Installable, InstallableError, Source};
 pub use nix::{Flavour, Nix, NixConfig, NixVersion};
 pub use process::{Finished, Invocation, ending};
+pub use shell::{ExecResult, NixDevShell, ShellSession};
 
 /// The result of everything that runs nix.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;

@@ -1,0 +1,372 @@
+use crate::{
+    Answer, Context,
+    build_log::BuildLog,
+    failure::tell_failure,
+    open::{BuildOptions, NixOptions},
+    settings::{cache_folder, state_folder},
+    ui,
+};
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    process,
+    time::Duration,
+};
+use tk_nix::{
+    Cause, Failure, NixBuilder,
+    shell::{
+        Entry, ExecResult, Found, Hook, LeaseOptions, Owner, ShellConfig, ShellSession, Shells,
+        Stream, Wanted, What,
+    },
+};
+use tk_path::StoreDir;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Run a command, or an interactive bash, in the environment of a flake's shell
+///
+/// As `nix develop`, but evaluated only once: as long as the flake's Nix files, flake.lock, local
+/// inputs and the version of Nix are the same, no nix is run at all. The environment is kept
+/// alive by a lease, which every use begins anew.
+///
+/// A shellHook is not run before it was allowed, and again not when its text has changed.
+/// The exit status is that of the command; 127 or 126 if it is not there or cannot be run; 2 if there
+/// is no environment.
+#[derive(Args)]
+#[command(after_help = SHELL_EXAMPLES)]
+pub struct Shell {
+    /// The flake, with an attribute if not the default one: FLAKE#ATTR
+    #[arg(value_name = "REF", default_value = ".")]
+    what: String,
+    /// Allow the shellHook as it is, and run it
+    #[arg(long)]
+    allow: bool,
+    #[command(flatten)]
+    options: EnvOptions,
+    /// Print what became of the command, with its output, as JSON
+    #[arg(long)]
+    json: bool,
+    /// The command and its arguments [default: an interactive bash]
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Run a command with the programs of packages
+///
+/// As `nix shell`, but evaluated and built only once: as long as nothing changed no nix is run. What
+/// nothing pins, as a name like jq, is looked up again after an hour, or with --refresh.
+#[derive(Args)]
+#[command(after_help = RUN_EXAMPLES)]
+pub struct Run {
+    /// Packages: attributes of nixpkgs by their name, or of any flake as FLAKE#ATTR
+    #[arg(long, short, required = true, num_args = 1.., value_name = "PKG")]
+    package: Vec<String>,
+    #[command(flatten)]
+    options: EnvOptions,
+    /// Print what became of the command, with its output, as JSON
+    #[arg(long)]
+    json: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// How an environment is found, kept and entered.
+#[derive(Args)]
+pub struct EnvOptions {
+    /// Begin with an empty environment, but for what a terminal needs
+    #[arg(long)]
+    pure: bool,
+    /// Leave this variable in a pure environment (may be repeated)
+    #[arg(long, value_name = "NAME", requires = "pure")]
+    keep: Vec<String>,
+    #[command(flatten)]
+    pub find: FindOptions,
+}
+
+/// How an environment is found and kept.
+#[derive(Args)]
+pub struct FindOptions {
+    /// Evaluate, whatever is known
+    #[arg(long)]
+    refresh: bool,
+    /// A file or folder that it depends on, beside Nix files, data files and local inputs (may be
+    /// repeated)
+    #[arg(long, value_name = "PATH")]
+    watch: Vec<PathBuf>,
+    /// For whom it is kept: a name, or pid:N for a process, whose lease ends with it
+    #[arg(long, value_name = "NAME", default_value = "shared")]
+    owner: String,
+    /// How long it is kept after its last use: seconds, or with s, m, h, d
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
+    ttl: Duration,
+    #[command(flatten)]
+    nix: NixOptions,
+    #[command(flatten)]
+    build: BuildOptions,
+}
+
+impl Shell {
+    /// Runs the command; returns only if that cannot be.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        if self.command.is_empty() && (self.json || !io::stdin().is_terminal()) {
+            bail!("there is no command, and no terminal to ask for one; write it after --");
+        }
+        let shells = shells(cx)?;
+        let what = What::Shell(tk_nix::Installable::parse(
+            &StoreDir::default(),
+            &self.what,
+        )?);
+        let found = match self.options.find.found(cx, &shells, what).await? {
+            Ok(found) => found,
+            Err(failure) => return Ok(none(cx, &self.what, &failure)),
+        };
+        if self.allow {
+            shells.allow(&found.entry)?;
+        }
+        let session = self.options.session(&shells, &found)?;
+        if session.hook() == Hook::Held {
+            cx.ui.warn(held(&self.what));
+        }
+        match self.command.is_empty() {
+            true => gone("bash", &session.exec_interactive()),
+            false => run(&session, &self.command, self.json).await,
+        }
+    }
+}
+
+impl Run {
+    /// Runs the command; returns only if that cannot be.
+    pub async fn run(self, cx: &Context) -> Result<Answer> {
+        let shells = shells(cx)?;
+        let dir = StoreDir::default();
+        let all = self.package.iter();
+        let all = all.map(|name| tk_nix::shell::package(&dir, name));
+        let what = What::Packages(all.collect::<Result<_, _>>()?);
+        let found = match self.options.find.found(cx, &shells, what).await? {
+            Ok(found) => found,
+            Err(failure) => return Ok(none(cx, &self.package.join(" "), &failure)),
+        };
+        let session = self.options.session(&shells, &found)?;
+        run(&session, &self.command, self.json).await
+    }
+}
+
+impl EnvOptions {
+    fn session(&self, shells: &Shells, found: &Found) -> Result<ShellSession> {
+        let keep = self.pure.then_some(self.keep.as_slice());
+        Ok(shells.session(&found.entry, keep)?)
+    }
+}
+
+impl FindOptions {
+    /// The environment, by way of nix only if it is not known.
+    pub async fn found(
+        &self,
+        cx: &Context,
+        shells: &Shells,
+        what: What,
+    ) -> Result<Result<Found, Failure>> {
+        let wanted = Wanted {
+            eval: self.nix.eval(),
+            watch: self.watch.clone(),
+            refresh: self.refresh,
+            lease: LeaseOptions {
+                owner: owner(&self.owner)?,
+                ttl: self.ttl,
+            },
+            ..Wanted::new(what)
+        };
+        let config = self.nix.config(cx, &self.build)?;
+        match shells.warm(&config, &wanted).await {
+            Ok(Some(found)) => return Ok(Ok(found)),
+            Err(failure) => return Ok(Err(failure)),
+            Ok(None) => {}
+        }
+        let nix = match shells.nix(&config).await {
+            Ok(nix) => nix,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        let (builder, opened) = self.nix.builder_with(cx, &self.build, nix).await?;
+        let dir = opened.store().dir().clone();
+        let shells = shells.clone();
+        let shells = shells.with_store(dir, opened.real_dir().map(Into::into));
+        Ok(evaluated(cx, &shells, &builder, &wanted).await)
+    }
+}
+
+async fn evaluated(
+    cx: &Context,
+    shells: &Shells,
+    builder: &NixBuilder,
+    wanted: &Wanted,
+) -> Result<Found, Failure> {
+    let log = BuildLog::new(&cx.ui, true);
+    let found = until_signal(shells.find(builder, wanted, &log)).await;
+    log.clear();
+    found
+}
+
+/// What comes of `work`, which is given up when somebody ends this program: nix and commands are in groups of
+/// their own, and would go on.
+async fn until_signal<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let ended = async {
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ];
+        let signals = kinds.map(signal);
+        let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = signals else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    };
+    let done = tokio::select! {
+        done = work => return done,
+        () = ended => Err(Failure::new(Cause::Cancelled, "it was interrupted")),
+    };
+    // So that nix can end what it started.
+    while tk_nix::ending() > 0 {
+        tokio::time::sleep(LOOK).await;
+    }
+    done
+}
+
+/// The environments of this user.
+pub fn shells(cx: &Context) -> Result<Shells> {
+    let system = cx.settings.get("system").map(str::to_owned);
+    let own = || match env::consts::OS {
+        "macos" => format!("{}-darwin", env::consts::ARCH),
+        os => format!("{}-{os}", env::consts::ARCH),
+    };
+    Ok(Shells::new(ShellConfig {
+        cache: cache_folder()?.join("tk-store/env"),
+        state: state_folder()?,
+        system: system.unwrap_or_else(own),
+        folder: env::current_dir().context("finding the current directory")?,
+        variables: env::vars_os().collect(),
+        dir: StoreDir::default(),
+        real_dir: None,
+    }))
+}
+
+/// What is said of a hook that was not allowed.
+pub fn held(what: &str) -> String {
+    format!(
+        "the shellHook of {what} was not run: it is new, or has changed; see it with \
+         'tk-store env export {what} --format json', allow it with 'tk-store env allow {what}'"
+    )
+}
+
+/// Says why there is no environment: always 2, since 1 may be the status of a command.
+fn none(cx: &Context, what: &str, failure: &Failure) -> Answer {
+    tell_failure(cx, what, failure);
+    Answer::Failed
+}
+
+/// Becomes the command or, for JSON, runs it.
+async fn run(session: &ShellSession, command: &[OsString], json: bool) -> Result<Answer> {
+    if json {
+        let mut told = |_: Stream, _: &[u8]| {};
+        let done = until_signal(session.run_with(command, &mut told)).await;
+        let done: ExecResult = match done {
+            Err(failure) if failure.cause != Cause::Cancelled => return tell_not_run(&failure),
+            done => done?,
+        };
+        ui::out(serde_json::to_string(&done)?)?;
+        io::stdout().flush()?;
+        process::exit(done.exit_code);
+    }
+    let name = command[0].to_string_lossy();
+    gone(&name, &session.exec(command))
+}
+
+/// The same where it was to be run within bounds.
+fn tell_not_run(failure: &Failure) -> Result<Answer> {
+    eprintln!("tk-store: {failure}");
+    process::exit(match failure.cause {
+        Cause::Misused => 127,
+        _ => 2,
+    })
+}
+
+/// Says why a command could not be run, and exits as shells do.
+fn gone(name: &str, error: &io::Error) -> Result<Answer> {
+    let (words, status) = match error.kind() {
+        io::ErrorKind::NotFound => ("there is no such command".to_owned(), 127),
+        _ => (error.to_string(), 126),
+    };
+    eprintln!("tk-store: cannot run {name}: {words}");
+    process::exit(status)
+}
+
+fn owner(text: &str) -> Result<Owner> {
+    let Some(pid) = text.strip_prefix("pid:") else {
+        return Ok(Owner::Name(text.to_owned()));
+    };
+    let pid = pid
+        .parse()
+        .with_context(|| format!("'{text}' is no process"))?;
+    Owner::process(pid).with_context(|| format!("there is no process {pid}"))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let seconds = match unit {
+        "" | "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        "d" => Some(24 * 3600),
+        _ => None,
+    };
+    let number = number.parse::<u64>().ok();
+    let all = number.and_then(|number| number.checked_mul(seconds?));
+    let all = all.ok_or("a time is a number with s, m, h or d, such as 12h")?;
+    Ok(Duration::from_secs(all))
+}
+
+/// What an environment is printed as.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Format {
+    Bash,
+    Zsh,
+    Fish,
+    Json,
+    Direnv,
+}
+
+/// The folder and the files that direnv should watch.
+pub fn watched(entry: &Entry) -> Vec<PathBuf> {
+    let folder = PathBuf::from(&entry.location);
+    let files = ["flake.nix", "flake.lock"].map(|name| folder.join(name));
+    files
+        .into_iter()
+        .filter(|file| file.is_absolute())
+        .collect()
+}
+
+/// How often it is looked whether nix has ended.
+const LOOK: Duration = Duration::from_millis(20);
+
+const SHELL_EXAMPLES: &str = "\
+Examples:
+  tk-store shell -- make test
+  tk-store shell .#ci --pure --keep CI -- ./run-tests
+  tk-store shell --allow                    an interactive bash; its shellHook may run
+  tk-store shell --owner pid:$$ -- true     kept until the calling shell ends";
+const RUN_EXAMPLES: &str = "\
+Examples:
+  tk-store run -p jq -- jq .name package.json
+  tk-store run -p hello jq -- sh -c 'hello | jq -R .'
+  tk-store run -p .#tool github:NixOS/nixpkgs#ripgrep --json -- tool --check";

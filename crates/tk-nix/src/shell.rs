@@ -1,0 +1,882 @@
+//! Environments to work in: evaluated once, entered often.
+//!
+//! ```text
+//! CACHE/nix.json          which version programs called nix are
+//! CACHE/index/SLOT.json   what was looked at for a reference, and its state: see `inputs`
+//! CACHE/entries/KEY.json  an environment
+//! CACHE/entries/KEY-attrs.json, KEY-attrs.sh   its structured attributes, if it has some
+//! CACHE/locks/SLOT        held by whoever evaluates
+//! CACHE/run/              scripts that take themselves away
+//! STATE/leases/           roots: see `lease`
+//! STATE/allowed/HASH      hooks that may be run
+//! ```
+//! SLOT is the hash of what was asked for: reference, attribute, options, system, store, version of
+//! Nix; KEY that of SLOT and of the content of all that was looked at. An entry counts as long as its paths
+//! are in the store. What the caller says may be impure, or what nothing pins, counts for
+//! [`UNPINNED_FOR`].
+//!
+//! # Security
+//! Entries are the user's own files, in folders for the user alone. An environment may change every
+//! variable, `PATH` first of all: running a command in it means to trust it. Its hook is code that
+//! would run without being named, so it needs a consent, which is bound to its text.
+
+mod environment;
+mod export;
+mod files;
+mod inputs;
+mod known;
+mod lease;
+mod session;
+
+pub use environment::{Environment, Variable, Variables};
+pub use export::ShellFormat;
+pub use lease::{Lease, LeaseOptions, Owner};
+pub use session::{ExecResult, Hook, NixDevShell, ShellSession, Stream};
+
+use crate::{
+    Cause, EvalOptions, Failure, Installable, Nix, NixBuilder, NixConfig, Result, Source,
+    evaluate::invocation,
+};
+use files::Lock;
+use inputs::{Place, Snapshot, Trees};
+use known::{Known, Resolved};
+use lease::Leases;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tk_path::{StoreDir, StorePath};
+use tk_store::log::LogSink;
+
+/// Where environments are kept, and what they are entered from.
+#[derive(Debug, Clone)]
+pub struct ShellConfig {
+    /// The folder for what can be made again.
+    pub cache: PathBuf,
+    /// The folder for leases and consents.
+    pub state: PathBuf,
+    /// The system for which nix evaluates, such as `x86_64-linux`.
+    pub system: String,
+    /// The folder in which relative references begin, and in which commands run.
+    pub folder: PathBuf,
+    /// The variables that commands have but for the environment's.
+    pub variables: Variables,
+    /// The store's directory.
+    pub dir: StoreDir,
+    /// Where the files of the store lie, if not in `dir`.
+    pub real_dir: Option<PathBuf>,
+}
+
+/// Environments that are kept in two folders, shared by all processes that name the same.
+#[derive(Debug, Clone)]
+pub struct Shells {
+    config: ShellConfig,
+    known: Known,
+    leases: Leases,
+}
+
+/// What is to be entered.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The environment.
+    pub what: What,
+    /// How it is evaluated. Its folder is that of the [`ShellConfig`].
+    pub eval: EvalOptions,
+    /// Files and folders that it depends on, beside those that are found.
+    pub watch: Vec<PathBuf>,
+    /// Evaluate, whatever is known.
+    pub refresh: bool,
+    /// How long it is kept, and for whom.
+    pub lease: LeaseOptions,
+}
+
+/// A kind of environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// That in which a derivation is built, as `nix develop` has it.
+    Shell(Installable),
+    /// The programs of packages, as `nix shell` has them.
+    Packages(Vec<Installable>),
+}
+
+impl Wanted {
+    /// `what`, with everything else as usual.
+    pub fn new(what: What) -> Self {
+        Wanted {
+            what,
+            eval: EvalOptions::default(),
+            watch: Vec::new(),
+            refresh: false,
+            lease: LeaseOptions::default(),
+        }
+    }
+
+    fn installables(&self) -> &[Installable] {
+        match &self.what {
+            What::Shell(one) => std::slice::from_ref(one),
+            What::Packages(all) => all,
+        }
+    }
+
+    /// What was asked for, as people wrote it.
+    pub fn name(&self) -> String {
+        let names: Vec<_> = self
+            .installables()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        names.join(" ")
+    }
+}
+
+/// An environment that is ready to be entered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// Its key.
+    pub key: String,
+    /// What was asked for.
+    pub name: String,
+    /// The flake's folder, or its reference.
+    pub location: String,
+    /// The attribute; empty is the default one.
+    pub attribute: String,
+    /// Who evaluated it, such as `Nix 2.34.8`.
+    pub nix: String,
+    /// When, in seconds since 1970.
+    pub made: u64,
+    /// Whether it counts as long as its inputs are the same, and not for a while only.
+    pub pinned: bool,
+    /// What keeps it alive: whole paths of the store.
+    pub paths: Vec<String>,
+    /// Where these lie on this machine.
+    pub places: Vec<PathBuf>,
+    /// It.
+    pub environment: Environment,
+}
+
+/// An environment, and how it was come by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// It.
+    pub entry: Entry,
+    /// Whether it was known: nix was not run.
+    pub warm: bool,
+    /// Whether its lease was renewed or made.
+    leased: bool,
+}
+
+/// What [`Shells::collect`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Collected {
+    /// Leases that were over.
+    pub leases: usize,
+    /// Environments that nobody has a lease of, or whose paths are gone.
+    pub environments: usize,
+    /// Environments that are left.
+    pub kept: usize,
+}
+
+impl Shells {
+    /// Environments in the folders of `config`.
+    pub fn new(config: ShellConfig) -> Self {
+        Shells {
+            known: Known::at(&config.cache),
+            leases: Leases::at(&config.state),
+            config,
+        }
+    }
+
+    /// The same for a store whose files lie in `real_dir`.
+    pub fn with_store(mut self, dir: StoreDir, real_dir: Option<PathBuf>) -> Self {
+        self.config.dir = dir;
+        self.config.real_dir = real_dir;
+        self
+    }
+
+    /// The environment, if it is known and its lease could be renewed without asking the store. Runs
+    /// no nix but to learn the version of a program that was never seen.
+    pub async fn warm(&self, nix: &NixConfig, wanted: &Wanted) -> Result<Option<Found>> {
+        let resolved = self.known.resolve(nix, &self.search_path()).await;
+        let Some(Resolved { nix, .. }) = resolved.filter(|_| !wanted.refresh) else {
+            return Ok(None);
+        };
+        let asked = self.asked(&nix, wanted)?;
+        let found = self.look_up(&asked, wanted)?;
+        Ok(found.filter(|found| found.leased))
+    }
+
+    /// The nix that `config` names, by its known version or asked for it: the first of its name.
+    pub async fn nix(&self, config: &NixConfig) -> Result<Nix> {
+        let path = self.search_path();
+        match self.known.resolve(config, &path).await {
+            Some(resolved) if !resolved.passed_over => Ok(resolved.nix),
+            _ => self.known.learn(config, &path).await,
+        }
+    }
+
+    /// The environment: known, or evaluated by `builder` and kept. Many who ask at once evaluate
+    /// once.
+    pub async fn find(
+        &self,
+        builder: &NixBuilder,
+        wanted: &Wanted,
+        log: &dyn LogSink,
+    ) -> Result<Found> {
+        let asked = self.asked(builder.nix(), wanted)?;
+        let begun = files::now();
+        let lock = self.config.cache.join("locks").join(&asked.slot);
+        let _lock = Lock::exclusive(&lock).await?;
+        let mut known = self.look_up(&asked, wanted)?;
+        // Who waited for another's evaluation need not ask once more.
+        known = known.filter(|found| !wanted.refresh || found.entry.made > begun);
+        if let Some(found) = known {
+            if !found.leased {
+                self.lease(builder, &found.entry, wanted).await?;
+            }
+            return Ok(found);
+        }
+        self.leases.expire()?;
+        let entry = self.evaluate(builder, &asked, wanted, log).await?;
+        Ok(Found {
+            entry,
+            warm: false,
+            leased: true,
+        })
+    }
+
+    /// A session in `entry`. With `keep` the environment is pure: of the caller's variables those are left
+    /// that `nix-shell --pure` leaves, and those in `keep`.
+    pub fn session(&self, entry: &Entry, keep: Option<&[String]>) -> Result<ShellSession> {
+        let base = match keep {
+            None => self.config.variables.clone(),
+            Some(keep) => {
+                let kept = |name: &OsString| {
+                    PURE.iter().any(|pure| name == pure) || keep.iter().any(|k| name == k.as_str())
+                };
+                let all = self.config.variables.clone().into_iter();
+                all.filter(|(name, _)| kept(name)).collect()
+            }
+        };
+        let outputs = self.config.folder.join("outputs");
+        let attrs = attrs_file(&self.entry_file(&entry.key), "");
+        let environment = entry.environment.clone().redirected(&outputs, &attrs);
+        let hook = match entry.environment.hook() {
+            "" => Hook::None,
+            _ if self.is_allowed(entry)? => Hook::Allowed,
+            _ => Hook::Held,
+        };
+        let (folder, scripts) = (self.config.folder.clone(), self.config.cache.join("run"));
+        let dir = self.config.dir.clone();
+        let session = ShellSession::new(environment, &base, hook, folder, scripts, dir);
+        Ok(match entry.paths.first() {
+            Some(path) if entry.is_shell() => session.with_root(path),
+            _ => session,
+        })
+    }
+
+    /// Lets the hook of `entry` run from now on, as long as its text is the same.
+    pub fn allow(&self, entry: &Entry) -> Result<()> {
+        files::replace(&self.consent(entry), entry.name.as_bytes())
+    }
+
+    /// Whether its hook may run.
+    pub fn is_allowed(&self, entry: &Entry) -> Result<bool> {
+        Ok(self.consent(entry).exists())
+    }
+
+    /// Takes the consent back; whether there was one.
+    pub fn revoke(&self, entry: &Entry) -> Result<bool> {
+        let consent = self.consent(entry);
+        let there = consent.exists();
+        files::remove(&consent)?;
+        Ok(there)
+    }
+
+    fn consent(&self, entry: &Entry) -> PathBuf {
+        let parts = [&entry.location, &entry.attribute, entry.environment.hook()];
+        self.config.state.join("allowed").join(files::digest(parts))
+    }
+
+    /// All that are kept, the newest first, each with its leases.
+    pub fn list(&self) -> Result<Vec<(Entry, Vec<Lease>)>> {
+        let leases = self.leases.all()?;
+        let mut all = Vec::new();
+        for file in files::entries(&self.config.cache.join("entries"))? {
+            if let Some(entry) = is_json(&file).then(|| read_entry(&file)).flatten() {
+                let own = leases.iter().filter(|lease| lease.key == entry.key);
+                let own = own.cloned().collect();
+                all.push((entry, own));
+            }
+        }
+        all.sort_by_key(|(entry, _)| std::cmp::Reverse(entry.made));
+        Ok(all)
+    }
+
+    /// Ends the leases that are over, and forgets environments without any or without their paths.
+    /// The store's own collection then takes what nothing else keeps.
+    pub fn collect(&self) -> Result<Collected> {
+        let mut done = Collected {
+            leases: self.leases.expire()?,
+            ..Collected::default()
+        };
+        let held: BTreeSet<_> = self
+            .leases
+            .all()?
+            .into_iter()
+            .map(|lease| lease.key)
+            .collect();
+        for file in files::entries(&self.config.cache.join("entries"))? {
+            if !is_json(&file) {
+                continue;
+            }
+            match read_entry(&file) {
+                Some(entry) if held.contains(&entry.key) && entry.is_there() => done.kept += 1,
+                _ => {
+                    files::remove(&file)?;
+                    for suffix in ["json", "sh"] {
+                        files::remove(&attrs_file(&file, suffix))?;
+                    }
+                    done.environments += 1;
+                }
+            }
+        }
+        self.sweep()?;
+        Ok(done)
+    }
+
+    /// Takes away what processes left that were killed.
+    fn sweep(&self) -> Result<()> {
+        for folder in ["run", "evaluating"] {
+            for left in files::entries(&self.config.cache.join(folder))? {
+                let age = fs::symlink_metadata(&left).and_then(|meta| meta.modified());
+                let age = age.ok().and_then(|modified| modified.elapsed().ok());
+                if age.is_none_or(|age| age < lease::GRACE) {
+                    continue;
+                }
+                let removed = match left.is_dir() {
+                    true => fs::remove_dir_all(&left),
+                    false => fs::remove_file(&left),
+                };
+                removed.map_err(files::failed("removing", &left))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn search_path(&self) -> OsString {
+        let path = self.config.variables.get(&OsString::from("PATH"));
+        path.cloned().unwrap_or_default()
+    }
+
+    fn entry_file(&self, key: &str) -> PathBuf {
+        self.config
+            .cache
+            .join("entries")
+            .join(format!("{key}.json"))
+    }
+
+    fn index_file(&self, slot: &str) -> PathBuf {
+        self.config.cache.join("index").join(format!("{slot}.json"))
+    }
+}
+
+/// What was asked for, with all that the answer depends on but for content.
+struct Asked {
+    slot: String,
+    location: String,
+    attribute: String,
+    flakes: Vec<(PathBuf, PathBuf)>,
+    watch: Vec<PathBuf>,
+    pinned: bool,
+}
+
+impl Asked {
+    fn trees(&self) -> Result<Trees> {
+        let mut trees = Trees::default();
+        for (flake, tree) in &self.flakes {
+            trees.add_flake(flake, tree)?;
+        }
+        self.watch.iter().for_each(|path| trees.add(path.clone()));
+        Ok(trees)
+    }
+
+    fn key(&self, snapshot: &Snapshot) -> String {
+        files::digest([&self.slot, &snapshot.digest()])
+    }
+
+    /// Files that an evaluation itself writes.
+    fn locks(&self) -> Vec<PathBuf> {
+        let flakes = self.flakes.iter();
+        flakes.map(|(flake, _)| flake.join("flake.lock")).collect()
+    }
+}
+
+impl Shells {
+    fn asked(&self, nix: &Nix, wanted: &Wanted) -> Result<Asked> {
+        let folder = &self.config.folder;
+        let mut flakes = Vec::new();
+        let mut watch: Vec<_> = wanted.watch.iter().map(|path| folder.join(path)).collect();
+        let mut pinned = !wanted.eval.impure;
+        let kind = match wanted.what {
+            What::Shell(_) => "shell",
+            What::Packages(_) => "packages",
+        };
+        let mut parts = vec![VERSION.to_owned(), kind.to_owned()];
+        let mut location = None;
+        for what in wanted.installables() {
+            match &what.source {
+                Source::Flake(reference) => match Place::of(reference, folder)? {
+                    Place::Local { flake, tree } => flakes.push((flake, tree)),
+                    Place::Far { pinned: this } => pinned &= this,
+                },
+                // A path of the store is what it is.
+                Source::Store(_) if kind == "packages" => {}
+                _ => {
+                    let words = format!("{what} is no attribute of a flake");
+                    return Err(Failure::new(Cause::Misused, words));
+                }
+            }
+            let place = inputs::location(&what.source, folder)?;
+            parts.extend([what.to_string(), place.clone()]);
+            location.get_or_insert((place, what.attr.clone()));
+        }
+        for (input, reference) in &wanted.eval.override_inputs {
+            parts.extend(["override".into(), input.clone(), reference.clone()]);
+            match Place::of(reference, folder)? {
+                Place::Local { tree, .. } => watch.push(tree),
+                Place::Far { pinned: this } => pinned &= this,
+            }
+        }
+        let config = nix.config();
+        for (name, value) in &config.options {
+            parts.extend(["option".into(), name.clone(), value.clone()]);
+        }
+        parts.extend(watch.iter().map(|path| path.to_string_lossy().into_owned()));
+        parts.extend([
+            format!("{} {}", wanted.eval.impure, wanted.eval.no_write_lock_file),
+            config.store.clone().unwrap_or_default(),
+            self.config.system.clone(),
+            nix.version().to_string(),
+        ]);
+        let (location, attribute) = location.ok_or_else(|| {
+            Failure::new(Cause::Misused, "there is nothing to make an environment of")
+        })?;
+        Ok(Asked {
+            slot: files::digest(parts),
+            location,
+            attribute,
+            flakes,
+            watch,
+            pinned,
+        })
+    }
+
+    /// The entry that is known for the present content, with its lease renewed if that needs no store.
+    fn look_up(&self, asked: &Asked, wanted: &Wanted) -> Result<Option<Found>> {
+        let key = asked.key(&self.snapshot(asked)?);
+        let entry = read_entry(&self.entry_file(&key));
+        let Some(entry) = entry.filter(|entry| entry.counts(&key) && entry.is_there()) else {
+            return Ok(None);
+        };
+        let leased = self.leases.renew(&key, &entry.places, &wanted.lease)?;
+        Ok(Some(Found {
+            entry,
+            warm: true,
+            leased,
+        }))
+    }
+
+    /// The state of all that counts. What was noted is believed as far as nothing changed.
+    fn snapshot(&self, asked: &Asked) -> Result<Snapshot> {
+        let file = self.index_file(&asked.slot);
+        let old = files::read(&file, MAX_INDEX).ok().flatten();
+        let old: Option<Snapshot> = old.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if let Some(old) = old.as_ref().filter(|old| old.holds()) {
+            return Ok(old.clone());
+        }
+        let new = Snapshot::take(&asked.trees()?, old.as_ref())?;
+        if old.as_ref() != Some(&new) {
+            self.note(asked, &new);
+        }
+        Ok(new)
+    }
+
+    /// Without a note all is read again; a name that is no text cannot be noted.
+    fn note(&self, asked: &Asked, snapshot: &Snapshot) {
+        if let Ok(text) = serde_json::to_vec(snapshot) {
+            let _ = files::replace(&self.index_file(&asked.slot), &text);
+        }
+    }
+
+    /// Evaluates until nothing changed meanwhile but what nix wrote.
+    async fn evaluate(
+        &self,
+        builder: &NixBuilder,
+        asked: &Asked,
+        wanted: &Wanted,
+        log: &dyn LogSink,
+    ) -> Result<Entry> {
+        let locks = asked.locks();
+        for _ in 0..TRIES {
+            let before = Snapshot::take(&asked.trees()?, None)?;
+            let evaluated = match &wanted.what {
+                What::Shell(what) => self.shell(builder, what, wanted, log).await,
+                What::Packages(all) => self.packages(builder, all, wanted, log).await,
+            };
+            let (environment, paths) = evaluated?;
+            let after = Snapshot::take(&asked.trees()?, None)?;
+            if !before.is_kept_in(&after, &locks) {
+                continue;
+            }
+            let real = self.config.real_dir.as_deref();
+            let real = real.unwrap_or(Path::new(self.config.dir.as_str()));
+            let entry = Entry {
+                key: asked.key(&after),
+                name: match (&wanted.what, asked.attribute.as_str()) {
+                    (What::Shell(_), "") => asked.location.clone(),
+                    (What::Shell(_), attr) => format!("{}#{attr}", asked.location),
+                    (What::Packages(_), _) => wanted.name(),
+                },
+                location: asked.location.clone(),
+                attribute: asked.attribute.clone(),
+                nix: builder.nix().version().to_string(),
+                made: files::now(),
+                pinned: asked.pinned,
+                places: paths.iter().map(|path| real.join(path.as_str())).collect(),
+                paths: paths
+                    .iter()
+                    .map(|path| self.config.dir.path(path))
+                    .collect(),
+                environment,
+            };
+            self.lease(builder, &entry, wanted).await?;
+            self.keep(&entry)?;
+            self.note(asked, &after);
+            return Ok(entry);
+        }
+        let words = format!(
+            "the files of {} kept changing while they were evaluated",
+            wanted.name()
+        );
+        Err(Failure::new(Cause::Other, words))
+    }
+
+    fn keep(&self, entry: &Entry) -> Result<()> {
+        let file = self.entry_file(&entry.key);
+        for (name, text) in entry.environment.structured_attrs.iter().flatten() {
+            if let Some(suffix @ ("json" | "sh")) = name.rsplit('.').next() {
+                files::replace(&attrs_file(&file, suffix), text.as_bytes())?;
+            }
+        }
+        let text = serde_json::to_vec(entry);
+        let text = text.map_err(|e| Failure::new(Cause::Other, e.to_string()))?;
+        files::replace(&file, &text)
+    }
+
+    async fn lease(&self, builder: &NixBuilder, entry: &Entry, wanted: &Wanted) -> Result<()> {
+        let store = builder.store();
+        let Some(roots) = &store.roots else {
+            let words = format!("{} keeps nothing: it has no roots", store.store);
+            return Err(Failure::new(Cause::Misused, words));
+        };
+        let (paths, places) = (&entry.paths, &entry.places);
+        let lease = &wanted.lease;
+        self.leases
+            .begin(&entry.key, paths, places, lease, &**roots)
+            .await
+    }
+
+    /// Builds and reads the environment of a derivation, and the path that keeps it alive, which is
+    /// a temporary root of the store's until this connection ends.
+    async fn shell(
+        &self,
+        builder: &NixBuilder,
+        what: &Installable,
+        wanted: &Wanted,
+        log: &dyn LogSink,
+    ) -> Result<(Environment, Vec<StorePath>)> {
+        let nix = builder.nix();
+        let place = Temporary::make(&self.config.cache.join("evaluating").join("env"))?;
+        let profile = place.0.join("profile");
+        let options = EvalOptions {
+            folder: Some(self.config.folder.clone()),
+            ..wanted.eval.clone()
+        };
+        let mut run = invocation(&["print-dev-env", "--json"], what, &options)?;
+        run = run.arg("--profile").arg(&profile);
+        for (name, value) in without_floating(nix).await? {
+            run = run.args(["--option", &name, &value]);
+        }
+        let printed = nix.json(run, log).await?;
+        let environment: Environment = serde_json::from_value(printed).map_err(|error| {
+            let words = format!("nix prints an environment of a kind that is not known: {error}");
+            Failure::new(Cause::Other, words)
+        })?;
+        // The profile's generation, then the path.
+        let generation = fs::read_link(&profile).map(|link| place.0.join(link));
+        let target = generation.and_then(fs::read_link);
+        let target = target.map_err(files::failed("reading the link", &profile))?;
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let path = StorePath::parse(&name).map_err(|error| {
+            let words = format!("the environment is not in the store: {error}");
+            Failure::new(Cause::Other, words)
+        })?;
+        if let Some(roots) = &builder.store().roots {
+            roots.add_temp_root(&path).await?;
+        }
+        Ok((environment, vec![path]))
+    }
+
+    /// Builds packages: the `PATH` of their programs, and those that they bring along.
+    async fn packages(
+        &self,
+        builder: &NixBuilder,
+        all: &[Installable],
+        wanted: &Wanted,
+        log: &dyn LogSink,
+    ) -> Result<(Environment, Vec<StorePath>)> {
+        let options = EvalOptions {
+            folder: Some(self.config.folder.clone()),
+            ..wanted.eval.clone()
+        };
+        let mut targets = Vec::new();
+        for what in all {
+            let dir = &self.config.dir;
+            targets.extend(builder.nix().targets(what, dir, &options, log).await?);
+        }
+        let build = crate::BuildOptions {
+            eval: options,
+            ..crate::BuildOptions::default()
+        };
+        let mut paths = Vec::new();
+        for built in builder.build_targets(&targets, &build, log).await? {
+            for output in built?.outputs.values() {
+                let path = self.config.dir.parse(output);
+                let path = path.map_err(|e| Failure::new(Cause::Other, e.to_string()))?;
+                if !paths.contains(&path) {
+                    paths.push(path);
+                }
+            }
+        }
+        let mut folders = Vec::new();
+        for path in self.with_propagated(&paths)? {
+            folders.push(format!("{}/bin", self.config.dir.path(&path)));
+        }
+        let environment = Environment::exported([("PATH", folders.join(":"))]);
+        Ok((environment, paths))
+    }
+
+    /// `paths` and those that they say users of them need as well.
+    fn with_propagated(&self, paths: &[StorePath]) -> Result<Vec<StorePath>> {
+        let real = self.config.real_dir.as_deref();
+        let real = real.unwrap_or(Path::new(self.config.dir.as_str()));
+        let mut all = paths.to_vec();
+        let mut next = 0;
+        while next < all.len() && all.len() < MOST_PACKAGES {
+            let file = real.join(all[next].as_str()).join(PROPAGATED);
+            let text = files::read(&file, MAX_PROPAGATED).ok().flatten();
+            let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
+            for word in text.split_whitespace() {
+                if let Ok(path) = self.config.dir.parse(word)
+                    && !all.contains(&path)
+                {
+                    all.push(path);
+                }
+            }
+            next += 1;
+        }
+        Ok(all)
+    }
+}
+
+impl Entry {
+    fn is_shell(&self) -> bool {
+        self.environment.variables.contains_key("outputs")
+    }
+
+    fn counts(&self, key: &str) -> bool {
+        let age = Duration::from_secs(files::now().saturating_sub(self.made));
+        self.key == key && (self.pinned || age < UNPINNED_FOR)
+    }
+
+    /// Whether its paths are in the store.
+    pub fn is_there(&self) -> bool {
+        let mut places = self.places.iter();
+        places.all(|place| fs::symlink_metadata(place).is_ok())
+    }
+}
+
+impl NixBuilder {
+    /// The environment of the flake `flake_ref`, perhaps with an attribute, FLAKE#ATTR. Known or
+    /// evaluated, its hook run if that was allowed.
+    ///
+    /// # Errors
+    /// [`Cause::Misused`] if there are no folders for environments: see [`NixBuilder::with_shells`].
+    pub async fn dev_shell(&self, flake_ref: &str) -> Result<ShellSession> {
+        let what = installable(&self.store().store.dir().clone(), flake_ref)?;
+        let mut session = self.entered(What::Shell(what)).await?;
+        session.enter().await?;
+        Ok(session)
+    }
+
+    /// Runs `command` with the programs of `packages`, which are named as in [`package`].
+    ///
+    /// # Errors
+    /// As [`NixBuilder::dev_shell`]; a command that fails is none.
+    pub async fn run(&self, packages: &[&str], command: &[&str]) -> Result<ExecResult> {
+        let dir = self.store().store.dir().clone();
+        let all = packages.iter().map(|name| package(&dir, name));
+        let what = What::Packages(all.collect::<Result<_>>()?);
+        self.entered(what).await?.run(command).await
+    }
+
+    async fn entered(&self, what: What) -> Result<ShellSession> {
+        let Some(shells) = self.shells() else {
+            let words = "no folders were named in which environments are kept";
+            return Err(Failure::new(Cause::Misused, words));
+        };
+        let found = shells.find(self, &Wanted::new(what), &()).await?;
+        shells.session(&found.entry, None)
+    }
+}
+
+/// The package `name`: an attribute of `nixpkgs` if it is a bare name, else what
+/// [`Installable::parse`] takes.
+pub fn package(dir: &StoreDir, name: &str) -> Result<Installable> {
+    match name.contains(['#', ':', '/']) || name.starts_with('.') {
+        true => installable(dir, name),
+        false => installable(dir, &format!("nixpkgs#{name}")),
+    }
+}
+
+fn installable(dir: &StoreDir, text: &str) -> Result<Installable> {
+    let what = Installable::parse(dir, text);
+    what.map_err(|error| Failure::new(Cause::Misused, error.to_string()))
+}
+
+/// Settings without content-addressed derivations: with them the builder of environments aborts on
+/// an assertion before 2.34.
+async fn without_floating(nix: &Nix) -> Result<Vec<(String, String)>> {
+    if nix.version().at_least(2, 34) {
+        return Ok(Vec::new());
+    }
+    let settings = nix.settings().await?;
+    let features = settings.get("experimental-features");
+    let names = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => text.split_whitespace().map(str::to_owned).collect(),
+        value => serde_json::from_value::<Vec<String>>(value.clone())
+            // 2.8 tells numbers, which are others in each version; this much is needed.
+            .unwrap_or_else(|_| NUMBERED.map(str::to_owned).to_vec()),
+    };
+    let mut features = features.map(names).unwrap_or_default();
+    let all = features.len();
+    features.retain(|name| name != "ca-derivations");
+    Ok(match features.len() == all {
+        true => Vec::new(),
+        false => vec![("experimental-features".into(), features.join(" "))],
+    })
+}
+
+/// A folder that goes when this is dropped.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn make(beside: &Path) -> Result<Temporary> {
+        let place = files::unique(beside);
+        files::make_folder(&place)?;
+        Ok(Temporary(place))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn read_entry(file: &Path) -> Option<Entry> {
+    let bytes = files::read(file, MAX_ENTRY).ok()??;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Where the structured attributes of the entry `file` lie.
+fn attrs_file(file: &Path, suffix: &str) -> PathBuf {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    file.with_file_name(format!("{stem}-attrs.{suffix}"))
+}
+
+/// Whether it is the file of an entry, not one of structured attributes.
+fn is_json(file: &Path) -> bool {
+    let is_hex = |stem: &std::ffi::OsStr| stem.len() == 64;
+    file.extension().is_some_and(|e| e == "json") && file.file_stem().is_some_and(is_hex)
+}
+
+/// How long an environment counts that nothing pins.
+pub const UNPINNED_FOR: Duration = Duration::from_secs(3600);
+/// Variables that a pure environment leaves: as `nix-shell --pure`, but for `PATH`.
+const PURE: &[&str] = &[
+    "DISPLAY",
+    "HOME",
+    "LOGNAME",
+    "NIX_SHELL_PRESERVE_PROMPT",
+    "PAGER",
+    "SHLVL",
+    "TERM",
+    "TZ",
+    "USER",
+    "WAYLAND_DISPLAY",
+    "WAYLAND_SOCKET",
+    "XAUTHORITY",
+    "XDG_RUNTIME_DIR",
+];
+/// The format of entries and keys.
+const VERSION: &str = "tk-nix environment 1";
+/// Evaluations until files must have stopped changing.
+const TRIES: usize = 3;
+/// What takes the place of features that are told as numbers.
+const NUMBERED: [&str; 3] = ["ca-derivations", "nix-command", "flakes"];
+/// Bytes of an index.
+const MAX_INDEX: u64 = 128 << 20;
+/// Bytes of an entry.
+const MAX_ENTRY: u64 = 64 << 20;
+/// Where a package names others that its users need.
+const PROPAGATED: &str = "nix-support/propagated-user-env-packages";
+/// Bytes of that file.
+const MAX_PROPAGATED: u64 = 1 << 20;
+/// Packages in one environment.
+const MOST_PACKAGES: usize = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_by_name() {
+        let dir = StoreDir::default();
+        for (name, reference, attr) in [
+            ("jq", "nixpkgs", "jq"),
+            ("python3.pkgs.x", "nixpkgs", "python3.pkgs.x"),
+            (".#tool", ".", "tool"),
+            (".", ".", ""),
+            ("github:a/b", "github:a/b", ""),
+            ("./here", "./here", ""),
+        ] {
+            let what = package(&dir, name).unwrap();
+            assert_eq!(what.source, Source::Flake(reference.into()), "{name}");
+            assert_eq!(what.attr, attr, "{name}");
+        }
+    }
+
+    #[test]
+    fn futures_can_be_sent() {
+        fn sent<T: Send>(_: impl FnOnce(&'static NixBuilder) -> T) {}
+        sent(|builder| builder.dev_shell("."));
+        sent(|builder| builder.run(&["a"], &["b"]));
+    }
+}

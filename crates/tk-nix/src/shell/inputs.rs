@@ -1,0 +1,532 @@
+//! What the evaluation of a flake depends on, and whether any of it changed.
+//!
+//! Of the flake's own tree the files count that evaluation commonly reads ([`READ`]), of local inputs and
+//! of what the caller names the whole trees. All that is looked at is noted with its state (size,
+//! times, inode); as long as the states are the same nothing is read. Like git, a file that changed
+//! moments before it was noted is read again, since a further change may leave its times the same.
+
+use super::files;
+use crate::{Cause, Failure, Result, Source};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs::{self, File, Metadata},
+    io::{self, Read},
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+use tk_path::{Algorithm, Hasher};
+
+/// Where a flake comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A folder of this machine.
+    Local {
+        /// The folder of flake.nix.
+        flake: PathBuf,
+        /// The folder that evaluation sees: of a git repository all.
+        tree: PathBuf,
+    },
+    /// Somewhere else: what is behind the reference may change unless it is `pinned`.
+    Far {
+        /// Whether it names content.
+        pinned: bool,
+    },
+}
+
+impl Place {
+    /// Where `reference` leads, as Nix reads it, beginning in `folder`.
+    pub(super) fn of(reference: &str, folder: &Path) -> Result<Place> {
+        let (base, query) = reference.split_once('?').unwrap_or((reference, ""));
+        let query: BTreeMap<_, _> = query.split('&').filter_map(|p| p.split_once('=')).collect();
+        let git = base.strip_prefix("git+file:");
+        let path = match (git, base.strip_prefix("path:")) {
+            (Some(rest), _) => rest.strip_prefix("//").unwrap_or(rest),
+            (_, Some(rest)) => rest,
+            _ if base.is_empty() || base.starts_with(['.', '/']) => base,
+            _ => "",
+        };
+        let is_local = !path.is_empty() || base.is_empty();
+        let pinned = is_pinned(base, &query);
+        // A branch or a commit is not what lies in the folder.
+        if !is_local || query.contains_key("rev") || query.contains_key("ref") {
+            return Ok(Place::Far { pinned });
+        }
+        let path = folder.join(path);
+        let tree = path.canonicalize().map_err(|error| {
+            let words = format!("there is no flake {}: {error}", path.display());
+            Failure::new(Cause::Misused, words)
+        })?;
+        let is_path = base.starts_with("path:");
+        let flake = match query.get("dir") {
+            Some(dir) => tree.join(dir),
+            None if is_path || git.is_some() => tree.clone(),
+            None => upwards(&tree, "flake.nix").unwrap_or_else(|| tree.clone()),
+        };
+        let repository = upwards(&flake, ".git").filter(|_| !is_path);
+        let tree = repository.unwrap_or(match flake.starts_with(&tree) {
+            true if is_path => tree,
+            _ => flake.clone(),
+        });
+        Ok(Place::Local { flake, tree })
+    }
+}
+
+/// The folder that holds `name`: `folder` or the nearest one that it lies in.
+fn upwards(folder: &Path, name: &str) -> Option<PathBuf> {
+    let mut all = folder.ancestors();
+    all.find(|folder| folder.join(name).exists())
+        .map(Path::to_owned)
+}
+
+fn is_pinned(base: &str, query: &BTreeMap<&str, &str>) -> bool {
+    let is_commit = |text: &str| text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    query.get("rev").is_some_and(|rev| is_commit(rev))
+        || query.contains_key("narHash")
+        || base.rsplit('/').next().is_some_and(is_commit)
+}
+
+/// Trees that are looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Trees(BTreeMap<PathBuf, Extent>);
+
+/// How much of a tree counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Extent {
+    /// Files that evaluation commonly reads.
+    Code,
+    /// All.
+    All,
+}
+
+impl Trees {
+    /// With all of `path`, a file or a folder.
+    pub(super) fn add(&mut self, path: PathBuf) {
+        self.0.insert(path, Extent::All);
+    }
+
+    /// With the own tree of a flake, and the local inputs that flake.nix and flake.lock name.
+    pub(super) fn add_flake(&mut self, flake: &Path, tree: &Path) -> Result<()> {
+        self.0.entry(tree.to_owned()).or_insert(Extent::Code);
+        let mut inputs = BTreeSet::new();
+        for name in ["flake.nix", "flake.lock"] {
+            let file = flake.join(name);
+            let bytes = files::read(&file, MAX_FLAKE).map_err(files::failed("reading", &file))?;
+            // Relative ones lie in the tree, or in another that is named from the flake's folder.
+            local_inputs(
+                &String::from_utf8_lossy(&bytes.unwrap_or_default()),
+                &mut inputs,
+            );
+        }
+        for input in inputs {
+            let path = flake.join(&input);
+            let path = path.canonicalize().unwrap_or(path);
+            if path != tree && path != flake {
+                self.add(path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Folders that a text names as inputs: `path:…`, `git+file:…`, and the `path` of a lock's nodes.
+/// One too many makes an evaluation too many at worst.
+fn local_inputs(text: &str, found: &mut BTreeSet<String>) {
+    for mark in ["path:", "git+file:"] {
+        for (at, _) in text.match_indices(mark) {
+            let rest = &text[at + mark.len()..];
+            let end = rest.find(|c: char| c.is_whitespace() || "\"';?#".contains(c));
+            let path = &rest[..end.unwrap_or(rest.len())];
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if !path.is_empty() && found.len() < MAX_INPUTS {
+                found.insert(path.to_owned());
+            }
+        }
+    }
+    let parts: Vec<_> = text.split('"').collect();
+    for pair in parts.windows(2) {
+        let before = pair[0].trim_end().strip_suffix('=').unwrap_or_default();
+        let is_url = before.trim_end().ends_with("url") || before.trim_end().ends_with("path");
+        if is_url && pair[1].starts_with('.') && found.len() < MAX_INPUTS {
+            found.insert(pair[1].to_owned());
+        }
+    }
+    let Ok(lock) = serde_json::from_str::<serde_json::Value>(text) else {
+        return;
+    };
+    for node in lock["nodes"].as_object().into_iter().flatten() {
+        let locked = &node.1["locked"];
+        if let Some(path) = locked["path"].as_str().filter(|_| locked["type"] == "path") {
+            found.insert(path.to_owned());
+        }
+    }
+}
+
+/// All that was looked at, in one state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Snapshot {
+    items: BTreeMap<PathBuf, Item>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Item {
+    /// `None` if it had changed moments before.
+    state: Option<State>,
+    what: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Kind {
+    Absent,
+    Folder,
+    /// The hash of its content.
+    File(String),
+    /// The same of one that can be run.
+    Executable(String),
+    /// The hash of where it leads.
+    Link(String),
+    Other,
+}
+
+/// What changes when a file does: size, mode, inode, device, and nanoseconds of mtime and ctime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct State(u64, u32, u64, u64, i64, i64);
+
+impl State {
+    fn of(meta: &Metadata) -> State {
+        let nanos = |s: i64, n: i64| s.saturating_mul(1_000_000_000).saturating_add(n);
+        State(
+            meta.size(),
+            meta.mode(),
+            meta.ino(),
+            meta.dev(),
+            nanos(meta.mtime(), meta.mtime_nsec()),
+            nanos(meta.ctime(), meta.ctime_nsec()),
+        )
+    }
+
+    /// The state, if it is so old that no further change can have left it the same.
+    fn settled(self, now: i64) -> Option<State> {
+        let newest = self.4.max(self.5);
+        (now - newest > SETTLED.as_nanos() as i64).then_some(self)
+    }
+}
+
+impl Snapshot {
+    /// Looks at `trees`. What is as `old` says is not read again.
+    pub(super) fn take(trees: &Trees, old: Option<&Snapshot>) -> Result<Snapshot> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let mut walk = Walk {
+            old,
+            new: Snapshot::default(),
+            now: now.map_or(0, |now| now.as_nanos() as i64),
+        };
+        for (root, extent) in &trees.0 {
+            walk.visit(root, *extent, true)?;
+        }
+        Ok(walk.new)
+    }
+
+    /// Whether nothing changed since, as far as states tell.
+    pub(super) fn holds(&self) -> bool {
+        !self.items.is_empty()
+            && self.items.iter().all(|(path, item)| {
+                match (fs::symlink_metadata(path), &item.what) {
+                    (Err(e), Kind::Absent) => e.kind() == io::ErrorKind::NotFound,
+                    (Ok(meta), _) => item.state == Some(State::of(&meta)),
+                    (Err(_), _) => false,
+                }
+            })
+    }
+
+    /// The digest of the content.
+    pub(super) fn digest(&self) -> String {
+        let parts = self.items.iter().filter_map(|(path, item)| {
+            let (kind, hash) = match &item.what {
+                Kind::Folder => return None,
+                Kind::Absent => ("absent", ""),
+                Kind::Executable(hash) => ("executable", hash.as_str()),
+                Kind::File(hash) => ("file", hash.as_str()),
+                Kind::Link(hash) => ("link", hash.as_str()),
+                Kind::Other => ("other", ""),
+            };
+            Some([
+                path.as_os_str().as_bytes(),
+                kind.as_bytes(),
+                hash.as_bytes(),
+            ])
+        });
+        files::digest(parts.flatten())
+    }
+
+    /// What of it is in `other` too, and the same there.
+    pub(super) fn is_kept_in(&self, other: &Snapshot, left_out: &[PathBuf]) -> bool {
+        let mut mine = self
+            .items
+            .iter()
+            .filter(|(path, _)| !left_out.contains(path));
+        mine.all(|(path, item)| other.items.get(path).is_some_and(|o| o.what == item.what))
+    }
+}
+
+struct Walk<'a> {
+    old: Option<&'a Snapshot>,
+    new: Snapshot,
+    now: i64,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, path: &Path, extent: Extent, is_root: bool) -> Result<()> {
+        let meta = match fs::symlink_metadata(path) {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return match is_root {
+                    true => self.note(path, None, Kind::Absent),
+                    false => Ok(()),
+                };
+            }
+            Err(e) => return Err(files::failed("looking at", path)(e)),
+        };
+        let state = State::of(&meta).settled(self.now);
+        if meta.is_dir() {
+            self.note(path, state, Kind::Folder)?;
+            return self.folder(path, extent);
+        }
+        if extent == Extent::Code && !is_root && !is_code(path) {
+            return Ok(());
+        }
+        let old = self.old.and_then(|old| old.items.get(path));
+        let old = old.filter(|old| state.is_some() && old.state == state);
+        let kind = match old {
+            Some(old) => old.what.clone(),
+            None => content(path, &meta).map_err(files::failed("reading", path))?,
+        };
+        self.note(path, state, kind)
+    }
+
+    fn folder(&mut self, path: &Path, extent: Extent) -> Result<()> {
+        for entry in files::entries(path)? {
+            let name = entry.file_name().unwrap_or_default();
+            if !is_skipped(name, extent) {
+                self.visit(&entry, extent, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, path: &Path, state: Option<State>, what: Kind) -> Result<()> {
+        self.new.items.insert(path.to_owned(), Item { state, what });
+        if self.new.items.len() > MAX_ITEMS {
+            let words = format!(
+                "there are more than {MAX_ITEMS} files to watch, the last is {}",
+                path.display()
+            );
+            return Err(Failure::new(Cause::Misused, words));
+        }
+        Ok(())
+    }
+}
+
+fn content(path: &Path, meta: &Metadata) -> io::Result<Kind> {
+    if meta.is_symlink() {
+        let target = fs::read_link(path)?;
+        return Ok(Kind::Link(files::digest([target.as_os_str().as_bytes()])));
+    }
+    if !meta.is_file() {
+        return Ok(Kind::Other);
+    }
+    let mut file = File::open(path)?;
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    let hash = files::hex(hasher.finish().as_bytes());
+    Ok(match meta.mode() & 0o111 {
+        0 => Kind::File(hash),
+        _ => Kind::Executable(hash),
+    })
+}
+
+fn is_skipped(name: &OsStr, extent: Extent) -> bool {
+    match extent {
+        Extent::All => name == ".git",
+        Extent::Code => {
+            let result = name.as_bytes().strip_prefix(b"result");
+            SKIPPED.iter().any(|skipped| name == *skipped)
+                || result.is_some_and(|rest| rest.is_empty() || rest[0] == b'-')
+        }
+    }
+}
+
+fn is_code(path: &Path) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str);
+    extension.is_some_and(|extension| READ.contains(&extension))
+}
+
+/// The folder in which a flake lies, or the text of a reference to one that lies elsewhere: what a
+/// consent is bound to.
+pub(super) fn location(source: &Source, folder: &Path) -> Result<String> {
+    let Source::Flake(reference) = source else {
+        return Ok(String::new());
+    };
+    Ok(match Place::of(reference, folder)? {
+        Place::Local { flake, .. } => flake.to_string_lossy().into_owned(),
+        Place::Far { .. } => reference.clone(),
+    })
+}
+
+/// Endings of the files that evaluation commonly reads.
+pub(super) const READ: &[&str] = &["nix", "toml", "json", "lock", "yaml", "yml"];
+/// Names in a flake's own tree that no evaluation should read.
+const SKIPPED: &[&str] = &[
+    ".git",
+    ".hg",
+    ".jj",
+    ".direnv",
+    "target",
+    "node_modules",
+    "outputs",
+];
+/// Files and folders that are watched for one environment.
+const MAX_ITEMS: usize = 200_000;
+/// Bytes of a flake.nix or flake.lock.
+const MAX_FLAKE: u64 = 16 << 20;
+/// Local inputs of a flake.
+const MAX_INPUTS: usize = 1000;
+/// How old a change must be for the next one to show: clocks of file systems tick this slowly.
+const SETTLED: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::FileTimes;
+
+    /// Makes the file as if it had been there for long; ctime is what it is.
+    fn write(path: &Path, text: &str) {
+        fs::write(path, text).unwrap();
+        let file = File::options().write(true).open(path).unwrap();
+        let old = SystemTime::now() - Duration::from_secs(60);
+        file.set_times(FileTimes::new().set_modified(old)).unwrap();
+    }
+
+    fn of(folder: &Path) -> Trees {
+        let mut trees = Trees::default();
+        trees.add_flake(folder, folder).unwrap();
+        trees
+    }
+
+    #[test]
+    fn places() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let sub = root.join("a/b");
+        fs::create_dir_all(&sub).unwrap();
+        fs::write(root.join("flake.nix"), "").unwrap();
+        let local = |flake: &Path, tree: &Path| Place::Local {
+            flake: flake.into(),
+            tree: tree.into(),
+        };
+        let found = |text: &str| Place::of(text, &sub).unwrap();
+        assert_eq!(found("."), local(&root, &root), "flake.nix is above");
+        assert_eq!(found("path:."), local(&sub, &sub));
+        let with_dir = format!("path:{}?dir=a/b", root.display());
+        assert_eq!(found(&with_dir), local(&sub, &root));
+        fs::create_dir(root.join(".git")).unwrap();
+        fs::write(sub.join("flake.nix"), "").unwrap();
+        assert_eq!(found("."), local(&sub, &root), "a repository is seen whole");
+        assert_eq!(
+            found(&format!("git+file://{}", root.display())),
+            local(&root, &root)
+        );
+        let commit = "0123456789012345678901234567890123456789";
+        for (text, pinned) in [
+            ("nixpkgs".to_owned(), false),
+            ("github:a/b".to_owned(), false),
+            (format!("github:a/b/{commit}"), true),
+            (format!("git+https://x/y?rev={commit}"), true),
+            ("https://x/y.tar.gz?narHash=sha256-x".to_owned(), true),
+            (format!("git+file://{}?ref=main", root.display()), false),
+        ] {
+            assert_eq!(found(&text), Place::Far { pinned }, "{text}");
+        }
+        assert!(Place::of("./nowhere", &sub).is_err());
+    }
+
+    #[test]
+    fn local_inputs_are_found() {
+        let mut found = BTreeSet::new();
+        local_inputs(
+            r#"{ inputs.a.url = "path:/abs?x=1"; inputs.b.url = "git+file:///repo"; c = path:./rel; inputs.d.url = "../up"; e = "./no"; }"#,
+            &mut found,
+        );
+        local_inputs(
+            r#"{"nodes":{"e":{"locked":{"type":"path","path":"/locked"}},"f":{"locked":{"type":"github","path":"no"}}}}"#,
+            &mut found,
+        );
+        let found: Vec<_> = found.iter().map(String::as_str).collect();
+        assert_eq!(found, ["../up", "./rel", "/abs", "/locked", "/repo"]);
+    }
+
+    #[test]
+    fn what_counts_changes_the_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::create_dir_all(root.join("target")).unwrap();
+        fs::create_dir_all(root.join("nix")).unwrap();
+        write(&root.join("flake.nix"), "1");
+        let first = Snapshot::take(&of(root), None).unwrap();
+        let digest = |old: &Snapshot| Snapshot::take(&of(root), Some(old)).unwrap().digest();
+        assert_eq!(digest(&first), first.digest());
+        for (name, counts) in [
+            ("main.rs", false),
+            ("target/x.nix", false),
+            ("result-1", false),
+            ("nix/x.nix", true),
+            ("Cargo.lock", true),
+            ("flake.nix", true),
+        ] {
+            let before = Snapshot::take(&of(root), None).unwrap();
+            write(&root.join(name), "2");
+            assert_eq!(digest(&before) != before.digest(), counts, "{name}");
+        }
+        let before = Snapshot::take(&of(root), None).unwrap();
+        fs::remove_file(root.join("nix/x.nix")).unwrap();
+        assert_ne!(digest(&before), before.digest());
+    }
+
+    #[test]
+    fn what_has_just_changed_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("flake.nix");
+        write(&file, "1");
+        let first = Snapshot::take(&of(folder.path()), None).unwrap();
+        assert!(!first.holds(), "it may change again in the same tick");
+        fs::write(&file, "2").unwrap();
+        let second = Snapshot::take(&of(folder.path()), Some(&first)).unwrap();
+        assert_ne!(first.digest(), second.digest());
+    }
+
+    #[test]
+    fn whole_trees_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let (flake, input) = (folder.path().join("flake"), folder.path().join("input"));
+        fs::create_dir_all(&flake).unwrap();
+        let text = format!("{{ inputs.i.url = \"path:{}\"; }}", input.display());
+        write(&flake.join("flake.nix"), &text);
+        let absent = Snapshot::take(&of(&flake), None).unwrap();
+        fs::create_dir_all(&input).unwrap();
+        write(&input.join("data.txt"), "1");
+        let there = Snapshot::take(&of(&flake), Some(&absent)).unwrap();
+        assert_ne!(there.digest(), absent.digest());
+        write(&input.join("data.txt"), "22");
+        let changed = Snapshot::take(&of(&flake), Some(&there)).unwrap();
+        assert_ne!(there.digest(), changed.digest());
+    }
+}
