@@ -2,7 +2,24 @@
 
 pub mod protocol;
 
-use std::io::{self, BufRead, Read};
+use std::{
+    cell::OnceCell,
+    future::Future,
+    io::{self, BufRead, Read},
+};
+use tokio::runtime::{Builder, Runtime};
+
+/// The result of a future, on a runtime that all of a thread share.
+pub fn wait<F: Future>(future: F) -> F::Output {
+    thread_local! {
+        static RUNTIME: OnceCell<Runtime> = const { OnceCell::new() };
+    }
+    let build = || Builder::new_current_thread().enable_all().build();
+    RUNTIME.with(|cell| {
+        cell.get_or_init(|| build().expect("a runtime"))
+            .block_on(future)
+    })
+}
 
 /// Gives its bytes in pieces of odd sizes, with interrupted reads in between.
 pub struct Pieces<'a> {
@@ -11,6 +28,7 @@ pub struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
+    /// The pieces of `bytes`.
     pub fn of(bytes: &'a [u8]) -> Self {
         let turn = bytes.len();
         Pieces { rest: bytes, turn }
@@ -23,6 +41,7 @@ impl<'a> Pieces<'a> {
         Some(piece).filter(|piece| !piece.is_empty())
     }
 
+    /// What has not come yet.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
