@@ -31,7 +31,7 @@ fuzz_target!(|text: &[u8]| {
 fn check_info(info: &PathInfo, dir: &StoreDir) {
     let pure = PathInfo {
         references: info.references.clone(),
-        ca: info.ca.clone(),
+        ca: info.ca,
         ..PathInfo::new(info.path.clone(), info.nar_hash, info.nar_size)
     };
     for version in JsonVersion::ALL {

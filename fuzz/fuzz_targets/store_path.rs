@@ -50,7 +50,7 @@ fn check_path(dir: &StoreDir, path: &StorePath) {
 
 fn check_address(dir: &StoreDir, text: &str) {
     if let Ok(address) = text.parse::<ContentAddress>() {
-        assert_eq!(address.to_string().parse(), Ok(address.clone()));
+        assert_eq!(address.to_string().parse(), Ok(address));
         let mut references = References::default();
         for itself in [false, true] {
             references.itself = itself;
