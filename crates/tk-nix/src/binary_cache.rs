@@ -319,7 +319,9 @@ async fn blocking<T: Send + 'static>(
 mod tests {
     use super::*;
     use tk_cache::FolderConfig;
-    use tk_store::MemoryStore;
+    use tk_narinfo::{Compression, TrustedKeys};
+    use tk_path::{Algorithm, Method, References};
+    use tk_store::{AddContent, MemoryStore, StoreExt, nar};
 
     fn config(url: &str) -> CacheConfig {
         CacheConfig {
@@ -339,6 +341,7 @@ mod tests {
         );
         let opened = FolderCache::open(FolderConfig {
             create: true,
+            compression: Compression::None,
             ..FolderConfig::new(&place)
         });
         let cache = CacheStore::Folder(Arc::new(opened.await.unwrap()));
@@ -368,6 +371,51 @@ mod tests {
         config.public_key = Some("k-1:AAAA".into());
         let error = cache.configure(&config).await.unwrap_err().to_line();
         assert!(error.contains("is no public key"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn uploaded_is_there_with_all_it_refers_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = FolderCache::open(FolderConfig {
+            create: true,
+            compression: Compression::None,
+            ..FolderConfig::new(folder.path())
+        });
+        let opened = Arc::new(opened.await.unwrap());
+        let source = Arc::new(MemoryStore::default());
+        let add = async |name: &str, references: References| {
+            let mut nar = tk_nar::Encoder::new(Vec::new());
+            nar.file(false, name.as_bytes()).unwrap();
+            let nar = nar::from_bytes(nar.finish().unwrap());
+            let (method, hash) = (Method::Nar, Algorithm::Sha256);
+            let added = source.add_content(name, method, hash, &references, nar);
+            added.await.unwrap().path
+        };
+        let one = add("one", References::default()).await;
+        let to_one = References {
+            others: [one.clone()].into(),
+            ..References::default()
+        };
+        let two = add("two", to_one).await;
+        let key = Arc::new(SecretKey::generate("k-1").unwrap());
+        let cache = CacheStore::Folder(opened.clone());
+        let cache = BinaryCache::new(cache, source.clone(), "nix.conf").sign_with(key.clone());
+        assert!(!cache.exists(&two).await.unwrap());
+        assert_eq!(cache.upload(&two).await.unwrap().copied.len(), 2);
+        for path in [&one, &two] {
+            assert!(cache.exists(path).await.unwrap());
+            let info = opened.require_info(path).await.unwrap();
+            let mut keys = TrustedKeys::default();
+            keys.insert(key.public());
+            assert_eq!(info.valid_signatures(opened.dir(), &keys).unwrap(), 1);
+        }
+        let again = cache.upload(&two).await.unwrap();
+        assert_eq!((again.copied.len(), again.present.len()), (0, 2));
+        let absent = StorePath::parse(&format!("{}-absent", "0".repeat(32))).unwrap();
+        assert!(matches!(
+            cache.upload(&absent).await,
+            Err(Error::NotFound { .. })
+        ));
     }
 
     #[test]
