@@ -9,7 +9,7 @@ mod remote;
 
 pub use builders::{Open as OpenMachine, RemoteArgs, slots};
 pub use info::Info;
-pub use nix::NixOptions;
+pub use nix::{NixOptions, store_dir};
 pub use remote::BuildOptions;
 
 use crate::{

@@ -54,7 +54,7 @@ fn facts(version: &str, project: &Project) {
     assert_eq!(result["outputs"], json!({ "out": path }), "{version}");
 }
 
-/// `steady` results say whether something was built: floating outputs and rebuilds are apart.
+/// Outputs whose paths are known only afterwards, links to outputs as roots, and building again.
 #[test]
 fn floating_outputs_and_rebuilds() {
     for version in VERSIONS {

@@ -58,7 +58,7 @@ fn built_pushed_and_substituted() {
         for cache in [&folder, &server] {
             substituted(version, cache, &key, &paths);
         }
-        prefers_the_cache(version, &folder, &key, &work.display().to_string());
+        prefers_the_cache(version, &folder, &key);
     }
 }
 
@@ -84,7 +84,7 @@ fn substituted(version: &'static str, cache: &str, key: &str, paths: &[String]) 
 }
 
 /// Where a cache has the outputs, nothing is built; without a trusted key they are built.
-fn prefers_the_cache(version: &'static str, cache: &str, key: &str, _work: &str) {
+fn prefers_the_cache(version: &'static str, cache: &str, key: &str) {
     for (key, fetched) in [
         (key, true),
         (

@@ -161,6 +161,12 @@ impl RemoteCache {
         &self.0.objects
     }
 
+    /// Gives up what pushes that were killed left open at the cache. Adding does so at its end; this
+    /// is for those who find that there is nothing left to add.
+    pub async fn tidy(&self) -> Result<()> {
+        self.0.finish_journal().await
+    }
+
     /// What the cache says about itself.
     pub async fn cache_info(&self) -> Result<CacheInfo> {
         Ok(self.0.info().await?.clone().unwrap_or_default())

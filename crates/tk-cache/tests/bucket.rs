@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 use tk_cache::{
+    RemoteCache, RemoteConfig,
     bucket::{BucketConfig, BucketObjects, Environment},
     http::{ClientConfig, Retry},
     journal::Journal,
@@ -619,6 +620,48 @@ async fn what_nobody_goes_on_with_is_given_up() {
     assert_eq!(left, expected);
     assert_eq!(later.open_uploads(), []);
     assert!(s3.state().objects.contains_key("some/where/nar/c"));
+}
+
+/// Also where a push finds that all is there, so that nothing is added.
+#[tokio::test]
+async fn what_was_left_open_is_given_up_though_nothing_is_added() {
+    let s3 = S3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    killed(
+        &s3,
+        Journal::open(folder.path(), "x").unwrap(),
+        &content(3 * PART),
+        2,
+    )
+    .await;
+    assert_eq!(s3.state().uploads.len(), 1);
+    let config = RemoteConfig {
+        create: true,
+        journal: Some((folder.path().into(), "x".into())),
+        ..RemoteConfig::default()
+    };
+    let cache = RemoteCache::open(Arc::new(open(&s3)), config).await;
+    cache.unwrap().tidy().await.unwrap();
+    assert!(s3.state().uploads.is_empty());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// A service may still be busy with what a process asked for just before it died.
+#[tokio::test]
+async fn what_may_still_be_begun_is_looked_for_again() {
+    let s3 = S3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let journal = || Journal::open(folder.path(), "x").unwrap();
+    dies_while_it_begins(&s3, journal(), "nar/b").await;
+    let first = journal();
+    open(&s3).tidy(&first).await.unwrap();
+    first.finish().unwrap();
+    drop(first);
+    s3.add_upload("some/where/nar/b", "late", 0);
+    let second = journal();
+    open(&s3).tidy(&second).await.unwrap();
+    assert!(s3.state().uploads.is_empty());
+    assert_eq!(second.open_uploads(), []);
 }
 
 /// One that a living process has begun just now, and not noted yet, is nobody else's.

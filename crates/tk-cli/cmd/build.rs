@@ -5,7 +5,7 @@ use crate::{
     Answer, Context,
     build_log::BuildLog,
     keys,
-    open::{BuildOptions, NixOptions, Opened, RemoteArgs, Wish, open},
+    open::{BuildOptions, NixOptions, Opened, RemoteArgs, Wish, open, store_dir},
     out_link::OutLink,
 };
 use anyhow::{Context as _, Result, bail};
@@ -36,7 +36,8 @@ pub struct Build {
     /// Build from this Nix code
     #[arg(long, short = 'E', value_name = "CODE", conflicts_with_all = ["refs", "file"])]
     expr: Option<String>,
-    /// The attribute of the file or the code, perhaps with ^OUT,… (may be repeated) [default: all]
+    /// The attribute of the file, the code or else ./default.nix, perhaps with ^OUT,… (may be
+    /// repeated) [default: all]
     #[arg(long, short = 'A', value_name = "ATTR", conflicts_with = "refs")]
     attr: Vec<String>,
     #[command(flatten)]
@@ -91,7 +92,7 @@ impl Build {
         if let Some(link) = &self.out_link {
             OutLink::new(link, "")?;
         }
-        let installables = self.installables()?;
+        let installables = self.installables(cx)?;
         let ready = self.ready(cx, &installables).await?;
         let dir = ready.opened.store().dir().clone();
         let log = BuildLog::new(&cx.ui, !self.no_log).without_errors();
@@ -128,7 +129,7 @@ impl Build {
         Ok(answer)
     }
 
-    fn installables(&self) -> Result<Vec<Installable>> {
+    fn installables(&self, cx: &Context) -> Result<Vec<Installable>> {
         let source = match (&self.file, &self.expr) {
             (Some(file), _) => Source::File(file.clone()),
             (_, Some(code)) => Source::Expr(code.clone()),
@@ -138,10 +139,8 @@ impl Build {
                     true => &[".".to_owned()],
                     false => &self.refs[..],
                 };
-                let all = refs.iter().map(|text| {
-                    // A result of an earlier build is a link to a path.
-                    Installable::parse(&StoreDir::default(), text)
-                });
+                let dir = store_dir(cx)?;
+                let all = refs.iter().map(|text| Installable::parse(&dir, text));
                 return Ok(all.collect::<Result<_, _>>()?);
             }
         };

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use std::{path::PathBuf, sync::Arc};
 use tk_daemon::{DaemonConfig, DaemonStore};
 use tk_nix::{EvalOptions, Nix, NixBuilder, NixConfig, NixVersion, StdioTransport};
+use tk_path::StoreDir;
 use tk_store::StoreReference;
 
 /// Which nix is run, and how it evaluates.
@@ -110,6 +111,23 @@ impl NixOptions {
             Some(reference) => Opened::Daemon(Arc::new(by_stdio(cx, &nix, &reference, &wish)?)),
         };
         Ok((NixBuilder::new(nix, opened.abilities()), opened))
+    }
+}
+
+/// The directory that the paths of the command's store name, without opening it.
+pub fn store_dir(cx: &Context) -> Result<StoreDir> {
+    let cwd = std::env::current_dir().context("finding the current directory")?;
+    let reference = StoreReference::parse(&store_for_nix(cx)?, &cwd)?;
+    let mut settings = reference.settings();
+    if let Some(dir) = settings.take_store_dir()? {
+        return Ok(dir);
+    }
+    match reference.scheme() {
+        Some("local") => {
+            let wish = Wish::default();
+            Ok(local_config(reference.path()?, &mut settings, &wish)?.dir)
+        }
+        _ => Ok(StoreDir::default()),
     }
 }
 

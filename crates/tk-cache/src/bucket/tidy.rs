@@ -57,13 +57,17 @@ async fn find_and_abort(
     }
     let mut busy: BTreeSet<String> = journal.uploads_of_others();
     busy.extend(journal.own_uploads());
+    let mut found = 0;
     for upload in listed {
         let theirs = |at| began.iter().any(|began| near(at, *began));
         if !busy.contains(&upload.id) && upload.began.is_some_and(theirs) {
             abort(bucket, &key, name, &upload.id).await?;
+            found += 1;
         }
     }
-    Ok(true)
+    // The service may still be busy with what was asked for just now: the next push looks again.
+    let young = |began: &SystemTime| began.elapsed().is_ok_and(|age| age < SETTLED);
+    Ok(found >= began.len() || !began.iter().any(young))
 }
 
 fn near(one: SystemTime, other: SystemTime) -> bool {
@@ -72,6 +76,9 @@ fn near(one: SystemTime, other: SystemTime) -> bool {
         .or_else(|_| other.duration_since(one));
     apart.is_ok_and(|apart| apart <= SKEW)
 }
+
+/// After so long a service has done, or never will do, what it was asked for.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// How far the clocks may be apart, and how long the request may have taken. Amazon takes no
 /// signature that is older.

@@ -2,7 +2,7 @@
 
 use crate::{
     Context,
-    cmd::copy::options::UpstreamArgs,
+    cmd::copy::options::{UpstreamArgs, tidy},
     open::{self, Opened, Wish, open},
 };
 use anyhow::{Context as _, Result};
@@ -140,7 +140,7 @@ impl Pusher {
         let mut all = Vec::new();
         for place in &self.places {
             let _turn = place.turn.lock().await;
-            let pushed = self.push_to(place, source, built).await;
+            let pushed = self.push_to(cx, place, source, built).await;
             let pushed = pushed.unwrap_or_else(|error| Pushed {
                 store: place.cache.store().to_string(),
                 copied: (0, 0, 0),
@@ -186,6 +186,9 @@ impl Pusher {
         };
         let plan = plan(&*self.source, &*cache, &roots, &options).await?;
         let mut report = plan.run(&self.source, &*cache, Arc::new(())).await?;
+        if report.copied.is_empty() {
+            tidy(cx, &place.cache).await;
+        }
         let target = place.cache.abilities();
         outputs
             .copy(&target, &SigCheck::Skip, &self.sign, &mut report)
