@@ -160,7 +160,13 @@ impl Pusher {
         all
     }
 
-    async fn push_to(&self, place: &Place, source: &Opened, built: &BuildResult) -> Result<Pushed> {
+    async fn push_to(
+        &self,
+        cx: &Context,
+        place: &Place,
+        source: &Opened,
+        built: &BuildResult,
+    ) -> Result<Pushed> {
         let cache = place.cache.store();
         let dir = self.source.dir();
         let mut outputs = Outputs::default();
