@@ -129,7 +129,12 @@ impl RigDaemon {
         let pid = stream.peer_cred().expect("a peer").pid().expect("its id");
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         let children = children.expect("a process").trim_end().to_owned();
-        let killed = self.sh(&format!("kill -9 {pid} {children}"));
+        // A child may end by itself meanwhile: its client, an earlier command, is gone.
+        let script = format!(
+            "kill -9 {pid} || exit
+             for child in {children}; do kill -9 $child 2>/dev/null || [ ! -e /proc/$child ]; done"
+        );
+        let killed = self.sh(&script);
         assert_eq!(killed.status, 0, "{killed:?}");
     }
 
