@@ -3,6 +3,7 @@
 use super::{HostKey, SshConfig, SshHost, SshStderr, command};
 use crate::client::Channel;
 use futures::future::BoxFuture;
+use rustix::io::ioctl_fionread;
 use std::{
     fmt,
     io::{self, Write},
@@ -20,7 +21,7 @@ use tk_store::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
-    sync::{broadcast, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     time::timeout,
 };
 
@@ -33,6 +34,16 @@ impl SshGuard {
     /// collected. Who is slow misses some.
     pub fn lines(&self) -> broadcast::Receiver<String> {
         self.0.stderr.lines.subscribe()
+    }
+
+    /// Returns when all lines that were on this machine before have been told: what the far end
+    /// writes before a reply is, when the reply is.
+    pub async fn caught_up(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.0.stderr.asked.send(done).is_ok() {
+            // Also an end of the collecting is an answer.
+            let _ = wait.await;
+        }
     }
 }
 
@@ -55,9 +66,10 @@ pub(super) async fn start(config: &SshConfig) -> Result<Channel> {
         .kill_on_drop(true);
     let doing = || format!("starting {} to reach {}", config.ssh.display(), config.host);
     let mut child = command.spawn().map_err(|e| Error::io(doing(), e))?;
-    let stderr = Stderr::new();
+    let (asked, asks) = mpsc::unbounded_channel();
+    let stderr = Stderr::new(asked);
     if let Some(pipe) = child.stderr.take() {
-        tokio::spawn(collect(pipe, config.stderr.clone(), stderr.clone()));
+        tokio::spawn(collect(pipe, config.stderr.clone(), stderr.clone(), asks));
     } else {
         stderr.ended.send_replace(true);
     }
@@ -137,14 +149,17 @@ struct Stderr {
     tail: Mutex<Vec<u8>>,
     ended: watch::Sender<bool>,
     lines: broadcast::Sender<String>,
+    /// Who wants to know when what is in the pipe has been told.
+    asked: mpsc::UnboundedSender<oneshot::Sender<()>>,
 }
 
 impl Stderr {
-    fn new() -> Arc<Self> {
+    fn new(asked: mpsc::UnboundedSender<oneshot::Sender<()>>) -> Arc<Self> {
         Arc::new(Stderr {
             tail: Mutex::default(),
             ended: watch::Sender::new(false),
             lines: broadcast::Sender::new(LINES),
+            asked,
         })
     }
 
@@ -172,10 +187,32 @@ impl Stderr {
     }
 }
 
-async fn collect(mut pipe: ChildStderr, kind: SshStderr, stderr: Arc<Stderr>) {
+async fn collect(
+    mut pipe: ChildStderr,
+    kind: SshStderr,
+    stderr: Arc<Stderr>,
+    mut asks: mpsc::UnboundedReceiver<oneshot::Sender<()>>,
+) {
     let mut bytes = vec![0; TAIL];
     let mut line = Vec::new();
-    while let Ok(n @ 1..) = pipe.read(&mut bytes).await {
+    // With the bytes that were in the pipe when they asked.
+    let mut waiting: Vec<(oneshot::Sender<()>, u64)> = Vec::new();
+    loop {
+        for (done, _) in waiting.extract_if(.., |(_, left)| *left == 0) {
+            // Who asked may be gone.
+            let _ = done.send(());
+        }
+        let read = tokio::select! {
+            read = pipe.read(&mut bytes) => read,
+            Some(done) = asks.recv() => {
+                waiting.push((done, ioctl_fionread(&pipe).unwrap_or(0)));
+                continue;
+            }
+        };
+        let Ok(n @ 1..) = read else { break };
+        for (_, left) in &mut waiting {
+            *left = left.saturating_sub(n as u64);
+        }
         stderr.keep(&bytes[..n]);
         for piece in bytes[..n].split_inclusive(|b| *b == b'\n') {
             let room = LINE - line.len();
@@ -303,3 +340,38 @@ const TAIL: usize = 4096;
 const LINE: usize = 8192;
 /// Lines that wait for a slow listener.
 const LINES: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    /// However busy the machine is, the log of what a reply is about comes with it.
+    #[tokio::test]
+    async fn lines_before_a_reply_have_been_told_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let ssh = folder.path().join("ssh");
+        // As much as a pipe holds, so that nobody has to read for the reply to come.
+        let told = folder.path().join("told");
+        let script = format!(
+            "#!/bin/sh\nyes 'said before the reply, in a line of some length' | head -n 900 >&2; >{}; cat",
+            told.display()
+        );
+        fs::write(&ssh, script).unwrap();
+        fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut config = SshConfig::serve(SshHost::parse("nowhere").unwrap());
+        config.ssh = ssh;
+        for _ in 0..10 {
+            let channel = start(&config).await.unwrap();
+            let guard = channel.guard.unwrap();
+            let guard: &SshGuard = guard.downcast_ref().unwrap();
+            let mut lines = guard.lines();
+            // So that all of it is there at once, with nobody collecting meanwhile.
+            while fs::remove_file(&told).is_err() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            guard.caught_up().await;
+            assert_eq!(std::iter::from_fn(|| lines.try_recv().ok()).count(), 900);
+        }
+    }
+}

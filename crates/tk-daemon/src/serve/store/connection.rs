@@ -185,6 +185,9 @@ impl Connection {
             }
         };
         patience.set(limit);
+        if let Some(guard) = self.ssh() {
+            guard.caught_up().await;
+        }
         while let Some(line) = next_line(&mut lines).now_or_never() {
             log.event(line);
         }
@@ -192,8 +195,11 @@ impl Connection {
     }
 
     fn lines(&self) -> Option<broadcast::Receiver<String>> {
-        let guard = self.guard.as_ref()?.downcast_ref::<SshGuard>()?;
-        Some(guard.lines())
+        self.ssh().map(SshGuard::lines)
+    }
+
+    fn ssh(&self) -> Option<&SshGuard> {
+        self.guard.as_ref()?.downcast_ref()
     }
 
     /// Whether the server is still there and has said nothing unasked, as far as can be told
