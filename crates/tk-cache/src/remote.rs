@@ -161,12 +161,6 @@ impl RemoteCache {
         &self.0.objects
     }
 
-    /// Gives up what pushes that were killed left open at the cache. Adding does so at its end; this
-    /// is for those who find that there is nothing left to add.
-    pub async fn tidy(&self) -> Result<()> {
-        self.0.finish_journal().await
-    }
-
     /// What the cache says about itself.
     pub async fn cache_info(&self) -> Result<CacheInfo> {
         Ok(self.0.info().await?.clone().unwrap_or_default())
@@ -267,6 +261,10 @@ impl Store for RemoteCache {
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
         let found = self.0.narinfo_of_part(part).await?;
         Ok(found.map(|narinfo| narinfo.info.path))
+    }
+
+    async fn tidy(&self) -> Result<()> {
+        self.0.finish_journal().await
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use s3::{BUCKET, KEY, REGION, Reply, Request, S3, SECRET};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -21,7 +21,10 @@ use tk_cache::{
     journal::Journal,
     objects::{Objects, Upload},
 };
-use tk_store::{ByteStream, Error};
+use tk_store::{
+    ByteStream, Error, MemoryStore, SigCheck, Store,
+    copy::{self, CopyOptions},
+};
 
 /// How to get at the bucket `location` of the service.
 fn config(s3: &S3, location: &str, variables: &[(&str, &str)]) -> BucketConfig {
@@ -640,8 +643,15 @@ async fn what_was_left_open_is_given_up_though_nothing_is_added() {
         journal: Some((folder.path().into(), "x".into())),
         ..RemoteConfig::default()
     };
-    let cache = RemoteCache::open(Arc::new(open(&s3)), config).await;
-    cache.unwrap().tidy().await.unwrap();
+    let cache = RemoteCache::open(Arc::new(open(&s3)), config)
+        .await
+        .unwrap();
+    let source: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let options = CopyOptions::new(SigCheck::Skip);
+    let plan = copy::plan(&*source, &cache, &BTreeSet::new(), &options).await;
+    let plan = plan.unwrap();
+    let report = plan.run(&source, &cache, Arc::new(())).await.unwrap();
+    assert_eq!(report.warnings.len(), 0);
     assert!(s3.state().uploads.is_empty());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

@@ -104,9 +104,6 @@ impl BinaryCache {
         let (roots, cache) = ([path.clone()].into(), self.cache.store());
         let plan = copy::plan(&*self.source, &*cache, &roots, &options).await?;
         let mut report = plan.run(&self.source, &*cache, Arc::new(())).await?;
-        if let (CacheStore::Remote(cache), true) = (&self.cache, report.copied.is_empty()) {
-            cache.tidy().await?;
-        }
         match report.failed.is_empty() {
             true => Ok(report),
             false => Err(report.failed.swap_remove(0).1),

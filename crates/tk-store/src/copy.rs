@@ -124,6 +124,14 @@ pub enum Warning {
         /// Why not.
         error: Error,
     },
+    /// What an earlier upload left open at the destination could not be given up. A later copy
+    /// does it.
+    LeftOpen {
+        /// The destination.
+        store: String,
+        /// Why not.
+        error: Error,
+    },
     /// What an output turned out to be cannot be told to the destination.
     Realisation {
         /// The output's id.
@@ -151,6 +159,11 @@ impl fmt::Display for Warning {
                     "{store} cannot be asked, so nothing is left to it: {why}"
                 )
             }
+            Warning::LeftOpen { store, error } => write!(
+                f,
+                "what an earlier push left open at {store} could not be given up: {}",
+                error.to_line()
+            ),
             Warning::Realisation { id, error } => {
                 write!(f, "the realisation {id} is not copied: {}", error.to_line())
             }
@@ -306,6 +319,11 @@ impl Plan {
             ..CopyReport::default()
         };
         if self.missing.is_empty() {
+            let left = dst.tidy().await.err().map(|error| Warning::LeftOpen {
+                store: dst.to_string(),
+                error,
+            });
+            report.warnings.extend(left);
             return Ok(report);
         }
         let items = self.missing.iter().map(|info| {

@@ -59,6 +59,12 @@ pub trait Store: Debug + Display + Send + Sync {
 
     /// The path whose base name starts with `part`, if the store has it.
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>>;
+
+    /// Gives up what uploads that were killed left open. [`Store::add`] does so at its end; this is
+    /// for those who find that there is nothing left to add. Most stores have nothing to give up.
+    async fn tidy(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A path to add: its metadata and, read only when the store is ready for it, its NAR.

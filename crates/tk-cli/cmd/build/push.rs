@@ -2,7 +2,7 @@
 
 use crate::{
     Context,
-    cmd::copy::options::{UpstreamArgs, tidy},
+    cmd::copy::options::UpstreamArgs,
     open::{self, Opened, Wish, open},
 };
 use anyhow::{Context as _, Result};
@@ -192,13 +192,13 @@ impl Pusher {
         };
         let plan = plan(&*self.source, &*cache, &roots, &options).await?;
         let mut report = plan.run(&self.source, &*cache, Arc::new(())).await?;
-        if report.copied.is_empty() {
-            tidy(cx, &place.cache).await;
-        }
         let target = place.cache.abilities();
         outputs
             .copy(&target, &SigCheck::Skip, &self.sign, &mut report)
             .await;
+        for warning in &report.warnings {
+            cx.ui.warn(format_args!("{warning}"));
+        }
         let failed = report.failed.iter().map(|(_, e): &(_, Error)| e.to_line());
         Ok(Pushed {
             store: cache.to_string(),

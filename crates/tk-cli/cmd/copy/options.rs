@@ -163,9 +163,6 @@ impl Beside<'_> {
         let report = plan.run(&src.store(), &*dst.store(), meter.clone()).await;
         meter.clear();
         let mut report = report?;
-        if report.copied.is_empty() {
-            tidy(cx, dst).await;
-        }
         let dst = dst.abilities();
         let told = self
             .outputs
@@ -175,19 +172,6 @@ impl Beside<'_> {
             logs(&src.abilities(), &dst, &derivers, &mut report).await;
         }
         Ok(report)
-    }
-}
-
-/// Gives up what killed pushes left open at the cache `dst`, where nothing was added, which would do it.
-/// That it cannot be done keeps nobody from what was copied: a later push does it.
-pub async fn tidy(cx: &Context, dst: &Opened) {
-    if let Opened::Remote(cache) = dst
-        && let Err(error) = cache.tidy().await
-    {
-        let why = error.to_line();
-        cx.ui.warn(format_args!(
-            "what an earlier push left open at {cache} could not be given up: {why}"
-        ));
     }
 }
 
