@@ -2,7 +2,7 @@
 //! sends only what had not arrived.
 
 use super::{Served, Source};
-use crate::{cli::Machine, support::servers::Ceph};
+use crate::{cli::Machine, support::servers::S3};
 use futures::TryStreamExt;
 use std::{
     collections::BTreeMap,
@@ -82,7 +82,7 @@ fn killed_pushes_to_a_server() {
 /// The same with a bucket. Besides, no upload in parts may be left open.
 #[test]
 fn killed_pushes_to_a_bucket() {
-    let Some(ceph) = Ceph::start() else { return };
+    let Some(ceph) = S3::ceph() else { return };
     for bucket in ["whole", "cache"] {
         ceph.make_bucket(bucket);
     }
@@ -166,7 +166,7 @@ fn kill_after(source: &Source, cache: &str, env: &[(&str, String)], wait: Durati
 }
 
 /// Reads all narinfos again and again; each must have its NAR and its references.
-fn watch(ceph: &Ceph, bucket: &str, over: &AtomicBool) -> usize {
+fn watch(ceph: &S3, bucket: &str, over: &AtomicBool) -> usize {
     let environment = Environment {
         variables: ceph
             .env()

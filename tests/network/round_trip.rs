@@ -3,7 +3,7 @@
 use super::{Served, Source, full};
 use crate::{
     cli::{Done, Machine},
-    support::{Rig, rig, servers::Ceph},
+    support::{Rig, rig, servers::S3},
 };
 use serde_json::Value;
 use std::process::Output;
@@ -29,7 +29,7 @@ fn places() -> Vec<Place> {
             });
         }
     }
-    if let Some(ceph) = Ceph::start() {
+    if let Some(ceph) = S3::ceph() {
         let caches = ["one", "two"].map(|bucket| {
             ceph.make_bucket(bucket);
             ceph.open_to_all(bucket);
@@ -40,6 +40,24 @@ fn places() -> Vec<Place> {
             caches,
             env: ceph.env(),
             _server: Box::new(ceph),
+        });
+    }
+    places
+}
+
+/// Those, and where real Nix cannot log in.
+fn our_places() -> Vec<Place> {
+    let mut places = places();
+    if let Some(s3) = S3::s3s_fs() {
+        let caches = ["one", "two"].map(|bucket| {
+            s3.make_bucket(bucket);
+            s3.uri(bucket)
+        });
+        places.push(Place {
+            name: "s3s-fs",
+            caches,
+            env: s3.env(),
+            _server: Box::new(s3),
         });
     }
     places
@@ -79,7 +97,7 @@ fn with(uri: &str, parameter: &str) -> String {
 
 #[test]
 fn push_check_and_pull() {
-    for place in places() {
+    for place in our_places() {
         let source = Source::new(30, &[11]);
         let (machine, top) = (&source.machine, source.top());
         let [cache, _] = &place.caches;

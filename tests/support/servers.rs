@@ -1,4 +1,5 @@
-//! Real servers on loopback: nginx as a plain cache, Ceph as an S3 service. Each test has its own.
+//! Real servers on loopback: nginx as a plain cache, Ceph and s3s-fs as S3 services. Each test has
+//! its own.
 #![allow(dead_code, reason = "each test uses its part")]
 
 use super::{skip, test_name};
@@ -53,10 +54,8 @@ impl Nginx {
     }
 }
 
-/// A running Ceph gateway, without buckets. It ends, and its data goes, when this is dropped.
-///
-/// It takes about 15 s to start and 240 MB: share one between the tests of a module.
-pub struct Ceph {
+/// A running S3 service, without buckets. It ends, and its data goes, when this is dropped.
+pub struct S3 {
     /// Such as `http://127.0.0.1:20123`.
     pub endpoint: String,
     /// The id of the key that may do everything.
@@ -68,11 +67,22 @@ pub struct Ceph {
     _server: Server,
 }
 
-impl Ceph {
-    /// A gateway of its own; without Ceph the test is skipped.
-    pub fn start() -> Option<Ceph> {
+impl S3 {
+    /// A Ceph gateway; without Ceph the test is skipped.
+    ///
+    /// It takes about 15 s to start and 240 MB: share one between the tests of a module.
+    pub fn ceph() -> Option<S3> {
+        S3::start("ceph")
+    }
+
+    /// s3s-fs over a folder of its own; without it the test is skipped.
+    pub fn s3s_fs() -> Option<S3> {
+        S3::start("s3s-fs")
+    }
+
+    fn start(name: &str) -> Option<S3> {
         let (server, [endpoint, access_key, secret_key, region]) =
-            Server::start("ceph", |command, port| {
+            Server::start(name, |command, port| {
                 command.args(["--port", &port.to_string()]);
                 [
                     "S3_ENDPOINT",
@@ -81,7 +91,7 @@ impl Ceph {
                     "AWS_REGION",
                 ]
             })?;
-        Some(Ceph {
+        Some(S3 {
             endpoint,
             access_key,
             secret_key,
@@ -102,7 +112,7 @@ impl Ceph {
 
     /// The URI of a cache in `bucket`, as Nix and we take it.
     pub fn uri(&self, bucket: &str) -> String {
-        let Ceph {
+        let S3 {
             endpoint, region, ..
         } = self;
         let host = endpoint.trim_start_matches("http://");
@@ -208,8 +218,10 @@ fn program_there(name: &str) -> bool {
         other => other,
     };
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| folder.join(program).exists())
-        || Path::new("/usr/sbin").join(program).exists()
+    let rig = env::var_os("NIX_RIG_DIR").map_or("/opt/nix-rig".into(), PathBuf::from);
+    env::split_paths(&path)
+        .chain(["/usr/sbin".into(), rig.join(name).join("bin")])
+        .any(|folder| folder.join(program).exists())
 }
 
 /// The first of some ports in a row that nobody uses, below those that the system hands out.
