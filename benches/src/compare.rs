@@ -1,6 +1,5 @@
 //! `tk-bench compare`: the jobs, all contenders taking turns.
 
-use std::fs::File;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -258,9 +257,8 @@ impl Ring<'_> {
             job if job.writes() => self.fresh.next()?,
             _ => PathBuf::new(),
         };
-        if task.job.writes() && task.corpus.disk > MUCH {
-            // So that nobody has to wait until what the one before left is written.
-            rustix::fs::syncfs(File::open(&self.dir)?)?;
+        if task.job.writes() {
+            self.fresh.settle(task.corpus.disk)?;
         }
         let run = task.run(who, &dest)?.context("cannot do this")?;
         let printed = match task.job {
@@ -342,8 +340,6 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "a number above 0 and up to 1".into())
 }
 
-/// Bytes of disk: less keeps nobody waiting.
-const MUCH: u64 = 64 << 20;
 /// How long one measurement of a small thing lasts.
 const ENOUGH: Duration = Duration::from_millis(50);
 

@@ -259,8 +259,7 @@ impl Place {
             return self.limit(limit);
         }
         let fresh = self.fresh.next()?;
-        // Nobody has to wait until what the one before left is written.
-        rustix::fs::syncfs(File::open(&self.dir)?)?;
+        self.fresh.settle(self.closures.disk(job.compression()))?;
         let state = match job.fills_a_daemon() {
             true => fresh.join("state"),
             false => self.state(),

@@ -30,10 +30,18 @@ impl Fresh {
         Ok(self.dir.join(format!("{pid}-{n}")))
     }
 
+    /// Has what was written before go to the disk, so that nobody has to wait for that who fills a place with `bytes`.
+    pub fn settle(&self, bytes: u64) -> Result<()> {
+        if bytes > MUCH {
+            rustix::fs::syncfs(File::open(self.home())?)?;
+        }
+        Ok(())
+    }
+
     /// As many rounds, up to `rounds` and one to warm up, as the disk has space for when each of them leaves `bytes` there
     /// (`stays`) or only for its own time. None if not even one fits.
     pub fn rounds_that_fit(&mut self, rounds: u16, bytes: u64, stays: bool) -> Result<Option<u16>> {
-        let home = self.dir.parent().unwrap_or(Path::new("/")).to_owned();
+        let home = self.home().to_owned();
         let wanted = if stays { u64::from(rounds) + 1 } else { 1 };
         if fit(&home, bytes)? < wanted && self.clear()? {
             eprintln!("deleted what was filled, and waiting");
@@ -45,6 +53,11 @@ impl Fresh {
             fit @ 2.. => Ok(u16::try_from(fit - 1).ok()),
             _ => Ok(None),
         }
+    }
+
+    /// The folder that is always there.
+    fn home(&self) -> &Path {
+        self.dir.parent().unwrap_or(Path::new("/"))
     }
 
     /// Deletes all; false if there was nothing.
@@ -74,6 +87,8 @@ fn fit(folder: &Path, bytes: u64) -> Result<u64> {
 
 /// Longer than ext4 keeps clear of an inode that was freed.
 const FORGET: Duration = Duration::from_secs(90);
+/// Bytes of disk: less keeps nobody waiting.
+const MUCH: u64 = 64 << 20;
 /// Bytes of disk that are left alone.
 const SPARE: u64 = 4 << 30;
 

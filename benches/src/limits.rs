@@ -138,7 +138,7 @@ pub fn bytes_in(folder: &Path) -> Result<u64> {
 fn sha256(bytes: u64, pieces: u64) -> Result<()> {
     ensure!(pieces > 0, "no pieces");
     let block = vec![0x5a; BLOCK];
-    each(0..pieces, |_| {
+    each(0..pieces, |_, _| {
         let (mut hasher, mut left) = (Hasher::new(Algorithm::Sha256), bytes / pieces);
         while left > 0 {
             let n = left.min(BLOCK as u64);
@@ -165,8 +165,8 @@ fn read(tree: &Path) -> Result<()> {
     };
     thread::scope(|scope| {
         let finding = scope.spawn(find);
-        each(files, |(name, piece)| {
-            read_piece(&at(tree, &name), piece).map(drop)
+        each(files, |(name, piece), scratch| {
+            read_piece(&at(tree, &name), piece, scratch, |_| Ok(()))
         })?;
         finding.join().ok().context("a thread panicked")?
     })
@@ -185,7 +185,7 @@ fn create(list: &Path, dest: &Path) -> Result<()> {
         }
     }
     let block = vec![0x5a; BLOCK];
-    each(files, |(path, size)| {
+    each(files, |(path, size), _| {
         pour(&mut File::create_new(path)?, size, &block)
     })
 }
@@ -205,9 +205,13 @@ fn compress(with: Compression, files: &Path, share: f64) -> Result<()> {
     let in_pieces =
         |(name, size): (PathBuf, u64)| pieces(size).map(move |piece| (name.clone(), piece));
     let all: Vec<_> = all.into_iter().flat_map(in_pieces).collect();
-    each(all, |(name, piece)| {
-        let piece = read_piece(&at(files, &name), piece)?;
-        black_box(with.squeeze(&piece)?);
+    each(all, |(name, piece), scratch| {
+        let mut whole = Vec::with_capacity((piece.end - piece.start) as usize);
+        read_piece(&at(files, &name), piece, scratch, |block| {
+            whole.extend_from_slice(block);
+            Ok(())
+        })?;
+        black_box(with.squeeze(&whole)?);
         Ok(())
     })
 }
@@ -241,16 +245,19 @@ fn pour(out: &mut impl Write, bytes: u64, block: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Does the items with a thread for each processor.
+/// Does the items with a thread for each processor, which has [`BLOCK`] bytes for whatever it likes.
 fn each<T: Send>(
     items: impl IntoIterator<Item = T, IntoIter: Send>,
-    work: impl Fn(T) -> Result<()> + Sync,
+    work: impl Fn(T, &mut [u8]) -> Result<()> + Sync,
 ) -> Result<()> {
     let items = Mutex::new(items.into_iter());
     let next = || items.lock().ok()?.next();
     let threads = thread::available_parallelism()?.get();
     thread::scope(|scope| {
-        let worker = || std::iter::from_fn(next).try_for_each(&work);
+        let worker = || {
+            let mut scratch = vec![0; BLOCK];
+            std::iter::from_fn(next).try_for_each(|item| work(item, &mut scratch))
+        };
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
         let mut ended = workers.into_iter().map(|worker| worker.join());
         ended.try_for_each(|ended| ended.ok().context("a thread panicked")?)
@@ -294,10 +301,22 @@ fn pieces(size: u64) -> impl Iterator<Item = Range<u64>> {
     starts.map(move |start| start..size.min(start + PIECE))
 }
 
-fn read_piece(file: &Path, piece: Range<u64>) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; (piece.end - piece.start) as usize];
-    File::open(file)?.read_exact_at(&mut bytes, piece.start)?;
-    Ok(bytes)
+/// Gives a piece of a file to `take`, as much at once as `scratch` holds.
+fn read_piece(
+    file: &Path,
+    piece: Range<u64>,
+    scratch: &mut [u8],
+    mut take: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let (file, mut offset) = (File::open(file)?, piece.start);
+    while offset < piece.end {
+        let length = (piece.end - offset).min(scratch.len() as u64);
+        let block = &mut scratch[..length as usize];
+        file.read_exact_at(block, offset)?;
+        take(block)?;
+        offset += length;
+    }
+    Ok(())
 }
 
 /// `name` in `tree`; the tree itself if it is empty, without a slash that files do not take.
@@ -308,8 +327,8 @@ fn at(tree: &Path, name: &Path) -> PathBuf {
     }
 }
 
-/// Bytes that are read, written and hashed at once.
-const BLOCK: usize = 1 << 20;
+/// Bytes that are read, written and hashed at once; they stay in the processor's own cache.
+const BLOCK: usize = 256 << 10;
 /// Bytes of a file that are read or compressed by themselves.
 const PIECE: u64 = 4 << 20;
 
@@ -350,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_failure_in_a_thread_is_a_failure() {
-        let odd = |n: u32| -> Result<()> {
+        let odd = |n: u32, _: &mut [u8]| -> Result<()> {
             ensure!(n != 77, "seventy-seven");
             Ok(())
         };

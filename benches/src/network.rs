@@ -3,7 +3,7 @@
 //!
 //! Each turn has a server of its own that starts empty, or holds what is asked for.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -206,7 +206,6 @@ impl Rival {
 }
 
 struct Bench {
-    dir: PathBuf,
     servers: PathBuf,
     tk_store: PathBuf,
     closures: Closures,
@@ -235,7 +234,6 @@ impl Bench {
             closures,
             port: 21000 + (std::process::id() % 8000) as u16,
             fresh: Fresh::new(dir.join("fresh")),
-            dir,
         };
         bench.fill()?;
         Ok(bench)
@@ -298,7 +296,7 @@ impl Bench {
     fn turn(&mut self, job: Job, who: &Rival) -> Result<Sample> {
         let fresh = self.fresh.next()?;
         fs::create_dir_all(&fresh)?;
-        rustix::fs::syncfs(File::open(&self.dir)?)?;
+        self.fresh.settle(self.closures.disk(job.compression))?;
         let around = Surroundings::new(fresh.join("home"))?;
         if let Rival::Of(Contender::Limit(limit)) = who {
             let cmd = limit.filling(&fresh.join("filled")).cmd()?;

@@ -17,6 +17,12 @@ pub struct Plot {
     result: PathBuf,
     /// The picture to make
     out: PathBuf,
+    /// Only these jobs, by parts of their titles
+    #[arg(long, value_delimiter = ';', value_name = "PART;…")]
+    jobs: Vec<String>,
+    /// Without these contenders, by the beginning of the name
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    without: Vec<String>,
 }
 
 impl Plot {
@@ -24,7 +30,19 @@ impl Plot {
         let name = || format!("reading {}", self.result.display());
         let text = fs::read(&self.result).with_context(name)?;
         let value = serde_json::from_slice(&text).with_context(name)?;
-        write(&value, &self.out)
+        let mut groups = groups(&value)?;
+        groups.retain(|group| {
+            let wanted = |part: &String| group.title.contains(part.as_str());
+            self.jobs.is_empty() || self.jobs.iter().any(wanted)
+        });
+        for group in &mut groups {
+            let unwanted = |bar: &Bar, name: &String| bar.name.starts_with(name.as_str());
+            group
+                .bars
+                .retain(|bar| !self.without.iter().any(|name| unwanted(bar, name)));
+        }
+        groups.retain(|group| !group.bars.is_empty());
+        save(&groups, &self.out)
     }
 }
 
@@ -33,9 +51,12 @@ impl Plot {
 /// # Errors
 /// When nothing was measured, or the file cannot be written.
 pub fn write(result: &Value, out: &Path) -> Result<()> {
-    let groups = groups(result).context("these are no results of tk-bench")?;
+    save(&groups(result)?, out)
+}
+
+fn save(groups: &[Group], out: &Path) -> Result<()> {
     ensure!(!groups.is_empty(), "there is nothing to draw");
-    fs::write(out, picture(&groups)).with_context(|| format!("writing {}", out.display()))
+    fs::write(out, picture(groups)).with_context(|| format!("writing {}", out.display()))
 }
 
 /// One job.
@@ -57,8 +78,12 @@ struct Bar {
     ratio: Option<f64>,
 }
 
-/// None if it has not the form of results. What has no figure is left out.
-fn groups(result: &Value) -> Option<Vec<Group>> {
+/// An error if it has not the form of results. What has no figure is left out.
+fn groups(result: &Value) -> Result<Vec<Group>> {
+    grouped(result).context("these are no results of tk-bench")
+}
+
+fn grouped(result: &Value) -> Option<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
     for row in result.get("results")?.as_array()? {
         let text = |key: &str| row.get(key)?.as_str();
@@ -129,23 +154,26 @@ fn draw(group: &Group, top: f64, out: &mut String) -> f64 {
         "font-weight=\"600\"",
     );
     let first = top + TITLE;
-    for (i, bar) in group.bars.iter().enumerate() {
-        draw_bar(bar, first + i as f64 * STEP, scale, out);
-    }
+    let rows = || {
+        group
+            .bars
+            .iter()
+            .zip(0..)
+            .map(|(bar, i)| (bar, first + f64::from(i) * STEP))
+    };
+    rows().for_each(|(bar, y)| draw_bar(bar, y, scale, out));
     let end = first + group.bars.len() as f64 * STEP;
     if let Some(limit) = group.limit {
-        let (x, top, bottom) = (LEFT + limit * scale, first - 3.0, end - STEP + BAR + 3.0);
-        let _ = writeln!(
-            out,
-            "<line x1=\"{x:.1}\" y1=\"{top:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" stroke=\"{LIMIT}\" \
-             stroke-width=\"2\" stroke-dasharray=\"4 3\"/>"
-        );
+        let (x, bottom) = (LEFT + limit * scale, end - STEP + BAR + 3.0);
+        line(out, x, first - 3.0, bottom);
     }
+    // Over the line, which would run through figures.
+    rows().for_each(|(bar, y)| label(bar, y, scale, out));
     end
 }
 
 fn draw_bar(bar: &Bar, y: f64, scale: f64, out: &mut String) {
-    let (width, base) = ((bar.seconds * scale).max(1.0), y + BAR - 4.0);
+    let width = bar.width(scale);
     let (colour, weight) = match bar {
         Bar { ours: true, .. } => (OURS, "600"),
         Bar {
@@ -154,16 +182,35 @@ fn draw_bar(bar: &Bar, y: f64, scale: f64, out: &mut String) {
         _ => (RIVAL, "400"),
     };
     let attributes = format!("text-anchor=\"end\" font-weight=\"{weight}\"");
-    text(out, (LEFT - 8.0, base), &bar.name, INK, &attributes);
+    text(out, (LEFT - 8.0, y + BASE), &bar.name, INK, &attributes);
     let _ = writeln!(
         out,
         "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{BAR}\" rx=\"2\" fill=\"{colour}\"/>"
     );
+}
+
+fn label(bar: &Bar, y: f64, scale: f64, out: &mut String) {
     let label = match bar.ratio.filter(|_| !bar.ours) {
         Some(ratio) => format!("{}  ({} ×)", duration(bar.seconds), short(ratio)),
         None => duration(bar.seconds),
     };
-    text(out, (LEFT + width + 8.0, base), &label, FAINT, "");
+    let at = (LEFT + bar.width(scale) + 8.0, y + BASE);
+    let halo = format!("paint-order=\"stroke\" stroke=\"{PAPER}\" stroke-width=\"5\"");
+    text(out, at, &label, FAINT, &halo);
+}
+
+impl Bar {
+    fn width(&self, scale: f64) -> f64 {
+        (self.seconds * scale).max(1.0)
+    }
+}
+
+fn line(out: &mut String, x: f64, top: f64, bottom: f64) {
+    let _ = writeln!(
+        out,
+        "<line x1=\"{x:.1}\" y1=\"{top:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" stroke=\"{LIMIT}\" \
+         stroke-width=\"2\" stroke-dasharray=\"4 3\"/>"
+    );
 }
 
 fn legend(out: &mut String) {
@@ -188,11 +235,7 @@ fn legend(out: &mut String) {
         text(out, (x + 18.0, 56.0), label, FAINT, "");
         x += width;
     }
-    let _ = writeln!(
-        out,
-        "<line x1=\"{x}\" y1=\"44\" x2=\"{x}\" y2=\"58\" stroke=\"{LIMIT}\" stroke-width=\"2\" \
-         stroke-dasharray=\"4 3\"/>"
-    );
+    line(out, x, 44.0, 58.0);
     text(out, (x + 8.0, 56.0), "limit of the machine", FAINT, "");
 }
 
@@ -234,9 +277,11 @@ const TOP: f64 = 84.0;
 const BOTTOM: f64 = 8.0;
 const TITLE: f64 = 23.0;
 const GAP: f64 = 16.0;
-/// From one bar to the next, and its height.
+/// From one bar to the next, and the height of a bar.
 const STEP: f64 = 20.0;
 const BAR: f64 = 15.0;
+/// From the top of a bar to the line that its text stands on.
+const BASE: f64 = BAR - 4.0;
 /// Where bars begin, and how long the longest is: names fit before it, figures behind it.
 const LEFT: f64 = 132.0;
 const BARS: f64 = 660.0;

@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 
-use nix_archive::nar::ReferencePattern;
+use nix_archive::nar::{ReferencePattern, ReferenceScanner};
 use tk_instructions::codecs::{self, Pass, SMALL};
 use tk_instructions::inputs;
 use tk_path::scan::RefScanner;
@@ -48,6 +48,7 @@ pub fn contests() -> Vec<Contest> {
     for (on, data) in [("noise", noise), ("digits", digits)] {
         all.extend(CANDIDATES.map(|count| scan(on, &data, count)));
     }
+    all.extend(CANDIDATES.map(scanner));
     all
 }
 
@@ -210,20 +211,17 @@ fn sha256() -> Contest {
     }
 }
 
+/// The data alone: what is looked for is known before, see [`scanner`].
 fn scan(on: &str, data: &[u8], count: u32) -> Contest {
-    let candidates: Vec<_> = (0..count).map(inputs::candidate).collect();
-    let texts = candidates.iter().map(HashPart::as_str);
-    let pattern = ReferencePattern::new(texts).expect("valid candidates");
     let (ours, theirs) = (data.to_vec(), data.to_vec());
+    let (mut scanner, mut archive) = (tk_path(count), nix_archive(count));
     let tk_path = move || {
-        let mut scanner = RefScanner::new(candidates.iter().copied());
         scanner.feed(black_box(&ours));
         scanner.found().count()
     };
     let nix_archive = move || {
-        let mut scanner = pattern.scanner();
-        scanner.scan(black_box(&theirs));
-        scanner.matched_count()
+        archive.scan(black_box(&theirs));
+        archive.matched_count()
     };
     let entrants = vec![
         Entrant::new("tk-path", tk_path),
@@ -234,6 +232,30 @@ fn scan(on: &str, data: &[u8], count: u32) -> Contest {
         bytes: Some(data.len() as u64),
         ..Contest::of("reference scan", entrants)
     }
+}
+
+/// Making a scanner, for data that has nothing in it.
+fn scanner(count: u32) -> Contest {
+    let entrants = vec![
+        Entrant::new("tk-path", move || tk_path(count).found().count()),
+        Entrant::new("nix-archive", move || nix_archive(count).matched_count()),
+    ];
+    Contest {
+        on: count.to_string(),
+        ..Contest::of("reference scanner made", entrants)
+    }
+}
+
+fn tk_path(count: u32) -> RefScanner {
+    RefScanner::new((0..black_box(count)).map(inputs::candidate))
+}
+
+fn nix_archive(count: u32) -> ReferenceScanner {
+    let candidates: Vec<_> = (0..black_box(count)).map(inputs::candidate).collect();
+    let texts = candidates.iter().map(HashPart::as_str);
+    ReferencePattern::new(texts)
+        .expect("valid candidates")
+        .scanner()
 }
 
 /// A bare search for line ends, and hex of 32 bytes: not rivals, but a measure of the machine.

@@ -149,20 +149,25 @@ fn limits_marks_and_the_picture_are_part_of_a_run() {
         "{picture}"
     );
 
-    // The same picture from the file.
-    let (json, again) = (
-        work.path().join("report.json"),
-        work.path().join("again.svg"),
-    );
-    let mut plot = Command::new(env!("CARGO_BIN_EXE_tk-bench"));
+    // The same picture from the file, and a part of it.
+    let plot = |args: &[&str]| {
+        let again = work.path().join("again.svg");
+        let mut plot = Command::new(env!("CARGO_BIN_EXE_tk-bench"));
+        let plot = plot.arg("plot").arg(work.path().join("report.json"));
+        assert!(plot.arg(&again).args(args).status().unwrap().success());
+        std::fs::read_to_string(again).unwrap()
+    };
+    assert_eq!(plot(&[]), picture);
+    let part = plot(&["--jobs", "hash;dump many", "--without", "tar"]);
+    let has = |text: &str| part.contains(text);
     assert!(
-        plot.arg("plot")
-            .args([&json, &again])
-            .status()
-            .unwrap()
-            .success()
+        has("hash big") && has("dump many") && has("tk-nar"),
+        "{part}"
     );
-    assert_eq!(std::fs::read_to_string(again).unwrap(), picture);
+    assert!(
+        !has("dump big") && !has("unpack many") && !has(">tar<"),
+        "{part}"
+    );
 }
 
 #[test]
@@ -172,7 +177,13 @@ fn many_paths_go_to_and_from_folders() {
     };
     let work = tempfile::tempdir().unwrap();
     let command = [
-        "network", "--jobs", "folder", "--scale", "0.004", "--rounds", "1",
+        "network",
+        "--jobs",
+        "push folder none,push folder zstd,pull folder xz",
+        "--scale",
+        "0.004",
+        "--rounds",
+        "1",
     ];
     let (out, report) = bench(
         work.path(),
@@ -185,17 +196,18 @@ fn many_paths_go_to_and_from_folders() {
         "{stdout}{}",
         String::from_utf8_lossy(&out.stderr)
     );
-    for compression in ["none", "zstd", "xz"] {
-        for way in ["push", "pull"] {
-            let job = format!("{way} folder {compression}");
-            let rows = report["results"].as_array().unwrap();
-            let who = rows.iter().filter(|row| row["job"] == job);
-            let who: Vec<_> = who.map(|row| row["contender"].as_str().unwrap()).collect();
-            assert!(
-                who.contains(&"tk-store") && who.contains(&"limit: SHA-256"),
-                "{job}: {who:?}"
-            );
-        }
+    for (job, limit) in [
+        ("push folder none", "limit: writing"),
+        ("push folder zstd", "limit: zstd"),
+        ("pull folder xz", "limit: SHA-256"),
+    ] {
+        let rows = report["results"].as_array().unwrap();
+        let who = rows.iter().filter(|row| row["job"] == job);
+        let who: Vec<_> = who.map(|row| row["contender"].as_str().unwrap()).collect();
+        assert!(
+            who.contains(&"tk-store") && who.contains(&limit),
+            "{job}: {who:?}"
+        );
     }
 }
 
