@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use tk_daemon::client::{Channel, Transport};
 use tk_daemon::serve::{self, Serve, ServeConfig, ServeServer, ServeStore};
@@ -21,7 +21,7 @@ use tk_instructions::inputs;
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Hash, StoreDir, StorePath};
 use tk_store::log::{ActivityType, Field, Level, LogEvent, ResultType};
-use tk_store::{Abilities, AddOptions, Existing, MemoryStore, SigCheck, Store, nar};
+use tk_store::{Abilities, AddOptions, MemoryStore, SigCheck, Store, nar};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -108,8 +108,7 @@ fn conversations(c: &mut Criterion) {
     let paths: Vec<_> = (0..QUERIES).map(inputs::path).collect();
     let mut group = c.benchmark_group("over a pair of sockets");
 
-    let worker = InProcess::new(store.clone(), Language::Worker);
-    let daemon = DaemonStore::new(Arc::new(worker), DaemonConfig::new("bench://worker"));
+    let daemon = daemon_of(store.clone());
     let far = InProcess::new(store.clone(), Language::Serve);
     let far = ServeStore::new(Arc::new(far), ServeConfig::new("bench://serve"));
     let stores: [(&str, &dyn Store); 2] = [("worker", &daemon), ("serve", &far)];
@@ -127,12 +126,28 @@ fn conversations(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(UPLOAD as u64));
     group.bench_function("upload of one NAR, worker", |b| {
         let large = large();
-        b.iter(|| runtime.block_on(add(&daemon, [large.clone()])));
+        let empty = || {
+            let store = Arc::new(MemoryStore::new(StoreDir::default()));
+            daemon_of(store)
+        };
+        b.iter_batched(
+            empty,
+            |daemon| {
+                runtime.block_on(add(&daemon, [large.clone()]));
+                daemon
+            },
+            BatchSize::PerIteration,
+        );
     });
     group.bench_function("as many bytes through the sockets alone", |b| {
         b.iter(|| runtime.block_on(pump(UPLOAD)));
     });
     group.finish();
+}
+
+fn daemon_of(store: Arc<MemoryStore>) -> DaemonStore {
+    let worker = InProcess::new(store, Language::Worker);
+    DaemonStore::new(Arc::new(worker), DaemonConfig::new("bench://worker"))
 }
 
 async fn found(store: &dyn Store, paths: &[StorePath]) -> usize {
@@ -182,17 +197,13 @@ async fn filled() -> Arc<MemoryStore> {
     store
 }
 
-/// What is there is sent and checked all the same.
 async fn add(
     store: &dyn Store,
     items: impl IntoIterator<Item = (PathInfo, Bytes), IntoIter: Send>,
 ) {
     let items = items.into_iter();
     let items = items.map(|(info, archive)| Ok((info, nar::from_bytes(archive))));
-    let options = AddOptions {
-        existing: Existing::Replace,
-        ..AddOptions::new(SigCheck::Skip)
-    };
+    let options = AddOptions::new(SigCheck::Skip);
     let report = store.add(stream::iter(items).boxed(), &options).await;
     let report = report.expect("the store takes it");
     assert!(report.failed.is_empty(), "{:?}", report.failed);

@@ -226,7 +226,7 @@ fn legend(out: &mut String) {
     for (colour, label, width) in [
         (OURS, "tk-store and its crates", 180.0),
         (RIVAL, "others (× is their time / ours)", 232.0),
-        (YARDSTICK, "other tools, as a yardstick", 198.0),
+        (YARDSTICK, "other tools, as a yardstick", 208.0),
     ] {
         let _ = writeln!(
             out,

@@ -34,7 +34,7 @@ pub fn count(program: &Path, codec: &str) -> Result<u64> {
     Ok(passes / PASSES)
 }
 
-/// Does `rounds` of [`PASSES`] passes each: what runs under valgrind.
+/// Does `rounds` of 20 passes each: what runs under valgrind.
 ///
 /// `TK_PLANTED_SLOWDOWN=CODEC` makes that codec do 5 % more. So the tests can see that the guard sees it.
 pub fn work((name, make): Codec, rounds: u64) {
