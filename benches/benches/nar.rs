@@ -1,42 +1,22 @@
 //! The NAR codec in memory: what it costs when the disk costs nothing.
+#![allow(missing_docs)]
 
 use std::hint::black_box;
 use std::io::Cursor;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tk_nar::{Encoder, Event, Reader, SliceReader, Validator};
-
-/// 200 folders with 50 files of 0 to 3 kB: the headers weigh as in a tree of sources.
-fn encode(contents: &[u8]) -> Vec<u8> {
-    let mut out = Encoder::new(Vec::new());
-    let mut tree = || {
-        out.directory()?;
-        for folder in 0..200 {
-            out.entry(format!("folder-{folder:03}").as_bytes())?;
-            out.directory()?;
-            for file in 0..50 {
-                out.entry(format!("file-{file:02}").as_bytes())?;
-                out.file(
-                    file % 7 == 0,
-                    &contents[..(folder * 50 + file) * 31 % contents.len()],
-                )?;
-            }
-            out.leave()?;
-        }
-        out.leave()
-    };
-    tree().expect("the tree is valid");
-    out.finish().expect("the tree is whole")
-}
+use tk_instructions::inputs;
+use tk_nar::{Event, Reader, SliceReader, Validator};
 
 fn nar(c: &mut Criterion) {
-    let contents = vec![b'x'; 3000];
-    let archive = encode(&contents);
+    let archive = inputs::nar(FOLDERS);
     let mut group = c.benchmark_group("nar of 10,000 files");
     group.throughput(Throughput::Bytes(archive.len() as u64));
 
-    group.bench_function("encode", |b| b.iter(|| encode(black_box(&contents)).len()));
+    group.bench_function("encode", |b| {
+        b.iter(|| inputs::nar(black_box(FOLDERS)).len())
+    });
     group.bench_function("decode a slice", |b| {
         b.iter(|| {
             let (mut events, mut files) = (SliceReader::new(black_box(&archive)), 0);
@@ -73,8 +53,20 @@ fn nar(c: &mut Criterion) {
             files
         });
     });
+    group.bench_function("decode a Read, nix-nar", |b| {
+        b.iter(|| {
+            let decoder = nix_nar::Decoder::new(Cursor::new(black_box(&archive))).expect("valid");
+            let entries = decoder.entries().expect("the first time");
+            entries
+                .filter(|entry| entry.as_ref().expect("valid").content.is_file())
+                .count()
+        });
+    });
     group.finish();
 }
+
+/// Of 50 files each: the headers weigh as in a tree of sources.
+const FOLDERS: usize = 200;
 
 criterion_group! {
     name = benches;

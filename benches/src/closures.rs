@@ -1,16 +1,18 @@
 //! Closures as they are copied: made of the Rust toolchain, in a store on disk.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tk_local::{LocalConfig, LocalStore};
 use tk_nar::fs::{DumpOptions, remove_tree};
 use tk_path::{Algorithm, Method, References, StorePath};
 use tk_store::{AddContent, Store, nar};
 
 use crate::corpus::toolchain;
+use crate::limits::{Compression, Limit, bytes_in};
 
 /// How many paths of each kind.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +59,82 @@ impl Closures {
             small,
             large,
         })
+    }
+}
+
+impl Closures {
+    /// The large paths that are copied with that compression: with xz every tenth part, since it takes minutes.
+    pub fn copied(&self, compression: &str) -> &[String] {
+        match compression {
+            "xz" => &self.large[..(self.large.len() / XZ_SHARE).max(2)],
+            _ => &self.large,
+        }
+    }
+
+    /// Bytes of disk that a copy of them takes, at most.
+    pub fn disk(&self, compression: &str) -> u64 {
+        self.copied(compression).len() as u64 * (LARGE as u64 + LARGE as u64 / 4)
+    }
+
+    /// Has `tk_store` make a cache in a folder with the paths that are copied with that compression, unless it is there.
+    pub fn fill_cache(&self, tk_store: &Path, cache: &Path, compression: &str) -> Result<()> {
+        self.fill_cache_with(tk_store, cache, compression, self.copied(compression))
+    }
+
+    /// The same with these paths, without their closures.
+    pub fn fill_cache_with<'a>(
+        &self,
+        tk_store: &Path,
+        cache: &Path,
+        compression: &str,
+        paths: impl IntoIterator<Item = &'a String>,
+    ) -> Result<()> {
+        let done = cache.with_extension("filled");
+        if done.exists() {
+            return Ok(());
+        }
+        let uri = format!("file://{}?compression={compression}", cache.display());
+        let copy = Command::new(tk_store)
+            .args(["copy", "--quiet", "--no-closure"])
+            .args(["--from", &self.store, "--to", &uri])
+            .args(paths)
+            .stdout(Stdio::null())
+            .status()
+            .with_context(|| format!("starting {}", tk_store.display()))?;
+        ensure!(copy.success(), "filling {uri}: {copy}");
+        File::create(done)?;
+        Ok(())
+    }
+
+    /// What nobody can do without who copies them, `wire`: over a connection. `plain` is a cache with all of them that is
+    /// not compressed; `packs` says whether a cache is filled, or read.
+    pub fn limits(
+        &self,
+        plain: &Path,
+        compression: &str,
+        packs: bool,
+        wire: bool,
+    ) -> Result<Vec<Limit>> {
+        let nars = plain.join("nar");
+        let copied = self.copied(compression);
+        let share = copied.len() as f64 / self.large.len() as f64;
+        let bytes = (bytes_in(&nars)? as f64 * share) as u64;
+        let pieces = copied.len() as u64;
+        let mut limits = vec![Limit::Sha256 { bytes, pieces }];
+        match Compression::of(compression) {
+            Some(with) if packs => limits.push(Limit::Compress {
+                with,
+                files: nars,
+                share,
+            }),
+            None if wire => limits.push(Limit::Link { bytes }),
+            None => limits.push(Limit::Write {
+                bytes,
+                dest: PathBuf::new(),
+            }),
+            _ => (),
+        }
+        Ok(limits)
     }
 }
 
@@ -110,7 +188,7 @@ impl Pieces {
         let mut files = Vec::new();
         collect(tree, &mut files)?;
         files.sort();
-        anyhow::ensure!(!files.is_empty(), "{} has no files", tree.display());
+        ensure!(!files.is_empty(), "{} has no files", tree.display());
         Ok(Pieces {
             files,
             next: 0,
@@ -153,3 +231,5 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 /// Bytes of a large path.
 const LARGE: usize = 2_036_000;
+/// One path in so many is copied with xz.
+const XZ_SHARE: usize = 10;

@@ -1,31 +1,37 @@
 //! `tk-bench compare`: the jobs, all contenders taking turns.
 
-use std::fs::{self, File};
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tk_instructions::codecs::Pass;
 use tk_nar::fs::remove_tree;
 
 use crate::contender::{self, Contender};
 use crate::corpus::{Corpus, Kind};
+use crate::daemon::Daemon;
+use crate::fresh::Fresh;
 use crate::job::{Job, Task};
-use crate::measure::{self, Surroundings};
-use crate::report::{Contest, Report, Row, Skip};
+use crate::measure::{self, Sample, Surroundings};
+use crate::network::Network;
+use crate::place::Place;
+use crate::report::{Contest, NO_SPACE, Outputs, Report, Role, Row, Skip, title};
+use crate::small;
 
-/// Run each job with ours and every rival in turn, and print medians and ratios.
+/// Run each job with ours and every rival in turn, and print medians and ratios, and how far each is from the limit.
+///
+/// Without --all only what needs no server and no daemon: small things in memory, trees and single paths.
 #[derive(clap::Args)]
 pub struct Compare {
+    /// Everything: also copies of 500 paths to and from folders, nginx, S3 and a daemon. Takes hours at full size
+    #[arg(long)]
+    all: bool,
     /// What is worked on [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME", value_parser = corpora)]
     corpus: Vec<Corpora>,
-    /// What is done [default: all but unpack-tmpfs]
-    #[arg(
-        long,
-        visible_alias = "jobs-list",
-        value_delimiter = ',',
-        value_name = "JOB"
-    )]
+    /// What is done with trees [default: all; unpack-tmpfs only with --all or --tmpfs]
+    #[arg(long, value_delimiter = ',', value_name = "JOB")]
     jobs: Vec<Job>,
     /// Unpack in /dev/shm as well
     #[arg(long)]
@@ -39,15 +45,10 @@ pub struct Compare {
     /// The share of the full corpora, for a quick try; figures of small ones mean little
     #[arg(long, default_value_t = 1.0, value_parser = share)]
     scale: f64,
-    /// Write all figures to FILE too
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Where corpora are kept and folders are filled [default: target/bench-corpora]
-    #[arg(long, value_name = "DIR")]
-    work: Option<PathBuf>,
-    /// Our program, a release build [default: beside this one]
-    #[arg(long, value_name = "PATH")]
-    tk_store: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
+    place: Place,
 }
 
 impl Compare {
@@ -58,22 +59,7 @@ impl Compare {
                 "tk-bench: this is a debug build; its figures mean nothing (cargo run --release)"
             );
         }
-        let exe = std::env::current_exe()?;
-        let target = exe
-            .parent()
-            .and_then(Path::parent)
-            .context("where is this program?")?;
-        let dir = self
-            .work
-            .clone()
-            .unwrap_or_else(|| target.join("bench-corpora"));
-        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let dir = dir.canonicalize()?;
-
-        let tk_store = self
-            .tk_store
-            .clone()
-            .unwrap_or_else(|| exe.with_file_name("tk-store"));
+        let (dir, tk_store) = self.place.find("bench-corpora")?;
         let (found, absent) = contender::find(&tk_store);
         let mut ring = Ring {
             around: Surroundings::new(dir.join("home"))?,
@@ -88,6 +74,7 @@ impl Compare {
                 .collect(),
             rounds: self.rounds,
             report: Report::new(self.scale),
+            wants: &|name| self.wants(name),
             dir,
         };
         let absent = absent.into_iter().filter(|(name, _)| self.wants(name));
@@ -110,16 +97,66 @@ impl Compare {
                 Err(error) => return Err(error),
             }
         }
-        print!("{}", ring.report);
-        if let Some(file) = &self.json {
-            let out = File::create(file).with_context(|| format!("making {}", file.display()))?;
-            serde_json::to_writer_pretty(out, &ring.report.to_json())?;
+        if self.jobs.is_empty() {
+            self.small(&mut ring.report);
         }
+        if self.all {
+            let dir = ring.dir.clone();
+            self.copies(&mut ring.report, &dir, &tk_store);
+        }
+        ring.report.publish(&self.outputs)?;
         eprintln!("deleting what was filled");
         Ok(!ring.report.ours_failed)
     }
 
-    fn contests(&self, ring: &mut Ring, corpus: &Corpus) -> Result<()> {
+    /// What takes less than a process does, within this one.
+    fn small(&self, report: &mut Report) {
+        for mut small in small::contests() {
+            small.entrants.retain(|who| self.wants(who.name));
+            if small.entrants.is_empty() {
+                continue;
+            }
+            let role = |name| match name {
+                small::LINES | small::HEX => Role::Yardstick,
+                name if name.starts_with("tk-") => Role::Ours,
+                _ => Role::Rival,
+            };
+            let names = small.entrants.iter().map(|who| who.name);
+            let rows = names.map(|name| Row::of_crate(name, role(name)));
+            let contest = Contest {
+                job: small.job,
+                corpus: small.on,
+                bytes: small.bytes,
+                rounds: self.rounds,
+                rows: rows.collect(),
+            };
+            report.hold(contest, |i, _| {
+                Ok(Sample::of_time(seconds(
+                    &mut small.entrants[i].pass,
+                    small.times,
+                )))
+            });
+        }
+    }
+
+    /// Copies of many paths. Where there is no daemon or no server, what needs it is skipped.
+    fn copies(&self, report: &mut Report, dir: &Path, tk_store: &Path) {
+        let (rounds, scale) = (self.rounds, self.scale);
+        let network =
+            Network::whole(rounds, scale).contests(&dir.join("network"), tk_store, report);
+        let daemon = Daemon::whole(rounds, scale).contests(&dir.join("daemon"), tk_store, report);
+        for (what, done) in [
+            ("folders, nginx and S3", network),
+            ("daemon and ssh", daemon),
+        ] {
+            if let Err(error) = done {
+                let skip = Skip::new("everybody", what, format!("{error:#}"));
+                report.skips.push(skip);
+            }
+        }
+    }
+
+    fn contests(&self, ring: &mut Ring<'_>, corpus: &Corpus) -> Result<()> {
         let jobs = Job::ALL
             .into_iter()
             .filter(|job| self.does(*job) && job.is_for(corpus.kind));
@@ -139,7 +176,7 @@ impl Compare {
 
     fn does(&self, job: Job) -> bool {
         match job {
-            Job::UnpackTmpfs if self.tmpfs => true,
+            Job::UnpackTmpfs if self.tmpfs || self.all => true,
             _ if self.jobs.is_empty() => job != Job::UnpackTmpfs,
             _ => self.jobs.contains(&job),
         }
@@ -147,8 +184,7 @@ impl Compare {
 }
 
 /// Where contests happen.
-#[derive(Debug)]
-struct Ring {
+struct Ring<'a> {
     dir: PathBuf,
     contenders: Vec<Contender>,
     rounds: u16,
@@ -156,69 +192,51 @@ struct Ring {
     fresh: Fresh,
     tmpfs: Fresh,
     report: Report,
+    /// Which limits take part, by their names.
+    wants: &'a dyn Fn(&str) -> bool,
 }
 
-impl Ring {
+impl Ring<'_> {
     fn contest(&mut self, job: Job, corpus: &Corpus) -> Result<()> {
-        let title = format!("{} {}", job.name(), corpus.kind.name());
+        let title = title(job.name(), corpus.kind.name());
         let tk_store = self.contenders.iter().find_map(|who| match who {
             Contender::TkStore(path) => Some(path.clone()),
             _ => None,
         });
-        if job.copies() && tk_store.is_none() {
+        if job.needs_store() && tk_store.is_none() {
             let skip = Skip::new("everybody", title, "there is no tk-store to compare with");
             self.report.skips.push(skip);
             return Ok(());
         }
         let task = Task::prepare(job, corpus, &self.dir, tk_store.as_deref(), &self.around);
         let task = task.with_context(|| format!("preparing {title}"))?;
-        let mut entrants = self.entrants(&task)?;
-        let Some(rounds) = self.rounds_that_fit(&task, entrants.len(), &title)? else {
+        let entrants = self.entrants(&task)?;
+        let Some(rounds) = self.rounds_that_fit(&task, entrants.len())? else {
+            let skip = Skip::new("everybody", title, NO_SPACE);
+            self.report.skips.push(skip);
             return Ok(());
         };
-        let mut rows: Vec<_> = entrants.iter().map(Row::new).collect();
-        eprint!("{title}: warm-up");
-        for round in 0..=usize::from(rounds) {
-            if round > 0 {
-                eprint!(", {round}");
-            }
-            // Each round begins with another one, so that nobody always comes after the same one.
-            let mut failed = Vec::new();
-            for i in (0..entrants.len()).map(|i| (i + round) % entrants.len()) {
-                match self.turn(&task, &entrants[i], round == 0) {
-                    Ok(sample) if round > 0 => rows[i].samples.push(sample),
-                    Ok(_) => (),
-                    Err(error) => {
-                        eprint!(" [{} failed]", entrants[i].name());
-                        self.report.ours_failed |= entrants[i].is_ours();
-                        let why = format!("{error:#}");
-                        self.report
-                            .skips
-                            .push(Skip::new(entrants[i].name(), &title, why));
-                        failed.push(i);
-                    }
-                }
-            }
-            failed.sort_unstable();
-            for i in failed.into_iter().rev() {
-                entrants.remove(i);
-                rows.remove(i);
-            }
-        }
-        eprintln!();
-        self.report.contests.push(Contest {
+        let contest = Contest {
             job: job.name(),
-            corpus: corpus.kind.name(),
+            corpus: corpus.kind.name().to_owned(),
+            bytes: Some(corpus.nar_bytes).filter(|_| job != Job::PathInfo),
             rounds,
-            rows,
+            rows: entrants.iter().map(Row::new).collect(),
+        };
+        let mut report = std::mem::take(&mut self.report);
+        report.hold(contest, |i, warm_up| {
+            self.turn(&task, &entrants[i], warm_up)
         });
+        self.report = report;
         Ok(())
     }
 
     /// Those who can do the task. Of real Nix only the newest copies: the others would take minutes.
     fn entrants(&self, task: &Task) -> Result<Vec<Contender>> {
         let mut entrants = Vec::new();
-        for who in &self.contenders {
+        let limits = task.limits().into_iter().map(Contender::Limit);
+        let limits: Vec<_> = limits.filter(|who| (self.wants)(&who.name())).collect();
+        for who in self.contenders.iter().chain(&limits) {
             if task.run(who, Path::new(""))?.is_some() {
                 entrants.push(who.clone());
             }
@@ -239,9 +257,8 @@ impl Ring {
             job if job.writes() => self.fresh.next()?,
             _ => PathBuf::new(),
         };
-        if task.job.writes() && task.corpus.disk > MUCH {
-            // So that nobody has to wait until what the one before left is written.
-            rustix::fs::syncfs(File::open(&self.dir)?)?;
+        if task.job.writes() {
+            self.fresh.settle(task.corpus.disk)?;
         }
         let run = task.run(who, &dest)?.context("cannot do this")?;
         let printed = match task.job {
@@ -258,89 +275,48 @@ impl Ring {
         Ok(sample)
     }
 
-    /// Whether what is filled stays until later: deleting many files makes ext4 slow at creating new ones for a minute
-    /// or more.
+    /// Whether what is filled stays until later, see [`Fresh`].
     fn stays(&self, task: &Task) -> bool {
         let few = task.job.is_push() || task.corpus.entries < 1000;
         task.job.writes() && task.job != Job::UnpackTmpfs && !few
     }
 
-    /// As many rounds as the disk has space for. If that is not all, what stayed is deleted, and forgotten by ext4.
-    fn rounds_that_fit(
-        &mut self,
-        task: &Task,
-        entrants: usize,
-        title: &str,
-    ) -> Result<Option<u16>> {
-        if !task.job.writes() {
-            return Ok(Some(self.rounds));
-        }
-        let place = match task.job {
-            Job::UnpackTmpfs => PathBuf::from("/dev/shm"),
-            _ => self.dir.clone(),
-        };
-        let turns = if self.stays(task) { entrants as u64 } else { 1 };
-        let fit = || -> Result<u64> {
-            let fs = rustix::fs::statvfs(&place)?;
-            let free = (fs.f_bavail * fs.f_frsize).saturating_sub(SPARE);
-            Ok(free / (turns * task.corpus.disk).max(1))
-        };
-        let wanted = match self.stays(task) {
-            true => u64::from(self.rounds) + 1,
-            false => 1,
-        };
-        if fit()? < wanted && self.fresh.clear()? {
-            eprintln!("deleted what was filled, and waiting");
-            rustix::fs::syncfs(File::open(&self.dir)?)?;
-            std::thread::sleep(FORGET);
-        }
-        match fit()? {
-            fit if fit >= wanted => Ok(Some(self.rounds)),
-            fit @ 2.. => Ok(u16::try_from(fit - 1).ok()),
-            _ => {
-                let why = format!("{} has not enough space", place.display());
-                self.report.skips.push(Skip::new("everybody", title, why));
-                Ok(None)
-            }
+    /// As many rounds as the disk has space for.
+    fn rounds_that_fit(&mut self, task: &Task, entrants: usize) -> Result<Option<u16>> {
+        let (stays, disk) = (self.stays(task), task.corpus.disk);
+        let bytes = if stays { entrants as u64 * disk } else { disk };
+        match task.job {
+            Job::UnpackTmpfs => self.tmpfs.rounds_that_fit(self.rounds, bytes, stays),
+            job if job.writes() => self.fresh.rounds_that_fit(self.rounds, bytes, stays),
+            _ => Ok(Some(self.rounds)),
         }
     }
 }
 
-/// Places where nothing is yet.
-#[derive(Debug)]
-struct Fresh {
-    dir: PathBuf,
-    used: u64,
+/// Seconds of one time, of which a pass has several, with enough passes for the clock.
+fn seconds(pass: &mut Pass, times: u32) -> f64 {
+    let (start, mut passes) = (Instant::now(), 0_u32);
+    while passes == 0 || start.elapsed() < ENOUGH {
+        black_box(pass());
+        passes += 1;
+    }
+    start.elapsed().as_secs_f64() / f64::from(passes) / f64::from(times)
 }
 
-impl Fresh {
-    fn new(dir: PathBuf) -> Self {
-        Self { dir, used: 0 }
-    }
-
-    fn next(&mut self) -> Result<PathBuf> {
-        let (pid, n) = (std::process::id(), self.used);
-        fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
-        self.used += 1;
-        Ok(self.dir.join(format!("{pid}-{n}")))
-    }
-
-    /// Deletes all; false if there was nothing.
-    fn clear(&mut self) -> std::io::Result<bool> {
-        let there = self.dir.exists();
-        if there {
-            remove_tree(&self.dir)?;
-        }
-        Ok(there)
-    }
-}
-
-impl Drop for Fresh {
-    fn drop(&mut self) {
-        if let Err(error) = self.clear() {
-            eprintln!("tk-bench: {} is left: {error}", self.dir.display());
-        }
-    }
+/// The names of everything that a whole run measures, and what it is done on.
+#[cfg(test)]
+pub fn all_contests() -> Vec<(String, String)> {
+    let on = |job: Job| {
+        let kinds = Kind::ALL.into_iter().filter(move |kind| job.is_for(*kind));
+        kinds.map(move |kind| (job.name().to_owned(), kind.name().to_owned()))
+    };
+    let trees = Job::ALL.into_iter().flat_map(on);
+    let small = small::contests()
+        .into_iter()
+        .map(|small| (small.job.to_owned(), small.on));
+    let copies = crate::network::names().chain(crate::daemon::names());
+    let copies = copies.map(|name| (name.to_owned(), String::new()));
+    trees.chain(small).chain(copies).collect()
 }
 
 /// A value of `--corpus`.
@@ -364,9 +340,22 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "a number above 0 and up to 1".into())
 }
 
-/// Longer than ext4 keeps clear of an inode that was freed.
-const FORGET: Duration = Duration::from_secs(90);
-/// Bytes of disk: less keeps nobody waiting.
-const MUCH: u64 = 64 << 20;
-/// Bytes of disk that are left alone.
-const SPARE: u64 = 4 << 30;
+/// How long one measurement of a small thing lasts.
+const ENOUGH: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody is fast by doing something else.
+    #[test]
+    fn all_who_do_a_small_job_do_the_same() {
+        for contest in small::contests() {
+            let rivals = contest.entrants.into_iter();
+            let rivals = rivals.filter(|who| ![small::LINES, small::HEX].contains(&who.name));
+            let results: Vec<_> = rivals.map(|mut who| (who.pass)()).collect();
+            let same = results.iter().all(|result| *result == results[0]);
+            assert!(same, "{} {}: {results:?}", contest.job, contest.on);
+        }
+    }
+}

@@ -5,6 +5,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::limits::Limit;
+use crate::report::Role;
 use crate::work::Library;
 
 /// Somebody who can do a job.
@@ -12,8 +14,36 @@ use crate::work::Library;
 pub enum Contender {
     Library(Library),
     TkStore(PathBuf),
-    Nix { version: String, bin: PathBuf },
-    OpenSsl(PathBuf),
+    Nix {
+        version: String,
+        bin: PathBuf,
+    },
+    Tool {
+        tool: Tool,
+        path: PathBuf,
+    },
+    /// A part of the job that nobody can leave out.
+    Limit(Limit),
+}
+
+/// A program that everybody knows, which does something like some jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tool {
+    OpenSsl,
+    Tar,
+    Cp,
+}
+
+impl Tool {
+    const ALL: [Tool; 3] = [Tool::OpenSsl, Tool::Tar, Tool::Cp];
+
+    fn name(self) -> &'static str {
+        match self {
+            Tool::OpenSsl => "openssl",
+            Tool::Tar => "tar",
+            Tool::Cp => "cp",
+        }
+    }
 }
 
 impl Contender {
@@ -22,15 +52,18 @@ impl Contender {
             Contender::Library(library) => library.name().into(),
             Contender::TkStore(_) => "tk-store".into(),
             Contender::Nix { version, .. } => format!("nix {version}"),
-            Contender::OpenSsl(_) => "openssl".into(),
+            Contender::Tool { tool, .. } => tool.name().into(),
+            Contender::Limit(limit) => limit.name(),
         }
     }
 
-    pub fn is_ours(&self) -> bool {
-        matches!(
-            self,
-            Contender::Library(Library::TkNar) | Contender::TkStore(_)
-        )
+    pub fn role(&self) -> Role {
+        match self {
+            Contender::Library(Library::TkNar) | Contender::TkStore(_) => Role::Ours,
+            Contender::Library(_) | Contender::Nix { .. } => Role::Rival,
+            Contender::Tool { .. } => Role::Yardstick,
+            Contender::Limit(_) => Role::Limit,
+        }
     }
 
     /// Programs start up, read settings and so on; crates do not. Each is compared with ours of its kind.
@@ -64,10 +97,16 @@ pub fn find(tk_store: &Path) -> (Vec<Contender>, Vec<(&'static str, String)>) {
     }
     found.extend(nix);
     found.extend([Library::NixArchive, Library::NixNar].map(Contender::Library));
-    match in_path("openssl") {
-        Some(openssl) => found.push(Contender::OpenSsl(openssl)),
-        None => absent.push(("openssl", "not in PATH".into())),
+    for tool in Tool::ALL {
+        match in_path(tool.name()) {
+            Some(path) => found.push(Contender::Tool { tool, path }),
+            None => absent.push((tool.name(), "not in PATH".into())),
+        }
     }
+    absent.extend(OTHERS.map(|(program, why)| match in_path(program) {
+        Some(path) => (program, format!("{} is there, but {why}", path.display())),
+        None => (program, "not in PATH".into()),
+    }));
     (found, absent)
 }
 
@@ -116,6 +155,18 @@ fn in_path(program: &str) -> Option<PathBuf> {
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
 }
+
+/// Programs of the same kind with which nothing can be measured fairly here, and why.
+const OTHERS: [(&str, &str); 5] = [
+    ("harmonia-cache", SERVES),
+    ("nix-serve", SERVES),
+    ("attic", "it pushes to a server of its own kind only"),
+    ("cachix", "it pushes to a service on the internet only"),
+    ("snix-store", "its stores are in a format of their own"),
+];
+
+const SERVES: &str =
+    "it serves a store over HTTP, which tk-store does not: there is no job for both";
 
 #[cfg(test)]
 mod tests {

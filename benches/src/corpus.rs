@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use tk_nar::fs::{DumpOptions, remove_tree};
+use tk_nar::fs::{Dump, DumpOptions, remove_tree};
 use tk_path::Hash;
 
 use crate::work::{Library, hash};
@@ -47,6 +47,8 @@ pub struct Corpus {
     pub disk: u64,
     /// Of its NAR.
     pub hash: Hash,
+    /// Length of its NAR.
+    pub nar_bytes: u64,
     nar: PathBuf,
 }
 
@@ -73,6 +75,7 @@ impl Corpus {
         let mut corpus = Corpus {
             kind,
             hash: hash(Library::TkNar, &path)?,
+            nar_bytes: nar_bytes(&path)?,
             entries: 0,
             bytes: 0,
             disk: 0,
@@ -107,6 +110,11 @@ impl Corpus {
         }
         Ok(())
     }
+}
+
+fn nar_bytes(path: &Path) -> Result<u64> {
+    let mut chunks = Dump::new(path, &DumpOptions::default())?;
+    chunks.try_fold(0, |sum, chunk| Ok(sum + chunk?.as_ref().len() as u64))
 }
 
 /// Noise that is the same everywhere: the SplitMix64 sequence.

@@ -8,17 +8,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
 use tk_nar::fs::remove_tree;
 
 use crate::closures::{Closures, Sizes};
 use crate::contender::{self, Contender};
-use crate::measure::{Cmd, Sample, sample};
-use crate::report::{Contest, Report, Row, Skip};
+use crate::fresh::Fresh;
+use crate::limits::Limit;
+use crate::measure::{self, Cmd, Sample, Surroundings, sample};
+use crate::report::{Contest, NO_SPACE, Outputs, Report, Row, Skip};
 
 /// Ask and fill a daemon of real Nix, and a store behind a slow ssh, with ours and with real Nix in turn.
 ///
-/// What is filled stays until the end: with all jobs and 5 rounds some 40 GB.
-#[derive(clap::Args)]
+/// What has many files stays until the end, or until the disk gets short of space.
+#[derive(clap::Parser)]
 pub struct Daemon {
     /// Which jobs [default: all]
     #[arg(long, value_delimiter = ',', value_name = "JOB")]
@@ -35,15 +38,10 @@ pub struct Daemon {
     /// The share of the full size, for a quick try
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// Write all figures to FILE too
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Where closures are kept and stores are filled [default: target/bench-daemon]
-    #[arg(long, value_name = "DIR")]
-    work: Option<PathBuf>,
-    /// Our program, a release build [default: beside this one]
-    #[arg(long, value_name = "PATH")]
-    tk_store: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
+    place: crate::place::Place,
 }
 
 /// What is done. The daemon's store has 2,000 small paths, and 500 of 2 MB.
@@ -59,6 +57,8 @@ pub enum Job {
     CopyInNone,
     /// The same from a cache with zstd
     CopyInZstd,
+    /// 50 paths, 100 MB, from a cache with xz: it takes minutes to fill
+    CopyInXz,
     /// Whether a closure of 1,000 paths is in a store behind ssh that has it: copying it there
     SshCheck,
     /// The closure of 1,000 paths of a store behind ssh, listed
@@ -66,61 +66,67 @@ pub enum Job {
 }
 
 impl Daemon {
+    /// All jobs, as [`compare`](crate::compare) runs them.
+    pub fn whole(rounds: u16, scale: f64) -> Self {
+        let defaults = Daemon::parse_from([""]);
+        Daemon {
+            rounds,
+            scale,
+            ..defaults
+        }
+    }
+
     /// False if something of ours failed.
     pub fn run(self) -> Result<bool> {
-        let exe = std::env::current_exe()?;
-        let target = exe.parent().and_then(Path::parent);
-        let target = target.context("where is this program?")?;
-        let dir = self.work.clone();
-        let dir = dir.unwrap_or_else(|| target.join("bench-daemon"));
-        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let dir = dir.canonicalize()?;
-        let tk_store = self.tk_store.clone();
-        let tk_store = tk_store.unwrap_or_else(|| exe.with_file_name("tk-store"));
+        let (dir, tk_store) = self.place.find("bench-daemon")?;
+        let mut report = Report::new(self.scale);
+        let (_, absent) = contender::find(&tk_store);
+        report.skip_absent(absent, &["tk-store", "nix"]);
+        self.contests(&dir, &tk_store, &mut report)?;
+        report.publish(&self.outputs)?;
+        Ok(!report.ours_failed)
+    }
 
-        let (found, absent) = contender::find(&tk_store);
+    /// The jobs, in a folder; their results go to `report`.
+    pub fn contests(&self, dir: &Path, tk_store: &Path, report: &mut Report) -> Result<()> {
         let prefix = format!("{}.", self.nix);
         let takes_part = |who: &Contender| match who {
             Contender::TkStore(_) => true,
             Contender::Nix { version, .. } => version.starts_with(&prefix),
             _ => false,
         };
+        let (found, _) = contender::find(tk_store);
         let entrants: Vec<_> = found.into_iter().filter(takes_part).collect();
-        let mut report = Report::new(self.scale);
-        let absent = absent.into_iter().filter(|(name, _)| *name != "openssl");
-        report
-            .skips
-            .extend(absent.map(|(who, why)| Skip::new(who, "all", why)));
+        let is_nix = |who: &Contender| matches!(who, Contender::Nix { .. });
         ensure!(
-            entrants
-                .iter()
-                .any(|who| matches!(who, Contender::Nix { .. })),
+            entrants.iter().any(is_nix),
             "real Nix {} is not installed: tests/rig/install",
             self.nix
         );
-        let mut place = Place::prepare(&self, dir, tk_store)?;
+        let mut place = Place::prepare(self, dir.to_owned(), tk_store.to_owned())?;
         for job in Job::ALL {
             if self.jobs.is_empty() || self.jobs.contains(&job) {
-                place.contest(job, &entrants, self.rounds, &mut report)?;
+                place.contest(job, &entrants, self.rounds, report)?;
             }
         }
-        place.clear()?;
-        print!("{report}");
-        if let Some(file) = &self.json {
-            let out = File::create(file).with_context(|| format!("making {}", file.display()))?;
-            serde_json::to_writer_pretty(out, &report.to_json())?;
-        }
-        Ok(!report.ours_failed)
+        Ok(())
     }
 }
 
+/// The names of the jobs.
+#[cfg(test)]
+pub fn names() -> impl Iterator<Item = &'static str> {
+    Job::ALL.into_iter().map(Job::name)
+}
+
 impl Job {
-    const ALL: [Job; 7] = [
+    const ALL: [Job; 8] = [
         Job::PathInfo,
         Job::CopyOutNone,
         Job::CopyOutZstd,
         Job::CopyInNone,
         Job::CopyInZstd,
+        Job::CopyInXz,
         Job::SshCheck,
         Job::SshClosure,
     ];
@@ -132,6 +138,7 @@ impl Job {
             Job::CopyOutZstd => "daemon to folder, zstd",
             Job::CopyInNone => "folder to daemon, none",
             Job::CopyInZstd => "folder to daemon, zstd",
+            Job::CopyInXz => "folder to daemon, xz",
             Job::SshCheck => "check over ssh",
             Job::SshClosure => "closure over ssh",
         }
@@ -140,12 +147,22 @@ impl Job {
     fn compression(self) -> &'static str {
         match self {
             Job::CopyOutNone | Job::CopyInNone => "none",
+            Job::CopyInXz => "xz",
             _ => "zstd",
         }
     }
 
+    fn copies(self) -> bool {
+        self.packs() || self.fills_a_daemon()
+    }
+
+    /// Whether a cache is filled.
+    fn packs(self) -> bool {
+        matches!(self, Job::CopyOutNone | Job::CopyOutZstd)
+    }
+
     fn fills_a_daemon(self) -> bool {
-        matches!(self, Job::CopyInNone | Job::CopyInZstd)
+        matches!(self, Job::CopyInNone | Job::CopyInZstd | Job::CopyInXz)
     }
 }
 
@@ -157,7 +174,7 @@ struct Place {
     delay: u32,
     tk_store: PathBuf,
     closures: Closures,
-    used: u32,
+    fresh: Fresh,
 }
 
 impl Place {
@@ -175,7 +192,7 @@ impl Place {
             nix: options.nix.clone(),
             delay: options.delay,
             tk_store,
-            used: 0,
+            fresh: Fresh::new(dir.join("fresh")),
             dir,
         };
         place.fill()?;
@@ -195,20 +212,9 @@ impl Place {
                 .context("filling the daemon's store")?;
             File::create(done)?;
         }
-        for compression in ["none", "zstd"] {
-            let cache = self.cache(compression);
-            let done = cache.join("filled");
-            if !done.exists() {
-                let uri = format!("file://{}?compression={compression}", cache.display());
-                let copy = Command::new(&self.tk_store)
-                    .args(["copy", "--quiet", "--from", &self.closures.store])
-                    .args(["--to", &uri])
-                    .args(&self.closures.large)
-                    .stdout(Stdio::null())
-                    .status()?;
-                ensure!(copy.success(), "filling {uri}: {copy}");
-                File::create(done)?;
-            }
+        for compression in ["none", "zstd", "xz"] {
+            self.closures
+                .fill_cache(&self.tk_store, &self.cache(compression), compression)?;
         }
         Ok(())
     }
@@ -220,40 +226,40 @@ impl Place {
         rounds: u16,
         report: &mut Report,
     ) -> Result<()> {
-        let mut rows: Vec<_> = entrants.iter().map(Row::new).collect();
-        eprint!("{}: warm-up", job.name());
-        for round in 0..=usize::from(rounds) {
-            if round > 0 {
-                eprint!(", {round}");
-            }
-            for i in (0..entrants.len()).map(|i| (i + round) % entrants.len()) {
-                match self.turn(job, &entrants[i]) {
-                    Ok(sample) if round > 0 => rows[i].samples.push(sample),
-                    Ok(_) => (),
-                    Err(error) => {
-                        report.ours_failed |= entrants[i].is_ours();
-                        let why = format!("{error:#}");
-                        let skip = Skip::new(entrants[i].name(), job.name(), why);
-                        report.skips.push(skip);
-                    }
-                }
-            }
+        let mut entrants = entrants.to_vec();
+        if job.copies() {
+            let (plain, compression) = (self.cache("none"), job.compression());
+            let limits = self
+                .closures
+                .limits(&plain, compression, job.packs(), true)?;
+            entrants.extend(limits.into_iter().map(Contender::Limit));
         }
-        eprintln!();
-        report.contests.push(Contest {
+        let stays = job.fills_a_daemon();
+        let turns = if stays { entrants.len() } else { 1 };
+        let bytes = turns as u64 * self.closures.disk(job.compression());
+        let Some(rounds) = self.fresh.rounds_that_fit(rounds, bytes, stays)? else {
+            report
+                .skips
+                .push(Skip::new("everybody", job.name(), NO_SPACE));
+            return Ok(());
+        };
+        let contest = Contest {
             job: job.name(),
-            corpus: "",
+            corpus: String::new(),
+            bytes: None,
             rounds,
-            rows,
-        });
+            rows: entrants.iter().map(Row::new).collect(),
+        };
+        report.hold(contest, |i, _| self.turn(job, &entrants[i]));
         Ok(())
     }
 
     fn turn(&mut self, job: Job, who: &Contender) -> Result<Sample> {
-        self.used += 1;
-        let fresh = self.fresh(self.used);
-        // Nobody has to wait until what the one before left is written.
-        rustix::fs::syncfs(File::open(&self.dir)?)?;
+        if let Contender::Limit(limit) = who {
+            return self.limit(limit);
+        }
+        let fresh = self.fresh.next()?;
+        self.fresh.settle(self.closures.disk(job.compression()))?;
         let state = match job.fills_a_daemon() {
             true => fresh.join("state"),
             false => self.state(),
@@ -263,23 +269,17 @@ impl Place {
         if sample.is_ok() {
             self.check(job, &fresh)?;
         }
+        if !job.fills_a_daemon() && fresh.exists() {
+            // Caches have few files.
+            remove_tree(&fresh)?;
+        }
         sample
     }
 
-    /// Deletes what was filled: at the very end, since deleting many files makes ext4 slow at
-    /// creating new ones for a minute or more.
-    fn clear(&self) -> Result<()> {
-        for n in 1..=self.used {
-            let fresh = self.fresh(n);
-            if fresh.exists() {
-                remove_tree(&fresh)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn fresh(&self, n: u32) -> PathBuf {
-        self.dir.join(format!("fresh-{}-{n}", std::process::id()))
+    /// Needs no daemon.
+    fn limit(&self, limit: &Limit) -> Result<Sample> {
+        let around = Surroundings::new(self.dir.join("home"))?;
+        measure::run(&limit.cmd()?, &around, Path::new("/dev/null"))
     }
 
     fn command(&self, job: Job, who: &Contender, fresh: &Path) -> Result<Cmd> {
@@ -304,11 +304,11 @@ impl Place {
                     .args(["--from", "daemon", "--to", &to])
                     .args(&self.closures.large)
             }
-            Job::CopyInNone | Job::CopyInZstd => {
+            Job::CopyInNone | Job::CopyInZstd | Job::CopyInXz => {
                 let from = format!("file://{}", self.cache(compression).display());
                 cmd.args(copy)
                     .args(["--from", &from, "--to", "daemon"])
-                    .args(&self.closures.large)
+                    .args(self.closures.copied(compression))
             }
             Job::SshCheck => cmd
                 .args(copy)
@@ -324,13 +324,14 @@ impl Place {
     fn check(&self, job: Job, fresh: &Path) -> Result<()> {
         let (folder, suffix) = match job {
             Job::CopyOutNone | Job::CopyOutZstd => (fresh.to_owned(), ".narinfo"),
-            Job::CopyInNone | Job::CopyInZstd => (fresh.join("state/nix/store"), ""),
+            _ if job.fills_a_daemon() => (fresh.join("state/nix/store"), ""),
             _ => return Ok(()),
         };
         let names = fs::read_dir(&folder)?.flatten().map(|e| e.file_name());
         let names = names.map(|name| name.to_string_lossy().into_owned());
         let made = names.filter(|name| name.ends_with(suffix) && !name.starts_with('.'));
-        let (made, wanted) = (made.count(), self.closures.large.len());
+        let wanted = self.closures.copied(job.compression()).len();
+        let made = made.count();
         ensure!(made == wanted, "{made} of {wanted} paths were copied");
         Ok(())
     }

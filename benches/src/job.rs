@@ -1,13 +1,16 @@
 //! The jobs, and the command with which each contender does them.
 
+use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use tk_path::{Algorithm, Hash};
 
-use crate::contender::Contender;
+use crate::contender::{Contender, Tool};
 use crate::corpus::{Corpus, Kind};
+use crate::limits::{self, Compression, Limit};
 use crate::measure::{Cmd, Surroundings};
 use crate::work::{Library, hash};
 
@@ -29,10 +32,12 @@ pub enum Job {
     PullZstd,
     /// The same without compression
     PullNone,
+    /// What a store on disk knows about one path, as JSON
+    PathInfo,
 }
 
 impl Job {
-    pub const ALL: [Job; 8] = [
+    pub const ALL: [Job; 9] = [
         Job::Dump,
         Job::Hash,
         Job::Unpack,
@@ -41,6 +46,7 @@ impl Job {
         Job::PushNone,
         Job::PullZstd,
         Job::PullNone,
+        Job::PathInfo,
     ];
 
     pub fn name(self) -> &'static str {
@@ -53,17 +59,22 @@ impl Job {
             Job::PushNone => "push-none",
             Job::PullZstd => "pull-zstd",
             Job::PullNone => "pull-none",
+            Job::PathInfo => "path-info",
         }
     }
 
     /// Whether a folder is filled, which must be a new one each time.
     pub fn writes(self) -> bool {
-        !matches!(self, Job::Dump | Job::Hash)
+        !matches!(self, Job::Dump | Job::Hash | Job::PathInfo)
     }
 
-    /// Whether stores and caches take part; on the real corpus only.
     pub fn copies(self) -> bool {
         self.compression().is_some()
+    }
+
+    /// Whether stores and caches take part, which `tk-store` fills; on the real corpus only.
+    pub fn needs_store(self) -> bool {
+        self.copies() || self == Job::PathInfo
     }
 
     /// Whether a cache is filled, which has few files.
@@ -71,8 +82,13 @@ impl Job {
         matches!(self, Job::PushZstd | Job::PushNone)
     }
 
+    /// Whether it ends with the corpus's tree in another place.
+    fn makes_trees(self) -> bool {
+        self.writes() && !self.is_push()
+    }
+
     pub fn is_for(self, kind: Kind) -> bool {
-        !self.copies() || kind == Kind::Real
+        !self.needs_store() || kind == Kind::Real
     }
 
     fn compression(self) -> Option<&'static str> {
@@ -90,6 +106,8 @@ pub struct Task<'a> {
     pub job: Job,
     pub corpus: &'a Corpus,
     nar: PathBuf,
+    tar: PathBuf,
+    list: PathBuf,
     stored: Option<Stored>,
 }
 
@@ -132,33 +150,80 @@ impl<'a> Task<'a> {
     ) -> Result<Self> {
         let nar = match job {
             Job::Unpack | Job::UnpackTmpfs => corpus.nar()?,
+            job if job.copies() => corpus.nar()?,
             _ => PathBuf::new(),
         };
-        let stored = match job.compression() {
-            Some(compression) => {
+        let tar = nar.with_extension("tar");
+        let list = nar.with_extension("list");
+        if matches!(job, Job::Unpack | Job::UnpackTmpfs) {
+            pack_tar(&corpus.path, &tar)?;
+        }
+        if job.makes_trees() {
+            limits::list(&corpus.path, &list)?;
+        }
+        let stored = match job.needs_store() {
+            true => {
                 let tk_store =
                     tk_store.context("the store is filled by tk-store, which is not there")?;
+                let compression = job.compression().unwrap_or("none");
                 Some(Stored::prepare(corpus, compression, dir, tk_store, around)?)
             }
-            None => None,
+            false => None,
         };
         Ok(Self {
             job,
             corpus,
             nar,
+            tar,
+            list,
             stored,
         })
+    }
+
+    /// What nobody can do without, on this corpus; what it fills is decided later.
+    pub fn limits(&self) -> Vec<Limit> {
+        let (tree, dest) = (self.corpus.path.clone(), PathBuf::new());
+        let sha256 = Limit::Sha256 {
+            bytes: self.corpus.nar_bytes,
+            pieces: 1,
+        };
+        let create = Limit::Create {
+            list: self.list.clone(),
+            dest: dest.clone(),
+        };
+        match self.job {
+            Job::Dump => vec![Limit::Read { tree }],
+            Job::Hash => vec![Limit::Read { tree }, sha256],
+            Job::Unpack | Job::UnpackTmpfs => vec![create],
+            Job::PushNone => {
+                let bytes = self.corpus.nar_bytes;
+                vec![sha256, Limit::Write { bytes, dest }]
+            }
+            Job::PushZstd => {
+                let (with, files, share) = (Compression::Zstd, self.nar.clone(), 1.0);
+                vec![sha256, Limit::Compress { with, files, share }]
+            }
+            Job::PullZstd | Job::PullNone => vec![sha256, create],
+            Job::PathInfo => Vec::new(),
+        }
     }
 
     /// How `who` does it, filling `dest`; none if it cannot.
     pub fn run(&self, who: &Contender, dest: &Path) -> Result<Option<Run>> {
         let path = &self.corpus.path;
+        let unchecked = match who {
+            Contender::Limit(limit) => Some(Some(limit.filling(dest).cmd()?)),
+            Contender::Tool { tool, path } => Some(self.tool(*tool, path, dest)),
+            _ => None,
+        };
+        if let Some(cmd) = unchecked {
+            let check = Check::Nothing;
+            return Ok(cmd.map(|cmd| Run { cmd, check }));
+        }
         let (cmd, check) = match (self.job, &self.stored) {
             (Job::Dump, _) => (dump(who, path)?, Check::Nothing),
-            (Job::Hash, _) => match who {
-                Contender::OpenSsl(_) => (self.openssl(who), Check::Nothing),
-                _ => (hash_path(who, path)?, Check::Printed),
-            },
+            (Job::Hash, _) => (hash_path(who, path)?, Check::Printed),
+            (Job::PathInfo, Some(stored)) => (stored.path_info(who), Check::Nothing),
             (Job::PushZstd | Job::PushNone, Some(stored)) => {
                 let narinfo = format!("{}.narinfo", stored.hash_part());
                 let compression = self.job.compression().unwrap_or_default();
@@ -210,18 +275,30 @@ impl<'a> Task<'a> {
                 let nix_store = Cmd::new(bin.join("nix-store")).arg("--restore");
                 Some(nix_store.arg(dest).stdin(&self.nar))
             }
-            Contender::OpenSsl(_) => None,
+            _ => None,
         })
     }
 
-    /// The hash of the bytes of the one file: what hashing costs with nothing around it.
-    fn openssl(&self, who: &Contender) -> Option<Cmd> {
-        match who {
-            Contender::OpenSsl(openssl) if self.corpus.kind == Kind::Big => Some(
-                Cmd::new(openssl)
-                    .args(["dgst", "-sha256"])
-                    .arg(&self.corpus.path),
-            ),
+    /// `dump` has tar write to /dev/zero: it reads no files if it sees that its archive is /dev/null. `openssl` hashes the
+    /// bytes of the one file.
+    fn tool(&self, tool: Tool, program: &Path, dest: &Path) -> Option<Cmd> {
+        let (path, cmd) = (&self.corpus.path, Cmd::new(program));
+        match (tool, self.job) {
+            (Tool::OpenSsl, Job::Hash) if self.corpus.kind == Kind::Big => {
+                Some(cmd.args(["dgst", "-sha256"]).arg(path))
+            }
+            (Tool::Tar, Job::Dump) => {
+                let cmd = cmd.args(["-b", TAR_BLOCKS, "-cf", "/dev/zero", "-C"]);
+                Some(cmd.arg(path.parent()?).arg(path.file_name()?))
+            }
+            (Tool::Tar, Job::Unpack | Job::UnpackTmpfs) => {
+                let mut into = OsString::from("--one-top-level=");
+                into.push(dest);
+                Some(cmd.args(["-b", TAR_BLOCKS, "-xf"]).arg(&self.tar).arg(into))
+            }
+            (Tool::Cp, Job::Unpack | Job::UnpackTmpfs) => {
+                Some(cmd.args(["-r", "--reflink=never"]).arg(path).arg(dest))
+            }
             _ => None,
         }
     }
@@ -314,6 +391,21 @@ impl Stored {
         }
     }
 
+    fn path_info(&self, who: &Contender) -> Option<Cmd> {
+        let cmd = match who {
+            Contender::TkStore(tk_store) => Cmd::new(tk_store),
+            Contender::Nix { bin, .. } => Cmd::new(bin.join("nix")),
+            _ => return None,
+        };
+        Some(cmd.args([
+            "path-info",
+            "--json",
+            "--store",
+            &self.store,
+            &self.store_path,
+        ]))
+    }
+
     fn pull(&self, who: &Contender, dest: &Path) -> Option<Cmd> {
         let store = format!("local?root={}", dest.display());
         let args = [
@@ -334,12 +426,32 @@ impl Stored {
     }
 }
 
+/// The same tree as tar knows it.
+fn pack_tar(tree: &Path, tar: &Path) -> Result<()> {
+    let (parent, name) = (tree.parent(), tree.file_name());
+    let (parent, name) = (parent.context("no folder")?, name.context("no name")?);
+    let made = Command::new("tar")
+        .arg("-cf")
+        .arg(tar)
+        .arg("-C")
+        .arg(parent)
+        .arg(name)
+        .status();
+    // Without tar there is nobody who wants it.
+    match made {
+        Ok(made) => ensure!(made.success(), "making {}: {made}", tar.display()),
+        Err(error) if error.kind() == ErrorKind::NotFound => (),
+        Err(error) => return Err(error).context("starting tar"),
+    }
+    Ok(())
+}
+
 fn dump(who: &Contender, path: &Path) -> Result<Option<Cmd>> {
     Ok(match who {
         Contender::Library(library) => Some(work("dump", *library)?.arg(path)),
         Contender::TkStore(tk_store) => Some(Cmd::new(tk_store).args(["nar", "pack"]).arg(path)),
         Contender::Nix { bin, .. } => Some(Cmd::new(bin.join("nix-store")).arg("--dump").arg(path)),
-        Contender::OpenSsl(_) => None,
+        _ => None,
     })
 }
 
@@ -350,10 +462,13 @@ fn hash_path(who: &Contender, path: &Path) -> Result<Option<Cmd>> {
         Contender::Nix { bin, .. } => {
             Some(Cmd::new(bin.join("nix")).args(["hash", "path"]).arg(path))
         }
-        Contender::OpenSsl(_) => None,
+        _ => None,
     })
 }
 
 fn work(what: &str, library: Library) -> Result<Cmd> {
     Ok(Cmd::new(std::env::current_exe()?).args(["work", what, library.name()]))
 }
+
+/// Of 512 bytes: 256 KiB at once, as the crates.
+const TAR_BLOCKS: &str = "512";

@@ -5,10 +5,16 @@ mod compare;
 mod contender;
 mod corpus;
 mod daemon;
+mod fresh;
 mod job;
+mod limits;
+mod marks;
 mod measure;
 mod network;
+mod place;
+mod plot;
 mod report;
+mod small;
 mod work;
 
 use std::process::ExitCode;
@@ -23,6 +29,7 @@ enum Cli {
     Compare(compare::Compare),
     Daemon(daemon::Daemon),
     Network(network::Network),
+    Plot(plot::Plot),
     #[command(flatten)]
     Process(Process),
 }
@@ -34,6 +41,8 @@ enum Process {
     Measure(measure::Measure),
     #[command(hide = true, subcommand)]
     Work(work::Work),
+    #[command(hide = true, subcommand)]
+    Limit(limits::Limit),
 }
 
 fn main() -> ExitCode {
@@ -53,7 +62,9 @@ fn run(cli: Cli) -> Result<bool> {
         Cli::Compare(compare) => compare.run(),
         Cli::Daemon(daemon) => daemon.run(),
         Cli::Network(network) => network.run(),
+        Cli::Plot(plot) => plot.run().map(|()| true),
         Cli::Process(Process::Measure(measure)) => measure.run().map(|()| true),
         Cli::Process(Process::Work(work)) => work.run().map(|()| true),
+        Cli::Process(Process::Limit(limit)) => limit.run().map(|()| true),
     }
 }

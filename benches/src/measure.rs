@@ -26,6 +26,17 @@ pub struct Sample {
     pub peak: u64,
 }
 
+impl Sample {
+    /// Of one thread of this process: all of the time is its own, memory is not counted.
+    pub fn of_time(seconds: f64) -> Self {
+        Self {
+            seconds,
+            cpu: seconds,
+            peak: 0,
+        }
+    }
+}
+
 /// A command to measure. Standard output goes to /dev/null unless [`run`] is told otherwise.
 #[derive(Debug)]
 pub struct Cmd {

@@ -1,23 +1,25 @@
-//! `tk-bench network`: caches on a real nginx and a real S3 service, asked, filled and read by us, by real Nix and, where
-//! it can, by curl, in turn.
+//! `tk-bench network`: caches in folders, on a real nginx and on a real S3 service, asked, filled and read by us, by real
+//! Nix and, where it can, by curl, in turn.
 //!
 //! Each turn has a server of its own that starts empty, or holds what is asked for.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
 use tk_nar::fs::remove_tree;
 
 use crate::closures::{Closures, Sizes};
 use crate::contender::{self, Contender};
-use crate::measure::{Sample, Surroundings, sample};
-use crate::report::{Contest, Report, Row, Skip};
+use crate::fresh::Fresh;
+use crate::measure::{self, Sample, Surroundings, sample};
+use crate::report::{Contest, NO_SPACE, Outputs, Report, Role, Row, Skip};
 
 /// Ask, fill and read caches on real servers, with ours, with real Nix and with curl in turn.
-#[derive(clap::Args)]
+#[derive(clap::Parser)]
 pub struct Network {
     /// Which jobs, by parts of their names [default: all]
     #[arg(long, value_delimiter = ',', value_name = "PART")]
@@ -31,15 +33,10 @@ pub struct Network {
     /// The share of the full size, for a quick try
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// Write all figures to FILE too
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Where closures are kept and caches are filled [default: target/bench-network]
-    #[arg(long, value_name = "DIR")]
-    work: Option<PathBuf>,
-    /// Our program, a release build [default: beside this one]
-    #[arg(long, value_name = "PATH")]
-    tk_store: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
+    place: crate::place::Place,
 }
 
 /// One thing to do, somewhere.
@@ -67,6 +64,7 @@ enum What {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
+    Folder,
     Nginx,
     NginxTls,
     Ceph,
@@ -88,7 +86,13 @@ const fn job(
     }
 }
 
-const JOBS: [Job; 15] = [
+const JOBS: [Job; 23] = [
+    job("push folder none", What::Push, Place::Folder, 0, "none"),
+    job("push folder zstd", What::Push, Place::Folder, 0, "zstd"),
+    job("push folder xz", What::Push, Place::Folder, 0, "xz"),
+    job("pull folder none", What::Pull, Place::Folder, 0, "none"),
+    job("pull folder zstd", What::Pull, Place::Folder, 0, "zstd"),
+    job("pull folder xz", What::Pull, Place::Folder, 0, "xz"),
     job("check http", What::Check, Place::Nginx, 0, "zstd"),
     job(
         "check https 40 ms",
@@ -108,6 +112,8 @@ const JOBS: [Job; 15] = [
     job("push http 40 ms zstd", What::Push, Place::Nginx, 40, "zstd"),
     job("push http xz", What::Push, Place::Nginx, 0, "xz"),
     job("push http 40 ms xz", What::Push, Place::Nginx, 40, "xz"),
+    job("push http none", What::Push, Place::Nginx, 0, "none"),
+    job("push s3 none", What::Push, Place::Ceph, 0, "none"),
     job("push s3 zstd", What::Push, Place::Ceph, 0, "zstd"),
     job("push s3 40 ms zstd", What::Push, Place::Ceph, 40, "zstd"),
     job("push s3 xz", What::Push, Place::Ceph, 0, "xz"),
@@ -119,51 +125,61 @@ const JOBS: [Job; 15] = [
 ];
 
 impl Network {
+    /// All jobs, as [`compare`](crate::compare) runs them.
+    pub fn whole(rounds: u16, scale: f64) -> Self {
+        let defaults = Network::parse_from([""]);
+        Network {
+            rounds,
+            scale,
+            ..defaults
+        }
+    }
+
     /// False if something of ours failed.
     pub fn run(self) -> Result<bool> {
-        let exe = std::env::current_exe()?;
-        let target = exe.parent().and_then(Path::parent);
-        let target = target.context("where is this program?")?;
-        let dir = self.work.clone();
-        let dir = dir.unwrap_or_else(|| target.join("bench-network"));
-        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let tk_store = self.tk_store.clone();
-        let tk_store = tk_store.unwrap_or_else(|| exe.with_file_name("tk-store"));
-        let (found, absent) = contender::find(&tk_store);
+        let (dir, tk_store) = self.place.find("bench-network")?;
+        let mut report = Report::new(self.scale);
+        let (_, absent) = contender::find(&tk_store);
+        report.skip_absent(absent, &["tk-store", "nix"]);
+        self.contests(&dir, &tk_store, &mut report)?;
+        report.publish(&self.outputs)?;
+        Ok(!report.ours_failed)
+    }
+
+    /// The jobs, in a folder; their results go to `report`.
+    pub fn contests(&self, dir: &Path, tk_store: &Path, report: &mut Report) -> Result<()> {
         let prefix = format!("{}.", self.nix);
         let takes_part = |who: &Contender| match who {
             Contender::TkStore(_) => true,
             Contender::Nix { version, .. } => version.starts_with(&prefix),
             _ => false,
         };
-        let mut entrants: Vec<_> = found
-            .into_iter()
-            .filter(takes_part)
-            .map(Rival::Of)
-            .collect();
-        entrants.push(Rival::Curl);
-        let mut report = Report::new(self.scale);
-        let absent = absent.into_iter().filter(|(name, _)| *name != "openssl");
-        let skip = |(who, why)| Skip::new(who, "all", why);
-        report.skips.extend(absent.map(skip));
-        let mut bench = Bench::prepare(&self, dir.canonicalize()?, tk_store)?;
+        let (found, _) = contender::find(tk_store);
+        let found = found.into_iter().filter(takes_part).map(Rival::Of);
+        let entrants: Vec<_> = found.chain([Rival::Curl]).collect();
+        let mut bench = Bench::prepare(self, dir.to_owned(), tk_store.to_owned())?;
         for job in JOBS {
-            let wanted = |part: &String| job.name.contains(part.as_str());
-            if self.jobs.is_empty() || self.jobs.iter().any(wanted) {
-                bench.contest(job, &entrants, self.rounds, &mut report);
+            if self.wants(&job) {
+                bench.contest(job, &entrants, self.rounds, report)?;
             }
         }
-        bench.clear()?;
-        print!("{report}");
-        if let Some(file) = &self.json {
-            let out = File::create(file).with_context(|| format!("making {}", file.display()))?;
-            serde_json::to_writer_pretty(out, &report.to_json())?;
-        }
-        Ok(!report.ours_failed)
+        Ok(())
+    }
+
+    fn wants(&self, job: &Job) -> bool {
+        let wanted = |part: &String| job.name.contains(part.as_str());
+        self.jobs.is_empty() || self.jobs.iter().any(wanted)
     }
 }
 
+/// The names of the jobs.
+#[cfg(test)]
+pub fn names() -> impl Iterator<Item = &'static str> {
+    JOBS.iter().map(|job| job.name)
+}
+
 /// Who takes part.
+#[derive(Debug, Clone)]
 enum Rival {
     Of(Contender),
     Curl,
@@ -177,8 +193,11 @@ impl Rival {
         }
     }
 
-    fn is_ours(&self) -> bool {
-        matches!(self, Rival::Of(who) if who.is_ours())
+    fn role(&self) -> Role {
+        match self {
+            Rival::Of(who) => who.role(),
+            Rival::Curl => Role::Yardstick,
+        }
     }
 
     fn can(&self, job: Job) -> bool {
@@ -187,19 +206,21 @@ impl Rival {
 }
 
 struct Bench {
-    dir: PathBuf,
     servers: PathBuf,
     tk_store: PathBuf,
     closures: Closures,
     port: u16,
-    used: u32,
+    fresh: Fresh,
 }
 
 impl Bench {
     fn prepare(options: &Network, dir: PathBuf, tk_store: PathBuf) -> Result<Self> {
         let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/servers");
-        let installed = Command::new(servers.join("install")).status()?;
-        ensure!(installed.success(), "tests/servers/install: {installed}");
+        let served = |job: &Job| job.place != Place::Folder && options.wants(job);
+        if JOBS.iter().any(served) {
+            let installed = Command::new(servers.join("install")).status()?;
+            ensure!(installed.success(), "tests/servers/install: {installed}");
+        }
         let sizes = Sizes {
             small: scaled(2000, options.scale),
             chain: 2,
@@ -212,87 +233,85 @@ impl Bench {
             tk_store,
             closures,
             port: 21000 + (std::process::id() % 8000) as u16,
-            used: 0,
-            dir,
+            fresh: Fresh::new(dir.join("fresh")),
         };
         bench.fill()?;
         Ok(bench)
     }
 
-    /// The caches in folders that nginx serves.
+    /// The caches in folders that are read, by nginx too.
     fn fill(&self) -> Result<()> {
-        let every_second: Vec<_> = self.closures.small.iter().step_by(2).collect();
-        for (name, paths) in [
-            ("small", every_second),
-            ("large", self.closures.large.iter().collect()),
-        ] {
-            let cache = self.served(name).join("c");
-            if cache.join("nix-cache-info").exists() {
-                continue;
-            }
-            let uri = format!(
-                "file://{}?compression=zstd&compression-level=3",
-                cache.display()
-            );
-            let copy = Command::new(&self.tk_store)
-                .args(["copy", "--quiet", "--no-closure"])
-                .args(["--from", &self.closures.store, "--to", &uri])
-                .args(paths)
-                .stdout(Stdio::null())
-                .status()?;
-            ensure!(copy.success(), "filling {uri}: {copy}");
+        let (closures, tk_store) = (&self.closures, &self.tk_store);
+        let every_second = closures.small.iter().step_by(2);
+        let small = self.served("small").join("c");
+        closures.fill_cache_with(tk_store, &small, "zstd", every_second)?;
+        for compression in ["none", "zstd", "xz"] {
+            closures.fill_cache(tk_store, &self.large(compression).join("c"), compression)?;
         }
         Ok(())
     }
 
-    fn contest(&mut self, job: Job, entrants: &[Rival], rounds: u16, report: &mut Report) {
-        let entrants: Vec<_> = entrants.iter().filter(|who| who.can(job)).collect();
-        let mut rows: Vec<_> = entrants
-            .iter()
-            .map(|who| Row::named(who.name(), who.is_ours()))
-            .collect();
-        eprint!("{}: warm-up", job.name);
-        for round in 0..=usize::from(rounds) {
-            if round > 0 {
-                eprint!(", {round}");
-            }
-            for i in (0..entrants.len()).map(|i| (i + round) % entrants.len()) {
-                match self.turn(job, entrants[i]) {
-                    Ok(sample) if round > 0 => rows[i].samples.push(sample),
-                    Ok(_) => (),
-                    Err(error) => {
-                        report.ours_failed |= entrants[i].is_ours();
-                        let why = format!("{error:#}");
-                        report
-                            .skips
-                            .push(Skip::new(entrants[i].name(), job.name, why));
-                    }
-                }
-            }
+    fn contest(
+        &mut self,
+        job: Job,
+        entrants: &[Rival],
+        rounds: u16,
+        report: &mut Report,
+    ) -> Result<()> {
+        let able = entrants.iter().filter(|who| who.can(job)).cloned();
+        let mut entrants: Vec<_> = able.collect();
+        if matches!(job.what, What::Push | What::Pull) {
+            let (packs, wire) = (job.what == What::Push, job.place != Place::Folder);
+            let plain = self.large("none").join("c");
+            let limits = self.closures.limits(&plain, job.compression, packs, wire)?;
+            entrants.extend(
+                limits
+                    .into_iter()
+                    .map(|limit| Rival::Of(Contender::Limit(limit))),
+            );
         }
-        eprintln!();
-        report.contests.push(Contest {
+        let stays = job.what == What::Pull;
+        let turns = if stays { entrants.len() } else { 1 };
+        let bytes = turns as u64 * self.closures.disk(job.compression);
+        let Some(rounds) = self.fresh.rounds_that_fit(rounds, bytes, stays)? else {
+            report
+                .skips
+                .push(Skip::new("everybody", job.name, NO_SPACE));
+            return Ok(());
+        };
+        let rows = entrants
+            .iter()
+            .map(|who| Row::named(who.name(), who.role()));
+        let contest = Contest {
             job: job.name,
-            corpus: "",
+            corpus: String::new(),
+            bytes: None,
             rounds,
-            rows,
-        });
+            rows: rows.collect(),
+        };
+        report.hold(contest, |i, _| self.turn(job, &entrants[i]));
+        Ok(())
     }
 
     fn turn(&mut self, job: Job, who: &Rival) -> Result<Sample> {
-        self.used += 1;
-        let fresh = self.fresh(self.used);
+        let fresh = self.fresh.next()?;
         fs::create_dir_all(&fresh)?;
-        rustix::fs::syncfs(File::open(&self.dir)?)?;
+        self.fresh.settle(self.closures.disk(job.compression))?;
+        let around = Surroundings::new(fresh.join("home"))?;
+        if let Rival::Of(Contender::Limit(limit)) = who {
+            let cmd = limit.filling(&fresh.join("filled")).cmd()?;
+            let sample = measure::run(&cmd, &around, Path::new("/dev/null"))?;
+            remove_tree(&fresh)?;
+            return Ok(sample);
+        }
         let root = match job.what {
             What::Check | What::CheckAgain => self.served("small"),
-            What::Pull if job.place != Place::Ceph => self.served("large"),
+            What::Pull if job.place != Place::Ceph => self.large(job.compression),
             _ => fresh.join("served"),
         };
         fs::create_dir_all(&root)?;
         self.port = 21000 + (self.port - 21000 + 8) % 8000;
         let server = Server::start(&self.servers, job, &root, self.port)?;
-        let around = Surroundings::new(fresh.join("home"))?;
         if job.place == Place::Ceph && job.what == What::Pull {
             let mut fill = Command::new(&self.tk_store);
             fill.args([
@@ -316,6 +335,11 @@ impl Bench {
             let made = made.filter(|e| e.path().extension().is_some_and(|x| x == "narinfo"));
             let (made, wanted) = (made.count(), self.paths(job).len());
             ensure!(made == wanted, "{made} of {wanted} paths were pushed");
+        }
+        drop(server);
+        if job.what != What::Pull {
+            // Caches have few files.
+            remove_tree(&fresh)?;
         }
         Ok(sample)
     }
@@ -357,7 +381,7 @@ impl Bench {
         fresh: &Path,
         command: &mut Command,
     ) -> Result<()> {
-        let ours = who.is_ours();
+        let ours = who.role() == Role::Ours;
         let cache = &server.cache;
         let mark = if cache.contains('?') { '&' } else { '?' };
         let (compression, store) = (job.compression, &self.closures.store);
@@ -409,22 +433,11 @@ impl Bench {
     }
 
     fn paths(&self, job: Job) -> &[String] {
-        let all = &self.closures.large;
-        match job.compression {
-            "xz" => &all[..(all.len() / 10).max(2)],
-            _ => all,
-        }
+        self.closures.copied(job.compression)
     }
 
-    fn clear(&self) -> Result<()> {
-        for n in 1..=self.used {
-            remove_tree(&self.fresh(n))?;
-        }
-        Ok(())
-    }
-
-    fn fresh(&self, n: u32) -> PathBuf {
-        self.dir.join(format!("fresh-{}-{n}", std::process::id()))
+    fn large(&self, compression: &str) -> PathBuf {
+        self.served(&format!("large-{compression}"))
     }
 
     fn served(&self, name: &str) -> PathBuf {
@@ -447,6 +460,13 @@ struct Server {
 
 impl Server {
     fn start(scripts: &Path, job: Job, root: &Path, port: u16) -> Result<Server> {
+        if job.place == Place::Folder {
+            return Ok(Server {
+                children: Vec::new(),
+                cache: format!("file://{}", root.join("c").display()),
+                env: Vec::new(),
+            });
+        }
         let name = match job.place {
             Place::Ceph => "with-ceph",
             _ => "with-nginx",
@@ -514,10 +534,12 @@ impl Server {
             self.given("AWS_ACCESS_KEY_ID")?,
             self.given("AWS_SECRET_ACCESS_KEY")?
         );
+        // The service makes its pools when the first object comes, which takes it 2 s: nobody's time.
+        const FIRST: (&str, &str) = ("bench/first-object", "x");
         // Some builds of Nix cannot log in to S3: everybody may write.
         let policy = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":"*","Action":"s3:*",
             "Resource":["arn:aws:s3:::bench","arn:aws:s3:::bench/*"]}]}"#;
-        for (what, body) in [("bench", ""), ("bench?policy=", policy)] {
+        for (what, body) in [("bench", ""), ("bench?policy=", policy), FIRST] {
             let made = Command::new("curl")
                 .args([
                     "--fail-with-body",

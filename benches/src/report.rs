@@ -2,15 +2,19 @@
 
 use std::fmt;
 use std::fs;
+use std::path::PathBuf;
 
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::contender::Contender;
 use crate::corpus::Corpus;
+use crate::marks;
 use crate::measure::Sample;
+use crate::plot;
 
 /// All of a run.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Report {
     pub scale: f64,
     /// Of the last minute when the run began, by the kernel's count.
@@ -26,7 +30,10 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Contest {
     pub job: &'static str,
-    pub corpus: &'static str,
+    /// What it is done on; empty where the name of the job says it.
+    pub corpus: String,
+    /// What is worked on, where throughput means something.
+    pub bytes: Option<u64>,
     pub rounds: u16,
     pub rows: Vec<Row>,
 }
@@ -35,9 +42,43 @@ pub struct Contest {
 #[derive(Debug)]
 pub struct Row {
     pub name: String,
-    pub ours: bool,
+    pub role: Role,
     pub program: bool,
     pub samples: Vec<Sample>,
+}
+
+/// What a row is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// This project.
+    Ours,
+    /// Does the same job.
+    Rival,
+    /// Does something like it that everybody knows: tar, cp, openssl.
+    Yardstick,
+    /// A part of the job that nobody can leave out, and nothing else: no contender should be faster.
+    Limit,
+}
+
+impl Role {
+    /// As in the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Ours => "ours",
+            Role::Rival => "rival",
+            Role::Yardstick => "yardstick",
+            Role::Limit => "limit",
+        }
+    }
+
+    fn mark(self) -> char {
+        match self {
+            Role::Ours => '*',
+            Role::Rival => ' ',
+            Role::Yardstick => '-',
+            Role::Limit => '=',
+        }
+    }
 }
 
 /// What was not measured.
@@ -61,24 +102,35 @@ impl Skip {
 impl Row {
     pub fn new(who: &Contender) -> Self {
         Self {
-            name: who.name(),
-            ours: who.is_ours(),
             program: who.is_program(),
-            samples: Vec::new(),
+            ..Self::named(who.name(), who.role())
         }
     }
 
     /// A program that is no [`Contender`].
-    pub fn named(name: String, ours: bool) -> Self {
+    pub fn named(name: impl Into<String>, role: Role) -> Self {
         Self {
-            name,
-            ours,
+            name: name.into(),
+            role,
             program: true,
             samples: Vec::new(),
         }
     }
 
-    fn seconds(&self) -> f64 {
+    /// A crate that is measured in this process.
+    pub fn of_crate(name: impl Into<String>, role: Role) -> Self {
+        Self {
+            program: false,
+            ..Self::named(name, role)
+        }
+    }
+
+    pub fn is_ours(&self) -> bool {
+        self.role == Role::Ours
+    }
+
+    /// The median; NaN if nothing was measured.
+    pub fn seconds(&self) -> f64 {
         median(self.samples.iter().map(|s| s.seconds))
     }
 
@@ -86,7 +138,8 @@ impl Row {
         median(self.samples.iter().map(|s| s.cpu))
     }
 
-    fn peak(&self) -> u64 {
+    /// Bytes, of the worst round.
+    pub fn peak(&self) -> u64 {
         self.samples.iter().map(|s| s.peak).max().unwrap_or(0)
     }
 }
@@ -94,10 +147,19 @@ impl Row {
 impl Contest {
     /// Ours to which `row` is compared: the program for programs, the crate for crates, or what there is.
     fn reference(&self, row: &Row) -> Option<&Row> {
-        let ours = || self.rows.iter().filter(|row| row.ours);
+        let ours = || self.rows.iter().filter(|row| row.is_ours());
         ours()
             .find(|ours| ours.program == row.program)
             .or_else(|| ours().next())
+    }
+
+    /// The slowest of the limits: each of them has to be done.
+    fn limit(&self) -> Option<f64> {
+        let limits = self.rows.iter().filter(|row| row.role == Role::Limit);
+        limits
+            .map(Row::seconds)
+            .filter(|seconds| seconds.is_finite())
+            .max_by(f64::total_cmp)
     }
 }
 
@@ -115,7 +177,75 @@ impl Report {
         }
     }
 
-    /// Times in seconds, memory in bytes. More keys may be added.
+    /// Notes who is not there, of those whom it concerns.
+    pub fn skip_absent(&mut self, absent: Vec<(&str, String)>, whom: &[&str]) {
+        let concerned = absent.into_iter().filter(|(who, _)| whom.contains(who));
+        self.skips
+            .extend(concerned.map(|(who, why)| Skip::new(who, "all", why)));
+    }
+
+    /// Has the rows of `contest` take turns, once to warm up and then as often as there are rounds, and keeps their samples.
+    ///
+    /// `turn` gets the place of a row and whether it is the warm-up. Who fails is out, and named under what was skipped.
+    pub fn hold(
+        &mut self,
+        mut contest: Contest,
+        mut turn: impl FnMut(usize, bool) -> Result<Sample>,
+    ) {
+        let title = title(contest.job, &contest.corpus);
+        let mut active: Vec<_> = (0..contest.rows.len()).collect();
+        eprint!("{title}: warm-up");
+        for round in 0..=usize::from(contest.rounds) {
+            if round > 0 {
+                eprint!(", {round}");
+            }
+            // Each round begins with another one, so that nobody always comes after the same one.
+            let count = active.len();
+            let order: Vec<_> = (0..count).map(|i| active[(i + round) % count]).collect();
+            for i in order {
+                let row = &mut contest.rows[i];
+                match turn(i, round == 0) {
+                    Ok(sample) if round > 0 => row.samples.push(sample),
+                    Ok(_) => (),
+                    Err(error) => {
+                        eprint!(" [{} failed]", row.name);
+                        self.ours_failed |= row.is_ours();
+                        self.skips
+                            .push(Skip::new(&row.name, &title, format!("{error:#}")));
+                        active.retain(|other| *other != i);
+                    }
+                }
+            }
+        }
+        eprintln!();
+        let mut i = 0..;
+        contest
+            .rows
+            .retain(|_| i.next().is_some_and(|i| active.contains(&i)));
+        self.contests.push(contest);
+    }
+
+    /// The contest of that job.
+    pub fn contest(&self, job: &str, corpus: &str) -> Option<&Contest> {
+        let named = |contest: &&Contest| contest.job == job && contest.corpus == corpus;
+        self.contests.iter().find(named)
+    }
+
+    /// Prints the tables, and writes JSON and the picture where that is asked for.
+    pub fn publish(&self, outputs: &Outputs) -> Result<()> {
+        print!("{self}");
+        let value = self.to_json();
+        if let Some(file) = &outputs.json {
+            let text = format!("{value:#}\n");
+            fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+        }
+        match &outputs.svg {
+            Some(file) => plot::write(&value, file),
+            None => Ok(()),
+        }
+    }
+
+    /// Described in README.md: times in seconds, memory in bytes. More keys may be added.
     pub fn to_json(&self) -> Value {
         let corpora = self.corpora.iter().map(|corpus| {
             json!({
@@ -131,12 +261,17 @@ impl Report {
             .contests
             .iter()
             .flat_map(|contest| contest.rows.iter().map(|row| result(contest, row)));
+        let marks = marks::judge(self)
+            .into_iter()
+            .map(|judged| judged.to_json());
         json!({
+            "schema": SCHEMA,
             "scale": self.scale,
             "cores": self.cores,
             "loadAtStart": self.load,
             "corpora": corpora.collect::<Vec<_>>(),
             "results": results.collect::<Vec<_>>(),
+            "marks": marks.collect::<Vec<_>>(),
             "skipped": skips.collect::<Vec<_>>(),
         })
     }
@@ -148,12 +283,15 @@ fn result(contest: &Contest, row: &Row) -> Value {
     json!({
         "job": contest.job,
         "corpus": contest.corpus,
+        "bytes": contest.bytes,
         "contender": row.name,
-        "ours": row.ours,
+        "role": row.role.name(),
+        "ours": row.is_ours(),
         "rounds": contest.rounds,
         "median": row.seconds(),
         "comparedWith": reference.map(|ours| &ours.name),
         "oursByIt": reference.map(|ours| ours.seconds() / row.seconds()),
+        "itByLimit": contest.limit().map(|limit| row.seconds() / limit),
         "cpu": row.cpu(),
         "peak": row.peak(),
         "eachSeconds": each(|s| s.seconds),
@@ -178,6 +316,7 @@ impl fmt::Display for Report {
         for contest in &self.contests {
             write!(f, "\n{contest}")?;
         }
+        marks::table(&marks::judge(self), f)?;
         if !self.skips.is_empty() {
             writeln!(f, "\nskipped")?;
         }
@@ -190,39 +329,84 @@ impl fmt::Display for Report {
 
 impl fmt::Display for Contest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} {}, {} rounds", self.job, self.corpus, self.rounds)?;
+        writeln!(
+            f,
+            "{}, {} rounds",
+            title(self.job, &self.corpus),
+            self.rounds
+        )?;
+        let (unit, scale) = self.unit();
+        let (median, cpu) = (format!("median {unit}"), format!("CPU {unit}"));
         let heads = [
-            "median s", "lowest", "highest", "it/ours", "ours/it", "CPU s", "peak MiB",
+            &median, "lowest", "highest", "it/ours", "ours/it", "it/limit", &cpu, "peak MiB",
         ];
-        write!(f, "  {:14}", "")?;
+        write!(f, "  {:22}", "")?;
         for head in heads {
             write!(f, "{head:>10}")?;
         }
         writeln!(f)?;
         for row in &self.rows {
-            let seconds = || row.samples.iter().map(|s| s.seconds);
-            let (lowest, highest) = (
-                seconds().fold(f64::MAX, f64::min),
-                seconds().fold(0.0, f64::max),
-            );
+            let seconds = || row.samples.iter().map(|s| s.seconds * scale);
+            let lowest = seconds().fold(f64::INFINITY, f64::min);
+            let highest = seconds().fold(0.0, f64::max);
             let ours = self.reference(row).map_or(f64::NAN, Row::seconds);
-            let (it, cpu, peak) = (
-                row.seconds(),
-                row.cpu(),
-                row.peak() as f64 / (1 << 20) as f64,
-            );
-            writeln!(
+            let (it, cpu) = (row.seconds(), row.cpu() * scale);
+            write!(
                 f,
-                "{} {:14}{it:10.3}{lowest:10.3}{highest:10.3}{:10.2}{:10.2}{cpu:10.3}{peak:10.1}",
-                if row.ours { '*' } else { ' ' },
+                "{} {:22}{:10.3}{lowest:10.3}{highest:10.3}{:10.2}{:10.2}",
+                row.role.mark(),
                 row.name,
+                it * scale,
                 it / ours,
                 ours / it,
             )?;
+            match self.limit() {
+                Some(limit) => write!(f, "{:10.2}", it / limit)?,
+                None => write!(f, "{:>10}", "")?,
+            }
+            let peak = row.peak() as f64 / (1 << 20) as f64;
+            writeln!(f, "{cpu:10.3}{peak:10.1}")?;
         }
         Ok(())
     }
 }
+
+impl Contest {
+    /// The unit in which its times are easily read, and how many of it make a second.
+    fn unit(&self) -> (&'static str, f64) {
+        let times = self
+            .rows
+            .iter()
+            .map(Row::seconds)
+            .filter(|time| time.is_finite());
+        match times.fold(0.0, f64::max) {
+            time if time < 2e-6 => ("ns", 1e9),
+            time if time < 2e-3 => ("µs", 1e6),
+            _ => ("s", 1.0),
+        }
+    }
+}
+
+/// The name of a contest for people.
+pub fn title(job: &str, corpus: &str) -> String {
+    format!("{job} {corpus}").trim_end().to_owned()
+}
+
+/// Where the figures go beside the terminal.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Outputs {
+    /// Write all figures to FILE too
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Draw them to FILE too
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+/// Why a contest does not begin.
+pub const NO_SPACE: &str = "the disk has not enough space";
+/// Of the JSON; counts up when a key changes its meaning or goes.
+const SCHEMA: u32 = 1;
 
 /// The middle value, or the mean of the two in the middle; NaN of nothing.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -239,17 +423,16 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 mod tests {
     use super::*;
 
-    fn row(name: &str, ours: bool, program: bool, seconds: &[f64]) -> Row {
+    fn row(name: &str, role: Role, program: bool, seconds: &[f64]) -> Row {
         let sample = |seconds: &f64| Sample {
             seconds: *seconds,
             cpu: 0.5,
             peak: 3 << 20,
         };
         Row {
-            name: name.into(),
-            ours,
             program,
             samples: seconds.iter().map(sample).collect(),
+            ..Row::named(name, role)
         }
     }
 
@@ -265,13 +448,14 @@ mod tests {
     fn programs_are_compared_with_our_program_and_crates_with_our_crate() {
         let contest = Contest {
             job: "hash",
-            corpus: "many",
+            corpus: "many".into(),
+            bytes: None,
             rounds: 1,
             rows: vec![
-                row("tk-nar", true, false, &[1.0]),
-                row("tk-store", true, true, &[2.0]),
-                row("nix", false, true, &[8.0]),
-                row("nix-archive", false, false, &[3.0]),
+                row("tk-nar", Role::Ours, false, &[1.0]),
+                row("tk-store", Role::Ours, true, &[2.0]),
+                row("nix", Role::Rival, true, &[8.0]),
+                row("nix-archive", Role::Rival, false, &[3.0]),
             ],
         };
         let ratio = |i: usize| result(&contest, &contest.rows[i])["oursByIt"].as_f64();
@@ -281,5 +465,64 @@ mod tests {
         );
         let text = contest.to_string();
         assert!(text.contains("4.00"), "{text}");
+    }
+
+    #[test]
+    fn the_slowest_limit_counts() {
+        let contest = Contest {
+            job: "push",
+            corpus: String::new(),
+            bytes: None,
+            rounds: 1,
+            rows: vec![
+                row("tk-store", Role::Ours, true, &[2.0]),
+                row("limit: SHA-256", Role::Limit, true, &[0.5]),
+                row("limit: zstd", Role::Limit, true, &[1.6]),
+            ],
+        };
+        assert_eq!(result(&contest, &contest.rows[0])["itByLimit"], 1.25);
+    }
+
+    #[test]
+    fn short_times_are_shown_in_short_units() {
+        let contest = |seconds| Contest {
+            job: "parse",
+            corpus: String::new(),
+            bytes: None,
+            rounds: 1,
+            rows: vec![row("tk-path", Role::Ours, false, &[seconds])],
+        };
+        let shown = |seconds| contest(seconds).unit().0;
+        assert_eq!([shown(4e-8), shown(2e-5), shown(0.02)], ["ns", "µs", "s"]);
+    }
+
+    #[test]
+    fn turns_are_taken_and_who_fails_is_out() {
+        let names = ["tk-store", "nix", "tar"];
+        let contest = Contest {
+            job: "dump",
+            corpus: "many".into(),
+            bytes: None,
+            rounds: 2,
+            rows: names.map(|name| Row::named(name, Role::Rival)).into(),
+        };
+        let (mut report, mut order) = (Report::new(1.0), Vec::new());
+        report.hold(contest, |i, warm_up| {
+            order.push((i, warm_up));
+            anyhow::ensure!(order.len() != 5, "out of luck");
+            Ok(Sample::of_time(order.len() as f64))
+        });
+        let whom = order.iter().map(|(i, _)| *i);
+        assert_eq!(whom.collect::<Vec<_>>(), [0, 1, 2, 1, 2, 0, 0, 1]);
+        assert!(order.iter().take(3).all(|(_, warm_up)| *warm_up));
+        let rows = &report.contest("dump", "many").unwrap().rows;
+        let left: Vec<_> = rows
+            .iter()
+            .map(|row| (&row.name[..], row.samples.len()))
+            .collect();
+        assert_eq!(left, [("tk-store", 2), ("nix", 2)]);
+        let skip = &report.skips[0];
+        assert_eq!((&skip.who[..], &skip.why[..]), ("tar", "out of luck"));
+        assert!(!report.ours_failed);
     }
 }
