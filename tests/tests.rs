@@ -5,6 +5,7 @@
 
 mod cli;
 mod daemon;
+mod differential;
 mod driver;
 mod driver_remote;
 mod driver_repro;

@@ -1,14 +1,16 @@
 //! NARs of trees: ours against `nix-store --dump`, `--restore` and `nix hash path`.
 
-use crate::support::{Rig, VERSIONS, quick, rig, skip, test_name};
+use crate::support::{
+    Rig, VERSIONS, quick, rig, skip, test_name,
+    trees::{packed, snapshot},
+};
 use std::{
-    collections::BTreeMap,
     ffi::OsStr,
     fs::{self, File, Permissions},
     io,
     os::unix::{
         ffi::OsStrExt,
-        fs::{MetadataExt, PermissionsExt, symlink},
+        fs::{PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
     process::Stdio,
@@ -75,8 +77,8 @@ fn unpack_is_the_restore_of_nix() {
             let theirs = temp.path().join(format!("{i}.{}", rig.version));
             restore(&rig, &file, &theirs);
             assert_eq!(
-                tree(&ours),
-                tree(&theirs),
+                snapshot(&ours),
+                snapshot(&theirs),
                 "{} of {}",
                 path.display(),
                 rig.version
@@ -92,37 +94,6 @@ fn restore(rig: &Rig, nar: &Path, dest: &Path) {
         .arg(dest)
         .stdin(File::open(nar).expect("readable"));
     assert!(command.status().expect("nix starts").success());
-}
-
-fn packed(path: &Path) -> Vec<u8> {
-    let mut nar = Vec::new();
-    dump(path, &DumpOptions::default(), &mut nar).expect("readable");
-    nar
-}
-
-/// What a tree is: by path, the mode and either the contents or the target.
-fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
-    fn visit(root: &Path, path: &Path, found: &mut BTreeMap<PathBuf, (u32, Vec<u8>)>) {
-        let meta = path.symlink_metadata().expect("readable");
-        let value = match () {
-            () if meta.is_symlink() => fs::read_link(path)
-                .expect("a link")
-                .into_os_string()
-                .into_encoded_bytes(),
-            () if meta.is_dir() => Vec::new(),
-            () => fs::read(path).expect("readable"),
-        };
-        let name = path.strip_prefix(root).expect("inside").to_owned();
-        found.insert(name, (meta.mode(), value));
-        if meta.is_dir() {
-            for entry in fs::read_dir(path).expect("readable").flatten() {
-                visit(root, &entry.path(), found);
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    visit(root, root, &mut found);
-    found
 }
 
 /// A file, a program, a link, an empty folder, and a tree of odd names and sizes.

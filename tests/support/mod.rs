@@ -4,6 +4,7 @@ pub mod daemon;
 mod rig;
 pub mod servers;
 mod tally;
+pub mod trees;
 mod vectors;
 
 pub use daemon::RigDaemon;

@@ -70,17 +70,24 @@ impl Rig {
     /// # Panics
     /// When it fails, with what it wrote to stderr.
     pub fn run<'a>(&self, program: &str, args: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
-        let mut command = self.command(program);
-        command.args(args);
+        self.try_run(self.command(program).args(args))
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Runs `command`, which [`Rig::command`] made, and gives its stdout; when it fails, what it
+    /// wrote to stderr.
+    pub fn try_run(&self, command: &mut Command) -> Result<Vec<u8>, String> {
         let out = command.output().expect("nix starts");
-        assert!(
-            out.status.success(),
-            "{command:?} of {}: {}\n{}",
+        if out.status.success() {
+            return Ok(out.stdout);
+        }
+        let shown: String = format!("{command:?}").chars().take(SHOWN).collect();
+        Err(format!(
+            "{shown} of {}: {}\n{}",
             self.version,
             out.status,
             String::from_utf8_lossy(&out.stderr)
-        );
-        out.stdout
+        ))
     }
 }
 
@@ -101,6 +108,8 @@ fn folder() -> PathBuf {
     }
 }
 
+/// Characters of a command in a message: it may have hundreds of arguments.
+const SHOWN: usize = 2000;
 const CONFIGURATION: &str = "\
 experimental-features = nix-command flakes ca-derivations
 build-users-group =
