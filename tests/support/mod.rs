@@ -1,6 +1,8 @@
 //! What the tests share: visible skips, tables for the report, golden data, real Nix.
 
 pub mod daemon;
+pub mod machine;
+pub mod made;
 mod rig;
 pub mod servers;
 mod tally;

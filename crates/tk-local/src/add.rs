@@ -27,7 +27,7 @@ use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method, References, StorePath};
 use tk_store::{
     AddItem, AddItems, AddOptions, AddReport, ContentHasher, Error, Existing, NarCheck, NarStream,
-    Result,
+    Result, nar,
 };
 
 /// See [`tk_store::Store::add`].
@@ -71,6 +71,7 @@ pub(crate) async fn add_content(
     let _cancel_on_drop = cancel.on_drop();
     let hasher = ContentHasher::new(method, algorithm)?;
     let (inner, name, references) = (store.inner().clone(), name.to_owned(), references.clone());
+    let (nar, _end_on_drop) = nar::until_dropped(nar);
     let work = move || {
         let place = inner.place(&cancel)?;
         let (hasher, _) = receive(nar, hasher, place.tree(), None, &cancel)?;
@@ -189,6 +190,7 @@ impl Adding<'_> {
         let n = self.next;
         self.next += 1;
         let needed = info.references.iter().filter(|r| !self.open.contains(*r));
+        let (nar, end_on_drop) = nar::until_dropped(nar);
         let request = Request {
             needed: needed.cloned().collect(),
             options: self.options.clone(),
@@ -198,8 +200,11 @@ impl Adding<'_> {
         };
         let inner = self.store.inner().clone();
         let work = blocking("adding to the store", move || request.receive(&inner));
-        self.running
-            .push(work.map(move |outcome| (n, path, outcome)).boxed());
+        let done = work.map(move |outcome| {
+            drop(end_on_drop);
+            (n, path, outcome)
+        });
+        self.running.push(done.boxed());
     }
 
     fn done(&mut self, (n, path, outcome): Done) {

@@ -321,6 +321,9 @@ impl Database {
                        where id = ?";
             let values = params![size, hash, ultimate, sigs, ca, id];
             transaction.prepare_cached(sql)?.execute(values)?;
+            // What it referred to before is not what was signed now. (Nix keeps both.)
+            let sql = "delete from Refs where referrer = ?";
+            transaction.prepare_cached(sql)?.execute([id])?;
             return Ok(id);
         }
         let sql = "insert into ValidPaths \

@@ -23,7 +23,7 @@ use std::{
 use tk_path::StorePath;
 use tk_store::{
     ByteStream, Error, Result,
-    nar::{BlockingNar, produce},
+    nar::{self, BlockingNar, produce},
 };
 
 /// See [`tk_store::Logs::build_log`].
@@ -53,6 +53,7 @@ pub(crate) async fn add(store: &Arc<Inner>, drv: &StorePath, log: ByteStream) ->
     }
     let cancel = Cancel::default();
     let _cancel_on_drop = cancel.on_drop();
+    let (log, _end_on_drop) = nar::until_dropped(log);
     let (inner, drv, log) = (store.clone(), drv.clone(), BlockingNar::new(log));
     let work = move || {
         let [place, ..] = places(&inner.config.log, &drv);

@@ -94,6 +94,8 @@ impl<'a> Unpacking<'a> {
             }
             unpacker.feed(&chunk).map_err(failed)?;
         }
+        // Then it is no fault of the NAR that it ended.
+        self.cancel.check()?;
         unpacker.finish().map_err(failed)
     }
 }

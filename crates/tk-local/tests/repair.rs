@@ -41,6 +41,23 @@ async fn replaces_what_is_damaged_and_what_is_known_of_it() {
     assert_eq!(trees(&store), 4, "what was there is gone");
 }
 
+/// What was signed are the new references: with the old ones beside them no signature would hold.
+#[tokio::test]
+async fn references_are_replaced_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let mut samples = chain(3);
+    add_all(&store, &samples).await;
+    let [first, _, last] = &mut samples[..] else {
+        panic!("three samples");
+    };
+    last.info.references = [first.info.path.clone()].into();
+    let report = replace(&store, [good(last)]).await;
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    let info = store.require_info(&last.info.path).await.unwrap();
+    assert_eq!(info.references, last.info.references);
+}
+
 #[tokio::test]
 async fn what_fails_leaves_what_is_there() {
     let dir = tempfile::tempdir().unwrap();

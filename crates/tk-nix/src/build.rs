@@ -16,7 +16,7 @@ use tk_narinfo::{
 };
 use tk_path::{DerivedPath, OutputsSpec, SingleDerivedPath, StorePath};
 use tk_store::{
-    Abilities, Build, BuildMode,
+    Abilities, Build, BuildMode, StoreExt,
     log::{LogEvent, LogSink, strip_ansi},
 };
 
@@ -310,8 +310,7 @@ impl StoreBuilder {
     }
 
     async fn infos(&self, paths: BTreeSet<StorePath>) -> Result<Vec<PathInfo>> {
-        let asked = futures::stream::iter(paths).boxed();
-        let mut answers = self.store.store.infos(asked);
+        let mut answers = self.store.store.infos_of(paths);
         let mut infos = Vec::new();
         while let Some(answer) = answers.next().await {
             infos.extend(answer?.1);

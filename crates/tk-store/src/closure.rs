@@ -1,6 +1,6 @@
 //! Closures: everything a path refers to, directly or not.
 
-use crate::{Error, Result, Store};
+use crate::{Error, Result, Store, StoreExt, store::unanswered};
 use futures::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use tk_narinfo::PathInfo;
@@ -23,8 +23,7 @@ impl Closure {
         paths: impl IntoIterator<Item = StorePath>,
     ) -> Result<Self> {
         let mut found = Closure::default();
-        let paths: BTreeSet<_> = paths.into_iter().collect();
-        let mut answers = store.infos(stream::iter(paths).boxed());
+        let mut answers = store.infos_of(paths.into_iter().collect());
         while let Some(answer) = answers.next().await {
             match answer? {
                 (path, Some(info)) => drop(found.infos.insert(path, info)),
@@ -119,10 +118,7 @@ pub async fn closure(
     let mut open = asked.len();
     while open > 0 {
         let Some(answer) = answers.next().await else {
-            return Err(Error::Refused {
-                who: store.to_string(),
-                words: format!("{open} questions about paths were left unanswered"),
-            });
+            return Err(unanswered(store, open));
         };
         let (path, info) = answer?;
         open -= 1;
@@ -157,10 +153,10 @@ pub async fn missing_closure(
     let mut wave: BTreeSet<StorePath> = referrers.keys().cloned().collect();
     while !wave.is_empty() {
         let valid = present.valid(&wave).await?;
-        let ask: Vec<_> = wave.difference(&valid).cloned().collect();
+        let ask = &wave - &valid;
         found.extend(valid);
         wave = BTreeSet::new();
-        let mut answers = store.infos(stream::iter(ask).boxed());
+        let mut answers = store.infos_of(ask);
         while let Some(answer) = answers.next().await {
             let (path, info) = answer?;
             let Some(info) = info else {

@@ -331,11 +331,14 @@ impl Plan {
             Ok((info.clone(), nar))
         });
         let items = stream::iter(items.collect::<Vec<_>>()).boxed();
+        let mut done = dst.add(items, &self.add).await?;
+        let all = self.missing.iter().map(|info| info.path.clone());
+        done.account_for(dst.to_string(), all.collect());
         let AddReport {
             added,
             failed,
             written,
-        } = dst.add(items, &self.add).await?;
+        } = done;
         let added: BTreeSet<_> = added.into_iter().collect();
         report.copied = self.missing;
         report.copied.retain(|info| added.contains(&info.path));

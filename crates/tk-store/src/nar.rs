@@ -2,7 +2,10 @@
 
 use crate::{Error, Result};
 use bytes::{Buf, Bytes};
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures::{
+    StreamExt, TryStreamExt,
+    stream::{AbortHandle, BoxStream},
+};
 use std::{future::Future, io, path::PathBuf};
 use tk_nar::fs::{Dump, DumpOptions};
 use tokio::{runtime::Handle, sync::mpsc};
@@ -53,6 +56,23 @@ pub fn produce(
         receive.recv().await.map(|item| (item, receive))
     })
     .boxed()
+}
+
+/// `nar`, which ends when the guard is dropped, however long its source is silent. A thread that
+/// reads it does not wait on when those who want the result have gone.
+pub fn until_dropped(nar: NarStream) -> (NarStream, EndOnDrop) {
+    let (nar, handle) = futures::stream::abortable(nar);
+    (nar.boxed(), EndOnDrop(handle))
+}
+
+/// See [`until_dropped`].
+#[derive(Debug)]
+pub struct EndOnDrop(AbortHandle);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A [`NarStream`] for blocking code: an iterator over its chunks, and a [`Read`](io::Read).

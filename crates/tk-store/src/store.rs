@@ -1,6 +1,9 @@
 use crate::{Error, NarStream, Result};
 use async_trait::async_trait;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{
+    StreamExt, future,
+    stream::{self, BoxStream},
+};
 use std::{
     collections::BTreeSet,
     fmt::{Debug, Display},
@@ -82,6 +85,20 @@ pub struct AddReport {
     pub failed: Vec<(StorePath, Error)>,
     /// Bytes that the store wrote for the NARs, after compression; 0 where it cannot tell.
     pub written: u64,
+}
+
+impl AddReport {
+    /// Fails those of `paths` that `store` said nothing of: whether they are there is not known.
+    pub(crate) fn account_for(&mut self, store: String, paths: BTreeSet<StorePath>) {
+        let failed = self.failed.iter().map(|(path, _)| path);
+        let told: BTreeSet<_> = self.added.iter().chain(failed).cloned().collect();
+        for path in paths.difference(&told) {
+            let words = format!("what became of {path} was left unanswered");
+            let who = store.clone();
+            self.failed
+                .push((path.clone(), Error::Refused { who, words }));
+        }
+    }
 }
 
 /// How [`Store::add`] is to add.
@@ -205,12 +222,29 @@ pub trait AddSignatures: Store {
 /// Conveniences that follow from [`Store`].
 #[async_trait]
 pub trait StoreExt: Store {
+    /// [`Store::infos`] of all `paths`. That there is no answer for some of them is an error, at
+    /// the end: what a store leaves unanswered is not absent.
+    fn infos_of(
+        &self,
+        paths: BTreeSet<StorePath>,
+    ) -> BoxStream<'_, Result<(StorePath, Option<PathInfo>)>> {
+        let mut open = paths.len();
+        let answers = self.infos(stream::iter(paths).boxed());
+        let end = stream::iter([None]);
+        let judge = move |answer: Option<Result<_>>| {
+            open = open.saturating_sub(usize::from(answer.is_some()));
+            let lacking = || (open > 0).then(|| Err(unanswered(self, open)));
+            future::ready(answer.or_else(lacking))
+        };
+        answers.map(Some).chain(end).filter_map(judge).boxed()
+    }
+
     /// Metadata of one path; `None` if absent.
     async fn info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
-        let one = futures::stream::iter([path.clone()]).boxed();
-        match self.infos(one).next().await {
+        let mut answers = self.infos_of(BTreeSet::from([path.clone()]));
+        match answers.next().await {
             Some(answer) => Ok(answer?.1),
-            None => Ok(None),
+            None => Err(unanswered(self, 1)),
         }
     }
 
@@ -224,8 +258,11 @@ pub trait StoreExt: Store {
 
     /// Adds one path, or says why not.
     async fn add_one(&self, info: PathInfo, nar: NarStream, options: &AddOptions) -> Result<()> {
-        let items = futures::stream::iter([Ok((info, nar))]).boxed();
-        match self.add(items, options).await?.failed.pop() {
+        let path = BTreeSet::from([info.path.clone()]);
+        let items = stream::iter([Ok((info, nar))]).boxed();
+        let mut report = self.add(items, options).await?;
+        report.account_for(self.to_string(), path);
+        match report.failed.pop() {
             Some((_, error)) => Err(error),
             None => Ok(()),
         }
@@ -233,3 +270,11 @@ pub trait StoreExt: Store {
 }
 
 impl<S: Store + ?Sized> StoreExt for S {}
+
+/// The error for questions that `store` ended without answering.
+pub(crate) fn unanswered(store: &(impl Display + ?Sized), open: usize) -> Error {
+    Error::Refused {
+        who: store.to_string(),
+        words: format!("{open} questions about paths were left unanswered"),
+    }
+}

@@ -1,4 +1,7 @@
-use crate::{ContentHasher, Error, Result, Store, nar::BlockingNar};
+use crate::{
+    ContentHasher, Error, Result, Store,
+    nar::{self, BlockingNar},
+};
 use tk_nar::Validator;
 use tk_narinfo::PathInfo;
 use tk_path::{
@@ -156,7 +159,8 @@ impl Claim {
 /// # Errors
 /// [`Error::Mismatch`] or [`Error::Malformed`] when it is not; others when it could not be read.
 pub async fn verify(store: &dyn Store, info: &PathInfo) -> Result<()> {
-    let mut nar = BlockingNar::new(store.nar(&info.path).await?);
+    let (nar, _end_on_drop) = nar::until_dropped(store.nar(&info.path).await?);
+    let mut nar = BlockingNar::new(nar);
     let mut check = NarCheck::new(info, store.to_string());
     let work = move || {
         for chunk in &mut nar {

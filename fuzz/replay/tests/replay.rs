@@ -30,6 +30,8 @@ mod internal_json;
 mod keys;
 #[path = "../../fuzz_targets/listing.rs"]
 mod listing;
+#[path = "../../fuzz_targets/local_store.rs"]
+mod local_store;
 #[path = "../../fuzz_targets/machines.rs"]
 mod machines;
 #[path = "../../fuzz_targets/nar_decode.rs"]
@@ -79,6 +81,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("internal_json", internal_json::run),
     ("keys", keys::run),
     ("listing", listing::run),
+    ("local_store", local_store::run),
     ("machines", machines::run),
     ("nar_decode", nar_decode::run),
     ("nar_index", nar_index::run),
@@ -131,6 +134,38 @@ fn a_planted_fault_is_found() {
     );
     let (_, words) = runs(planted, &seeds, Duration::from_secs(60)).unwrap_err();
     assert!(words.contains("below zero"), "{words}");
+}
+
+/// What happens in a store on disk behind the model's back is found.
+#[test]
+fn a_store_that_lies_is_found() {
+    let seed = fs::read(folder("seeds").join("local_store/add-all")).unwrap();
+    local_store::play(&seed, |_| {});
+    let contents = |root: &Path| {
+        let entries = fs::read_dir(root.join("nix/store")).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.is_file()).collect::<Vec<_>>()
+    };
+    let plants: [(&str, &dyn Fn(&Path)); 3] = [
+        ("something left", &|root| {
+            fs::write(root.join("nix/store/left"), "").unwrap();
+        }),
+        ("lost content", &|root| {
+            contents(root)
+                .iter()
+                .for_each(|path| fs::remove_file(path).unwrap());
+        }),
+        ("other content", &|root| {
+            contents(root).iter().for_each(|path| {
+                fs::remove_file(path).unwrap();
+                fs::write(path, "other").unwrap();
+            });
+        }),
+    ];
+    for (what, plant) in plants {
+        let played = catch_unwind(AssertUnwindSafe(|| local_store::play(&seed, plant)));
+        assert!(played.is_err(), "{what} is not found");
+    }
 }
 
 /// No target is left out.

@@ -16,10 +16,10 @@ use crate::{
     wire::{Encode, Reader, WireError, Writer},
 };
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::TryStreamExt;
 use std::{collections::BTreeSet, fmt, io, sync::Arc};
 use tk_path::StorePath;
-use tk_store::{Abilities, Error, Result, closure, log::LogSink};
+use tk_store::{Abilities, Error, Result, StoreExt, closure, log::LogSink};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 
 /// Serves a store to clients of `ssh://`, as `nix-store --serve` does.
@@ -163,7 +163,7 @@ where
     async fn path_infos(&mut self) -> Result<()> {
         let QueryPathInfos { paths } = self.request().await?;
         let store = self.server.abilities.store.clone();
-        let mut infos = store.infos(stream::iter(paths).boxed());
+        let mut infos = store.infos_of(paths);
         while let Some((path, info)) = infos.try_next().await? {
             if let Some(info) = info {
                 self.reply(&PathInfo(path, info.into()))?;

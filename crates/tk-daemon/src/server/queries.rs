@@ -3,7 +3,7 @@
 use super::context::{Answer, Context, refused};
 use crate::worker::ops::{CollectGarbage, FoundRealisation, QueryRealisation, RegisterDrvOutput};
 use bstr::BStr;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
@@ -28,7 +28,7 @@ impl Context {
 
     /// Those that are valid.
     pub async fn infos(&self, paths: BTreeSet<StorePath>) -> Answer<Vec<PathInfo>> {
-        let infos = self.abilities.store.infos(stream::iter(paths).boxed());
+        let infos = self.abilities.store.infos_of(paths);
         Ok(infos
             .try_filter_map(|(_, info)| async { Ok(info) })
             .try_collect()
@@ -148,7 +148,7 @@ impl Context {
         let paths = self.all().await?;
         let mut errors = false;
         let store = &self.abilities.store;
-        let mut infos = store.infos(stream::iter(paths).boxed());
+        let mut infos = store.infos_of(paths);
         while let Some(found) = infos.next().await {
             let wrong = match found {
                 Ok((_, Some(info))) if contents => verify_path(&**store, &info).await.err(),
