@@ -244,7 +244,10 @@ mod tests {
     use crate::measure::Sample;
     use crate::report::{Contest, Role};
 
-    fn report(contests: &[(&'static str, &str, &[(&str, Role, f64, u64)])]) -> Report {
+    /// Job, corpus, and of each contender its name, role, seconds and peak memory.
+    type Told<'a> = (&'static str, &'a str, &'a [(&'a str, Role, f64, u64)]);
+
+    fn report(contests: &[Told<'_>]) -> Report {
         let mut report = Report::new(1.0);
         for (job, corpus, rows) in contests {
             let rows = rows.iter().map(|(name, role, seconds, peak)| Row {

@@ -146,7 +146,8 @@ fn a_store_that_lies_is_found() {
         let paths = entries.map(|entry| entry.unwrap().path());
         paths.filter(|path| path.is_file()).collect::<Vec<_>>()
     };
-    let plants: [(&str, &dyn Fn(&Path)); 3] = [
+    type Plant<'a> = (&'a str, &'a dyn Fn(&Path));
+    let plants: [Plant<'_>; 3] = [
         ("something left", &|root| {
             fs::write(root.join("nix/store/left"), "").unwrap();
         }),
