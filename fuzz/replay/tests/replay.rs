@@ -59,11 +59,16 @@ mod mutate;
 
 use mutate::Mutations;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     io::Write as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -100,15 +105,27 @@ const SHARED: &[(&str, &str)] = &[("nar_index", "nar_decode"), ("nar_unpack", "n
 
 #[test]
 fn seeds_and_mutations() {
+    let results = Mutex::new(BTreeMap::new());
+    let turn = AtomicUsize::new(0);
+    let work = || {
+        while let Some((name, target)) = TARGETS.get(turn.fetch_add(1, Relaxed)) {
+            let seeds = seeds(name);
+            assert!(!seeds.is_empty(), "{name} has no seeds");
+            let result = runs(*target, &seeds, time()).map(|count| (seeds.len(), count));
+            results.lock().unwrap().insert(*name, result);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
     let mut table = String::new();
     let mut found = Vec::new();
-    for (name, target) in TARGETS {
-        let seeds = seeds(name);
-        assert!(!seeds.is_empty(), "{name} has no seeds");
-        match runs(*target, &seeds, time()) {
-            Ok(count) => {
-                let line = format!("  {name:<58} {:>3} seeds {count:>8} runs\n", seeds.len());
-                table.push_str(&line);
+    for (name, result) in results.into_inner().unwrap() {
+        match result {
+            Ok((seeds, count)) => {
+                table.push_str(&format!("  {name:<58} {seeds:>3} seeds {count:>8} runs\n"));
             }
             Err((input, words)) => found.push(format!("{name}: {words}: {}", shown(&input))),
         }
