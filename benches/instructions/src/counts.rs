@@ -120,7 +120,7 @@ impl Verdict {
         let Some(before) = before.filter(|before| *before > 0) else {
             return Verdict::New;
         };
-        match now as f64 / before as f64 - 1.0 {
+        match (now as f64 - before as f64) / before as f64 {
             more if more > TOLERANCE => Verdict::More(more),
             less if less < -TOLERANCE => Verdict::Less(less),
             same => Verdict::Same(same),
