@@ -33,15 +33,19 @@ fn bench(work: &Path, command: &[&str], args: &[&str]) -> (Output, Value) {
     (out, report)
 }
 
+/// What it printed; it must have ended well.
+fn succeeded(out: &Output) -> String {
+    let [stdout, stderr] =
+        [&out.stdout, &out.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(out.status.success(), "{stdout}{stderr}");
+    stdout
+}
+
 #[test]
 fn measures_every_job_on_every_corpus() {
     let work = tempfile::tempdir().unwrap();
     let (out, report) = compare(work.path(), &["--contenders", "tk-nar,nix-"]);
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr),
-    );
-    assert!(out.status.success(), "{stdout}{stderr}");
+    let stdout = succeeded(&out);
 
     for corpus in ["big", "many", "real"] {
         for job in ["dump", "hash", "unpack"] {
@@ -102,12 +106,7 @@ fn limits_marks_and_the_picture_are_part_of_a_run() {
         &[svg.to_str().unwrap()],
     ];
     let (out, report) = compare(work.path(), &args.concat());
-    let stdout = String::from_utf8_lossy(&out.stdout);
-    assert!(
-        out.status.success(),
-        "{stdout}{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    let stdout = succeeded(&out);
 
     let row = |job: &str, corpus: &str, who: &str| {
         let same =
@@ -190,12 +189,7 @@ fn many_paths_go_to_and_from_folders() {
         &command,
         &["--tk-store", tk_store.to_str().unwrap()],
     );
-    let stdout = String::from_utf8_lossy(&out.stdout);
-    assert!(
-        out.status.success(),
-        "{stdout}{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    succeeded(&out);
     for (job, limit) in [
         ("push folder none", "limit: writing"),
         ("push folder zstd", "limit: zstd"),
@@ -238,12 +232,7 @@ fn many_paths_go_to_a_daemon() {
         &command,
         &["--tk-store", tk_store.to_str().unwrap()],
     );
-    let stdout = String::from_utf8_lossy(&out.stdout);
-    assert!(
-        out.status.success(),
-        "{stdout}{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    let stdout = succeeded(&out);
     let rows = report["results"].as_array().unwrap();
     let who: Vec<_> = rows
         .iter()

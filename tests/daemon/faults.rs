@@ -1,7 +1,6 @@
 //! Connections that break, stall and lie at every byte, and daemons that die.
 
-use super::operations::nar_of;
-use crate::support::{RigDaemon, VERSIONS, report};
+use crate::support::{RigDaemon, VERSIONS, made::nar_of, report};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};

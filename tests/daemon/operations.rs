@@ -1,7 +1,7 @@
 //! Every operation with every daemon: what it gives is what the command line says, and the
 //! connection goes on.
 
-use crate::support::{RigDaemon, VERSIONS, daemon::quote, report};
+use crate::support::{RigDaemon, VERSIONS, daemon::quote, made::nar_of, report};
 use bytes::Bytes;
 use futures::{TryStreamExt, stream};
 use serde_json::Value;
@@ -863,26 +863,6 @@ fn root_of(link: &Path, target: &StorePath) -> (String, StorePath) {
 /// Whether a root is a link, rather than a process that may be gone a moment later.
 fn is_lasting(link: &str) -> bool {
     !link.starts_with('{') && !link.starts_with("/proc/")
-}
-
-/// The NAR of a plain file.
-pub fn nar_of(content: &[u8]) -> Bytes {
-    let mut nar = Vec::new();
-    let words: [&[u8]; 7] = [
-        b"nix-archive-1",
-        b"(",
-        b"type",
-        b"regular",
-        b"contents",
-        content,
-        b")",
-    ];
-    for word in words {
-        nar.extend((word.len() as u64).to_le_bytes());
-        nar.extend(word);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    }
-    nar.into()
 }
 
 const NO_ID: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000!out";
