@@ -39,8 +39,8 @@ impl StoreDir {
     /// lies inside a store path is an error; [`StoreDir::split`] takes it.
     pub fn parse(&self, path: &str) -> Result<StorePath, StorePathError> {
         // Almost every path is clean already, and cleaning does not change those.
-        if let Some(base) = self.base(path)
-            && let Ok(parsed) = StorePath::parse(base)
+        if let Some(inside) = self.inside(path)
+            && let Ok(parsed) = StorePath::parse(inside)
         {
             return Ok(parsed);
         }
@@ -53,10 +53,13 @@ impl StoreDir {
 
     /// Reads a full path that must be exactly the store directory, a slash and the base name, as in derivations.
     pub fn parse_canonical(&self, path: &str) -> Result<StorePath, StorePathError> {
-        match self.base(path) {
-            Some(base) => StorePath::parse(base).map_err(|e| on_whole(path, e)),
-            None => Err(self.not_inside(path)),
-        }
+        let Some(inside) = self.inside(path) else {
+            return Err(self.not_inside(path));
+        };
+        StorePath::parse(inside).map_err(|error| match inside.contains('/') {
+            true => self.not_inside(path),
+            false => on_whole(path, error),
+        })
     }
 
     /// The full path.

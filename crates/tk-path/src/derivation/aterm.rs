@@ -25,7 +25,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bstr::ByteSlice;
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
 use super::{
     Derivation, DerivationError, DerivationErrorKind as Kind, DerivationInputs, DerivationOutput,
@@ -51,6 +51,7 @@ impl Derivation {
             file,
             at: 0,
             dynamic: false,
+            unescaped: Vec::new(),
         };
         parser
             .derivation()
@@ -229,6 +230,8 @@ struct Parser<'a> {
     at: usize,
     /// Whether nodes may have the second form.
     dynamic: bool,
+    /// The last string that had escapes, without them; kept for its memory.
+    unescaped: Vec<u8>,
 }
 
 impl<'a> Parser<'a> {
@@ -303,13 +306,15 @@ impl<'a> Parser<'a> {
 
     /// `whose` names it in an error.
     fn node(&mut self, whose: &str, depth: usize) -> Result<InputOutputs, Kind> {
-        let depth = depth.checked_sub(1).ok_or(Kind::Depth)?;
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err(Kind::Depth);
+        };
         let full = self.dynamic && self.peek() == Some(b'(');
         if full {
             self.expect("(")?;
         }
         let mut node = InputOutputs {
-            outputs: self.list("[", Self::output_name)?.into_iter().collect(),
+            outputs: self.output_names()?,
             dynamic: BTreeMap::new(),
         };
         if full {
@@ -321,6 +326,17 @@ impl<'a> Parser<'a> {
             true => Err(Kind::NoInputOutputs(whose.to_owned())),
             false => Ok(node),
         }
+    }
+
+    fn output_names(&mut self) -> Result<BTreeSet<OutputName>, Kind> {
+        const USUAL: &[u8] = b"[\"out\"]";
+        if self.rest().starts_with(USUAL) {
+            self.at += USUAL.len();
+            let mut only = BTreeSet::new();
+            only.insert(OutputName::out());
+            return Ok(only);
+        }
+        Ok(self.list("[", Self::output_name)?.into_iter().collect())
     }
 
     fn inner_node(&mut self, depth: usize) -> Result<(OutputName, InputOutputs), Kind> {
@@ -363,8 +379,22 @@ impl<'a> Parser<'a> {
     }
 
     fn path(&mut self) -> Result<StorePath, Kind> {
+        if let Some(path) = self.usual_path() {
+            return Ok(path);
+        }
         let text = self.text()?;
         Ok(self.dir.parse_canonical(&text)?)
+    }
+
+    /// A path without escapes; `None`, and nothing is read, where one has to look closer.
+    fn usual_path(&mut self) -> Option<StorePath> {
+        let inside = self.rest().strip_prefix(b"\"")?;
+        let inside = inside.strip_prefix(self.dir.as_str().as_bytes())?;
+        let inside = inside.strip_prefix(b"/")?;
+        let end = memchr(b'"', inside)?;
+        let path = StorePath::parse(std::str::from_utf8(&inside[..end]).ok()?).ok()?;
+        self.at = self.file.len() - inside.len() + end + 1;
+        Some(path)
     }
 
     fn output_name(&mut self) -> Result<OutputName, Kind> {
@@ -384,31 +414,35 @@ impl<'a> Parser<'a> {
     fn string(&mut self) -> Result<Cow<'a, [u8]>, Kind> {
         let start = self.at;
         self.expect("\"")?;
-        let rest = &self.file[self.at..];
-        match memchr2(b'"', b'\\', rest) {
+        let rest = self.rest();
+        match special(rest) {
             Some(end) if rest[end] == b'"' => {
                 self.at += end + 1;
                 Ok(Cow::Borrowed(&rest[..end]))
             }
-            Some(_) => self.escaped(start).map(Cow::Owned),
-            None => Err(Kind::Unterminated(start)),
+            Some(_) if self.unescape() => Ok(Cow::Owned(self.unescaped.clone())),
+            _ => Err(Kind::Unterminated(start)),
         }
     }
 
-    /// The rest of the string that starts at `start`, which has escapes.
-    fn escaped(&mut self, start: usize) -> Result<Vec<u8>, Kind> {
-        let mut bytes = Vec::new();
+    /// The rest of a string, which has escapes. False when it has no end.
+    fn unescape(&mut self) -> bool {
+        self.unescaped.clear();
         loop {
-            let rest = &self.file[self.at..];
-            let end = memchr2(b'"', b'\\', rest).ok_or(Kind::Unterminated(start))?;
-            bytes.extend_from_slice(&rest[..end]);
+            let rest = self.rest();
+            let Some(end) = special(rest) else {
+                return false;
+            };
+            self.unescaped.extend_from_slice(&rest[..end]);
             self.at += end + 1;
             if rest[end] == b'"' {
-                return Ok(bytes);
+                return true;
             }
-            let letter = self.peek().ok_or(Kind::Unterminated(start))?;
+            let Some(letter) = self.peek() else {
+                return false;
+            };
             self.at += 1;
-            bytes.push(match letter {
+            self.unescaped.push(match letter {
                 b'n' => b'\n',
                 b'r' => b'\r',
                 b't' => b'\t',
@@ -417,18 +451,47 @@ impl<'a> Parser<'a> {
         }
     }
 
+    fn rest(&self) -> &'a [u8] {
+        &self.file[self.at..]
+    }
+
     fn peek(&self) -> Option<u8> {
         self.file.get(self.at).copied()
     }
 
     fn expect(&mut self, expected: &'static str) -> Result<(), Kind> {
-        if self.file[self.at..].starts_with(expected.as_bytes()) {
+        if self.rest().starts_with(expected.as_bytes()) {
             self.at += expected.len();
             return Ok(());
         }
         let at = self.at;
         Err(Kind::Syntax { at, expected })
     }
+}
+
+/// Where the first quote or backslash is. Most strings are shorter than what a vectorised search costs to begin, so
+/// that eight bytes at a time are looked at first.
+fn special(bytes: &[u8]) -> Option<usize> {
+    const WORD: usize = size_of::<u64>();
+    const NEAR: usize = 4 * WORD;
+    for (at, word) in bytes.chunks_exact(WORD).take(NEAR / WORD).enumerate() {
+        let word = word.try_into().map_or(0, u64::from_le_bytes);
+        let found = zeros(word ^ every(b'"')) | zeros(word ^ every(b'\\'));
+        if found != 0 {
+            return Some(at * WORD + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let near = NEAR.min(bytes.len() / WORD * WORD);
+    Some(near + memchr2(b'"', b'\\', &bytes[near..])?)
+}
+
+/// The highest bit of each byte that is zero; bits above the lowest of these may be set for other bytes too.
+const fn zeros(word: u64) -> u64 {
+    word.wrapping_sub(every(1)) & !word & every(0x80)
+}
+
+const fn every(byte: u8) -> u64 {
+    u64::from_le_bytes([byte; 8])
 }
 
 #[cfg(test)]
@@ -592,6 +655,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_first_special_byte(bytes in prop::collection::vec(prop::sample::select(b"ab#!]\xa2\xdc\"\\".as_slice()), 0..80)) {
+            let one_by_one = bytes.iter().position(|byte| b"\"\\".contains(byte));
+            prop_assert_eq!(special(&bytes), one_by_one);
+            let without: Vec<_> = bytes.iter().copied().filter(|byte| !b"\"\\".contains(byte)).collect();
+            prop_assert_eq!(special(&without), None);
+            let last = [&without[..], b"\\"].concat();
+            prop_assert_eq!(special(&last), Some(without.len()));
+        }
+
         #[test]
         fn round_trip(drv in crate::derivation::arbitrary::derivation()) {
             let dir = StoreDir::default();
