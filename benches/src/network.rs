@@ -157,11 +157,15 @@ impl Network {
         let (found, _) = contender::find(tk_store);
         let found = found.into_iter().filter(takes_part).map(Rival::Of);
         let entrants: Vec<_> = found.chain([Rival::Curl]).collect();
+        let jobs: Vec<_> = JOBS.iter().filter(|job| self.wants(job)).collect();
+        ensure!(
+            !jobs.is_empty(),
+            "no job has {} in its name",
+            self.jobs.join(" or ")
+        );
         let mut bench = Bench::prepare(self, dir.to_owned(), tk_store.to_owned())?;
-        for job in JOBS {
-            if self.wants(&job) {
-                bench.contest(job, &entrants, self.rounds, report)?;
-            }
+        for job in jobs {
+            bench.contest(*job, &entrants, self.rounds, report)?;
         }
         Ok(())
     }

@@ -8,30 +8,49 @@ use std::{future::Future, task::Poll, time::Duration};
 use tk_local::LocalStore;
 use tk_path::{Algorithm, Method, References};
 use tk_store::{AddContent, NarStream, SigCheck, Store};
-use tokio::sync::mpsc;
+use tokio::{runtime::Runtime, sync::mpsc};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn adding_a_path() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, sample) = (open(dir.path()).await, sample("path", b"content"));
-    let (nar, begun) = silent(&sample);
-    let item = Ok((sample.info.clone(), nar));
-    let options = SigCheck::Skip.into();
-    let adding = store.add(stream::iter([item]).boxed(), &options);
-    give_up(adding, begun).await;
-    free_again(&store, &sample).await;
+#[test]
+fn adding_a_path() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, sample) = (open(dir.path()).await, sample("path", b"content"));
+        let (nar, begun) = silent(&sample);
+        let item = Ok((sample.info.clone(), nar));
+        let options = SigCheck::Skip.into();
+        let adding = store.add(stream::iter([item]).boxed(), &options);
+        give_up(adding, begun).await;
+        free_again(&store, &sample).await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn adding_content() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, sample) = (open(dir.path()).await, sample("path", b"content"));
-    let (nar, begun) = silent(&sample);
-    let (method, algorithm) = (Method::Nar, Algorithm::Sha256);
-    let none = References::default();
-    let adding = store.add_content("content", method, algorithm, &none, nar);
-    give_up(adding, begun).await;
-    free_again(&store, &sample).await;
+#[test]
+fn adding_content() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, sample) = (open(dir.path()).await, sample("path", b"content"));
+        let (nar, begun) = silent(&sample);
+        let (method, algorithm) = (Method::Nar, Algorithm::Sha256);
+        let none = References::default();
+        let adding = store.add_content("content", method, algorithm, &none, nar);
+        give_up(adding, begun).await;
+        free_again(&store, &sample).await;
+    });
+}
+
+/// Runs a test; should it fail, then without waiting for the thread that should have ended.
+fn run(test: impl Future<Output = ()>) {
+    struct Impatient(Option<Runtime>);
+    impl Drop for Impatient {
+        fn drop(&mut self) {
+            self.0
+                .take()
+                .into_iter()
+                .for_each(Runtime::shutdown_background);
+        }
+    }
+    let runtime = Impatient(Some(Runtime::new().unwrap()));
+    runtime.0.as_ref().unwrap().block_on(test);
 }
 
 /// Half of the NAR, and then nothing for ever; and what tells that it came so far. The thread that
