@@ -85,23 +85,33 @@ fn fills(job: &Job) {
             .block_on(job.invariant(&disk))
             .unwrap_or_else(|w| panic!("{w}"))
     };
-    let sizes = [4 << 10, job.base() / 2].into_iter();
+    let on_disk = |size: usize| {
+        let size = format!("size={size}");
+        mount(&["-t", "tmpfs", "-o", &size, "none"], &disk);
+    };
+    let unmount = || {
+        let unmounted = Command::new("umount").arg(&disk).status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+    };
+    on_disk(ROOMY);
+    machine.ok(&line);
+    let whole = taken(&disk);
+    unmount();
+    // Nothing at all, some of the paths, and all but the last pages: what is small and written last.
+    let sizes = [PAGE, job.base() / 2].into_iter();
     let sizes = sizes.chain((0..PATHS).map(|room| job.base() + room * SIZE));
+    let sizes = sizes.chain((1..=LAST_PAGES).map(|pages| whole - pages * PAGE));
     let mut full = 0;
     for size in sizes {
-        mount(
-            &["-t", "tmpfs", "-o", &format!("size={size}"), "none"],
-            &disk,
-        );
+        on_disk(size);
         let done = machine.run(&line);
         full += usize::from(tells_that_it_is_full(&done));
         // Before the next writer, but where a database can be opened.
-        mount(&["-o", "remount,size=64m"], &disk);
+        mount(&["-o", &format!("remount,size={ROOMY}")], &disk);
         holds();
         machine.ok(&line);
         holds();
-        let unmounted = Command::new("umount").arg(&disk).status();
-        assert!(unmounted.is_ok_and(|status| status.success()));
+        unmount();
     }
     let line = format!(
         "  {:<34} full at {full} sizes\n",
@@ -109,6 +119,12 @@ fn fills(job: &Job) {
     );
     report(TABLE, &line);
     assert!(full >= PATHS, "only {full} disks were full");
+}
+
+/// Bytes that are taken on the disk.
+fn taken(disk: &Path) -> usize {
+    let space = rustix::fs::statvfs(disk).expect("it is mounted");
+    ((space.f_blocks - space.f_bfree) * space.f_frsize) as usize
 }
 
 /// Whether the command failed, for this reason.
@@ -167,6 +183,11 @@ const FULL: [&str; 2] = ["no space left on device", "disk is full"];
 const PATHS: usize = 4;
 /// Bytes of each.
 const SIZE: usize = 400 << 10;
+/// What a file of a few bytes takes.
+const PAGE: usize = 4 << 10;
+const LAST_PAGES: usize = 16;
+/// Bytes of a disk that is not full.
+const ROOMY: usize = 64 << 20;
 
 /// Set where the test runs in a namespace of its own.
 const ALONE: &str = "TK_FAULTS_ALONE";
