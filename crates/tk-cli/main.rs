@@ -93,6 +93,7 @@ impl Answer {
 }
 
 fn main() -> ExitCode {
+    tk_heap::few();
     let cli = Cli::parse();
     match run(cli) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
