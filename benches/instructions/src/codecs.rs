@@ -31,6 +31,7 @@ pub const CODECS: &[Codec] = &[
     ("nix32-decode", nix32_decode),
     ("store-path-parse", store_path_parse),
     ("scan-noise", || scan(inputs::noise(SCANNED))),
+    ("scan-candidates", scan_candidates),
     ("scan-digits", || scan(inputs::digits(SCANNED))),
     ("path-info-encode", path_info_encode),
     ("path-info-decode", path_info_decode),
@@ -159,6 +160,15 @@ fn scan(data: Vec<u8>) -> Pass {
         let mut scanner = RefScanner::new(candidates.iter().copied());
         scanner.feed(black_box(&data));
         scanner.found().count()
+    })
+}
+
+/// What scanning costs before it begins. These candidates begin alike.
+fn scan_candidates() -> Pass {
+    let candidates: Vec<_> = (0..500).map(inputs::candidate).collect();
+    Box::new(move || {
+        let scanner = RefScanner::new(black_box(&candidates).iter().copied());
+        black_box(scanner).found().count()
     })
 }
 

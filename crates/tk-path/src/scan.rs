@@ -176,7 +176,7 @@ struct Needles {
     blocks: Bitmap,
     /// The first eight bytes of every candidate.
     heads: Bitmap,
-    /// Open addressing by the first eight bytes; [`FREE`] or an index into `parts`.
+    /// Open addressing by all bytes, as many candidates may begin alike; [`FREE`] or an index into `parts`.
     slots: Vec<usize>,
 }
 
@@ -263,7 +263,9 @@ impl Needles {
     /// The slot that holds `part`, or the free one where it would go.
     fn slot(&self, part: &[u8; LEN]) -> usize {
         let mask = self.slots.len() - 1;
-        let mut slot = (mix(word(part, 0)) >> 32) as usize & mask;
+        let all = [0, 8, 16, 24].map(|at| word(part, at));
+        let all = all.into_iter().fold(0, |all, word| mix(all ^ word));
+        let mut slot = (all >> 32) as usize & mask;
         while self
             .at(slot)
             .is_some_and(|i| self.parts[i].as_bytes() != part)
@@ -446,6 +448,18 @@ mod tests {
             [0, 1, 2]
         );
         assert_eq!(scan(&[], [A.as_bytes()]), [0; 0]);
+    }
+
+    /// Candidates that differ in their last digits only.
+    #[test]
+    fn candidates_that_begin_alike() {
+        // 24 bits are five digits.
+        let last = |n: u32| crate::nix32::encode(&n.to_be_bytes()[1..]);
+        let text = |n| format!("{}{}", &A[..LEN - 5], last(n));
+        let parts: Vec<_> = (0..5000).map(|n| part(&text(n))).collect();
+        let wanted = [7, 8, 4096, 4999];
+        let data = wanted.map(|n| text(n as u32)).join(" ");
+        assert_eq!(scan(&parts, [data.as_bytes()]), wanted);
     }
 
     /// Data of few letters and whole or broken hash parts, so that near misses abound.
