@@ -45,18 +45,21 @@ fn child(few: bool) {
             });
         }
     });
-    // Heaps begin at multiples of their greatest size, and nothing else that is writable is likely to.
+    // Heaps begin at multiples of their greatest size and have little in them; stacks are larger.
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let starts = maps
-        .lines()
-        .filter(|line| line.contains(" rw-p ") && line.ends_with(" 0 "));
-    let starts = starts.filter_map(|line| u64::from_str_radix(line.split('-').next()?, 16).ok());
-    println!(
-        "heaps: {}",
-        starts.filter(|start| start % HEAP == 0).count()
-    );
+    let heaps = maps.lines().filter(|line| is_heap(line).unwrap_or(false));
+    println!("heaps: {}", heaps.count());
+}
+
+fn is_heap(line: &str) -> Option<bool> {
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).ok());
+    let (start, size) = (start?, end? - start?);
+    let anonymous = line.contains(" rw-p ") && line.ends_with(" 0 ");
+    Some(anonymous && start % HEAP == 0 && size < SMALL)
 }
 
 const CHILD: &str = "TK_HEAPS_OF_A_CHILD";
 /// 64 MiB, on 64 bits.
 const HEAP: u64 = 64 << 20;
+const SMALL: u64 = 1 << 20;
