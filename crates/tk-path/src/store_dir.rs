@@ -45,10 +45,8 @@ impl StoreDir {
             return Ok(parsed);
         }
         let clean = self.clean(path)?;
-        match self.base(&clean) {
-            Some(base) => StorePath::parse(base).map_err(|e| on_whole(path, e)),
-            None => Err(self.not_inside(path)),
-        }
+        self.parse_canonical(&clean)
+            .map_err(|error| on_whole(path, error))
     }
 
     /// Reads a full path that must be exactly the store directory, a slash and the base name, as in derivations.
@@ -86,11 +84,6 @@ impl StoreDir {
     /// What follows the store directory and its slash.
     fn inside<'a>(&self, path: &'a str) -> Option<&'a str> {
         path.strip_prefix(&*self.0)?.strip_prefix('/')
-    }
-
-    /// What follows the store directory, if that is one name.
-    fn base<'a>(&self, path: &'a str) -> Option<&'a str> {
-        self.inside(path).filter(|base| !base.contains('/'))
     }
 
     fn clean<'a>(&self, path: &'a str) -> Result<Cow<'a, str>, StorePathError> {
