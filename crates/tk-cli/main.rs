@@ -15,7 +15,7 @@ mod ui;
 
 use anyhow::Result;
 use clap::{Args, Parser};
-use std::{io, process::ExitCode, time::Duration};
+use std::{io, pin::Pin, process::ExitCode, time::Duration};
 use tk_store::Error;
 use ui::Ui;
 
@@ -51,6 +51,8 @@ pub struct Context {
     store: Option<String>,
     settings: settings::Settings,
     ui: Ui,
+    /// Cancelled when this process is told to end, for commands that say then what became of it.
+    cancel: tk_nix::CancellationToken,
 }
 
 impl Context {
@@ -113,6 +115,7 @@ fn run(cli: Cli) -> Result<Answer> {
         store: cli.global.store,
         settings: settings::Settings::load()?,
         ui: Ui::new(cli.global.quiet),
+        cancel: tk_nix::CancellationToken::new(),
     };
     let serves = cli.command.serves();
     let mut runtime = match serves {
@@ -121,7 +124,10 @@ fn run(cli: Cli) -> Result<Answer> {
     };
     let runtime = runtime.enable_all().build()?;
     let answer = match cli.command.runs_nix() {
-        true => runtime.block_on(until_told_to_end(cli.command.run(&context))),
+        true => {
+            let command = Box::pin(cli.command.run(&context));
+            runtime.block_on(until_told_to_end(command, &context.cancel))
+        }
         false => runtime.block_on(cli.command.run(&context)),
     };
     if serves {
@@ -131,17 +137,39 @@ fn run(cli: Cli) -> Result<Answer> {
     answer
 }
 
-/// What `command` gives, unless this process is told to end before: then it is given up, and nix has a
-/// moment to end its builders, which are in groups of processes of their own.
-async fn until_told_to_end(command: impl Future<Output = Result<Answer>>) -> Result<Answer> {
+/// What `command` gives, unless this process is told to end before: then it has a moment to say what
+/// became of what it was doing, and is given up; and nix has a moment to end its builders, which are
+/// in groups of processes of their own.
+async fn until_told_to_end(
+    mut command: Pin<Box<impl Future<Output = Result<Answer>>>>,
+    cancel: &tk_nix::CancellationToken,
+) -> Result<Answer> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let ended = tokio::select! {
-        answer = command => Ok(answer),
-        _ = interrupt.recv() => Err(SignalKind::interrupt()),
-        _ = terminate.recv() => Err(SignalKind::terminate()),
+    let mut told_to_end = async || {
+        tokio::select! {
+            _ = interrupt.recv() => SignalKind::interrupt(),
+            _ = terminate.recv() => SignalKind::terminate(),
+        }
     };
+    let ended = tokio::select! {
+        answer = &mut command => Ok(answer),
+        signal = told_to_end() => Err(signal),
+    };
+    if ended.is_err() {
+        cancel.cancel();
+        tokio::select! {
+            answer = &mut command => {
+                if let Err(error) = answer {
+                    eprintln!("tk-store: {error:#}");
+                }
+            }
+            () = tokio::time::sleep(TELLING) => {}
+            _ = told_to_end() => {}
+        }
+    }
+    drop(command);
     while tk_nix::ending() > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -150,6 +178,9 @@ async fn until_told_to_end(command: impl Future<Output = Result<Answer>>) -> Res
         Err(signal) => std::process::exit(128 + signal.as_raw_value()),
     }
 }
+
+/// How long a command that was told to end may take to say what became of it.
+const TELLING: Duration = Duration::from_secs(2);
 
 /// Whether the error is an answer: asked and understood, but something is missing or is not what it
 /// should be.

@@ -47,6 +47,10 @@ const FLAKE: &str = r#"
       endless = mk "endless" "while :; do echo y; done";
       sleeps = mk "sleeps" "echo asleep; sleep 1000";
       silent = mk "silent" "sleep 1001";
+      # Built for another, which does not refer to it.
+      early = mk "early" "echo early > $out";
+      late = mk "late" "read a < ${early}; echo $a > $out";
+      lateFails = mk "late-fails" "read a < ${early}; exit 3";
       throws = throw "no such luck";
     };
     value = { answer = 42; list = [ 1 "two" null ]; };

@@ -62,6 +62,64 @@ fn built_pushed_and_substituted() {
     }
 }
 
+/// What is built for a target is in the cache while the target is being built, and stays if that
+/// fails.
+#[test]
+fn pushed_while_others_are_built() {
+    for version in VERSIONS {
+        let Some(project) = Project::start(version) else {
+            continue;
+        };
+        let work = project.daemon.folder();
+        let narinfo = |cache: &str, name: &str| {
+            let all = fs::read_dir(work.join(cache)).into_iter().flatten();
+            let texts = all.filter_map(|file| fs::read_to_string(file.ok()?.path()).ok());
+            texts
+                .filter(|text| text.lines().next().is_some_and(|l| l.ends_with(name)))
+                .count()
+        };
+        let build = |attr: &str, cache: &str, more: &str| {
+            let work = work.display();
+            project.json(&format!(
+                "build path:.#{attr} --push file://{work}/{cache} --json --no-log {more}"
+            ))
+        };
+
+        let (status, value) = build("lateFails", "failed", "");
+        assert_eq!(status, 1, "{version}: {value}");
+        assert_eq!(value[0]["failure"]["exitCode"], 3, "{version}: {value}");
+        assert_eq!(value[0]["pushed"][0]["copied"], 1, "{version}: {value}");
+        assert_eq!(narinfo("failed", "-early"), 1, "{version}: {value}");
+
+        // This builder ends only when it finds what was built before in the cache.
+        let looks = format!(
+            "i=0; until grep -qs -- -early$ {}/both/*.narinfo; do \
+               i=$((i + 1)); [ $i -lt 600 ] || exit 1; sleep 0.1; \
+             done; ",
+            work.display()
+        );
+        let flake = super::FLAKE.replace("echo early", "echo once more");
+        let flake = flake.replace("echo $a > $out", &format!("{looks} echo $a > $out"));
+        project.write("flake.nix", &flake);
+        let (status, value) = build("late", "both", "");
+        assert_eq!(status, 0, "{version}: {value}");
+        assert_eq!(value[0]["pushed"][0]["copied"], 2, "{version}: {value}");
+        assert_eq!(value[0]["pushed"][0]["present"], 0, "{version}: {value}");
+        let (_, again) = build("late", "both", "");
+        assert_eq!(again[0]["pushed"][0]["copied"], 0, "{version}: {again}");
+
+        project.write(
+            "flake.nix",
+            &super::FLAKE.replace("echo early", "echo a third time"),
+        );
+        let (status, value) = build("late", "results", "--push-results-only");
+        assert_eq!(status, 0, "{version}: {value}");
+        assert_eq!(value[0]["pushed"][0]["copied"], 1, "{version}: {value}");
+        assert_eq!(narinfo("results", "-early"), 0, "{version}: {value}");
+        assert_eq!(narinfo("results", "-late"), 1, "{version}: {value}");
+    }
+}
+
 /// A new machine fetches all of it with the key, and nothing without.
 fn substituted(version: &'static str, cache: &str, key: &str, paths: &[String]) {
     for (key, works) in [(key, true), ("", false)] {

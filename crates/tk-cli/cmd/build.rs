@@ -13,9 +13,12 @@ use futures::{StreamExt, stream};
 use push::{PushArgs, Pusher};
 use std::{path::PathBuf, sync::Arc, time::Instant};
 use tell::Outcome;
-use tk_nix::{Cause, Failure, Fetched, Installable, NixBuilder, Source, StoreBuilder, Target};
+use tk_nix::{
+    Cause, Failure, Fetched, Finishing, Installable, NixBuilder, Source, StoreBuilder, Target,
+    or_cancelled,
+};
 use tk_path::StoreDir;
-use tk_store::{BuildMode, SigCheck, Store};
+use tk_store::{BuildMode, SigCheck, Store, log::LogSink as _};
 
 /// Build packages of flakes, files or derivations, and push what was built
 ///
@@ -96,7 +99,7 @@ impl Build {
         let ready = self.ready(cx, &installables).await?;
         let dir = ready.opened.store().dir().clone();
         let log = BuildLog::new(&cx.ui, !self.no_log).without_errors();
-        let found = self.targets(&ready, &installables, &dir, &log).await;
+        let found = self.targets(cx, &ready, &installables, &dir, &log).await;
         let (what, targets) = match found {
             Ok(found) => found.into_iter().unzip::<_, _, Vec<String>, Vec<Target>>(),
             Err((what, failure)) => {
@@ -197,6 +200,7 @@ impl Build {
     /// What is to be built, each with how it was named.
     async fn targets(
         &self,
+        cx: &Context,
         ready: &Ready,
         installables: &[Installable],
         dir: &StoreDir,
@@ -207,8 +211,9 @@ impl Build {
             let targets = match (&what.source, &ready.nix) {
                 (Source::Store(path), _) => Ok(vec![Target::of(path.clone())]),
                 (_, Some(builder)) => {
-                    let nix = builder.nix();
-                    nix.targets(what, dir, &self.nix.eval(), log).await
+                    let eval = self.nix.eval();
+                    let found = builder.nix().targets(what, dir, &eval, log);
+                    or_cancelled(&cx.cancel, found).await
                 }
                 (_, None) => Err(Failure::new(Cause::NoNix, "nix is needed to evaluate it")),
             };
@@ -246,8 +251,8 @@ impl Build {
         Ok(fetched)
     }
 
-    /// Builds all together; or, if they are pushed, each by itself, so that it is pushed as soon as
-    /// it is built.
+    /// Builds all together; or, if they are pushed, each by itself, and what is built for it is pushed
+    /// as soon as it is built.
     async fn build(
         &self,
         cx: &Context,
@@ -264,6 +269,7 @@ impl Build {
                 _ => BuildMode::Normal,
             },
             timeout: None,
+            cancel: cx.cancel.clone(),
         };
         if pusher.is_empty() {
             let results = ready.builder.build_targets(targets, &options, log).await?;
@@ -276,11 +282,24 @@ impl Build {
                 let words = "not built, since another build failed; --keep-going goes on";
                 return Ok::<_, Failure>(Outcome::of(Err(Failure::new(Cause::Cancelled, words))));
             }
-            let one = std::slice::from_ref(target);
-            let mut results = ready.builder.build_targets(one, options, log).await?;
-            let mut outcome = Outcome::of(results.remove(0));
+            let dir = ready.opened.store().dir().clone();
+            let (sink, ended) = Finishing::new(dir, |event| log.event(event));
+            let building = async move {
+                let one = std::slice::from_ref(target);
+                ready.builder.build_targets(one, options, &sink).await
+            };
+            let pushing = pusher.follow(cx, &ready.opened, target.derivation(), ended);
+            let (results, pushed) = futures::join!(building, pushing);
+            let mut outcome = Outcome {
+                result: results?.remove(0),
+                pushed,
+            };
             match &outcome.result {
-                Ok(built) => outcome.pushed = pusher.push(cx, &ready.opened, built).await,
+                Ok(built) => {
+                    let pushed = &mut outcome.pushed;
+                    let done = pusher.push(cx, &ready.opened, built, pushed).await;
+                    done.map_err(|e| Failure::new(Cause::Other, format!("{e:#}")))?;
+                }
                 Err(_) => failed.store(true, Relaxed),
             }
             Ok(outcome)

@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use std::path::PathBuf;
-use tk_nix::{Installable, Source};
+use tk_nix::{Installable, Source, or_cancelled};
 use tk_path::StoreDir;
 
 /// Evaluate Nix code, and print its value as JSON
@@ -47,7 +47,8 @@ impl Eval {
         let what = self.installable()?;
         let nix = self.nix.find(cx, &self.build).await?;
         let log = BuildLog::new(&cx.ui, true).without_errors();
-        let value = nix.eval(&what, &self.nix.eval(), &log).await;
+        let options = self.nix.eval();
+        let value = or_cancelled(&cx.cancel, nix.eval(&what, &options, &log)).await;
         log.clear();
         let value = match value {
             Ok(value) => value,

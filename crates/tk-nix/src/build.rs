@@ -19,6 +19,7 @@ use tk_store::{
     Abilities, Build, BuildMode, StoreExt,
     log::{LogEvent, LogSink, strip_ansi},
 };
+use tokio_util::sync::CancellationToken;
 
 /// Builds what people name: evaluated by nix, built by a store.
 #[derive(Debug, Clone)]
@@ -43,6 +44,23 @@ pub struct BuildOptions {
     pub mode: BuildMode,
     /// The build is given up after so long; `None`: never. Evaluation has nix's own limit.
     pub timeout: Option<Duration>,
+    /// All of it is given up when this is cancelled, and told as [`Cause::Cancelled`]. The same as
+    /// dropping the future, but for somebody who wants to know what was going on.
+    pub cancel: CancellationToken,
+}
+
+/// `work`, unless `cancel` comes first: then it is dropped, which ends what it started, and the
+/// failure is [`Cause::Cancelled`].
+pub async fn or_cancelled<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    // What is done is done, even if it was cancelled in the same moment.
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = cancel.cancelled() => Err(Failure::cancelled()),
+    }
 }
 
 /// What was built. The same for all versions of Nix; facts about outputs are those of the store.
@@ -123,7 +141,8 @@ impl NixBuilder {
         log: &dyn LogSink,
     ) -> Result<BuildResult> {
         let dir = self.store().store.dir();
-        let mut targets = self.nix.targets(what, dir, &options.eval, log).await?;
+        let found = self.nix.targets(what, dir, &options.eval, log);
+        let mut targets = or_cancelled(&options.cancel, found).await?;
         if targets.len() != 1 {
             let words = format!("{what} is {} derivations; name one of them", targets.len());
             return Err(Failure::new(Cause::Misused, words));
@@ -158,7 +177,7 @@ impl StoreBuilder {
     }
 
     /// Builds `targets` together. One result for each, in their order; what fails does not keep the
-    /// others from being told.
+    /// others from being told, and what is given up not those that were finished before.
     pub async fn build_targets(
         &self,
         targets: &[Target],
@@ -175,7 +194,10 @@ impl StoreBuilder {
             log.event(event);
         });
         let begun = Instant::now();
-        let results = self.results(&**builder, targets, options, &logs).await?;
+        let results = match self.results(&**builder, targets, options, &logs).await? {
+            Ok(results) => results,
+            Err(failure) => return Ok(self.given_up(targets, &failure, &logs).await),
+        };
         let elapsed = begun.elapsed();
         let mut all = Vec::with_capacity(targets.len());
         for target in targets {
@@ -194,36 +216,85 @@ impl StoreBuilder {
         Ok(all)
     }
 
+    /// What the builder told, or why it was given up.
     async fn results<S: LogSink>(
         &self,
         builder: &dyn Build,
         targets: &[Target],
         options: &BuildOptions,
         logs: &BuildLogs<S>,
-    ) -> Result<Vec<KeyedBuildResult>> {
+    ) -> Result<Result<Vec<KeyedBuildResult>>> {
         let mut paths: Vec<DerivedPath> = Vec::new();
         for target in targets {
             if !paths.contains(&target.path) {
                 paths.push(target.path.clone());
             }
         }
-        let building = builder.build(&paths, options.mode, logs);
-        let Some(limit) = options.timeout else {
-            return Ok(building.await?);
-        };
-        match tokio::time::timeout(limit, building).await {
-            Ok(results) => Ok(results?),
-            Err(_) => {
-                // Giving the future up ended the builds; what was running is what took so long.
-                let mut failure = Failure::timed_out(limit);
-                failure.message = format!("the build was ended after {} s", limit.as_secs_f32());
-                if let Some(build) = logs.builds().into_iter().rev().find(|b| b.stop.is_none()) {
-                    failure.derivation = Some(build.drv.clone());
-                    failure.log = build.lines.into();
-                    failure.phase = build.phase;
-                }
-                Err(failure)
+        let too_long = async {
+            match options.timeout {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
             }
+        };
+        // Giving the future up ends the builds.
+        let mut failure = tokio::select! {
+            biased;
+            results = builder.build(&paths, options.mode, logs) => return Ok(Ok(results?)),
+            () = options.cancel.cancelled() => Failure::cancelled(),
+            () = too_long => {
+                let limit = options.timeout.unwrap_or_default().as_secs_f32();
+                Failure::new(Cause::TimedOut, format!("the build was ended after {limit} s"))
+            }
+        };
+        // What was running is what took so long.
+        if let Some(build) = logs.builds().into_iter().rev().find(|b| b.stop.is_none()) {
+            failure.derivation = Some(build.drv.clone());
+            failure.log = build.lines.into();
+            failure.phase = build.phase;
+        }
+        Ok(Err(failure))
+    }
+
+    /// What became of `targets`, which were given up: those that are there were built before.
+    async fn given_up<S: LogSink>(
+        &self,
+        targets: &[Target],
+        failure: &Failure,
+        logs: &BuildLogs<S>,
+    ) -> Vec<Result<BuildResult>> {
+        let mut all = Vec::with_capacity(targets.len());
+        let asking = async {
+            for target in targets {
+                let result = self.left(target, logs).await;
+                all.push(result.ok_or_else(|| failure.clone()));
+            }
+        };
+        // Whoever gives up waits for nobody.
+        let _ = tokio::time::timeout(LOOKING, asking).await;
+        all.resize_with(targets.len(), || Err(failure.clone()));
+        all
+    }
+
+    /// The result of a target all of whose outputs are there.
+    async fn left<S: LogSink>(&self, target: &Target, logs: &BuildLogs<S>) -> Option<BuildResult> {
+        let drv = target
+            .derivation()
+            .map(|drv| self.store.store.dir().path(drv));
+        let built = drv.as_deref().and_then(|drv| logs.of(drv));
+        let status = match built {
+            Some(_) => BuildStatus::Built,
+            None => BuildStatus::AlreadyValid,
+        };
+        let keyed = KeyedBuildResult {
+            path: target.path.clone(),
+            result: tk_narinfo::build_result::BuildResult::new(status),
+        };
+        let outputs = self.outputs(&keyed, target).await.ok()?;
+        let wanted = outputs.values().cloned().collect();
+        let there = self.store.store.valid(&wanted).await.ok()?;
+        match there == wanted {
+            true => self.told(&keyed, target, logs, Duration::ZERO).await.ok(),
+            false => None,
         }
     }
 
@@ -369,5 +440,7 @@ fn misused(error: crate::InstallableError) -> Failure {
 
 /// Last lines of a builder that are kept.
 const LINES: usize = 25;
+/// How long it may take to find out what was finished before a build was given up.
+const LOOKING: Duration = Duration::from_secs(1);
 /// Errors that are kept.
 const ERRORS: usize = 100;

@@ -266,6 +266,10 @@ impl Failure {
         self
     }
 
+    pub(crate) fn cancelled() -> Self {
+        Failure::new(Cause::Cancelled, "it was given up")
+    }
+
     pub(crate) fn timed_out(after: Duration) -> Self {
         let words = format!("nix was ended after {} s", after.as_secs_f32());
         Failure::new(Cause::TimedOut, words)
@@ -331,6 +335,9 @@ impl fmt::Display for Failure {
             }
             (Cause::TimedOut, _) if !name.is_empty() => {
                 write!(f, "the build of {name} took too long")
+            }
+            (Cause::Cancelled, _) if !name.is_empty() => {
+                write!(f, "the build of {name} was given up")
             }
             _ => {
                 // What was being evaluated comes before the error itself.

@@ -23,6 +23,7 @@ mod evaluate;
 pub mod events;
 mod failure;
 mod fetch;
+mod finishing;
 pub mod flake;
 mod installable;
 pub mod machines;
@@ -35,15 +36,17 @@ pub mod shell;
 pub mod slots;
 
 pub use binary_cache::{BinaryCache, CacheConfig, CacheStore, Configured, configure};
-pub use build::{BuildOptions, BuildResult, NixBuilder, StoreBuilder};
+pub use build::{BuildOptions, BuildResult, NixBuilder, StoreBuilder, or_cancelled};
 pub use daemon::StdioTransport;
 pub use evaluate::{EvalOptions, Target};
 pub use failure::{Cause, Details, Exit, Failure};
 pub use fetch::{Fetched, fetch};
+pub use finishing::Finishing;
 pub use installable::{Installable, InstallableError, Source};
 pub use nix::{Flavour, Nix, NixConfig, NixVersion};
 pub use process::{Finished, Invocation, ending};
 pub use shell::{ExecResult, NixDevShell, ShellSession};
+pub use tokio_util::sync::CancellationToken;
 
 /// The result of everything that runs nix.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;

@@ -1,6 +1,8 @@
 //! What only some stores can do, a trait each, and [`Abilities`]: a store with those that it has.
 
-use crate::{AddContent, AddSignatures, Error, NarStream, Result, SigCheck, Store, log::LogSink};
+use crate::{
+    AddContent, AddSignatures, Error, NarStream, Result, SigCheck, Store, derivation, log::LogSink,
+};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -257,6 +259,18 @@ impl Abilities {
             graph: None,
             logs: None,
             realisations: None,
+        }
+    }
+
+    /// The outputs of the derivation `drv`, with the paths that the store knows or, if it does not keep
+    /// track of them, that can be told from the derivation and realisations.
+    pub async fn output_map(
+        &self,
+        drv: &StorePath,
+    ) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
+        match &self.graph {
+            Some(graph) => graph.output_map(drv).await,
+            None => derivation::output_map(&*self.store, drv, self.realisations.as_deref()).await,
         }
     }
 

@@ -7,22 +7,30 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 use tk_narinfo::{Compression, SecretKey};
 use tk_nix::BuildResult;
+use tk_path::{OutputName, OutputsSpec, StorePath};
 use tk_store::{
     Error, SigCheck, Store,
     copy::{CopyOptions, Outputs, Reach, Upstreams, plan},
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc::UnboundedReceiver};
 
 /// Where what was built goes.
 #[derive(clap::Args)]
 pub struct PushArgs {
-    /// Push what was built, and all it refers to, into the cache at URI as soon as it is built (may
-    /// be repeated)
+    /// Push what is built, what had to be built for it, and all they refer to, into the cache at URI,
+    /// each as soon as it is built (may be repeated)
     #[arg(long, value_name = "URI")]
     push: Vec<String>,
+    /// Push only what was asked for and all it refers to, not what had to be built just to build it
+    #[arg(long, requires = "push")]
+    push_results_only: bool,
     /// Sign each path that is pushed with the secret key in FILE (may be repeated)
     #[arg(long, value_name = "FILE", requires = "push")]
     sign_key: Vec<PathBuf>,
@@ -70,6 +78,7 @@ impl PushArgs {
             places,
             upstreams,
             sign: open::secret_keys(&self.sign_key)?,
+            results_only: self.push_results_only,
         })
     }
 }
@@ -80,6 +89,7 @@ pub struct Pusher {
     places: Vec<Place>,
     upstreams: Vec<Arc<dyn Store>>,
     sign: Vec<Arc<SecretKey>>,
+    results_only: bool,
 }
 
 struct Place {
@@ -90,29 +100,45 @@ struct Place {
 }
 
 /// What went into one cache.
+#[derive(Default)]
 pub struct Pushed {
     /// The cache.
     pub store: String,
-    /// Paths that went, bytes of their NARs, and bytes that were written.
-    pub copied: (usize, u64, u64),
+    /// Paths that went, each with the bytes of its NAR.
+    pub copied: BTreeMap<StorePath, u64>,
+    /// Bytes that were written.
+    pub written: u64,
     /// Paths that were there already, or are left to upstream caches.
-    pub present: usize,
-    /// Why it could not be pushed, or not all of it.
+    pub present: BTreeSet<StorePath>,
+    /// Why something could not be pushed.
     pub errors: Vec<String>,
 }
 
 impl Pushed {
     /// For `--json`.
     pub fn to_json(&self) -> Value {
-        let (paths, nar_size, written) = self.copied;
         json!({
             "store": self.store,
-            "copied": paths,
-            "narSize": nar_size,
-            "written": written,
-            "present": self.present,
+            "copied": self.copied.len(),
+            "narSize": self.copied.values().sum::<u64>(),
+            "written": self.written,
+            "present": self.present.len(),
             "errors": self.errors,
         })
+    }
+
+    /// With what went there after.
+    fn and(&mut self, later: Pushed) {
+        self.store = later.store;
+        self.copied.extend(later.copied);
+        self.written += later.written;
+        self.present.extend(later.present);
+        self.present.retain(|path| !self.copied.contains_key(path));
+        for error in later.errors {
+            if !self.errors.contains(&error) {
+                self.errors.push(error);
+            }
+        }
     }
 }
 
@@ -130,32 +156,131 @@ impl Pusher {
             std::iter::once(place.cache.store()).chain(upstreams)
         });
         let mut all: Vec<_> = own.chain(self.upstreams.iter().cloned()).collect();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         all.retain(|cache| seen.insert(cache.to_string()));
         all
     }
 
-    /// Pushes what was built into each cache.
-    pub async fn push(&self, cx: &Context, source: &Opened, built: &BuildResult) -> Vec<Pushed> {
-        let mut all = Vec::new();
-        for place in &self.places {
+    /// Pushes what is `built` for `target` as it is built, and `target` itself when it is done.
+    pub async fn follow(
+        &self,
+        cx: &Context,
+        source: &Opened,
+        target: Option<&StorePath>,
+        mut built: UnboundedReceiver<StorePath>,
+    ) -> Vec<Pushed> {
+        let mut all = self.nothing();
+        let mut late = BTreeSet::new();
+        while let Some(drv) = built.recv().await {
+            // The target itself is pushed as what was asked for.
+            if self.results_only || target == Some(&drv) {
+                continue;
+            }
+            if !self.push_built(cx, source, &drv, &mut all).await {
+                late.insert(drv);
+            }
+        }
+        for drv in late {
+            // It has failed, or came from another machine after its build ended.
+            self.push_built(cx, source, &drv, &mut all).await;
+        }
+        all
+    }
+
+    /// Pushes those outputs of `drv` that are there; whether there were any.
+    async fn push_built(
+        &self,
+        cx: &Context,
+        source: &Opened,
+        drv: &StorePath,
+        all: &mut [Pushed],
+    ) -> bool {
+        let abilities = source.abilities();
+        let found = async {
+            let outputs = abilities.output_map(drv).await?;
+            let paths: BTreeSet<_> = outputs.values().flatten().cloned().collect();
+            let there = self.source.valid(&paths).await?;
+            let there = outputs
+                .into_iter()
+                .filter_map(|(name, path)| Some((name, path.filter(|p| there.contains(p))?)));
+            Ok::<BTreeMap<_, _>, Error>(there.collect())
+        };
+        match found.await {
+            Ok(outputs) if outputs.is_empty() => false,
+            Ok(outputs) => {
+                let pushed = self.push_outputs(cx, source, Some(drv), &outputs).await;
+                merge(all, pushed);
+                true
+            }
+            Err(error) => {
+                let line = error.to_line();
+                let words = format_args!("{drv} was built but not pushed: {line}");
+                cx.ui.error(words);
+                for pushed in all {
+                    pushed.errors.push(words.to_string());
+                }
+                true
+            }
+        }
+    }
+
+    /// Pushes what was built into each cache, after what went there before.
+    pub async fn push(
+        &self,
+        cx: &Context,
+        source: &Opened,
+        built: &BuildResult,
+        before: &mut [Pushed],
+    ) -> Result<()> {
+        let dir = self.source.dir();
+        let outputs = built.outputs.iter().map(|(name, path)| {
+            let name = name.parse().map_err(|e| anyhow::anyhow!("{name}: {e}"))?;
+            Ok((name, dir.parse(path)?))
+        });
+        let outputs = outputs.collect::<Result<BTreeMap<_, _>>>()?;
+        let drv = built.drv_path.as_deref().map(|drv| dir.parse(drv));
+        let drv = drv.transpose()?;
+        let pushed = self.push_outputs(cx, source, drv.as_ref(), &outputs).await;
+        merge(before, pushed);
+        Ok(())
+    }
+
+    /// What went into each cache before anything did.
+    fn nothing(&self) -> Vec<Pushed> {
+        let places = self.places.iter().map(|place| Pushed {
+            store: place.cache.store().to_string(),
+            ..Pushed::default()
+        });
+        places.collect()
+    }
+
+    async fn push_outputs(
+        &self,
+        cx: &Context,
+        source: &Opened,
+        drv: Option<&StorePath>,
+        outputs: &BTreeMap<OutputName, StorePath>,
+    ) -> Vec<Pushed> {
+        let mut all = self.nothing();
+        for (place, all) in self.places.iter().zip(&mut all) {
             let _turn = place.turn.lock().await;
-            let pushed = self.push_to(cx, place, source, built).await;
-            let pushed = pushed.unwrap_or_else(|error| Pushed {
-                store: place.cache.store().to_string(),
-                copied: (0, 0, 0),
-                present: 0,
-                errors: vec![format!("{error:#}")],
-            });
-            for error in &pushed.errors {
-                let store = &pushed.store;
+            let pushed = tokio::select! {
+                biased;
+                pushed = self.push_to(cx, place, source, drv, outputs) => pushed,
+                () = cx.cancel.cancelled() => Err(anyhow::anyhow!("it was given up")),
+            };
+            match pushed {
+                Ok(pushed) => *all = pushed,
+                Err(error) => all.errors.push(format!("{error:#}")),
+            }
+            for error in &all.errors {
+                let store = &all.store;
                 cx.ui.error(format_args!("cannot push to {store}: {error}"));
             }
-            if pushed.copied.0 > 0 {
-                let (paths, store) = (crate::ui::paths(pushed.copied.0), &pushed.store);
+            if !all.copied.is_empty() {
+                let (paths, store) = (crate::ui::paths(all.copied.len()), &all.store);
                 cx.ui.say(format_args!("pushed {paths} to {store}"));
             }
-            all.push(pushed);
         }
         all
     }
@@ -165,22 +290,16 @@ impl Pusher {
         cx: &Context,
         place: &Place,
         source: &Opened,
-        built: &BuildResult,
+        drv: Option<&StorePath>,
+        built: &BTreeMap<OutputName, StorePath>,
     ) -> Result<Pushed> {
         let cache = place.cache.store();
-        let dir = self.source.dir();
         let mut outputs = Outputs::default();
-        let mut roots = std::collections::BTreeSet::new();
-        for path in built.outputs.values() {
-            roots.insert(dir.parse(path)?);
-        }
-        if let Some(drv) = &built.drv_path {
-            let names: Vec<_> = built.outputs.keys().map(String::as_str).collect();
-            let wanted = names.join(",").parse()?;
+        let roots = built.values().cloned().collect();
+        if let Some(drv) = drv {
+            let wanted = OutputsSpec::Names(built.keys().cloned().collect());
             // What content-addressed outputs turned out to be goes along.
-            let found = outputs
-                .find(&source.abilities(), &dir.parse(drv)?, &wanted)
-                .await;
+            let found = outputs.find(&source.abilities(), drv, &wanted).await;
             found.context("finding what its outputs are")?;
         }
         let options = CopyOptions {
@@ -200,15 +319,21 @@ impl Pusher {
             cx.ui.warn(format_args!("{warning}"));
         }
         let failed = report.failed.iter().map(|(_, e): &(_, Error)| e.to_line());
+        let copied = report.copied.iter();
         Ok(Pushed {
             store: cache.to_string(),
-            copied: (
-                report.copied.len(),
-                report.copied.iter().map(|info| info.nar_size).sum(),
-                report.written,
-            ),
-            present: report.present.len() + report.upstream.len(),
             errors: failed.collect(),
+            copied: copied
+                .map(|info| (info.path.clone(), info.nar_size))
+                .collect(),
+            written: report.written,
+            present: report.present.into_iter().chain(report.upstream).collect(),
         })
+    }
+}
+
+fn merge(all: &mut [Pushed], later: Vec<Pushed>) {
+    for (pushed, later) in all.iter_mut().zip(later) {
+        pushed.and(later);
     }
 }

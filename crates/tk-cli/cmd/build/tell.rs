@@ -149,9 +149,9 @@ fn pushes(outcomes: &[Outcome]) -> Vec<String> {
     let mut stores: BTreeMap<&str, (usize, u64, usize)> = BTreeMap::new();
     for pushed in outcomes.iter().flat_map(|outcome| &outcome.pushed) {
         let sum = stores.entry(&pushed.store).or_default();
-        sum.0 += pushed.copied.0;
-        sum.1 += pushed.copied.2;
-        sum.2 += pushed.present;
+        sum.0 += pushed.copied.len();
+        sum.1 += pushed.written;
+        sum.2 += pushed.present.len();
     }
     let lines = stores
         .into_iter()

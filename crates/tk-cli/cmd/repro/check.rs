@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use std::num::NonZeroU32;
 use tk_nix::{
-    Failure, Installable, Nix, NixBuilder, Source, Target,
+    Failure, Installable, Nix, NixBuilder, Source, Target, or_cancelled,
     repro::{
         CheckOptions, Instance, InstanceState, MAX_DIFFERENCES, Verdict, check, compare_stores,
         wanted,
@@ -83,6 +83,7 @@ impl Check {
             limit: self.max_differences,
             timeout: None,
             real_dir: opened.real_dir().map(Into::into),
+            cancel: cx.cancel.clone(),
         };
         for what in self.refs.installables(builder.store().store.dir())? {
             let log = BuildLog::new(&cx.ui, !self.no_log);
@@ -102,7 +103,8 @@ impl Check {
     ) -> Result<Vec<Verdict>, Failure> {
         let dir = builder.store().store.dir();
         let eval = self.nix.eval();
-        let targets = builder.nix().targets(what, dir, &eval, log).await?;
+        let found = builder.nix().targets(what, dir, &eval, log);
+        let targets = or_cancelled(&options.cancel, found).await?;
         let mut all = Vec::new();
         for target in targets {
             all.extend(check(builder, &target, options, log).await?);
@@ -142,9 +144,8 @@ impl Check {
         }
         for what in self.refs.installables(&dir)? {
             let log = BuildLog::new(&cx.ui, !self.no_log);
-            let found = self
-                .found(nix.as_ref(), &what, &stores, &shelves, &log)
-                .await;
+            let found = self.found(nix.as_ref(), &what, &stores, &shelves, &log);
+            let found = or_cancelled(&cx.cancel, found).await;
             log.clear();
             told.all(cx, &what, found)?;
         }

@@ -194,7 +194,7 @@ where
             if request.include_outputs {
                 let mut outputs = BTreeSet::new();
                 for drv in paths.iter().filter(|path| path.is_derivation()) {
-                    let known = builds::output_map(self.server, drv).await?;
+                    let known = self.server.abilities.output_map(drv).await?;
                     outputs.extend(known.into_values().flatten());
                 }
                 let new: BTreeSet<StorePath> = outputs.difference(&paths).cloned().collect();

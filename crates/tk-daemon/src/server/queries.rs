@@ -13,7 +13,7 @@ use std::{
 use tk_narinfo::{PathInfo, Signature};
 use tk_path::{HashPart, OutputName, StorePath};
 use tk_store::{
-    Error, GcOptions, GcReport, NarCheck, Root, Store, StoreExt, derivation,
+    Error, GcOptions, GcReport, NarCheck, Root, Store, StoreExt,
     log::{Level, LogEvent, LogSink},
 };
 
@@ -62,12 +62,7 @@ impl Context {
         &self,
         drv: &StorePath,
     ) -> Answer<BTreeMap<OutputName, Option<StorePath>>> {
-        let Some(graph) = &self.abilities.graph else {
-            let realisations = self.abilities.realisations.as_deref();
-            let store = &*self.abilities.store;
-            return Ok(derivation::output_map(store, drv, realisations).await?);
-        };
-        Ok(graph.output_map(drv).await?)
+        Ok(self.abilities.output_map(drv).await?)
     }
 
     pub async fn find(&self, part: &HashPart) -> Answer<Option<StorePath>> {

@@ -1,7 +1,9 @@
 //! Building again, and comparing.
 
 use super::{Instance, InstanceState, MAX_DIFFERENCES, Verdict, mismatch};
-use crate::{BuildOptions, Cause, EvalOptions, Failure, NixBuilder, Result, Target};
+use crate::{
+    BuildOptions, CancellationToken, Cause, EvalOptions, Failure, NixBuilder, Result, Target,
+};
 use std::{
     collections::BTreeMap,
     num::NonZeroU32,
@@ -28,6 +30,8 @@ pub struct CheckOptions {
     /// Where the files of the builder's store lie on this machine, if they do: there the second result is
     /// read. The builder must have been told `keep-failed`, or it leaves none.
     pub real_dir: Option<PathBuf>,
+    /// The build is given up when this is cancelled: [`Cause::Cancelled`].
+    pub cancel: CancellationToken,
 }
 
 impl Default for CheckOptions {
@@ -38,6 +42,7 @@ impl Default for CheckOptions {
             limit: MAX_DIFFERENCES,
             timeout: None,
             real_dir: None,
+            cancel: CancellationToken::new(),
         }
     }
 }
@@ -168,6 +173,7 @@ impl Again<'_> {
             eval: EvalOptions::default(),
             mode,
             timeout: self.options.timeout,
+            cancel: self.options.cancel.clone(),
         };
         let targets = std::slice::from_ref(&target);
         let built = self.builder.build_targets(targets, &options, self.log);

@@ -7,8 +7,8 @@ use tk_narinfo::{
     build_result::{BuildResult, BuildStatus, exit_status},
     realisation::UnkeyedRealisation,
 };
-use tk_path::{BasicDerivation, DerivedPath, OutputName, SingleDerivedPath, StorePath};
-use tk_store::{BuildMode, Error, Result, derivation as files};
+use tk_path::{BasicDerivation, DerivedPath, SingleDerivedPath, StorePath};
+use tk_store::{BuildMode, Error, Result};
 
 /// The outcome of BuildPaths.
 pub(super) async fn paths(server: &ServeServer, paths: &[DerivedPath]) -> Result<BuildOutcome> {
@@ -66,18 +66,6 @@ pub(super) async fn derivation(
     Ok(result)
 }
 
-/// The outputs of a derivation, with their paths as far as they are known.
-pub(super) async fn output_map(
-    server: &ServeServer,
-    drv: &StorePath,
-) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
-    let abilities = &server.abilities;
-    match &abilities.graph {
-        Some(graph) => graph.output_map(drv).await,
-        None => files::output_map(&*abilities.store, drv, abilities.realisations.as_deref()).await,
-    }
-}
-
 /// Why `path` is not there as it should be, if it is not.
 async fn undone(server: &ServeServer, path: &DerivedPath) -> Result<Option<String>> {
     let store = &server.abilities.store;
@@ -93,7 +81,7 @@ async fn undone(server: &ServeServer, path: &DerivedPath) -> Result<Option<Strin
         } => (drv, outputs),
         DerivedPath::Built { drv, .. } => return Ok(Some(no_builder(server, drv.base()))),
     };
-    let known = match output_map(server, drv).await {
+    let known = match server.abilities.output_map(drv).await {
         Ok(known) => known,
         Err(error @ Error::NotFound { .. }) => return Ok(Some(error.to_string())),
         Err(error) => return Err(error),
