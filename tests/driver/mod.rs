@@ -37,6 +37,13 @@ const FLAKE: &str = r#"
         __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";
       } "floating" "echo floating > $out";
       exit3 = mk "exit3" "echo line one; echo line two >&2; exit 3";
+      # What builders print is not what nix says.
+      quotes = mk "quotes" "echo Connection refused; echo No such file or directory; echo sandbox; exit 1";
+      full = mk "full" "echo 'cc: No space left on device'; exit 1";
+      fetches = mkWith {
+        outputHash = "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="; outputHashMode = "flat";
+        outputHashAlgo = null;
+      } "fetches" "echo 'curl: (6) Could not resolve host: x'; exit 6";
       killed = mk "killed" "kill -9 $$";
       noOutput = mk "no-output" "true";
       needs = mk "needs" "cat ${exit3} > $out";

@@ -14,9 +14,9 @@ use tk_narinfo::{
     PathInfo,
     build_result::{BuildStatus, KeyedBuildResult},
 };
-use tk_path::{DerivedPath, OutputsSpec, SingleDerivedPath, StorePath};
+use tk_path::{DerivationKind, DerivedPath, OutputsSpec, SingleDerivedPath, StorePath};
 use tk_store::{
-    Abilities, Build, BuildMode, StoreExt,
+    Abilities, Build, BuildMode, StoreExt, derivation,
     log::{LogEvent, LogSink, strip_ansi},
 };
 use tokio_util::sync::CancellationToken;
@@ -207,13 +207,25 @@ impl StoreBuilder {
                     let drv = target
                         .derivation()
                         .map(|drv| self.store.store.dir().path(drv));
-                    Err(failed(keyed, drv, &logs, &errors))
+                    let failure = failed(keyed, drv, &logs, &errors);
+                    let fixed = self.is_fixed(failure.derivation.as_deref()).await;
+                    Err(failure.with_likely(fixed))
                 }
                 Some(keyed) => self.told(keyed, target, &logs, elapsed).await,
                 None => Err(nothing(target)),
             });
         }
         Ok(all)
+    }
+
+    /// Whether the output of this derivation is fixed, as far as that can be found out.
+    async fn is_fixed(&self, drv: Option<&str>) -> bool {
+        let store = &*self.store.store;
+        let Some(drv) = drv.and_then(|drv| store.dir().parse(drv).ok()) else {
+            return false;
+        };
+        let drv = derivation::read(store, &drv).await;
+        drv.is_ok_and(|drv| matches!(drv.kind(), Ok(DerivationKind::Fixed)))
     }
 
     /// What the builder told, or why it was given up.
@@ -409,7 +421,9 @@ fn failed<S: LogSink>(
         return failure;
     };
     let log = root.derivation.as_deref().and_then(|drv| logs.of(drv));
-    root.with_log(log.as_ref())
+    let mut root = root.with_log(log.as_ref());
+    root.status = failure.status;
+    root
 }
 
 /// What failed on the way is told as a message only.

@@ -203,7 +203,7 @@ impl Failure {
     /// Nix says most of it in prose only. Of the errors that it wrote the first is about the first
     /// derivation that failed; those that follow from it come later.
     pub(crate) fn of_nix(done: &Finished) -> Self {
-        let root = |error: &&Words| words::cause(&error.bare) != Cause::Dependency;
+        let root = |error: &&Words| words::cause(&words::own(&error.bare)) != Cause::Dependency;
         let first = done.errors.iter().find(root).or(done.errors.first());
         let message = first.map(|error| error.bare.clone()).unwrap_or_else(|| {
             let tail = done.tail.join("\n");
@@ -252,9 +252,10 @@ impl Failure {
 
     /// What these words of nix mean.
     pub(crate) fn of_words(text: &str) -> Self {
-        let mut failure = Failure::new(words::cause(text), text);
-        failure.derivation = words::derivation(text);
-        failure.exit = words::exit(text);
+        let own = words::own(text);
+        let mut failure = Failure::new(words::cause(&own), text);
+        failure.derivation = words::derivation(&own);
+        failure.exit = words::exit(&own);
         failure
     }
 
@@ -262,6 +263,17 @@ impl Failure {
         if let Some(log) = log {
             self.log = log.lines.iter().cloned().collect();
             self.phase = log.phase.clone();
+        }
+        self.with_likely(false)
+    }
+
+    /// The same with a cause that the last lines of a builder suggest; `fixed` if it makes a fixed
+    /// output.
+    pub(crate) fn with_likely(mut self, fixed: bool) -> Self {
+        if self.cause == Cause::Builder
+            && let Some(cause) = words::likely(self.log.iter().map(String::as_str), fixed)
+        {
+            self.cause = cause;
         }
         self
     }
@@ -314,6 +326,18 @@ impl fmt::Display for Failure {
         let name = self.derivation.as_deref().unwrap_or_default();
         match (&self.cause, self.exit) {
             (Cause::Builder, Some(exit)) => write!(f, "the builder of {name} ended with {exit}"),
+            (Cause::NoSpace, Some(exit)) if !name.is_empty() => {
+                write!(
+                    f,
+                    "the builder of {name} had no space, and ended with {exit}"
+                )
+            }
+            (Cause::Network, Some(exit)) if !name.is_empty() => {
+                write!(
+                    f,
+                    "the builder of {name} reached no server, and ended with {exit}"
+                )
+            }
             (Cause::HashMismatch { expected, actual }, _) => {
                 write!(
                     f,
@@ -345,12 +369,29 @@ impl fmt::Display for Failure {
                     (Cause::Evaluation, Some((_, last))) => last,
                     _ => &self.message,
                 };
-                let lines = text.lines().map(str::trim);
-                let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
-                f.write_str(&lines.join("; "))
+                f.write_str(&one_line(text))
             }
         }
     }
+}
+
+/// `text` of nix on one line: without the excerpts of code that it draws.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for part in text.lines().map(str::trim) {
+        let drawn = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        if part.is_empty() || drawn.starts_with('|') {
+            continue;
+        }
+        let place = part
+            .strip_suffix(':')
+            .filter(|part| part.starts_with("at "));
+        if !line.is_empty() {
+            line.push_str(if place.is_some() { " " } else { "; " });
+        }
+        line.push_str(place.unwrap_or(part));
+    }
+    line
 }
 
 impl std::error::Error for Failure {}
@@ -363,5 +404,26 @@ impl From<tk_store::Error> for Failure {
             failure.cause = Cause::Network;
         }
         failure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_one_line() {
+        let drawn = "syntax error, unexpected end of file\n       at «string»:1:5:\n            1| 1 +\n             |     ^\n";
+        for (text, expected) in [
+            (
+                drawn,
+                "syntax error, unexpected end of file at «string»:1:5",
+            ),
+            ("one\n  two:\n", "one; two:"),
+            ("at last\n", "at last"),
+            ("\n", ""),
+        ] {
+            assert_eq!(one_line(text), expected);
+        }
     }
 }

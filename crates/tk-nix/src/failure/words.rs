@@ -2,8 +2,32 @@
 //! written by 2.8, 2.26 or 2.34.
 
 use super::{Cause, Exit};
+use std::borrow::Cow;
 
-/// The likely cause of what `text` tells, without colours.
+/// What nix itself says in `text`, without the lines of a builder that it quotes: those say anything.
+pub(super) fn own(text: &str) -> Cow<'_, str> {
+    if !text.contains("log lines:") {
+        return Cow::Borrowed(text);
+    }
+    let lines = text.lines();
+    let own = lines.filter(|line| !line.trim_start().starts_with('>'));
+    Cow::Owned(own.collect::<Vec<_>>().join("\n"))
+}
+
+/// Why a builder may have failed that ended with a status other than 0, by its last lines; `fixed` if
+/// its output is, since only then it may be meant to ask a server.
+pub(super) fn likely<'a>(lines: impl IntoIterator<Item = &'a str>, fixed: bool) -> Option<Cause> {
+    let causes = [(Cause::NoSpace, NO_SPACE), (Cause::Network, OFFLINE)];
+    let mut found = lines.into_iter().filter_map(|line| {
+        let cause = causes
+            .iter()
+            .find(|(_, words)| words.iter().any(|word| line.contains(word)));
+        cause.map(|(cause, _)| cause.clone())
+    });
+    found.find(|cause| fixed || *cause != Cause::Network)
+}
+
+/// The likely cause of what `text` tells, which is nix's own words without colours.
 pub(super) fn cause(text: &str) -> Cause {
     if let Some(cause) = attribute(text).or_else(|| hash_mismatch(text)) {
         return cause;
@@ -37,19 +61,12 @@ const TABLE: &[(Cause, &[&str])] = &[
     ),
     (Cause::LogLimit, &["killed after writing more than"]),
     (Cause::NotDeterministic, &["may not be deterministic"]),
-    (
-        Cause::NoSpace,
-        &["No space left on device", "Disk quota exceeded"],
-    ),
+    (Cause::NoSpace, NO_SPACE),
+    (Cause::Network, OFFLINE),
     (
         Cause::Network,
         &[
             "unable to download",
-            "Could not resolve host",
-            "Couldn't resolve host",
-            "Connection refused",
-            "Connection reset",
-            "Network is unreachable",
             "cannot connect to",
             "failed to start SSH connection",
         ],
@@ -98,6 +115,17 @@ const TABLE: &[(Cause, &[&str])] = &[
             "No such file or directory",
         ],
     ),
+];
+
+/// Words of the system, which builders have too.
+const NO_SPACE: &[&str] = &["No space left on device", "Disk quota exceeded"];
+const OFFLINE: &[&str] = &[
+    "Could not resolve host",
+    "Couldn't resolve host",
+    "Temporary failure in name resolution",
+    "Connection refused",
+    "Connection reset",
+    "Network is unreachable",
 ];
 
 /// The derivation that a text about a build names first: a whole path.
@@ -252,6 +280,30 @@ mod tests {
             ("no such luck", Cause::Other),
         ] {
             assert_eq!(cause(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_of_builders_are_not_the_words_of_nix() {
+        let quoted = "builder for '/nix/store/a-x.drv' failed with exit code 3;\n       last 2 log lines:\n       \
+                      > Connection refused in the sandbox\n       > hash mismatch: No such file or directory\n       \
+                      For full logs, run:\n         nix log /nix/store/a-x.drv";
+        assert_eq!(cause(&own(quoted)), Cause::Builder);
+        let plain = "> is not a valid URL";
+        assert_eq!(cause(&own(plain)), Cause::Misused);
+
+        let full = ["one", "cc: No space left on device", "two"];
+        let offline = ["curl: (6) Could not resolve host: x"];
+        let both = [offline[0], full[1]];
+        for (lines, fixed, expected) in [
+            (&full[..], false, Some(Cause::NoSpace)),
+            (&offline, true, Some(Cause::Network)),
+            // Without a fixed output there is no network, or should be none.
+            (&offline, false, None),
+            (&both, false, Some(Cause::NoSpace)),
+            (&["all is well"], true, None),
+        ] {
+            assert_eq!(likely(lines.iter().copied(), fixed), expected, "{lines:?}");
         }
     }
 
