@@ -1,9 +1,9 @@
 //! Values are the same from every version.
 
-use super::{FLAKE, Table, with_each};
+use super::{FLAKE, Project, Table, read, with_each};
 use crate::support::{Rig, VERSIONS, rig};
 use serde_json::{Value, json};
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use tempfile::TempDir;
 use tk_nar::fs::remove_tree;
 use tk_nix::{EvalOptions, Nix, NixConfig, flake::Metadata};
@@ -161,5 +161,42 @@ fn nix_of(rig: &Rig, root: &Path) -> NixConfig {
         store: Some(root.display().to_string()),
         env: env.collect(),
         ..NixConfig::default()
+    }
+}
+
+/// Those who went their own way are known by their version line, and asked as the Nix they are like.
+/// They are played by real Nix here.
+#[test]
+fn flavours() {
+    for (line, version) in [
+        ("nix (Lix, like Nix) 2.91.1", "2.26"),
+        ("nix (Determinate Nix 3.11.2) 2.34.1", "2.34"),
+    ] {
+        let Some(project) = Project::start(version) else {
+            continue;
+        };
+        let real = project.daemon.ask("sh", &["-c", "echo $NIX_RIG_BIN/nix"]);
+        let script = format!(
+            "#!/bin/sh\necho \"$@\" >>{}/asked\ncase $1 in --version) echo '{line}';; *) exec {real} \"$@\";; esac\n",
+            project.folder.display()
+        );
+        let nix = project.write("nix", &script);
+        fs::set_permissions(&nix, fs::Permissions::from_mode(0o755)).unwrap();
+        let nix = format!("--nix {}", nix.display());
+        let (status, built) = project.json(&format!("build path:.#plain --json {nix}"));
+        assert_eq!(
+            (status, &built[0]["success"]),
+            (0, &json!(true)),
+            "{line}: {built}"
+        );
+        let (status, value) = project.json(&format!("eval path:.#value.answer {nix}"));
+        assert_eq!((status, value), (0, json!(42)), "{line}");
+        // This asks for the settings, whose command was renamed in 2.20.
+        let (status, audit) = project.json(&format!("repro audit path:.#plain --json {nix}"));
+        assert_eq!(status, 1, "{line}: {audit}");
+        let asked = read(project.folder.join("asked"));
+        let is_lix = line.contains("Lix");
+        assert_eq!(asked.contains("show-config"), is_lix, "{asked}");
+        assert_eq!(asked.contains("config show"), !is_lix, "{asked}");
     }
 }
