@@ -63,6 +63,8 @@ pub enum Job {
     SshCheck,
     /// The closure of 1,000 paths of a store behind ssh, listed
     SshClosure,
+    /// A command in the environment of a flake's shell, which was entered before
+    Shell,
 }
 
 impl Daemon {
@@ -120,7 +122,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Job {
-    const ALL: [Job; 8] = [
+    const ALL: [Job; 9] = [
         Job::PathInfo,
         Job::CopyOutNone,
         Job::CopyOutZstd,
@@ -129,6 +131,7 @@ impl Job {
         Job::CopyInXz,
         Job::SshCheck,
         Job::SshClosure,
+        Job::Shell,
     ];
 
     fn name(self) -> &'static str {
@@ -141,6 +144,7 @@ impl Job {
             Job::CopyInXz => "folder to daemon, xz",
             Job::SshCheck => "check over ssh",
             Job::SshClosure => "closure over ssh",
+            Job::Shell => "shell",
         }
     }
 
@@ -196,6 +200,8 @@ impl Place {
             dir,
         };
         place.fill()?;
+        fs::create_dir_all(place.flake())?;
+        fs::write(place.flake().join("flake.nix"), FLAKE)?;
         Ok(place)
     }
 
@@ -262,6 +268,8 @@ impl Place {
         self.fresh.settle(self.closures.disk(job.compression()))?;
         let state = match job.fills_a_daemon() {
             true => fresh.join("state"),
+            // What an environment is made of is not part of what the others look at.
+            false if job == Job::Shell => self.dir.join(format!("state-shell-{}", self.nix)),
             false => self.state(),
         };
         let cmd = self.command(job, who, &fresh)?;
@@ -317,6 +325,13 @@ impl Place {
             Job::SshClosure => cmd
                 .args(["path-info", "-r", "--store", far])
                 .arg(&self.closures.chain),
+            Job::Shell => {
+                let flake = format!("path:{}", self.flake().display());
+                match who {
+                    Contender::TkStore(_) => cmd.args(["shell", &flake, "--", "true"]),
+                    _ => cmd.args(NIX_DEVELOP).args([&flake, "-c", "true"]),
+                }
+            }
         })
     }
 
@@ -351,12 +366,27 @@ impl Place {
         path.push(std::env::var_os("PATH").unwrap_or_default());
         command.env("PATH", path);
         command.env("FAKE_SSH_DELAY_MS", self.delay.to_string());
+        // What they remember of a user is not that of whoever measures.
+        let home = self.dir.join("home");
+        for name in [
+            "XDG_CONFIG_HOME",
+            "XDG_CACHE_HOME",
+            "XDG_DATA_HOME",
+            "XDG_STATE_HOME",
+        ] {
+            command.env(name, home.join(name));
+        }
+        command.env("HOME", home);
         let done = command.output().context("starting tests/rig/with-daemon")?;
         sample(&cmd.program, &done)
     }
 
     fn state(&self) -> PathBuf {
         self.closures.dir.join(format!("state-{}", self.nix))
+    }
+
+    fn flake(&self) -> PathBuf {
+        self.dir.join("flake")
     }
 
     fn cache(&self, compression: &str) -> PathBuf {
@@ -367,3 +397,20 @@ impl Place {
 fn scaled(number: usize, scale: f64) -> usize {
     ((number as f64 * scale) as usize).max(2)
 }
+
+const NIX_DEVELOP: [&str; 3] = [
+    "--extra-experimental-features",
+    "nix-command flakes",
+    "develop",
+];
+
+/// Something small to develop: what is measured is what comes before.
+const FLAKE: &str = r#"{
+  outputs = { self }: {
+    devShells.x86_64-linux.default = derivation {
+      name = "shell"; system = "x86_64-linux"; builder = "/bin/bash";
+      outputs = [ "out" ]; PATH = "/usr/bin:/bin"; GREETING = "good day";
+    };
+  };
+}
+"#;

@@ -110,6 +110,7 @@ const MARKS: &[Mark] = &[
     copy("pull from a folder, none / nix", "pull folder none", 0.5),
     copy("pull from a folder, zstd / nix", "pull folder zstd", 0.6),
     copy("pull from a folder, xz / nix", "pull folder xz", 0.8),
+    copy("a known environment / nix develop", "shell", 0.1),
     copy("add to a daemon, none / nix", "folder to daemon, none", 0.5),
     copy("add to a daemon, from zstd / nix", "folder to daemon, zstd", 0.6),
     copy("add to a daemon, from xz / nix", "folder to daemon, xz", 0.8),
