@@ -1,13 +1,6 @@
-use super::Lab;
+use super::{Lab, count, wait_for};
 use crate::support::{RigDaemon, VERSIONS};
-use std::{
-    env::consts,
-    fs,
-    path::Path,
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{env::consts, fs, sync::Arc, thread};
 
 const GRAPH: &str = r#"
 let
@@ -345,23 +338,4 @@ fn an_untrusted_user_here() {
     let (results, _) = lab.build(&args, 0);
     let out = results[0]["outputs"]["out"].as_str().unwrap();
     lab.source.ask("nix-store", &["--verify-path", out]);
-}
-
-fn count(file: &str) -> usize {
-    fs::read_to_string(Path::new(file))
-        .unwrap_or_default()
-        .lines()
-        .count()
-}
-
-/// Waits as long as even a machine that is very busy needs.
-fn wait_for(done: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(120),
-            "it does not happen"
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -6,7 +6,12 @@ use futures::stream::BoxStream;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::Arc,
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 use tk_narinfo::{
     PathInfo,
@@ -14,7 +19,7 @@ use tk_narinfo::{
 };
 use tk_nix::{
     machines::Machine,
-    remote::{Connect, Connected, RemoteBuilder, RemoteConfig},
+    remote::{Connect, Connected, Patience, RemoteBuilder, RemoteConfig},
     slots::Slots,
 };
 use tk_path::{
@@ -25,6 +30,7 @@ use tk_store::{
     Abilities, AddContent, AddItems, AddOptions, AddReport, Build, BuildMode, Error, MemoryStore,
     Missing, NarStream, Result, SigCheck, Store, StoreExt, log::LogSink, nar,
 };
+use tokio::time::{sleep, timeout};
 
 /// What a machine does with a build.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +46,14 @@ enum Way {
     Lost,
     /// Nobody can reach it.
     Gone,
+    /// Whoever connects waits for ever.
+    Deaf,
+    /// From the build on it says nothing and takes nothing more.
+    Frozen,
+    /// The same, from when its output is asked for.
+    FrozenLater,
+    /// Its build takes an hour, in which it prints nothing.
+    Quiet,
 }
 
 #[tokio::test]
@@ -85,6 +99,46 @@ async fn fixed_content_is_what_was_demanded() {
     assert!(lab.output().await.is_none());
 }
 
+/// A machine that neither answers nor breaks off is given up, and another one does it: also for those
+/// who wait for their turn with it. (Time is not that of a clock: it passes when nothing else does.)
+#[tokio::test(start_paused = true)]
+async fn machines_that_fall_silent() {
+    let silent = "fell silent and does not answer: no answer for 20 s";
+    for (way, says) in [
+        (Way::Deaf, "cannot be used: connecting to ssh-ng://m0"),
+        (Way::Frozen, silent),
+        (Way::FrozenLater, silent),
+    ] {
+        let lab = Lab::new(false).await;
+        let alone = lab.build(&[way]).await;
+        assert!(!alone.is_success(), "{way:?}");
+        assert!(alone.error.contains(says), "{way:?}: {}", alone.error);
+
+        let (other, _) = derivation(&lab.local, "y", false).await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut machines = vec![machine(0), machine(1)];
+        machines[0].max_jobs = 2;
+        let config = lab.config(&[way, Way::Honest], machines, folder.path());
+        let results = lab.run_all(config, &[&lab.drv, &other]).await;
+        for result in results {
+            assert_eq!(
+                result.status,
+                BuildStatus::Built,
+                "{way:?}: {}",
+                result.error
+            );
+        }
+    }
+}
+
+/// One that answers may be quiet.
+#[tokio::test(start_paused = true)]
+async fn a_quiet_build_is_waited_for() {
+    let lab = Lab::new(false).await;
+    let result = lab.build(&[Way::Quiet]).await;
+    assert_eq!(result.status, BuildStatus::Built, "{}", result.error);
+}
+
 /// Without any slot, or any machine, nobody waits.
 #[tokio::test]
 async fn nobody_waits_for_ever() {
@@ -112,38 +166,9 @@ struct Lab {
 
 impl Lab {
     async fn new(fixed: bool) -> Lab {
-        let dir = StoreDir::default();
-        let local = Arc::new(MemoryStore::new(dir.clone()));
-        let output = match fixed {
-            true => {
-                let digest = tk_path::Hash::digest(Algorithm::Sha256, b"demanded");
-                let hex = digest.digits(tk_path::Encoding::Base16);
-                let ca = tk_path::ContentAddress {
-                    method: Method::Flat,
-                    hash: digest,
-                };
-                let path = dir
-                    .path_of_content("x", &ca, &References::default())
-                    .unwrap();
-                format!(r#"("out","{}","sha256","{hex}")"#, dir.path(&path))
-            }
-            false => r#"("out","","","")"#.to_owned(),
-        };
-        let text = format!(r#"Derive([{output}],[],[],"sys","/bin/sh",[],[("out","")])"#);
-        let mut drv = Derivation::parse_aterm(&dir, "x", text.as_bytes()).unwrap();
-        drv.fill_outputs(&Modulo::new(dir.clone())).unwrap();
-        let file = nar_of(&drv.to_aterm(&dir).unwrap());
-        let (none, file) = (References::default(), nar::from_bytes(file));
-        let added = local.add_content("x.drv", Method::Text, Algorithm::Sha256, &none, file);
-        let added = added.await.unwrap().path;
-        assert_eq!(added, drv.path(&dir).unwrap());
-        let name = "out".parse().unwrap();
-        let out = drv.outputs["out"].path(&dir, "x", &name).unwrap().unwrap();
-        Lab {
-            local,
-            drv: added,
-            out,
-        }
+        let local = Arc::new(MemoryStore::new(StoreDir::default()));
+        let (drv, out) = derivation(&local, "x", fixed).await;
+        Lab { local, drv, out }
     }
 
     /// Builds on machines m0, m1 … of these ways, the first of which is the fastest.
@@ -163,32 +188,71 @@ impl Lab {
         let ways = ways.map(|(i, way)| (machine(i).uri, *way)).collect();
         RemoteConfig {
             machines,
-            connect: Arc::new(Machines { ways }),
+            connect: Arc::new(Machines {
+                ways,
+                frozen: Arc::default(),
+            }),
             slots: Slots::new(folder),
             keep_going: false,
             builders_substitute: false,
             sign: Vec::new(),
+            patience: Patience::default(),
         }
     }
 
     async fn run(&self, config: RemoteConfig) -> BuildResult {
+        let mut results = self.run_all(config, &[&self.drv]).await;
+        assert_eq!(results.len(), 1);
+        results.remove(0)
+    }
+
+    async fn run_all(&self, config: RemoteConfig, drvs: &[&StorePath]) -> Vec<BuildResult> {
         let store = RemoteBuilder::new(Abilities::of(self.local.clone()), config).abilities();
-        let path = DerivedPath::Built {
-            drv: SingleDerivedPath::Opaque(self.drv.clone()),
+        let path = |drv: &&StorePath| DerivedPath::Built {
+            drv: SingleDerivedPath::Opaque((*drv).clone()),
             outputs: OutputsSpec::All,
         };
+        let paths: Vec<_> = drvs.iter().map(path).collect();
         let builder = store.build.unwrap();
-        let mut results = builder
-            .build(&[path], BuildMode::Normal, &())
-            .await
-            .unwrap();
-        assert_eq!(results.len(), 1);
-        results.remove(0).result
+        let results = builder.build(&paths, BuildMode::Normal, &());
+        let results = timeout(Duration::from_secs(1_000_000), results).await;
+        let results = results.expect("it comes to an end").unwrap();
+        results.into_iter().map(|keyed| keyed.result).collect()
     }
 
     async fn output(&self) -> Option<PathInfo> {
         self.local.info(&self.out).await.unwrap()
     }
+}
+
+/// A derivation in `local`, with its output.
+async fn derivation(local: &MemoryStore, name: &str, fixed: bool) -> (StorePath, StorePath) {
+    let dir = local.dir();
+    let output = match fixed {
+        true => {
+            let digest = tk_path::Hash::digest(Algorithm::Sha256, b"demanded");
+            let hex = digest.digits(tk_path::Encoding::Base16);
+            let ca = tk_path::ContentAddress {
+                method: Method::Flat,
+                hash: digest,
+            };
+            let path = dir.path_of_content(name, &ca, &References::default());
+            format!(r#"("out","{}","sha256","{hex}")"#, dir.path(&path.unwrap()))
+        }
+        false => r#"("out","","","")"#.to_owned(),
+    };
+    let text = format!(r#"Derive([{output}],[],[],"sys","/bin/sh",[],[("out","")])"#);
+    let mut drv = Derivation::parse_aterm(dir, name, text.as_bytes()).unwrap();
+    drv.fill_outputs(&Modulo::new(dir.clone())).unwrap();
+    let file = nar_of(&drv.to_aterm(dir).unwrap());
+    let (none, file) = (References::default(), nar::from_bytes(file));
+    let file_name = format!("{name}.drv");
+    let added = local.add_content(&file_name, Method::Text, Algorithm::Sha256, &none, file);
+    let added = added.await.unwrap().path;
+    assert_eq!(added, drv.path(dir).unwrap());
+    let output = &drv.outputs["out"];
+    let out = output.path(dir, name, &"out".parse().unwrap());
+    (added, out.unwrap().unwrap())
 }
 
 fn machine(i: usize) -> Machine {
@@ -199,6 +263,8 @@ fn machine(i: usize) -> Machine {
 
 struct Machines {
     ways: BTreeMap<String, Way>,
+    /// Whether the one that freezes has.
+    frozen: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -209,10 +275,14 @@ impl Connect for Machines {
             let error = std::io::Error::from(std::io::ErrorKind::HostUnreachable);
             return Err(Error::io("connecting", error));
         }
+        if way == Way::Deaf || way.freezes() && self.frozen.load(Ordering::Relaxed) {
+            pending::<()>().await;
+        }
         let store = Arc::new(Liar {
             uri: machine.uri.clone(),
             inner: MemoryStore::new(StoreDir::default()),
             way,
+            frozen: self.frozen.clone(),
         });
         let mut abilities = Abilities::of(store.clone());
         abilities.build = Some(store);
@@ -231,9 +301,21 @@ struct Liar {
     uri: String,
     inner: MemoryStore,
     way: Way,
+    frozen: Arc<AtomicBool>,
+}
+
+impl Way {
+    fn freezes(self) -> bool {
+        matches!(self, Way::Frozen | Way::FrozenLater)
+    }
 }
 
 impl Liar {
+    async fn freeze(&self) {
+        self.frozen.store(true, Ordering::Relaxed);
+        pending().await
+    }
+
     async fn put(&self, path: StorePath, references: BTreeSet<StorePath>) {
         let content = nar_of(path.as_str().as_bytes());
         let mut info = PathInfo::new(path, NarHash::digest(&content), content.len() as u64);
@@ -273,6 +355,11 @@ impl Build for Liar {
                 return Err(Error::io(format!("reading from {}", self.uri), error));
             }
             Way::Nothing => {}
+            Way::Frozen => self.freeze().await,
+            Way::Quiet => {
+                sleep(Duration::from_secs(3600)).await;
+                self.put(out, BTreeSet::new()).await;
+            }
             Way::ForeignReference => {
                 self.put(foreign.clone(), BTreeSet::new()).await;
                 self.put(out, [foreign].into()).await;
@@ -298,6 +385,9 @@ impl Store for Liar {
     }
 
     async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        if self.way.freezes() && self.frozen.load(Ordering::Relaxed) {
+            pending::<()>().await;
+        }
         self.inner.valid(paths).await
     }
 
@@ -311,6 +401,10 @@ impl Store for Liar {
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
         match self.way {
             Way::OtherContent => Ok(nar::from_bytes(nar_of(b"something else"))),
+            Way::FrozenLater => {
+                self.freeze().await;
+                self.inner.nar(path).await
+            }
             _ => self.inner.nar(path).await,
         }
     }

@@ -5,6 +5,7 @@ mod builds;
 mod caches;
 mod hostile;
 mod machines;
+mod silence;
 
 use crate::support::{
     RigDaemon,
@@ -15,6 +16,8 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 
@@ -57,8 +60,10 @@ impl Lab {
         let uri = format!("unix://{}?root={}", socket.display(), root.display());
         let (bin, conf) = (variable("NIX_RIG_BIN"), variable("NIX_CONF_DIR"));
         let text = format!(
-            "export FAKE_SSH_REMOTE='{uri}' FAKE_SSH_LOG={} PATH={bin}:$PATH NIX_CONF_DIR={conf}\n",
+            "export FAKE_SSH_REMOTE='{uri}' FAKE_SSH_LOG={} PATH={bin}:$PATH NIX_CONF_DIR={conf}\n\
+             echo $$ >>{}\n",
             self.path(&format!("calls-{host}")),
+            self.path(&format!("processes-{host}")),
         );
         self.say(host, &text);
     }
@@ -72,6 +77,15 @@ impl Lab {
     fn calls(&self, host: &str) -> usize {
         let log = fs::read_to_string(self.path(&format!("calls-{host}"))).unwrap_or_default();
         log.lines().filter(|line| *line == "ssh").count()
+    }
+
+    /// Whether a process of ssh to `host` is there.
+    fn is_called(&self, host: &str) -> bool {
+        let ids = fs::read_to_string(self.path(&format!("processes-{host}"))).unwrap_or_default();
+        let stat = |id: &str| fs::read_to_string(format!("/proc/{id}/stat")).ok();
+        ids.lines()
+            .filter_map(stat)
+            .any(|stat| !stat.contains(") Z "))
     }
 
     fn path(&self, name: &str) -> String {
@@ -111,5 +125,24 @@ impl Lab {
             results.unwrap_or_else(|e| panic!("{e}: {done:?}")),
             done.stderr,
         )
+    }
+}
+
+fn count(file: &str) -> usize {
+    fs::read_to_string(Path::new(file))
+        .unwrap_or_default()
+        .lines()
+        .count()
+}
+
+/// Waits as long as even a machine that is very busy needs.
+fn wait_for(done: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "it does not happen"
+        );
+        thread::sleep(Duration::from_millis(20));
     }
 }

@@ -123,6 +123,21 @@ impl RigDaemon {
     /// Ends it without a chance to clean up: the process that listens, and those that serve a
     /// connection, which are its children.
     pub async fn kill(&self) {
+        self.signal("KILL").await;
+    }
+
+    /// Stops the same processes, so that whoever asks it something waits, on connections that there are
+    /// and on new ones.
+    pub async fn freeze(&self) {
+        self.signal("STOP").await;
+    }
+
+    /// The end of [`RigDaemon::freeze`].
+    pub async fn thaw(&self) {
+        self.signal("CONT").await;
+    }
+
+    async fn signal(&self, signal: &str) {
         let stream = UnixStream::connect(self.socket())
             .await
             .expect("it listens");
@@ -131,11 +146,11 @@ impl RigDaemon {
         let children = children.expect("a process").trim_end().to_owned();
         // A child may end by itself meanwhile: its client, an earlier command, is gone.
         let script = format!(
-            "kill -9 {pid} || exit
-             for child in {children}; do kill -9 $child 2>/dev/null || [ ! -e /proc/$child ]; done"
+            "kill -{signal} {pid} || exit
+             for child in {children}; do kill -{signal} $child 2>/dev/null || [ ! -e /proc/$child ]; done"
         );
-        let killed = self.sh(&script);
-        assert_eq!(killed.status, 0, "{killed:?}");
+        let done = self.sh(&script);
+        assert_eq!(done.status, 0, "{done:?}");
     }
 
     /// Runs `script` in a shell that sees the daemon's `/nix`, with that version's Nix in `PATH`

@@ -13,7 +13,7 @@ use tk_narinfo::build_result::KeyedBuildResult;
 use tk_nix::{
     Failure, Installable, Source,
     machines::{Fault, Machine},
-    remote::{Probe, probe},
+    remote::{Patience, Probe, probe},
 };
 use tk_path::{DerivedPath, StoreDir};
 use tk_store::{
@@ -46,8 +46,8 @@ pub enum Builders {
     ///
     /// What substituters have is fetched; of the rest each derivation goes to the machine that fits
     /// its system and features and has the most to spare. Inputs are sent over, outputs come back,
-    /// are checked and added to the store. A machine that is lost is followed by another. Prints the
-    /// output paths.
+    /// are checked and added to the store. A machine that is lost, or that neither says anything nor
+    /// answers for a while, is followed by another. Prints the output paths.
     #[command(after_help = BUILD)]
     Build(Box<Build>),
 }
@@ -131,7 +131,7 @@ impl Look {
             bail!("no machine is named");
         }
         let connect = OpenMachine::new(cx, &BuildOptions::default());
-        let probes = probe(&machines, &connect, &slots()?).await;
+        let probes = probe(&machines, &connect, &slots()?, Patience::default().connect).await;
         if self.json {
             ui::out(probes.iter().map(probe_to_json).collect::<Value>())?;
         } else {

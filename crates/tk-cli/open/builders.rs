@@ -10,7 +10,7 @@ use rustix::fs::{Access, access};
 use std::{env::consts, io, path::PathBuf, sync::Arc};
 use tk_nix::{
     machines::{Machine, Machines},
-    remote::{Connect, Connected, RemoteBuilder, RemoteConfig},
+    remote::{Connect, Connected, Patience, RemoteBuilder, RemoteConfig},
     slots::Slots,
 };
 use tk_store::{Abilities, Error};
@@ -85,6 +85,7 @@ impl RemoteArgs {
             keep_going: options.keep_going(),
             builders_substitute: self.builders_use_substitutes || substitute,
             sign: sign.collect::<Result<_>>()?,
+            patience: Patience::default(),
         };
         Ok(RemoteBuilder::new(store, config).abilities())
     }

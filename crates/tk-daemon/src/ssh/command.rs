@@ -9,6 +9,11 @@ pub(super) fn arguments(config: &SshConfig, known_hosts: Option<&Path>) -> Vec<O
     // No X11, and no terminal at the far end, which would change bytes.
     let mut words: Vec<OsString> = vec!["-x".into(), "-T".into()];
     words.extend(config.options.iter().map(OsString::from));
+    if let Some(interval) = config.alive_interval {
+        // 0 would be never.
+        let seconds = interval.as_secs().max(1);
+        words.push(format!("-oServerAliveInterval={seconds}").into());
+    }
     if let Some(key) = &config.key {
         words.extend(["-i".into(), key.into()]);
     }
@@ -90,13 +95,20 @@ mod tests {
 
     #[test]
     fn arguments_of_ssh() {
-        assert_eq!(line(&config("host")), "-x|-T|host|--|nix-daemon --stdio");
+        assert_eq!(
+            line(&config("host")),
+            "-x|-T|-oServerAliveInterval=30|host|--|nix-daemon --stdio"
+        );
         let serve = SshConfig::serve(SshHost::parse("u@[::1]:9").unwrap());
-        assert_eq!(line(&serve), "-x|-T|-p9|u@::1|--|nix-store --serve --write");
+        assert_eq!(
+            line(&serve),
+            "-x|-T|-oServerAliveInterval=30|-p9|u@::1|--|nix-store --serve --write"
+        );
         let all = SshConfig {
             options: vec!["-p".into(), "99".into()],
             key: Some("/home/me/a key".into()),
             host_key: Some(HostKey::from_base64("c3NoLWVkMjU1MTkgQUFBQQ==").unwrap()),
+            alive_interval: None,
             compress: true,
             remote_store: Some("/a b".into()),
             program: vec!["sudo".into(), "nix-daemon".into()],

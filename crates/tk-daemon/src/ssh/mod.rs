@@ -1,13 +1,15 @@
 //! Stores behind ssh: the system's own `ssh` runs the program at the far end.
 //!
 //! ```text
-//! ssh -x -T [NIX_SSHOPTS] [-i KEY] [HOSTKEY] [-C] [-pPORT] [USER@]HOST -- COMMAND
+//! ssh -x -T [NIX_SSHOPTS] [ALIVE] [-i KEY] [HOSTKEY] [-C] [-pPORT] [USER@]HOST -- COMMAND
+//! ALIVE   = -oServerAliveInterval=SECONDS
 //! HOSTKEY = -oUserKnownHostsFile=FILE -oHostKeyAlias=HOST -oStrictHostKeyChecking=yes
 //! COMMAND = PROGRAM --stdio [--store URI]             ; ssh-ng://, see SshConfig::worker
 //!         | PROGRAM --serve --write [--store URI]     ; ssh://, see SshConfig::serve
 //! ```
 //! Everything of the user's configuration of ssh counts: keys, agents, jump hosts, shared
-//! connections (`ControlMaster`). Passwords are asked for by ssh itself, at the terminal.
+//! connections (`ControlMaster`); only how often ssh asks a silent host for a sign of life is said here
+//! (see [`SshConfig::alive_interval`]). Passwords are asked for by ssh itself, at the terminal.
 //!
 //! Where real Nix does otherwise: every word of the command is quoted for the shell at the far end
 //! (2.26 and later quote none); a host key that was given is the only one that is taken, at any
@@ -23,7 +25,7 @@ pub use process::SshGuard;
 use crate::client::{Channel, Transport};
 use async_trait::async_trait;
 use data_encoding::{BASE64, BASE64_NOPAD};
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use tk_store::{Result, log::LogSink};
 
 /// How to reach the far end, and what to run there.
@@ -37,6 +39,11 @@ pub struct SshConfig {
     pub key: Option<PathBuf>,
     /// The key that the host must have (`base64-ssh-public-host-key`); `None`: one that ssh knows.
     pub host_key: Option<HostKey>,
+    /// How often ssh asks the host for a sign of life while it says nothing (`ServerAliveInterval`, in
+    /// whole seconds); after three without an answer ssh ends, so that nobody waits for a host whose
+    /// network is gone or that began anew. `None`: as the user's configuration of ssh has it. What
+    /// stands in `options` counts before this.
+    pub alive_interval: Option<Duration>,
     /// Compress what goes over the line (`compress`).
     pub compress: bool,
     /// The program at the far end and its first arguments (`remote-program`). A leading `~/` is
@@ -90,6 +97,7 @@ impl SshConfig {
             options: Vec::new(),
             key: None,
             host_key: None,
+            alive_interval: Some(ALIVE_INTERVAL),
             compress: false,
             program: vec![program.to_owned()],
             arguments: arguments.to_vec(),
@@ -164,6 +172,9 @@ impl fmt::Debug for SshConfig {
         f.finish_non_exhaustive()
     }
 }
+
+/// See [`SshConfig::alive_interval`].
+const ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {

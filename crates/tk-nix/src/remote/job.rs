@@ -22,7 +22,7 @@ use tk_path::{
     StorePath,
 };
 use tk_store::{
-    Abilities, AddOptions, BuildMode, Closure, Error, Result, SigCheck, Store, closure,
+    Abilities, AddOptions, BuildMode, Closure, Error, NarStream, Result, SigCheck, Store, closure,
     copy::{self, CopyOptions, Reach},
     log::{Level, LogEvent, LogSink, strip_ansi},
     nar,
@@ -128,28 +128,31 @@ impl Job {
     async fn attempt(&self, shared: &Shared<'_>, i: usize) -> Result<BuildResult, Fault> {
         let place = &shared.pool.places[i];
         let uri = &place.machine.uri;
-        let builder = shared.pool.connect(i).await.map_err(|error| {
-            let line = error.to_line();
-            place.leave(&line);
-            Fault::Lost(format!("{uri} cannot be used: {line}"))
-        })?;
-        let log = MachineLog::new(shared.log, &shared.numbers, uri);
+        let builder = shared.pool.connect(i).await;
+        let builder = builder.map_err(|why| Fault::Lost(format!("{uri} cannot be used: {why}")))?;
+        let log = MachineLog::new(shared.log, &shared.numbers, uri, &place.pulse);
         let at = At {
             shared,
             place,
             builder: &builder,
             log: &log,
         };
+        let watch = shared.pool.watch(i, &builder, &self.path, self.make(&at));
+        watch.await.map_err(Fault::Lost)?
+    }
+
+    /// Sees to it that the outputs are there, and brings them here.
+    async fn make(&self, at: &At<'_>) -> Result<BuildResult, Fault> {
         let wanted = self.wanted.iter().map(|name| self.outputs[name].clone());
         let wanted: BTreeSet<_> = wanted.collect();
-        let there = builder.store.store.valid(&wanted).await;
+        let there = at.builder.store.store.valid(&wanted).await;
         let there = there.map_err(|error| at.lost("asking it", error))?;
         let mut result = match there == wanted {
             true => BuildResult::new(BuildStatus::AlreadyValid),
-            false => self.build(&at).await?,
+            false => self.build(at).await?,
         };
         if result.is_success() {
-            self.receive(&at).await?;
+            self.receive(at).await?;
             let outputs = self.outputs.iter();
             let outputs = outputs.filter(|(name, _)| self.wanted.contains(*name));
             let outputs =
@@ -317,7 +320,7 @@ impl At<'_> {
         let s = if n == 1 { "" } else { "s" };
         self.log
             .say(Level::Info, format!("copying {n} path{s} to {uri}"));
-        let report = plan.run(src, &**dst, Arc::new(())).await;
+        let report = plan.run(src, &**dst, self.place.pulse.clone()).await;
         let failed = report.map_err(|error| self.copying(error))?.failed;
         // What follows from another failure says nothing.
         let consequence =
@@ -349,7 +352,7 @@ impl At<'_> {
         }
         let items = going.into_iter().map(|mut info| {
             (info.ultimate, info.registration_time) = (false, 0);
-            let nar = lazy_nar(src, &info.path);
+            let nar = self.nar(src, &info.path);
             Ok((info, nar))
         });
         let items = stream::iter(items.collect::<Vec<_>>()).boxed();
@@ -388,7 +391,7 @@ impl At<'_> {
             }
         }
         let items = infos.into_iter().map(|info| {
-            let nar = lazy_nar(builder, &info.path);
+            let nar = self.nar(builder, &info.path);
             Ok((info, nar))
         });
         let items = stream::iter(items.collect::<Vec<_>>()).boxed();
@@ -413,6 +416,14 @@ impl At<'_> {
             }
             Some((_, error)) => Err(self.lost("fetching the outputs", error)),
         }
+    }
+
+    /// The NAR of `path` in `store`; each part of it that goes or comes is a sign of life.
+    fn nar(&self, store: &Arc<dyn Store>, path: &StorePath) -> NarStream {
+        let (store, path) = (store.clone(), path.clone());
+        let pulse = self.place.pulse.clone();
+        let nar = nar::lazy(async move { store.nar(&path).await });
+        nar.inspect(move |_| pulse.beat()).boxed()
     }
 
     fn lost(&self, doing: &str, error: Error) -> Fault {
@@ -455,11 +466,6 @@ pub fn failure(words: impl Into<String>) -> BuildResult {
         error: words.into(),
         ..BuildResult::new(BuildStatus::MiscFailure)
     }
-}
-
-fn lazy_nar(store: &Arc<dyn Store>, path: &StorePath) -> tk_store::NarStream {
-    let (store, path) = (store.clone(), path.clone());
-    nar::lazy(async move { store.nar(&path).await })
 }
 
 const ADVICE: &str = "add it to trusted-users in the nix.conf of that machine, or sign the inputs \

@@ -1,5 +1,6 @@
 //! The logs of several machines as one.
 
+use super::silence::Pulse;
 use std::{
     collections::HashMap,
     sync::{
@@ -13,20 +14,28 @@ use tk_store::log::{ActivityType, Field, Level, LogEvent, LogSink};
 #[derive(Debug, Default)]
 pub struct Numbers(AtomicU64);
 
-/// The log of one machine: its activities get numbers that no other has, and its builds its name.
+/// The log of one machine: its activities get numbers that no other has, and its builds its name. What
+/// comes is a sign of life.
 pub struct MachineLog<'a> {
     next: &'a dyn LogSink,
     numbers: &'a Numbers,
     machine: &'a str,
+    pulse: &'a Pulse,
     known: Mutex<HashMap<u64, u64>>,
 }
 
 impl<'a> MachineLog<'a> {
-    pub fn new(next: &'a dyn LogSink, numbers: &'a Numbers, machine: &'a str) -> Self {
+    pub fn new(
+        next: &'a dyn LogSink,
+        numbers: &'a Numbers,
+        machine: &'a str,
+        pulse: &'a Pulse,
+    ) -> Self {
         MachineLog {
             next,
             numbers,
             machine,
+            pulse,
             known: Mutex::default(),
         }
     }
@@ -59,6 +68,7 @@ impl<'a> MachineLog<'a> {
 
 impl LogSink for MachineLog<'_> {
     fn event(&self, event: LogEvent) {
+        self.pulse.beat();
         let event = match event {
             LogEvent::Start {
                 id,
@@ -123,8 +133,9 @@ mod tests {
             fields: vec!["x.drv".into(), "".into(), 1.into(), 1.into()],
             parent: 0,
         };
-        let one = MachineLog::new(&sink, &numbers, "ssh://one");
-        let two = MachineLog::new(&sink, &numbers, "ssh://two");
+        let pulse = Pulse::default();
+        let one = MachineLog::new(&sink, &numbers, "ssh://one", &pulse);
+        let two = MachineLog::new(&sink, &numbers, "ssh://two", &pulse);
         one.event(start());
         two.event(start());
         one.event(LogEvent::Stop { id: 7 });

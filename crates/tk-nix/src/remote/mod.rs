@@ -14,7 +14,9 @@
 //! store of the user itself: what they turned out to be could not be told to it.
 //!
 //! A builder that is lost in the middle, or that turns inputs down, is followed by another that
-//! fits. A build that fails has failed: it is not tried elsewhere.
+//! fits. So is one that falls silent: while nothing is heard of it, it is asked whether it is there
+//! ([`Patience`]), and lost when it does not answer. A build that fails has failed: it is not tried
+//! elsewhere.
 //!
 //! # Security
 //! A machine is believed that its output is what the derivation makes, as anybody is who builds.
@@ -28,6 +30,7 @@ mod job;
 mod log;
 mod pick;
 mod run;
+mod silence;
 
 use crate::{machines::Machine, slots::Slots};
 use async_trait::async_trait;
@@ -67,6 +70,32 @@ pub struct RemoteConfig {
     pub builders_substitute: bool,
     /// Keys that sign the outputs, for a store here that does not trust the user.
     pub sign: Vec<Arc<SecretKey>>,
+    /// How long machines are waited for.
+    pub patience: Patience,
+}
+
+/// How long machines are waited for that say nothing. As long as one answers, its builds may be as
+/// quiet as they like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// After so long without a sign of life in the middle of a build or a copy a machine is asked
+    /// whether it is still there.
+    pub silence: Duration,
+    /// How long its answer may take. It is asked three times, then it is lost.
+    pub answer: Duration,
+    /// How long connecting may take, with all that ssh asks the user.
+    pub connect: Duration,
+}
+
+impl Default for Patience {
+    /// 30 s, 20 s and 120 s.
+    fn default() -> Self {
+        Patience {
+            silence: Duration::from_secs(30),
+            answer: Duration::from_secs(20),
+            connect: Duration::from_secs(120),
+        }
+    }
 }
 
 /// Opens the stores of machines.
@@ -103,11 +132,17 @@ pub struct Probe {
     pub free_slots: Option<u32>,
 }
 
-/// Asks all machines at once whether they are there, and waits for the slowest.
-pub async fn probe(machines: &[Machine], connect: &dyn Connect, slots: &Slots) -> Vec<Probe> {
+/// Asks all machines at once whether they are there, and waits for the slowest, but not for longer than
+/// `limit`.
+pub async fn probe(
+    machines: &[Machine],
+    connect: &dyn Connect,
+    slots: &Slots,
+    limit: Duration,
+) -> Vec<Probe> {
     let asked = machines.iter().map(|machine| async {
         Probe {
-            answer: connect.connect(machine, 1).await,
+            answer: pick::connect_within(limit, connect, machine, 1).await,
             free_slots: slots.free(machine).ok(),
             machine: machine.clone(),
         }

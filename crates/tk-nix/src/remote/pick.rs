@@ -1,12 +1,13 @@
 //! Which machine builds what: one that fits, has a free slot, and is the least busy for its speed.
 
-use super::{Connected, RemoteConfig};
+use super::{Connect, Connected, RemoteConfig, silence::Pulse};
 use crate::{
     machines::{Machine, Needs},
     slots::{MAX_SLOTS, Slot},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,10 +15,11 @@ use std::{
     time::Duration,
 };
 use tk_store::{Error, Result};
+use tokio::time::timeout;
 
 /// The machines of one call.
 pub struct Pool<'a> {
-    config: &'a RemoteConfig,
+    pub config: &'a RemoteConfig,
     pub places: Vec<Place>,
     /// Those who wait for the same kind of machine ask one after the other.
     turns: Mutex<BTreeMap<Needs, Arc<tokio::sync::Mutex<()>>>>,
@@ -30,6 +32,9 @@ pub struct Place {
     /// Why it is not used any more.
     gone: Mutex<Option<String>>,
     wary: AtomicBool,
+    pub pulse: Arc<Pulse>,
+    /// Why it counts as lost; held by who asks it whether it is.
+    pub lost: tokio::sync::Mutex<Option<String>>,
     /// One closure goes there at a time, and one comes back: the line is full with that, and
     /// connections are left for builds.
     pub sending: tokio::sync::Mutex<()>,
@@ -43,6 +48,8 @@ impl<'a> Pool<'a> {
             store: tokio::sync::Mutex::new(None),
             gone: Mutex::new(None),
             wary: AtomicBool::new(false),
+            pulse: Arc::default(),
+            lost: tokio::sync::Mutex::new(None),
             sending: tokio::sync::Mutex::new(()),
             receiving: tokio::sync::Mutex::new(()),
         };
@@ -98,18 +105,30 @@ impl<'a> Pool<'a> {
     }
 
     /// The store of the machine at `i`, opened when it is first wanted.
-    pub async fn connect(&self, i: usize) -> Result<Arc<Connected>> {
+    ///
+    /// # Errors
+    /// Why it cannot be used, a line. Nobody who waits for it tries again.
+    pub async fn connect(&self, i: usize) -> Result<Arc<Connected>, String> {
         let place = &self.places[i];
         let mut store = place.store.lock().await;
         if let Some(store) = &*store {
             return Ok(store.clone());
         }
+        if let Some(why) = place.why_gone() {
+            return Err(why);
+        }
         let jobs = place.machine.max_jobs.min(MAX_SLOTS) as usize;
         let connections = (jobs + SPARE).min(MOST_CONNECTIONS);
-        let connected = self.config.connect.connect(&place.machine, connections);
-        let connected = Arc::new(connected.await?);
-        *store = Some(connected.clone());
-        Ok(connected)
+        let connect = &*self.config.connect;
+        let limit = self.config.patience.connect;
+        match connect_within(limit, connect, &place.machine, connections).await {
+            Ok(connected) => Ok(store.insert(Arc::new(connected)).clone()),
+            Err(error) => {
+                let why = error.to_line();
+                place.leave(&why);
+                Err(why)
+            }
+        }
     }
 
     /// Whoever wants the machine next opens its store anew.
@@ -182,6 +201,23 @@ impl Place {
 
     fn may(&self, needs: &Needs) -> bool {
         self.machine.max_jobs > 0 && self.machine.fits(needs)
+    }
+}
+
+/// The store of `machine`, if it has answered after `limit`.
+pub async fn connect_within(
+    limit: Duration,
+    connect: &dyn Connect,
+    machine: &Machine,
+    connections: usize,
+) -> Result<Connected> {
+    match timeout(limit, connect.connect(machine, connections)).await {
+        Ok(connected) => connected,
+        Err(_) => {
+            let words = format!("no answer for {} s", limit.as_secs_f32());
+            let error = io::Error::new(io::ErrorKind::TimedOut, words);
+            Err(Error::io(format!("connecting to {}", machine.uri), error))
+        }
     }
 }
 
