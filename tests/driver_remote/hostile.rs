@@ -16,6 +16,7 @@ use std::{
 use tk_narinfo::{
     PathInfo,
     build_result::{BuildResult, BuildStatus, KeyedBuildResult},
+    realisation::{UnkeyedRealisation, legacy},
 };
 use tk_nix::{
     machines::Machine,
@@ -28,7 +29,7 @@ use tk_path::{
 };
 use tk_store::{
     Abilities, AddContent, AddItems, AddOptions, AddReport, Build, BuildMode, Error, MemoryStore,
-    Missing, NarStream, Result, SigCheck, Store, StoreExt, log::LogSink, nar,
+    Missing, NarStream, Realisations, Result, SigCheck, Store, StoreExt, log::LogSink, nar,
 };
 use tokio::time::{sleep, timeout};
 
@@ -54,6 +55,14 @@ enum Way {
     FrozenLater,
     /// Its build takes an hour, in which it prints nothing.
     Quiet,
+    /// The output's path does not follow from the content.
+    NoAddress,
+    /// It follows from it, but not by the method that the derivation wants.
+    OtherMethod,
+    /// The output has another name.
+    OtherName,
+    /// It does not say what the output turned out to be.
+    Untold,
 }
 
 #[tokio::test]
@@ -65,7 +74,7 @@ async fn lies_are_not_believed() {
         (Way::Lost, "building there"),
         (Way::Gone, "cannot be used"),
     ] {
-        let lab = Lab::new(false).await;
+        let lab = Lab::new().await;
         let alone = lab.build(&[way]).await;
         assert!(!alone.is_success(), "{way:?}");
         assert!(alone.error.contains(says), "{way:?}: {}", alone.error);
@@ -88,7 +97,7 @@ async fn lies_are_not_believed() {
 /// Content that a derivation demands is compared with that, whatever the machine calls it.
 #[tokio::test]
 async fn fixed_content_is_what_was_demanded() {
-    let lab = Lab::new(true).await;
+    let lab = Lab::of(Kind::Fixed).await;
     let result = lab.build(&[Way::Honest]).await;
     assert!(!result.is_success());
     assert!(
@@ -97,6 +106,39 @@ async fn fixed_content_is_what_was_demanded() {
         result.error
     );
     assert!(lab.output().await.is_none());
+}
+
+/// Of an output that only building tells, a machine is believed that it is one, and no more; what it
+/// turned out to be is known here afterwards.
+#[tokio::test]
+async fn lies_about_what_an_output_is() {
+    for (way, says) in [
+        (Way::NoAddress, "does not follow from its content"),
+        (Way::OtherMethod, "does not follow from its content"),
+        (Way::OtherName, "-other is the output out of"),
+        (Way::Untold, "does not say what the output out"),
+        (Way::OtherContent, "mismatch"),
+        (Way::ForeignReference, "which did not go into its build"),
+        (Way::Nothing, "says that it built"),
+    ] {
+        let lab = Lab::of(Kind::Floating).await;
+        let alone = lab.build(&[way]).await;
+        assert!(!alone.is_success(), "{way:?}");
+        assert!(alone.error.contains(says), "{way:?}: {}", alone.error);
+        assert_eq!(lab.realised().await, None, "{way:?}");
+
+        let two = lab.build(&[way, Way::Honest]).await;
+        assert_eq!(two.status, BuildStatus::Built, "{way:?}: {}", two.error);
+        let out = two.outputs["out"].out_path.clone();
+        assert_eq!(lab.realised().await, Some(out.clone()), "{way:?}");
+        let info = lab.local.info(&out).await.unwrap().expect("it is there");
+        assert!(info.is_content_addressed(lab.local.dir()), "{way:?}");
+        tk_store::verify(&*lab.local, &info).await.unwrap();
+
+        let again = lab.build(&[]).await;
+        assert_eq!(again.status, BuildStatus::AlreadyValid, "{}", again.error);
+        assert_eq!(again.outputs["out"].out_path, out);
+    }
 }
 
 /// A machine that neither answers nor breaks off is given up, and another one does it: also for those
@@ -109,12 +151,12 @@ async fn machines_that_fall_silent() {
         (Way::Frozen, silent),
         (Way::FrozenLater, silent),
     ] {
-        let lab = Lab::new(false).await;
+        let lab = Lab::new().await;
         let alone = lab.build(&[way]).await;
         assert!(!alone.is_success(), "{way:?}");
         assert!(alone.error.contains(says), "{way:?}: {}", alone.error);
 
-        let (other, _) = derivation(&lab.local, "y", false).await;
+        let (other, _) = derivation(&lab.local, "y", Kind::InputAddressed).await;
         let folder = tempfile::tempdir().unwrap();
         let mut machines = vec![machine(0), machine(1)];
         machines[0].max_jobs = 2;
@@ -134,7 +176,7 @@ async fn machines_that_fall_silent() {
 /// One that answers may be quiet.
 #[tokio::test(start_paused = true)]
 async fn a_quiet_build_is_waited_for() {
-    let lab = Lab::new(false).await;
+    let lab = Lab::new().await;
     let result = lab.build(&[Way::Quiet]).await;
     assert_eq!(result.status, BuildStatus::Built, "{}", result.error);
 }
@@ -142,7 +184,7 @@ async fn a_quiet_build_is_waited_for() {
 /// Without any slot, or any machine, nobody waits.
 #[tokio::test]
 async fn nobody_waits_for_ever() {
-    let lab = Lab::new(false).await;
+    let lab = Lab::new().await;
     let result = lab.build(&[]).await;
     assert!(result.error.contains("none is named"), "{}", result.error);
     let folder = tempfile::tempdir().unwrap();
@@ -161,13 +203,25 @@ async fn nobody_waits_for_ever() {
 struct Lab {
     local: Arc<MemoryStore>,
     drv: StorePath,
+    /// Where only building tells, none.
     out: StorePath,
 }
 
+#[derive(Clone, Copy)]
+enum Kind {
+    InputAddressed,
+    Fixed,
+    Floating,
+}
+
 impl Lab {
-    async fn new(fixed: bool) -> Lab {
+    async fn new() -> Lab {
+        Lab::of(Kind::InputAddressed).await
+    }
+
+    async fn of(kind: Kind) -> Lab {
         let local = Arc::new(MemoryStore::new(StoreDir::default()));
-        let (drv, out) = derivation(&local, "x", fixed).await;
+        let (drv, out) = derivation(&local, "x", kind).await;
         Lab { local, drv, out }
     }
 
@@ -207,7 +261,9 @@ impl Lab {
     }
 
     async fn run_all(&self, config: RemoteConfig, drvs: &[&StorePath]) -> Vec<BuildResult> {
-        let store = RemoteBuilder::new(Abilities::of(self.local.clone()), config).abilities();
+        let mut local = Abilities::of(self.local.clone());
+        local.realisations = Some(self.local.clone());
+        let store = RemoteBuilder::new(local, config).abilities();
         let path = |drv: &&StorePath| DerivedPath::Built {
             drv: SingleDerivedPath::Opaque((*drv).clone()),
             outputs: OutputsSpec::All,
@@ -220,16 +276,28 @@ impl Lab {
         results.into_iter().map(|keyed| keyed.result).collect()
     }
 
+    /// What the output turned out to be, as far as the store knows.
+    async fn realised(&self) -> Option<StorePath> {
+        let drv = tk_store::derivation::read(&*self.local, &self.drv).await;
+        let modulo = Modulo::for_realisations(StoreDir::default());
+        let hash = modulo.realisation_hash(&drv.unwrap()).unwrap().unwrap();
+        let output = "out".parse().unwrap();
+        let id = legacy::DrvOutput { hash, output };
+        let found = self.local.legacy_realisation(&id).await.unwrap();
+        found.map(|found| found.out_path)
+    }
+
     async fn output(&self) -> Option<PathInfo> {
         self.local.info(&self.out).await.unwrap()
     }
 }
 
 /// A derivation in `local`, with its output.
-async fn derivation(local: &MemoryStore, name: &str, fixed: bool) -> (StorePath, StorePath) {
+async fn derivation(local: &MemoryStore, name: &str, kind: Kind) -> (StorePath, StorePath) {
     let dir = local.dir();
-    let output = match fixed {
-        true => {
+    let output = match kind {
+        Kind::Floating => r#"("out","","r:sha256","")"#.to_owned(),
+        Kind::Fixed => {
             let digest = tk_path::Hash::digest(Algorithm::Sha256, b"demanded");
             let hex = digest.digits(tk_path::Encoding::Base16);
             let ca = tk_path::ContentAddress {
@@ -239,7 +307,7 @@ async fn derivation(local: &MemoryStore, name: &str, fixed: bool) -> (StorePath,
             let path = dir.path_of_content(name, &ca, &References::default());
             format!(r#"("out","{}","sha256","{hex}")"#, dir.path(&path.unwrap()))
         }
-        false => r#"("out","","","")"#.to_owned(),
+        Kind::InputAddressed => r#"("out","","","")"#.to_owned(),
     };
     let text = format!(r#"Derive([{output}],[],[],"sys","/bin/sh",[],[("out","")])"#);
     let mut drv = Derivation::parse_aterm(dir, name, text.as_bytes()).unwrap();
@@ -252,12 +320,14 @@ async fn derivation(local: &MemoryStore, name: &str, fixed: bool) -> (StorePath,
     assert_eq!(added, drv.path(dir).unwrap());
     let output = &drv.outputs["out"];
     let out = output.path(dir, name, &"out".parse().unwrap());
-    (added, out.unwrap().unwrap())
+    let none = || StorePath::from_digest(&[0; 20], "none").unwrap();
+    (added, out.unwrap().unwrap_or_else(none))
 }
 
 fn machine(i: usize) -> Machine {
     let mut machine = Machine::new(&format!("ssh-ng://m{i}"), ["sys".to_owned()]);
     machine.speed = 100.0 / (i + 1) as f32;
+    machine.features.insert("ca-derivations".into());
     machine
 }
 
@@ -320,6 +390,37 @@ impl Liar {
         let content = nar_of(path.as_str().as_bytes());
         let mut info = PathInfo::new(path, NarHash::digest(&content), content.len() as u64);
         info.references = references;
+        self.put_content(info, content).await;
+    }
+
+    /// An output named `name` where its content belongs; nothing is added if it says so and has not.
+    async fn put_addressed(&self, name: &str, references: BTreeSet<StorePath>) -> StorePath {
+        let content = nar_of(name.as_bytes());
+        let hash = NarHash::digest(&content);
+        let file = tk_path::Hash::digest(Algorithm::Sha256, name.as_bytes());
+        let (method, digest) = match self.way {
+            Way::OtherMethod => (Method::Flat, file),
+            _ => (Method::Nar, hash.into()),
+        };
+        let ca = tk_path::ContentAddress {
+            method,
+            hash: digest,
+        };
+        let others = References {
+            others: references.clone(),
+            itself: false,
+        };
+        let path = self.dir().path_of_content(name, &ca, &others).unwrap();
+        let mut info = PathInfo::new(path.clone(), hash, content.len() as u64);
+        info.references = references;
+        info.ca = Some(ca).filter(|_| self.way != Way::NoAddress);
+        if self.way != Way::Nothing {
+            self.put_content(info, content).await;
+        }
+        path
+    }
+
+    async fn put_content(&self, info: PathInfo, content: Vec<u8>) {
         let options = AddOptions::new(SigCheck::Skip);
         self.inner
             .add_one(info, nar::from_bytes(content), &options)
@@ -346,9 +447,28 @@ impl Build for Liar {
         _: BuildMode,
         _: &dyn LogSink,
     ) -> Result<BuildResult> {
-        let out = drv.outputs["out"].path(self.dir(), "x", &"out".parse().unwrap());
-        let out = out.unwrap().unwrap();
         let foreign = StorePath::from_digest(&[3; 20], "foreign").unwrap();
+        let name = "out".parse().unwrap();
+        let out = drv.outputs["out"].path(self.dir(), &drv.name, &name);
+        let Some(out) = out.unwrap() else {
+            let mut references = BTreeSet::new();
+            if self.way == Way::ForeignReference {
+                self.put(foreign.clone(), BTreeSet::new()).await;
+                references.insert(foreign);
+            }
+            let suffix = if self.way == Way::OtherName {
+                "-other"
+            } else {
+                ""
+            };
+            let called = format!("{}{suffix}", drv.name);
+            let out = self.put_addressed(&called, references).await;
+            let mut result = BuildResult::new(BuildStatus::Built);
+            if self.way != Way::Untold {
+                result.outputs.insert(name, UnkeyedRealisation::new(out));
+            }
+            return Ok(result);
+        };
         match self.way {
             Way::Lost => {
                 let error = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);

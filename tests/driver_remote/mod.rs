@@ -5,6 +5,7 @@ mod builds;
 mod caches;
 mod hostile;
 mod machines;
+mod realisations;
 mod silence;
 
 use crate::support::{

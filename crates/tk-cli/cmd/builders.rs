@@ -47,7 +47,8 @@ pub enum Builders {
     /// What substituters have is fetched; of the rest each derivation goes to the machine that fits
     /// its system and features and has the most to spare. Inputs are sent over, outputs come back,
     /// are checked and added to the store. A machine that is lost, or that neither says anything nor
-    /// answers for a while, is followed by another. Prints the output paths.
+    /// answers for a while, is followed by another. Content-addressed derivations go to machines with
+    /// the feature ca-derivations; without one the store builds them itself. Prints the output paths.
     #[command(after_help = BUILD)]
     Build(Box<Build>),
 }

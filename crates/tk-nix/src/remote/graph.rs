@@ -1,5 +1,6 @@
 //! Which derivations have to be built, and what each waits for.
 
+use super::realised::Realised;
 use crate::machines::Needs;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
@@ -31,7 +32,11 @@ pub struct Node {
 
 impl Graph {
     /// What has to be built for `paths`, as the store is now.
-    pub async fn of(local: &Abilities, paths: &[DerivedPath]) -> Result<Graph> {
+    pub async fn of(
+        local: &Abilities,
+        realised: &Realised,
+        paths: &[DerivedPath],
+    ) -> Result<Graph> {
         let mut graph = Graph::default();
         let mut wanted: BTreeMap<StorePath, BTreeSet<OutputName>> = BTreeMap::new();
         let mut wave: BTreeMap<StorePath, OutputsSpec> = BTreeMap::new();
@@ -52,7 +57,7 @@ impl Graph {
                     new.insert(drv, more);
                 }
             }
-            wave = graph.wave(local, new, &wanted).await?;
+            wave = graph.wave(local, realised, new, &wanted).await?;
         }
         graph.link();
         Ok(graph)
@@ -102,11 +107,12 @@ impl Graph {
     async fn wave(
         &mut self,
         local: &Abilities,
+        realised: &Realised,
         new: BTreeMap<StorePath, BTreeSet<OutputName>>,
         wanted: &BTreeMap<StorePath, BTreeSet<OutputName>>,
     ) -> Result<BTreeMap<StorePath, OutputsSpec>> {
         for (drv, names) in &new {
-            self.find_outputs(local, drv, names).await?;
+            self.find_outputs(local, realised, drv, names).await?;
         }
         let outputs = new.iter().flat_map(|(drv, names)| {
             let known = |name: &OutputName| self.known.get(&(drv.clone(), name.clone())).cloned();
@@ -146,6 +152,7 @@ impl Graph {
     async fn find_outputs(
         &mut self,
         local: &Abilities,
+        realised: &Realised,
         drv: &StorePath,
         names: &BTreeSet<OutputName>,
     ) -> Result<()> {
@@ -156,7 +163,7 @@ impl Graph {
             let mut path = path.map_err(|e| Error::malformed(drv.to_string(), e))?;
             if path.is_none() {
                 if asked.is_none() {
-                    asked = Some(output_map(local, drv).await?);
+                    asked = Some(output_map(local, realised, drv, file).await?);
                 }
                 path = asked.as_ref().and_then(|map| map.get(name)?.clone());
             }
@@ -177,7 +184,7 @@ impl Graph {
 }
 
 impl Node {
-    /// What a machine must have for it, as Nix finds it.
+    /// What a machine must have for it when its inputs are known, as Nix finds it.
     pub fn needs(&self) -> Needs {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let mut features: BTreeSet<String> = match self.drv.structured_attrs() {
@@ -193,13 +200,21 @@ impl Node {
                 value.split_whitespace().map(str::to_owned).collect()
             }
         };
-        if !self.is_known() {
+        if matches!(
+            self.drv.kind(),
+            Ok(DerivationKind::Floating(_) | DerivationKind::Impure(_))
+        ) {
             features.insert("ca-derivations".into());
         }
         Needs {
             system: text(&self.drv.platform),
             features,
         }
+    }
+
+    /// Whether its outputs may differ each time.
+    pub fn is_impure(&self) -> bool {
+        matches!(self.drv.kind(), Ok(DerivationKind::Impure(_)))
     }
 
     /// Whether the paths of its outputs are known before it is built.
@@ -219,15 +234,24 @@ pub fn static_path(drv: &SingleDerivedPath) -> Result<StorePath> {
     }
 }
 
-/// The outputs of `drv` as far as the store knows them.
+/// The outputs of `drv`, whose file is `file`, as far as the store knows them.
 async fn output_map(
     local: &Abilities,
+    realised: &Realised,
     drv: &StorePath,
+    file: &Derivation,
 ) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
-    match &local.graph {
+    let map = match &local.graph {
         Some(graph) => graph.output_map(drv).await,
         None => derivation::output_map(&*local.store, drv, local.realisations.as_deref()).await,
+    };
+    let mut map = map?;
+    let impure = matches!(file.kind(), Ok(DerivationKind::Impure(_)));
+    if !impure && map.values().any(Option::is_none) {
+        let found = realised.find(local, file).await?;
+        map.extend(found.into_iter().map(|(name, path)| (name, Some(path))));
     }
+    Ok(map)
 }
 
 fn want(wave: &mut BTreeMap<StorePath, OutputsSpec>, drv: StorePath, spec: &OutputsSpec) {

@@ -5,6 +5,7 @@ use super::{
     graph::Node,
     log::{MachineLog, Numbers},
     pick::{Place, Pool},
+    realised::Realised,
 };
 use crate::{Cause, Failure, machines::Needs};
 use futures::{StreamExt, stream};
@@ -31,6 +32,9 @@ use tk_store::{
 /// What all jobs of one call share.
 pub struct Shared<'a> {
     pub local: &'a Abilities,
+    pub realised: Realised,
+    /// Whether what outputs turned out to be can be told to the store here.
+    pub can_tell: bool,
     pub config: &'a RemoteConfig,
     pub pool: Pool<'a>,
     pub numbers: Numbers,
@@ -38,15 +42,17 @@ pub struct Shared<'a> {
 }
 
 /// A derivation whose inputs are all there.
-pub struct Job {
-    pub path: StorePath,
-    pub needs: Needs,
+pub struct Job<'a> {
+    path: &'a StorePath,
+    node: &'a Node,
+    needs: Needs,
     /// Its inputs are paths.
-    pub basic: BasicDerivation,
-    /// All outputs, with their paths.
-    pub outputs: BTreeMap<OutputName, StorePath>,
-    pub wanted: BTreeSet<OutputName>,
+    basic: BasicDerivation,
+    /// All outputs, with their paths; `None` if only building tells them.
+    outputs: Option<Outputs>,
 }
+
+type Outputs = BTreeMap<OutputName, StorePath>;
 
 /// Why a machine did not do it.
 enum Fault {
@@ -58,27 +64,34 @@ enum Fault {
     Final(String),
 }
 
-impl Job {
-    /// `None` if not all that is needed is known before it is built.
+impl<'a> Job<'a> {
+    /// `None` if its outputs are known only when it is built, and no machine is for that, or it could
+    /// not be told to the store here, which then has to build it itself.
     pub fn new(
-        local: &dyn Store,
-        path: &StorePath,
-        node: &Node,
+        shared: &Shared<'_>,
+        path: &'a StorePath,
+        node: &'a Node,
         known: impl Fn(&StorePath, &OutputName) -> Option<StorePath>,
-    ) -> Option<Job> {
-        let (dir, drv) = (local.dir(), &node.drv);
-        let basic = drv.resolve(dir, known).ok()?;
+    ) -> Option<Self> {
+        let (dir, needs) = (shared.local.store.dir(), node.needs());
+        if !node.is_known() {
+            let can_tell = shared.can_tell && !node.is_impure();
+            if !can_tell || !shared.pool.fits(&needs) {
+                return None;
+            }
+        }
+        let basic = node.drv.resolve(dir, known).ok()?;
         let output = |(name, how): (&OutputName, &DerivationOutput)| {
-            let path = how.path(dir, &drv.name, name).ok()??;
+            let path = how.path(dir, &basic.name, name).ok()??;
             Some((name.clone(), path))
         };
-        let outputs: Option<_> = drv.outputs.iter().map(output).collect();
+        let outputs = basic.outputs.iter().map(output).collect();
         Some(Job {
-            path: path.clone(),
-            needs: node.needs(),
+            path,
+            node,
+            needs,
+            outputs,
             basic,
-            outputs: outputs?,
-            wanted: node.wanted.clone(),
         })
     }
 
@@ -114,7 +127,7 @@ impl Job {
                     shared
                         .local
                         .store
-                        .valid(&[self.path.clone()].into())
+                        .valid(&BTreeSet::from([self.path.clone()]))
                         .await?;
                     words
                 }
@@ -137,29 +150,82 @@ impl Job {
             builder: &builder,
             log: &log,
         };
-        let watch = shared.pool.watch(i, &builder, &self.path, self.make(&at));
+        let watch = shared.pool.watch(i, &builder, self.path, self.make(&at));
         watch.await.map_err(Fault::Lost)?
     }
 
     /// Sees to it that the outputs are there, and brings them here.
     async fn make(&self, at: &At<'_>) -> Result<BuildResult, Fault> {
-        let wanted = self.wanted.iter().map(|name| self.outputs[name].clone());
-        let wanted: BTreeSet<_> = wanted.collect();
-        let there = at.builder.store.store.valid(&wanted).await;
-        let there = there.map_err(|error| at.lost("asking it", error))?;
-        let mut result = match there == wanted {
+        let mut result = match self.is_there(at).await? {
             true => BuildResult::new(BuildStatus::AlreadyValid),
             false => self.build(at).await?,
         };
         if result.is_success() {
-            self.receive(at).await?;
-            let outputs = self.outputs.iter();
-            let outputs = outputs.filter(|(name, _)| self.wanted.contains(*name));
-            let outputs =
-                outputs.map(|(name, path)| (name.clone(), UnkeyedRealisation::new(path.clone())));
+            let outputs = match &self.outputs {
+                Some(outputs) => outputs.clone(),
+                None => self.told(at, &result)?,
+            };
+            let mut brought = self.receive(at, &outputs).await?;
+            if !self.node.is_known() {
+                self.tell(at, &brought).await?;
+            }
+            brought.retain(|name, _| self.node.wanted.contains(name));
+            let outputs = brought.into_iter();
+            let outputs = outputs.map(|(name, path)| (name, UnkeyedRealisation::new(path)));
             result.outputs = outputs.collect();
         }
         Ok(result)
+    }
+
+    /// Whether the machine has all that is wanted.
+    async fn is_there(&self, at: &At<'_>) -> Result<bool, Fault> {
+        let Some(outputs) = &self.outputs else {
+            return Ok(false);
+        };
+        let wanted = self.node.wanted.iter().map(|name| outputs[name].clone());
+        let wanted: BTreeSet<_> = wanted.collect();
+        let there = at.builder.store.store.valid(&wanted).await;
+        let there = there.map_err(|error| at.lost("asking it", error))?;
+        Ok(there == wanted)
+    }
+
+    /// What the machine says that the outputs turned out to be, as far as it can be that.
+    fn told(&self, at: &At<'_>, result: &BuildResult) -> Result<Outputs, Fault> {
+        let (uri, drv) = (&at.place.machine.uri, &self.node.drv);
+        let mut outputs = Outputs::new();
+        for (name, value) in &result.outputs {
+            let is = &value.out_path;
+            if !drv.outputs.contains_key(name) || is.name() != name.path_name(&drv.name) {
+                let words = format!("{uri} says that {is} is the output {name} of {}", self.path);
+                return Err(Fault::Lost(words));
+            }
+            outputs.insert(name.clone(), is.clone());
+        }
+        let mut wanted = self.node.wanted.iter();
+        match wanted.find(|name| !outputs.contains_key(*name)) {
+            None => Ok(outputs),
+            Some(name) => Err(Fault::Lost(format!(
+                "{uri} does not say what the output {name} of {} turned out to be",
+                self.path
+            ))),
+        }
+    }
+
+    /// Tells the store here what the outputs turned out to be.
+    async fn tell(&self, at: &At<'_>, outputs: &Outputs) -> Result<(), Fault> {
+        let (shared, built) = (at.shared, (self.path, self.node, &self.basic));
+        let (local, config) = (shared.local, shared.config);
+        let told = shared.realised.tell(local, config, built, outputs).await;
+        told.map_err(|error| {
+            let words = match error {
+                Error::Refused { words, .. } => strip_ansi(words.trim()).into_owned(),
+                error => error.to_line(),
+            };
+            Fault::Final(format!(
+                "{} was built on {}, but {} does not take what its outputs turned out to be ({words})",
+                self.path, at.place.machine.uri, local.store
+            ))
+        })
     }
 
     /// Builds it in the way that the machine allows.
@@ -189,7 +255,7 @@ impl Job {
                 at.builder.store.unsupported("does not build").to_string(),
             ));
         };
-        let built = build.build_derivation(&self.path, &self.basic, BuildMode::Normal, at.log);
+        let built = build.build_derivation(self.path, &self.basic, BuildMode::Normal, at.log);
         built.await.map_err(|error| match error {
             Error::Refused { words, .. } => at.refused(&words),
             error => at.lost("building there", error),
@@ -208,7 +274,7 @@ impl Job {
         };
         let path = DerivedPath::Built {
             drv: SingleDerivedPath::Opaque(self.path.clone()),
-            outputs: OutputsSpec::Names(self.wanted.clone()),
+            outputs: OutputsSpec::Names(self.node.wanted.clone()),
         };
         let results = build.build(std::slice::from_ref(&path), BuildMode::Normal, at.log);
         let mut results = results.await.map_err(|error| match error {
@@ -224,17 +290,17 @@ impl Job {
         }
     }
 
-    /// Brings the outputs that are wanted here, and those that they refer to.
-    async fn receive(&self, at: &At<'_>) -> Result<(), Fault> {
+    /// Brings the outputs that are wanted here, and those of `outputs` that they refer to. Gives which.
+    async fn receive(&self, at: &At<'_>, outputs: &Outputs) -> Result<Outputs, Fault> {
         let _turn = at.place.receiving.lock().await;
         let (local, builder) = (&at.shared.local.store, &at.builder.store.store);
         let own = |error: Error| Fault::Final(error.to_line());
-        let own_paths: BTreeSet<_> = self.outputs.values().cloned().collect();
+        let own_paths: BTreeSet<_> = outputs.values().cloned().collect();
         let inputs = closure(&**local, self.basic.inputs.iter().cloned()).await;
         let mut allowed: BTreeSet<_> = inputs.map_err(own)?.infos.into_keys().collect();
         allowed.extend(own_paths.iter().cloned());
         let mut found = Closure::default();
-        let wanted = self.wanted.iter().map(|name| self.outputs[name].clone());
+        let wanted = self.node.wanted.iter().map(|name| outputs[name].clone());
         let mut wave: BTreeSet<_> = wanted.collect();
         while !wave.is_empty() {
             let told = Closure::only(&**builder, wave).await;
@@ -251,11 +317,14 @@ impl Job {
             wave.retain(|path| !found.infos.contains_key(path));
         }
         for info in found.infos.values_mut() {
-            self.check(at, info, &allowed)?;
+            self.check(at, info, outputs, &allowed)?;
         }
         let order = found.references_first();
         let order = order.map_err(|error| at.lost("reading the outputs", error))?;
-        at.fetch(order.into_iter().cloned().collect()).await
+        at.fetch(order.into_iter().cloned().collect()).await?;
+        let mut brought = outputs.clone();
+        brought.retain(|_, path| found.infos.contains_key(path));
+        Ok(brought)
     }
 
     /// Makes `info` what the derivation says of that output.
@@ -266,6 +335,7 @@ impl Job {
         &self,
         at: &At<'_>,
         info: &mut PathInfo,
+        outputs: &Outputs,
         allowed: &BTreeSet<StorePath>,
     ) -> Result<(), Fault> {
         if let Some(other) = info.references.iter().find(|r| !allowed.contains(*r)) {
@@ -274,10 +344,21 @@ impl Job {
                 info.path, at.place.machine.uri
             )));
         }
-        let output = self.outputs.iter().find(|(_, path)| **path == info.path);
+        let output = outputs.iter().find(|(_, path)| **path == info.path);
         let how = output.and_then(|(name, _)| self.basic.outputs.get(name));
         info.ca = match how {
             Some(DerivationOutput::Fixed(ca)) => Some(*ca),
+            Some(DerivationOutput::Floating(method)) => {
+                let ca = info.ca.filter(|ca| ca.method_algorithm() == *method);
+                // That the content is that of the address is checked when it comes.
+                if ca.is_none() || !info.is_content_addressed(at.shared.local.store.dir()) {
+                    return Err(Fault::Lost(format!(
+                        "{} from {} does not follow from its content as the derivation wants it",
+                        info.path, at.place.machine.uri
+                    )));
+                }
+                ca
+            }
             _ => None,
         };
         info.deriver = Some(self.path.clone());

@@ -10,8 +10,10 @@
 //! builds the one derivation (`BuildDerivation`). One that does not takes only what proves itself:
 //! derivations, sources, what a key that it trusts has signed. It gets the closure of the
 //! derivation, and builds by itself what is missing of the inputs (`BuildPathsWithResults`).
-//! Derivations whose outputs are known only when they are built (`ca-derivations`) are left to the
-//! store of the user itself: what they turned out to be could not be told to it.
+//! Derivations whose outputs are known only when they are built (`ca-derivations`) go to machines that
+//! have that feature. What a machine says that they turned out to be is checked, and told to the store
+//! of the user; one that keeps no such things, or no machine that fits, leaves them to that store
+//! itself. So are impure derivations.
 //!
 //! A builder that is lost in the middle, or that turns inputs down, is followed by another that
 //! fits. So is one that falls silent: while nothing is heard of it, it is asked whether it is there
@@ -20,8 +22,9 @@
 //!
 //! # Security
 //! A machine is believed that its output is what the derivation makes, as anybody is who builds.
-//! Not believed is what can be checked: that it is the output that the derivation says, that content
-//! is what hash, size and content address say, that references lead only to what went into the
+//! Not believed is what can be checked: that it is the output that the derivation says or, where it
+//! says none, a path that follows from its content by the derivation's own method; that content
+//! is what hash, size and content address say; that references lead only to what went into the
 //! build. Only then is it added, without asking for signatures: [`SigCheck::Skip`] is
 //! said for exactly those paths.
 
@@ -29,6 +32,7 @@ mod graph;
 mod job;
 mod log;
 mod pick;
+mod realised;
 mod run;
 mod silence;
 
@@ -208,7 +212,8 @@ impl Build for RemoteBuilder {
         if let Some(build) = &self.local.build {
             return build.missing(paths).await;
         }
-        let graph = graph::Graph::of(&self.local, paths).await?;
+        let realised = realised::Realised::new(self.local.store.dir().clone());
+        let graph = graph::Graph::of(&self.local, &realised, paths).await?;
         Ok(Missing {
             build: graph.nodes.into_keys().collect(),
             ..Missing::default()

@@ -104,6 +104,12 @@ impl<'a> Pool<'a> {
         }
     }
 
+    /// Whether there is a machine for `needs`, free or not.
+    pub fn fits(&self, needs: &Needs) -> bool {
+        let may = |place: &Place| place.why_gone().is_none() && place.may(needs);
+        self.places.iter().any(may)
+    }
+
     /// The store of the machine at `i`, opened when it is first wanted.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use super::{
     job::{Job, Shared, failure},
     log::Numbers,
     pick::Pool,
+    realised::Realised,
 };
 use crate::events::bare;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -31,9 +32,13 @@ pub async fn run(
     let opaque = paths.iter().filter_map(opaque).cloned().collect();
     let before = local.store.valid(&opaque).await?;
     let fetched = fetch(local, paths, log).await?;
-    let mut graph = Graph::of(local, paths).await?;
+    let realised = Realised::new(local.store.dir().clone());
+    let mut graph = Graph::of(local, &realised, paths).await?;
+    let known = graph.nodes.values().all(Node::is_known);
     let shared = Shared {
         local,
+        realised,
+        can_tell: !known && Realised::are_kept(local).await?,
         config,
         pool: Pool::new(config),
         numbers: Numbers::default(),
@@ -182,7 +187,7 @@ impl<'a> Schedule<'a> {
                 self.known.get(&(drv.clone(), name.clone())).cloned()
             };
             let shared = self.shared;
-            let job = Job::new(&*shared.local.store, path, node, known);
+            let job = Job::new(shared, path, node, known);
             let built = async move {
                 match job {
                     Some(job) => (path, job.run(shared).await),
@@ -240,15 +245,21 @@ impl<'a> Schedule<'a> {
     }
 }
 
-/// A derivation whose outputs only building tells: no machine can tell a store of Nix up to 2.34 what
-/// they turned out to be, so that it has to build them.
+/// A derivation whose outputs only building tells, and that no machine builds: the store itself does.
 async fn build_here(shared: &Shared<'_>, path: &StorePath, node: &Node) -> Result<BuildResult> {
     let Some(build) = &shared.local.build else {
-        return Ok(failure(format!(
-            "the outputs of {path} are known only when it is built, so that {} itself must build \
-             it, which it does not",
-            shared.local.store
-        )));
+        let (needs, store) = (node.needs(), &shared.local.store);
+        let words = if node.is_impure() {
+            format!("{path} is impure, which only the store here builds")
+        } else if !shared.can_tell {
+            format!(
+                "the outputs of {path} are known only when it is built, and {store} keeps no \
+                 realisations, which would tell it"
+            )
+        } else {
+            shared.pool.why_none(&needs)
+        };
+        return Ok(failure(format!("{words}; and {store} does not build")));
     };
     let wanted = DerivedPath::Built {
         drv: SingleDerivedPath::Opaque(path.clone()),

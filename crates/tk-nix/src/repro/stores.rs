@@ -1,12 +1,9 @@
 //! Whether several stores hold the same, without building.
 
 use super::{Instance, InstanceState, Verdict, mismatch};
-use crate::{Cause, Failure, Result, Target};
+use crate::{Cause, Failure, Result, Target, legacy::legacy_hash};
 use futures::future::join_all;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 use tk_narinfo::{
     PathInfo,
     realisation::{DrvOutput, legacy},
@@ -70,7 +67,9 @@ pub async fn wanted(target: &Target, stores: &[Abilities]) -> Result<Vec<Wanted>
     }
     if all.iter().any(|wanted| wanted.path.is_none()) {
         // Where it cannot be reckoned, stores that know the newer names can still answer.
-        let hash = legacy_hash(&drv, &*store).await.ok().flatten();
+        let mut modulo = Modulo::for_realisations(store.dir().clone());
+        let hash = legacy_hash(&mut modulo, &drv, &*store).await;
+        let hash = hash.ok().flatten();
         for wanted in &mut all {
             let output = wanted.output.as_ref().map(|id| id.output.clone());
             wanted.legacy = hash
@@ -252,33 +251,6 @@ async fn read(path: &StorePath, stores: &[Abilities]) -> Result<(Arc<dyn Store>,
         }
     })
 }
-
-/// The hash in the older names of the realisations of `drv`.
-async fn legacy_hash(
-    drv: &Derivation,
-    store: &dyn Store,
-) -> Result<Option<tk_path::Hash>, Box<dyn std::error::Error + Send + Sync>> {
-    let mut known: BTreeMap<StorePath, Arc<Derivation>> = BTreeMap::new();
-    let mut modulo = Modulo::for_realisations(store.dir().clone());
-    let mut todo: BTreeSet<StorePath> = modulo.missing(drv).cloned().collect();
-    while let Some(path) = todo.pop_first() {
-        if known.len() >= MAX_CLOSURE {
-            return Err(format!("it needs more than {MAX_CLOSURE} derivations").into());
-        }
-        let read = derivation::read(store, &path).await?;
-        todo.extend(modulo.missing(&read).cloned());
-        known.insert(path, Arc::new(read));
-        todo.retain(|path| !known.contains_key(path));
-    }
-    modulo.load(drv, |path| {
-        let found = known.get(path).cloned();
-        found.ok_or_else(|| format!("{path} was not read").into())
-    })?;
-    Ok(modulo.realisation_hash(drv)?)
-}
-
-/// Derivations that are read for one name.
-const MAX_CLOSURE: usize = 100_000;
 
 #[cfg(test)]
 mod tests {
