@@ -95,8 +95,8 @@ async fn a_machine_that_is_frozen() {
     alpha.thaw().await;
 }
 
-/// A build that says nothing for many times as long as that is waited for, as long as its machine
-/// answers.
+/// A build that says nothing for much longer than the time after which its machine is asked is waited
+/// for, as the machine answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quiet_build() {
     let (Some(lab), Some(alpha)) = (Lab::new(), RigDaemon::start("2.34", true)) else {

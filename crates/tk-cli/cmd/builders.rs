@@ -39,7 +39,8 @@ pub enum Builders {
     /// Told are the version of its Nix and of the protocol, whether it trusts the account
     /// (Nix before 2.15 does not tell), the time of a round trip, and free slots: how many builds may be started there, less those that
     /// run from here (this program's, and Nix's where its state can be written). What others build
-    /// there no protocol tells. Systems and features are what the line says.
+    /// there no protocol tells. Systems and features are what the line says. No machine is waited for
+    /// longer than two minutes.
     #[command(after_help = PROBE)]
     Probe(Look),
     /// Build derivations of the store on the machines, and bring the outputs back

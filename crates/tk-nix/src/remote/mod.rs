@@ -12,8 +12,8 @@
 //! derivation, and builds by itself what is missing of the inputs (`BuildPathsWithResults`).
 //! Derivations whose outputs are known only when they are built (`ca-derivations`) go to machines that
 //! have that feature. What a machine says that they turned out to be is checked, and told to the store
-//! of the user; one that keeps no such things, or no machine that fits, leaves them to that store
-//! itself. So are impure derivations.
+//! of the user. If that keeps no such things, or no machine fits, it builds them itself; and always
+//! those that are impure.
 //!
 //! A builder that is lost in the middle, or that turns inputs down, is followed by another that
 //! fits. So is one that falls silent: while nothing is heard of it, it is asked whether it is there
