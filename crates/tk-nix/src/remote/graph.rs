@@ -241,11 +241,7 @@ async fn output_map(
     drv: &StorePath,
     file: &Derivation,
 ) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
-    let map = match &local.graph {
-        Some(graph) => graph.output_map(drv).await,
-        None => derivation::output_map(&*local.store, drv, local.realisations.as_deref()).await,
-    };
-    let mut map = map?;
+    let mut map = local.output_map(drv).await?;
     let impure = matches!(file.kind(), Ok(DerivationKind::Impure(_)));
     if !impure && map.values().any(Option::is_none) {
         let found = realised.find(local, file).await?;
