@@ -78,6 +78,7 @@ const TABLE: &[(Cause, &[&str])] = &[
             "unable to start build process",
             "cannot unshare",
             "setting up a private mount namespace",
+            "setting up the build environment",
         ],
     ),
     (
@@ -273,6 +274,10 @@ mod tests {
                 Cause::TimedOut,
             ),
             ("writing to file: No space left on device", Cause::NoSpace),
+            (
+                "getting attributes of path \"/usr/bin/bash-static\": No such file or directory; while setting up the build environment",
+                Cause::Sandbox,
+            ),
             (
                 "unable to download 'http://x': Could not resolve host: x",
                 Cause::Network,
