@@ -4,8 +4,8 @@ use super::Bench;
 use std::{env, sync::Arc};
 use tk_daemon::{DaemonConfig, DaemonStore, UnixTransport};
 use tk_nix::{
-    Nix, NixBuilder, NixConfig,
-    shell::{Hook, ShellConfig, Shells, Stream, Variables},
+    Cause, Installable, Nix, NixBuilder, NixConfig, ShellSession, Source,
+    shell::{Hook, ShellConfig, Shells, Stream, Variables, What},
 };
 use tk_path::StoreDir;
 
@@ -58,6 +58,48 @@ async fn sessions() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn anything_that_can_be_built() {
+    let Some(bench) = Bench::plain("2.34") else {
+        return;
+    };
+    let builder = builder(&bench).await;
+    let plain = || Source::File(bench.path("plain"));
+    let what = Installable::attribute(plain(), "shell").unwrap();
+    let session = builder.dev_shell_of(what).await.unwrap();
+    assert_eq!(session.describe().env_vars["PART"], "part");
+    let said = session.run(&["sh", "-c", "echo $GREETING"]).await.unwrap();
+    assert_eq!((said.exit_code, said.stdout.as_str()), (0, "good day\n"));
+
+    // Packages of a file and a path of the store together: which folders have their programs.
+    let dir = StoreDir::default();
+    let of = |session: &ShellSession| -> Vec<String> {
+        let folders = session.environment().text("PATH").unwrap().split(':');
+        folders.map(str::to_owned).collect()
+    };
+    let tool = Installable::attribute(plain(), "tool").unwrap();
+    let session = builder.session(What::Packages(vec![tool])).await.unwrap();
+    let folders = of(&session);
+    assert_eq!(folders.len(), 2, "a tool and what it brings: {folders:?}");
+    let path = folders[0].strip_suffix("/bin").unwrap();
+    let path = Installable::parse(&dir, path).unwrap();
+    let other = Installable::attribute(plain(), "other").unwrap();
+    let both = What::Packages(vec![path.clone(), other]);
+    let session = builder.session(both).await.unwrap();
+    let more = of(&session);
+    assert_eq!((&more[0], &more[2]), (&folders[0], &folders[1]));
+    assert!(more[1].ends_with("-other/bin"), "{more:?}");
+
+    for (what, words) in [
+        (path, "is no derivation"),
+        (Installable::attribute(plain(), "").unwrap(), "derivations"),
+    ] {
+        let failure = builder.dev_shell_of(what).await.unwrap_err();
+        assert_eq!(failure.cause, Cause::Misused, "{failure}");
+        assert!(failure.message.contains(words), "{failure}");
+    }
+}
+
 async fn builder(bench: &Bench) -> NixBuilder {
     let daemon = &bench.daemon;
     let mut config = DaemonConfig::new("daemon");
@@ -87,6 +129,7 @@ async fn builder(bench: &Bench) -> NixBuilder {
         system: "x86_64-linux".into(),
         folder: bench.flake(),
         variables: Variables::from([("PATH".into(), env::var_os("PATH").unwrap_or_default())]),
+        nix_path: None,
         dir: StoreDir::default(),
         real_dir: Some(daemon.store()),
     });

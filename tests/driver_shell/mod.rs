@@ -3,6 +3,7 @@
 //! A script called nix is first in `PATH`; it notes what it is asked and becomes the real one, so that
 //! evaluations can be counted.
 
+mod files;
 mod library;
 
 use crate::support::{RigDaemon, VERSIONS, daemon::quote, report};

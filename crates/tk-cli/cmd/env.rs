@@ -1,13 +1,8 @@
-use super::shell::{FindOptions, Format, shells, watched};
+use super::shell::{FindOptions, Format, WhatArgs, shell_word, shells};
 use crate::{Answer, Context, failure::tell_failure, ui};
 use anyhow::Result;
 use serde_json::{Value, json};
-use std::fmt::Write as _;
-use tk_nix::{
-    Installable,
-    shell::{Entry, Found, Owner, ShellFormat, Shells, What},
-};
-use tk_path::StoreDir;
+use tk_nix::shell::{Found, Owner, ShellFormat, Shells, What};
 
 /// The environments that `shell` and `run` keep: list, print, allow, collect
 #[derive(clap::Subcommand)]
@@ -43,9 +38,8 @@ pub struct Gc {
 /// Prints the text.
 #[derive(clap::Args)]
 pub struct Allow {
-    /// The flake, with an attribute if not the default one: FLAKE#ATTR
-    #[arg(value_name = "REF", default_value = ".")]
-    what: String,
+    #[command(flatten)]
+    what: WhatArgs,
     /// Take the consent back
     #[arg(long)]
     revoke: bool,
@@ -55,13 +49,13 @@ pub struct Allow {
 
 /// Print an environment as code for a shell, or as JSON
 ///
-/// bash gets functions too, and the shellHook if it was allowed; for direnv put
-/// `eval "$(tk-store env export --format direnv)"` into .envrc.
+/// bash gets functions too, and the shellHook if it was allowed. direnv evaluates again when a file changes
+/// that the environment depends on; zsh and fish get no variables with names that are their own.
 #[derive(clap::Args)]
+#[command(after_help = EXPORT_EXAMPLES)]
 pub struct Export {
-    /// The flake, with an attribute if not the default one: FLAKE#ATTR
-    #[arg(value_name = "REF", default_value = ".")]
-    what: String,
+    #[command(flatten)]
+    what: WhatArgs,
     /// For what
     #[arg(long, value_enum, default_value = "bash")]
     format: Format,
@@ -146,7 +140,9 @@ impl Allow {
             return Ok(if there { Answer::Yes } else { Answer::No });
         }
         match entry.environment.hook() {
-            "" => cx.ui.say(format_args!("{} has no shellHook", self.what)),
+            "" => cx
+                .ui
+                .say(format_args!("{} has no shellHook", self.what.spelled())),
             hook => {
                 ui::out(hook)?;
                 shells.allow(entry)?;
@@ -176,38 +172,49 @@ impl Export {
         let allowed = shells.is_allowed(&found.entry)?;
         let mut code = session.environment().export(format, allowed);
         if let Format::Direnv = self.format {
-            code.push_str(&watches(&found.entry));
+            code.push_str(&watches(&found));
         }
         ui::out(code.trim_end())?;
         Ok(Answer::Yes)
     }
 }
 
-/// `watch_file`, of direnv's own library.
-fn watches(entry: &Entry) -> String {
-    let mut code = String::new();
-    for file in watched(entry) {
-        let file = file.to_string_lossy().replace('\'', r"'\''");
-        let _ = writeln!(code, "watch_file '{file}'");
+/// `watch_file`, of direnv's own library: once, since it is a process each time.
+fn watches(found: &Found) -> String {
+    let files = found.files.iter().take(MOST_WATCHED);
+    let words: Vec<_> = files
+        .map(|file| shell_word(&file.to_string_lossy()))
+        .collect();
+    match words.is_empty() {
+        true => String::new(),
+        false => format!("watch_file {}\n", words.join(" ")),
     }
-    code
 }
 
 async fn found(
     cx: &Context,
     shells: &Shells,
     find: &FindOptions,
-    what: &str,
+    what: &WhatArgs,
 ) -> Result<Result<Found, Answer>> {
-    let installable = Installable::parse(&StoreDir::default(), what)?;
+    let installable = what.installable(cx)?;
     let found = find.found(cx, shells, What::Shell(installable)).await?;
-    Ok(found.map_err(|failure| tell_failure(cx, what, &failure)))
+    Ok(found.map_err(|failure| tell_failure(cx, &what.spelled(), &failure)))
 }
 
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  source <(tk-store env export)                                   in bash
+  tk-store env export .#ci --format fish | source                 in fish
+  eval \"$(tk-store env export -f shell.nix --format zsh)\"         in zsh
+  echo 'eval \"$(tk-store env export --format direnv)\"' >.envrc && direnv allow";
+/// Files that direnv looks at before every prompt.
+const MOST_WATCHED: usize = 1000;
 const EXAMPLES: &str = "\
 Examples:
   tk-store env list
   tk-store env allow .#ci
+  tk-store env allow -f shell.nix
   source <(tk-store env export)
   tk-store env export --format fish | source
   tk-store env gc && nix-collect-garbage";

@@ -2,7 +2,7 @@ use crate::{
     Answer, Context,
     build_log::BuildLog,
     failure::tell_failure,
-    open::{BuildOptions, NixOptions},
+    open::{BuildOptions, NixOptions, store_dir},
     settings::{cache_folder, state_folder},
     ui,
 };
@@ -17,20 +17,23 @@ use std::{
     time::Duration,
 };
 use tk_nix::{
-    Cause, Failure, NixBuilder,
+    Cause, Failure, Installable, NixBuilder, Source,
     shell::{
-        Entry, ExecResult, Found, Hook, LeaseOptions, Owner, ShellConfig, ShellSession, Shells,
-        Stream, Wanted, What,
+        ExecResult, Found, Hook, LeaseOptions, Owner, ShellConfig, ShellSession, Shells, Stream,
+        Wanted, What,
     },
 };
-use tk_path::StoreDir;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Run a command, or an interactive bash, in the environment of a flake's shell
+/// Run a command, or an interactive bash, in the environment of a shell
 ///
 /// As `nix develop`, but evaluated only once: as long as the flake's Nix files, flake.lock, local
 /// inputs and the version of Nix are the same, no nix is run at all. The environment is kept
 /// alive by a lease, which every use begins anew.
+///
+/// With --file or --expr the shell is a derivation of plain Nix code, as for nix-shell: the folder of
+/// the file is watched, all that nix says it read, and the search path. What else such code looks at,
+/// name with --watch.
 ///
 /// A shellHook is not run before it was allowed, and again not when its text has changed.
 /// The exit status is that of the command; 127 or 126 if it is not there or cannot be run; 2 if there
@@ -38,9 +41,8 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Args)]
 #[command(after_help = SHELL_EXAMPLES)]
 pub struct Shell {
-    /// The flake, with an attribute if not the default one: FLAKE#ATTR
-    #[arg(value_name = "REF", default_value = ".")]
-    what: String,
+    #[command(flatten)]
+    what: WhatArgs,
     /// Allow the shellHook as it is, and run it
     #[arg(long)]
     allow: bool,
@@ -61,9 +63,16 @@ pub struct Shell {
 #[derive(Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub struct Run {
-    /// Packages: attributes of nixpkgs by their name, or of any flake as FLAKE#ATTR
+    /// Packages: attributes of nixpkgs by their name, or of any flake as FLAKE#ATTR; derivations
+    /// (DRV^OUT,…) and paths of the store; with --file or --expr attributes of that
     #[arg(long, short, required = true, num_args = 1.., value_name = "PKG")]
     package: Vec<String>,
+    /// Take packages from this file of Nix code, or a folder with a default.nix
+    #[arg(long, short, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Take packages from this Nix code
+    #[arg(long, short = 'E', value_name = "CODE", conflicts_with = "file")]
+    expr: Option<String>,
     #[command(flatten)]
     options: EnvOptions,
     /// Print what became of the command, with its output, as JSON
@@ -72,6 +81,76 @@ pub struct Run {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+/// What an environment is that of.
+#[derive(Args)]
+pub struct WhatArgs {
+    /// A flake, with an attribute if not the default one, FLAKE#ATTR; or a derivation of the store
+    /// [default: .]
+    #[arg(value_name = "REF", conflicts_with_all = ["file", "expr", "attr"])]
+    what: Option<String>,
+    /// Take the shell from this file of Nix code, or a folder with a default.nix
+    #[arg(long, short, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Take the shell from this Nix code
+    #[arg(long, short = 'E', value_name = "CODE", conflicts_with = "file")]
+    expr: Option<String>,
+    /// The attribute of the file, the code or else ./default.nix
+    #[arg(long, short = 'A', value_name = "ATTR")]
+    attr: Option<String>,
+}
+
+impl WhatArgs {
+    /// What was named.
+    pub fn installable(&self, cx: &Context) -> Result<Installable> {
+        let attr = self.attr.as_deref();
+        let source = match source(&self.file, &self.expr) {
+            None if attr.is_none() => {
+                let what = self.what.as_deref().unwrap_or(".");
+                return Ok(Installable::parse(&store_dir(cx)?, what)?);
+            }
+            source => source.unwrap_or_else(|| Source::File("default.nix".into())),
+        };
+        Ok(Installable::attribute(source, attr.unwrap_or_default())?)
+    }
+
+    /// How it was named: to be written again.
+    pub fn spelled(&self) -> String {
+        let file = self.file.as_ref().map(|file| file.to_string_lossy());
+        let parts = [
+            ("", self.what.as_deref()),
+            ("-f ", file.as_deref()),
+            ("-E ", self.expr.as_deref()),
+            ("-A ", self.attr.as_deref()),
+        ];
+        let parts = parts.into_iter().filter_map(|(flag, text)| {
+            let text = shell_word(text?);
+            Some(format!("{flag}{text}"))
+        });
+        let all: Vec<_> = parts.collect();
+        match all.is_empty() {
+            true => ".".to_owned(),
+            false => all.join(" "),
+        }
+    }
+}
+
+fn source(file: &Option<PathBuf>, expr: &Option<String>) -> Option<Source> {
+    match (file, expr) {
+        (Some(file), _) => Some(Source::File(file.clone())),
+        (_, Some(code)) => Some(Source::Expr(code.clone())),
+        (None, None) => None,
+    }
+}
+
+/// `text` as one word of a shell, in quotes if it needs them.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:#@%+=,".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 /// How an environment is found, kept and entered.
@@ -116,20 +195,17 @@ impl Shell {
             bail!("there is no command, and no terminal to ask for one; write it after --");
         }
         let shells = shells(cx)?;
-        let what = What::Shell(tk_nix::Installable::parse(
-            &StoreDir::default(),
-            &self.what,
-        )?);
+        let what = What::Shell(self.what.installable(cx)?);
         let found = match self.options.find.found(cx, &shells, what).await? {
             Ok(found) => found,
-            Err(failure) => return Ok(none(cx, &self.what, &failure)),
+            Err(failure) => return Ok(none(cx, &self.what.spelled(), &failure)),
         };
         if self.allow {
             shells.allow(&found.entry)?;
         }
         let session = self.options.session(&shells, &found)?;
         if session.hook() == Hook::Held {
-            cx.ui.warn(held(&self.what));
+            cx.ui.warn(held(&self.what.spelled()));
         }
         match self.command.is_empty() {
             true => gone("bash", &session.exec_interactive()),
@@ -142,16 +218,23 @@ impl Run {
     /// Runs the command; returns only if that cannot be.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let shells = shells(cx)?;
-        let dir = StoreDir::default();
-        let all = self.package.iter();
-        let all = all.map(|name| tk_nix::shell::package(&dir, name));
-        let what = What::Packages(all.collect::<Result<_, _>>()?);
+        let what = What::Packages(self.packages(cx)?);
         let found = match self.options.find.found(cx, &shells, what).await? {
             Ok(found) => found,
             Err(failure) => return Ok(none(cx, &self.package.join(" "), &failure)),
         };
         let session = self.options.session(&shells, &found)?;
         run(&session, &self.command, self.json).await
+    }
+
+    fn packages(&self, cx: &Context) -> Result<Vec<Installable>> {
+        let source = source(&self.file, &self.expr);
+        let dir = store_dir(cx)?;
+        let all = self.package.iter().map(|name| match &source {
+            None => Ok(tk_nix::shell::package(&dir, name)?),
+            Some(source) => Ok(Installable::attribute(source.clone(), name)?),
+        });
+        all.collect()
     }
 }
 
@@ -253,7 +336,8 @@ pub fn shells(cx: &Context) -> Result<Shells> {
         system: system.unwrap_or_else(own),
         folder: env::current_dir().context("finding the current directory")?,
         variables: env::vars_os().collect(),
-        dir: StoreDir::default(),
+        nix_path: cx.settings.get("nix-path").map(str::to_owned),
+        dir: store_dir(cx)?,
         real_dir: None,
     }))
 }
@@ -346,16 +430,6 @@ pub enum Format {
     Direnv,
 }
 
-/// The folder and the files that direnv should watch.
-pub fn watched(entry: &Entry) -> Vec<PathBuf> {
-    let folder = PathBuf::from(&entry.location);
-    let files = ["flake.nix", "flake.lock"].map(|name| folder.join(name));
-    files
-        .into_iter()
-        .filter(|file| file.is_absolute())
-        .collect()
-}
-
 /// How often it is looked whether nix has ended.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -363,10 +437,14 @@ const SHELL_EXAMPLES: &str = "\
 Examples:
   tk-store shell -- make test
   tk-store shell .#ci --pure --keep CI -- ./run-tests
+  tk-store shell -f shell.nix -A ci -- make test
+  tk-store shell /nix/store/…-hello.drv -- make
   tk-store shell --allow                    an interactive bash; its shellHook may run
   tk-store shell --owner pid:$$ -- true     kept until the calling shell ends";
 const RUN_EXAMPLES: &str = "\
 Examples:
   tk-store run -p jq -- jq .name package.json
   tk-store run -p hello jq -- sh -c 'hello | jq -R .'
+  tk-store run -f default.nix -p tool other -- tool --check
+  tk-store run -p '/nix/store/…-hello.drv^out' -- hello
   tk-store run -p .#tool github:NixOS/nixpkgs#ripgrep --json -- tool --check";

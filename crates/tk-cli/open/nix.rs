@@ -30,6 +30,9 @@ pub struct NixOptions {
     /// Take another flake for an input
     #[arg(long, num_args = 2, value_names = ["INPUT", "FLAKE"])]
     override_input: Vec<String>,
+    /// Look here for <NAME> before NIX_PATH (may be repeated)
+    #[arg(long, short = 'I', value_name = "[NAME=]PATH")]
+    include: Vec<String>,
     /// An argument for a function in a file: a name, and Nix code
     #[arg(long, num_args = 2, value_names = ["NAME", "EXPR"], allow_hyphen_values = true)]
     arg: Vec<String>,
@@ -54,6 +57,7 @@ impl NixOptions {
             override_inputs: pairs(&self.override_input),
             args: pairs(&self.arg),
             arg_strs: pairs(&self.argstr),
+            search_path: self.include.clone(),
             folder: None,
         }
     }

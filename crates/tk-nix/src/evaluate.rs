@@ -23,6 +23,8 @@ pub struct EvalOptions {
     pub args: Vec<(String, String)>,
     /// The same with texts as values.
     pub arg_strs: Vec<(String, String)>,
+    /// Where `<NAME>` is looked for before `NIX_PATH`: `PATH` or `NAME=PATH`.
+    pub search_path: Vec<String>,
     /// The folder in which relative references begin; `None`: that of this process.
     pub folder: Option<PathBuf>,
 }
@@ -41,6 +43,9 @@ impl EvalOptions {
             if given {
                 what = what.arg(flag);
             }
+        }
+        for place in &self.search_path {
+            what = what.args(["-I", place]);
         }
         let inputs = self.override_inputs.iter().filter(|_| is_flake);
         for (flag, pairs) in [
@@ -123,12 +128,24 @@ impl Nix {
         options: &EvalOptions,
         log: &dyn LogSink,
     ) -> Result<Vec<Target>> {
+        self.targets_with(what, dir, options, |ask| ask, log).await
+    }
+
+    /// As [`Nix::targets`], with `more` for the run that evaluates.
+    pub(crate) async fn targets_with(
+        &self,
+        what: &Installable,
+        dir: &StoreDir,
+        options: &EvalOptions,
+        more: impl FnOnce(Invocation) -> Invocation,
+        log: &dyn LogSink,
+    ) -> Result<Vec<Target>> {
         if let Source::Store(path) = &what.source {
             return Ok(vec![Target::of(path.clone())]);
         }
         let ask = invocation(&["eval", "--json"], what, options)?
             .args(["--apply", &apply(options, DESCRIBE)]);
-        let value = match self.json(ask, log).await {
+        let value = match self.json(more(ask), log).await {
             Ok(value) => value,
             Err(failure) => return Err(self.with_near(failure, what, options).await),
         };

@@ -78,7 +78,11 @@ fn object(text: &str) -> Option<Line> {
 }
 
 fn message(object: &Map<String, Value>) -> Option<Line> {
-    let (level, text) = (level(object), text_of(object, "msg")?);
+    let text = text_of(object, "msg")?;
+    let level = match level(object) {
+        Level::Error if REMARKS.iter().any(|begin| text.starts_with(begin)) => Level::Chatty,
+        level => level,
+    };
     let error = (level == Level::Error).then(|| {
         let full = bare(&strip_ansi(&text));
         let raw = text_of(object, "raw_msg");
@@ -122,6 +126,8 @@ fn fields(object: &Map<String, Value>) -> Vec<Field> {
     fields.iter().take(MAX_FIELDS).map(field).collect()
 }
 
+/// What a daemon that shall tell much says as errors, though it is none.
+const REMARKS: [&str; 2] = ["executing builder '", "using builder args '"];
 const PREFIX: &str = "@nix ";
 const INDENT: &str = "       ";
 
@@ -165,6 +171,10 @@ mod tests {
             (
                 r#"@nix {"action":"msg","level":3,"msg":"this derivation will be built:"}"#,
                 LogEvent::message(Level::Info, "this derivation will be built:"),
+            ),
+            (
+                r#"@nix {"action":"msg","level":0,"msg":"executing builder '/bin/sh'"}"#,
+                LogEvent::message(Level::Chatty, "executing builder '/bin/sh'"),
             ),
             (
                 "Warning: Permanently added 'host'",

@@ -28,7 +28,7 @@ use tokio::{
 pub struct Invocation {
     args: Vec<OsString>,
     folder: Option<PathBuf>,
-    env: Vec<(OsString, OsString)>,
+    env: Vec<(OsString, Option<OsString>)>,
     timeout: Option<Duration>,
 }
 
@@ -64,8 +64,14 @@ impl Invocation {
 
     /// With this variable in the environment.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        let pair = (name.as_ref().into(), value.as_ref().into());
+        let pair = (name.as_ref().into(), Some(value.as_ref().into()));
         self.env.push(pair);
+        self
+    }
+
+    /// Without this variable in the environment.
+    pub fn without_env(mut self, name: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.as_ref().into(), None));
         self
     }
 
@@ -115,7 +121,13 @@ impl Nix {
         let limit = what.timeout.or(self.config().timeout);
         let begun = Instant::now();
         let mut command = self.command(&what.args);
-        command.envs(what.env).stdin(Stdio::null());
+        command.stdin(Stdio::null());
+        for (name, value) in what.env {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         if let Some(folder) = what.folder {
             command.current_dir(folder);
         }

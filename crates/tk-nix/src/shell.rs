@@ -15,6 +15,13 @@
 //! are in the store. What the caller says may be impure, or what nothing pins, counts for
 //! [`UNPINNED_FOR`].
 //!
+//! Files are impure by nature. Their SLOT has the search path too (`NIX_PATH` and so on), where that leads
+//! now, and variables named `NIXPKGS_…`; what nix says it read is looked at from then on (see `told`),
+//! for expressions likewise. They count for [`UNPINNED_FOR`] only if the evaluation asked a server or a repository
+//! for something, if it was offline, or if there was too much to watch; else as long as all that is the
+//! same. What nix does not tell of, `getEnv` of other variables or `readFile` in folders without Nix code,
+//! is the caller's to name in [`Wanted::watch`]. A derivation depends on nothing but its path.
+//!
 //! # Security
 //! Entries are the user's own files, in folders for the user alone. An environment may change every
 //! variable, `PATH` first of all: running a command in it means to trust it. Its hook is code that
@@ -27,6 +34,7 @@ mod inputs;
 mod known;
 mod lease;
 mod session;
+mod told;
 
 pub use environment::{Environment, Variable, Variables};
 pub use export::ShellFormat;
@@ -34,11 +42,11 @@ pub use lease::{Lease, LeaseOptions, Owner};
 pub use session::{ExecResult, Hook, NixDevShell, ShellSession, Stream};
 
 use crate::{
-    Cause, EvalOptions, Failure, Installable, Nix, NixBuilder, NixConfig, Result, Source,
-    evaluate::invocation,
+    Cause, EvalOptions, Failure, Installable, Invocation, Nix, NixBuilder, NixConfig, Result,
+    Source, Target, evaluate::invocation,
 };
 use files::Lock;
-use inputs::{Place, Snapshot, Trees};
+use inputs::{FilePlace, Place, Snapshot, Trees};
 use known::{Known, Resolved};
 use lease::Leases;
 use serde::{Deserialize, Serialize};
@@ -47,10 +55,11 @@ use std::{
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
-use tk_path::{StoreDir, StorePath};
+use tk_path::{DerivedPath, SingleDerivedPath, StoreDir, StorePath};
 use tk_store::log::LogSink;
+use told::{Ears, Heard, Told};
 
 /// Where environments are kept, and what they are entered from.
 #[derive(Debug, Clone)]
@@ -63,8 +72,10 @@ pub struct ShellConfig {
     pub system: String,
     /// The folder in which relative references begin, and in which commands run.
     pub folder: PathBuf,
-    /// The variables that commands have but for the environment's.
+    /// The variables that commands have but for the environment's. nix has the `NIX_PATH` among them.
     pub variables: Variables,
+    /// The setting `nix-path` of nix.conf, if there is one.
+    pub nix_path: Option<String>,
     /// The store's directory.
     pub dir: StoreDir,
     /// Where the files of the store lie, if not in `dir`.
@@ -97,9 +108,11 @@ pub struct Wanted {
 /// A kind of environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// That in which a derivation is built, as `nix develop` has it.
+    /// That in which a derivation is built, as `nix develop` has it: an attribute of a flake, of a file
+    /// or an expression, or a derivation of the store.
     Shell(Installable),
-    /// The programs of packages, as `nix shell` has them.
+    /// The programs of packages, as `nix shell` has them; paths of the store are among what they
+    /// can be.
     Packages(Vec<Installable>),
 }
 
@@ -141,7 +154,7 @@ pub struct Entry {
     pub key: String,
     /// What was asked for.
     pub name: String,
-    /// The flake's folder, or its reference.
+    /// The flake's folder, or its reference; the file; the path of the store.
     pub location: String,
     /// The attribute; empty is the default one.
     pub attribute: String,
@@ -166,6 +179,8 @@ pub struct Found {
     pub entry: Entry,
     /// Whether it was known: nix was not run.
     pub warm: bool,
+    /// The files that it depends on, as far as they are known.
+    pub files: Vec<PathBuf>,
     /// Whether its lease was renewed or made.
     leased: bool,
 }
@@ -242,10 +257,11 @@ impl Shells {
             return Ok(found);
         }
         self.leases.expire()?;
-        let entry = self.evaluate(builder, &asked, wanted, log).await?;
+        let (entry, snapshot) = self.evaluate(builder, &asked, wanted, log).await?;
         Ok(Found {
             entry,
             warm: false,
+            files: snapshot.files().map(Into::into).collect(),
             leased: true,
         })
     }
@@ -392,18 +408,31 @@ struct Asked {
     location: String,
     attribute: String,
     flakes: Vec<(PathBuf, PathBuf)>,
+    /// Folders of files of Nix code.
+    own: Vec<PathBuf>,
     watch: Vec<PathBuf>,
+    /// Folders that change with every use.
+    left_out: Vec<PathBuf>,
     pinned: bool,
+    /// Whether code of the store may come from an address in the search path.
+    searches_far: bool,
 }
 
 impl Asked {
-    fn trees(&self) -> Result<Trees> {
-        let mut trees = Trees::default();
+    fn trees(&self, told: &Told) -> Result<Trees> {
+        let mut trees = Trees::without(self.left_out.clone());
         for (flake, tree) in &self.flakes {
             trees.add_flake(flake, tree)?;
         }
+        self.own.iter().for_each(|own| trees.add_own(own.clone()));
+        trees.add_told(told);
         self.watch.iter().for_each(|path| trees.add(path.clone()));
         Ok(trees)
+    }
+
+    fn is_pinned(&self, heard: &Heard, snapshot: &Snapshot) -> bool {
+        let searched = heard.from_store && self.searches_far;
+        self.pinned && !heard.fetched && !snapshot.partial && !searched
     }
 
     fn key(&self, snapshot: &Snapshot) -> String {
@@ -421,8 +450,11 @@ impl Shells {
     fn asked(&self, nix: &Nix, wanted: &Wanted) -> Result<Asked> {
         let folder = &self.config.folder;
         let mut flakes = Vec::new();
+        let mut own = Vec::new();
         let mut watch: Vec<_> = wanted.watch.iter().map(|path| folder.join(path)).collect();
         let mut pinned = !wanted.eval.impure;
+        let mut sees_machine = wanted.eval.impure;
+        let mut searches_far = false;
         let kind = match wanted.what {
             What::Shell(_) => "shell",
             What::Packages(_) => "packages",
@@ -435,16 +467,35 @@ impl Shells {
                     Place::Local { flake, tree } => flakes.push((flake, tree)),
                     Place::Far { pinned: this } => pinned &= this,
                 },
-                // A path of the store is what it is.
-                Source::Store(_) if kind == "packages" => {}
-                _ => {
-                    let words = format!("{what} is no attribute of a flake");
-                    return Err(Failure::new(Cause::Misused, words));
+                Source::File(file) => {
+                    sees_machine = true;
+                    match FilePlace::of(file, folder)? {
+                        FilePlace::Local(place) if place.starts_with(self.config.dir.as_str()) => {}
+                        FilePlace::Local(place) if place.is_dir() => own.push(place),
+                        FilePlace::Local(place) => own.extend(place.parent().map(Into::into)),
+                        FilePlace::Searched => {}
+                        FilePlace::Far => searches_far = true,
+                    }
                 }
+                // Nix evaluates it as purely as a flake; a path of the store is what it is.
+                Source::Expr(_) | Source::Store(_) => {}
             }
             let place = inputs::location(&what.source, folder)?;
-            parts.extend([what.to_string(), place.clone()]);
+            parts.extend([what.to_string(), what.attr.clone(), place.clone()]);
             location.get_or_insert((place, what.attr.clone()));
+        }
+        if sees_machine {
+            // What is fetched without a server may be old.
+            pinned &= !wanted.eval.offline;
+            searches_far |= self.add_machine(nix, wanted, &mut parts);
+        }
+        for (kind, pairs) in [
+            ("arg", &wanted.eval.args),
+            ("argstr", &wanted.eval.arg_strs),
+        ] {
+            for (name, value) in pairs {
+                parts.extend([kind.to_owned(), name.clone(), value.clone()]);
+            }
         }
         for (input, reference) in &wanted.eval.override_inputs {
             parts.extend(["override".into(), input.clone(), reference.clone()]);
@@ -472,14 +523,72 @@ impl Shells {
             location,
             attribute,
             flakes,
+            own,
             watch,
+            left_out: [&self.config.cache, &self.config.state]
+                .map(|folder| folder.canonicalize().unwrap_or_else(|_| folder.clone()))
+                .into(),
             pinned,
+            searches_far,
         })
+    }
+
+    /// Adds to the parts of a slot what impure code commonly sees of the machine: the search path,
+    /// where it leads now, and settings of nixpkgs. Whether there are addresses in it.
+    fn add_machine(&self, nix: &Nix, wanted: &Wanted, parts: &mut Vec<String>) -> bool {
+        let mut places: Vec<String> = wanted.eval.search_path.clone();
+        let options = nix.config().options.iter();
+        let options = options.filter(|(name, _)| name.ends_with("nix-path"));
+        let settings = options.map(|(_, value)| value).chain(&self.config.nix_path);
+        places.extend(settings.flat_map(|v| v.split_whitespace().map(str::to_owned)));
+        let variables = &self.config.variables;
+        places.extend(self.nix_path().map(|value| value.to_string_lossy().into()));
+        parts.extend(["search path".to_owned(), places.len().to_string()]);
+        parts.extend(places.iter().cloned());
+        // As Nix where nothing is set.
+        places.push(CHANNELS.to_owned());
+        if let Some(home) = variables.get(&OsString::from("HOME")) {
+            let home = home.to_string_lossy();
+            places.extend(OWN_CHANNELS.map(|channels| format!("{home}/{channels}")));
+        }
+        let mut far = false;
+        for place in places {
+            let (leads_to, is_far) = inputs::search_path(&place, &self.config.folder);
+            far |= is_far;
+            let leads_to = leads_to.iter();
+            parts.extend(leads_to.map(|path| path.to_string_lossy().into_owned()));
+        }
+        for (name, value) in variables {
+            let name = name.to_string_lossy();
+            if name.starts_with("NIXPKGS_") {
+                parts.push(format!("{name}={}", value.to_string_lossy()));
+            }
+        }
+        far
+    }
+
+    fn nix_path(&self) -> Option<&OsString> {
+        self.config.variables.get(&OsString::from("NIX_PATH"))
+    }
+
+    fn with_nix_path(&self, what: Invocation) -> Invocation {
+        match self.nix_path() {
+            Some(value) => what.env("NIX_PATH", value),
+            None => what.without_env("NIX_PATH"),
+        }
+    }
+
+    /// Where files of the store lie.
+    fn stores(&self) -> Vec<PathBuf> {
+        let dir = PathBuf::from(self.config.dir.as_str());
+        let all = [Some(dir), self.config.real_dir.clone()].into_iter();
+        all.flatten().collect()
     }
 
     /// The entry that is known for the present content, with its lease renewed if that needs no store.
     fn look_up(&self, asked: &Asked, wanted: &Wanted) -> Result<Option<Found>> {
-        let key = asked.key(&self.snapshot(asked)?);
+        let snapshot = self.snapshot(asked)?;
+        let key = asked.key(&snapshot);
         let entry = read_entry(&self.entry_file(&key));
         let Some(entry) = entry.filter(|entry| entry.counts(&key) && entry.is_there()) else {
             return Ok(None);
@@ -488,6 +597,7 @@ impl Shells {
         Ok(Some(Found {
             entry,
             warm: true,
+            files: snapshot.files().map(Into::into).collect(),
             leased,
         }))
     }
@@ -500,7 +610,9 @@ impl Shells {
         if let Some(old) = old.as_ref().filter(|old| old.holds()) {
             return Ok(old.clone());
         }
-        let new = Snapshot::take(&asked.trees()?, old.as_ref())?;
+        let told = old.as_ref().map(|old| old.told.clone()).unwrap_or_default();
+        let mut new = Snapshot::take(&asked.trees(&told)?, old.as_ref())?;
+        new.told = told;
         if old.as_ref() != Some(&new) {
             self.note(asked, &new);
         }
@@ -521,33 +633,42 @@ impl Shells {
         asked: &Asked,
         wanted: &Wanted,
         log: &dyn LogSink,
-    ) -> Result<Entry> {
+    ) -> Result<(Entry, Snapshot)> {
         let locks = asked.locks();
+        // What was read before counts, too: who goes back finds what there was.
+        let mut told = match wanted.refresh {
+            true => Told::default(),
+            false => self.snapshot(asked)?.told,
+        };
         for _ in 0..TRIES {
-            let before = Snapshot::take(&asked.trees()?, None)?;
+            let before = Snapshot::take(&asked.trees(&told)?, None)?;
+            let begun = SystemTime::now();
+            let ears = Ears::new(log, self.stores());
             let evaluated = match &wanted.what {
-                What::Shell(what) => self.shell(builder, what, wanted, log).await,
-                What::Packages(all) => self.packages(builder, all, wanted, log).await,
+                What::Shell(what) => self.shell(builder, what, wanted, &ears, log).await,
+                What::Packages(all) => self.packages(builder, all, wanted, &ears, log).await,
             };
             let (environment, paths) = evaluated?;
-            let after = Snapshot::take(&asked.trees()?, None)?;
-            if !before.is_kept_in(&after, &locks) {
+            let heard = ears.heard();
+            told.add(heard.told.clone());
+            let mut after = Snapshot::take(&asked.trees(&told)?, None)?;
+            after.told = told.clone();
+            if !before.is_kept_in(&after, &locks) || after.has_new_since(&before, begun, &locks) {
                 continue;
             }
             let real = self.config.real_dir.as_deref();
             let real = real.unwrap_or(Path::new(self.config.dir.as_str()));
             let entry = Entry {
                 key: asked.key(&after),
-                name: match (&wanted.what, asked.attribute.as_str()) {
-                    (What::Shell(_), "") => asked.location.clone(),
-                    (What::Shell(_), attr) => format!("{}#{attr}", asked.location),
-                    (What::Packages(_), _) => wanted.name(),
+                name: match &wanted.what {
+                    What::Shell(what) => name(what, &asked.location),
+                    What::Packages(_) => wanted.name(),
                 },
                 location: asked.location.clone(),
                 attribute: asked.attribute.clone(),
                 nix: builder.nix().version().to_string(),
                 made: files::now(),
-                pinned: asked.pinned,
+                pinned: asked.is_pinned(&heard, &after),
                 places: paths.iter().map(|path| real.join(path.as_str())).collect(),
                 paths: paths
                     .iter()
@@ -558,7 +679,7 @@ impl Shells {
             self.lease(builder, &entry, wanted).await?;
             self.keep(&entry)?;
             self.note(asked, &after);
-            return Ok(entry);
+            return Ok((entry, after));
         }
         let words = format!(
             "the files of {} kept changing while they were evaluated",
@@ -599,6 +720,7 @@ impl Shells {
         builder: &NixBuilder,
         what: &Installable,
         wanted: &Wanted,
+        ears: &Ears<'_>,
         log: &dyn LogSink,
     ) -> Result<(Environment, Vec<StorePath>)> {
         let nix = builder.nix();
@@ -608,8 +730,15 @@ impl Shells {
             folder: Some(self.config.folder.clone()),
             ..wanted.eval.clone()
         };
-        let mut run = invocation(&["print-dev-env", "--json"], what, &options)?;
-        run = run.arg("--profile").arg(&profile);
+        let command = ["print-dev-env", "--json"];
+        let mut run = match &what.source {
+            Source::Flake(_) => invocation(&command, what, &options)?,
+            _ => {
+                let drv = self.derivation(builder, what, &options, ears).await?;
+                Invocation::new(command).arg(self.config.dir.path(&drv))
+            }
+        };
+        run = self.with_nix_path(run).arg("--profile").arg(&profile);
         for (name, value) in without_floating(nix).await? {
             run = run.args(["--option", &name, &value]);
         }
@@ -633,12 +762,75 @@ impl Shells {
         Ok((environment, vec![path]))
     }
 
+    /// What is named, evaluated; of what is no flake all is heard that nix reads.
+    async fn targets(
+        &self,
+        builder: &NixBuilder,
+        what: &Installable,
+        options: &EvalOptions,
+        ears: &Ears<'_>,
+    ) -> Result<Vec<Target>> {
+        let is_flake = matches!(what.source, Source::Flake(_));
+        let more = |ask: Invocation| {
+            let ask = self.with_nix_path(ask);
+            match (is_flake, options.offline) {
+                (true, _) => ask,
+                (false, true) => ask.arg("-vv"),
+                // So that it is told of what nothing pins, however lately it was fetched.
+                (false, false) => ask.args(["-vv", "--option", "tarball-ttl", "0"]),
+            }
+        };
+        let (nix, dir) = (builder.nix(), &self.config.dir);
+        nix.targets_with(what, dir, options, more, ears).await
+    }
+
+    /// The one derivation that is named, which stays in the store until this connection ends.
+    async fn derivation(
+        &self,
+        builder: &NixBuilder,
+        what: &Installable,
+        options: &EvalOptions,
+        ears: &Ears<'_>,
+    ) -> Result<StorePath> {
+        let targets = self.targets(builder, what, options, ears).await?;
+        let drv = match targets.as_slice() {
+            [one] => match &one.path {
+                DerivedPath::Built {
+                    drv: SingleDerivedPath::Opaque(drv),
+                    ..
+                } => drv.clone(),
+                other => {
+                    let words = format!(
+                        "{} is no derivation, whose shell could be entered",
+                        other.display(&self.config.dir)
+                    );
+                    return Err(Failure::new(Cause::Misused, words));
+                }
+            },
+            all => {
+                let names = all.iter().take(NAMES).map(|target| target.name.as_str());
+                let names: Vec<_> = names.collect();
+                let words = format!(
+                    "{what} is {} derivations ({}); name the attribute of one",
+                    all.len(),
+                    names.join(", ")
+                );
+                return Err(Failure::new(Cause::Misused, words));
+            }
+        };
+        if let Some(roots) = &builder.store().roots {
+            roots.add_temp_root(&drv).await?;
+        }
+        Ok(drv)
+    }
+
     /// Builds packages: the `PATH` of their programs, and those that they bring along.
     async fn packages(
         &self,
         builder: &NixBuilder,
         all: &[Installable],
         wanted: &Wanted,
+        ears: &Ears<'_>,
         log: &dyn LogSink,
     ) -> Result<(Environment, Vec<StorePath>)> {
         let options = EvalOptions {
@@ -647,8 +839,7 @@ impl Shells {
         };
         let mut targets = Vec::new();
         for what in all {
-            let dir = &self.config.dir;
-            targets.extend(builder.nix().targets(what, dir, &options, log).await?);
+            targets.extend(self.targets(builder, what, &options, ears).await?);
         }
         let build = crate::BuildOptions {
             eval: options,
@@ -713,14 +904,23 @@ impl Entry {
 }
 
 impl NixBuilder {
-    /// The environment of the flake `flake_ref`, perhaps with an attribute, FLAKE#ATTR. Known or
-    /// evaluated, its hook run if that was allowed.
+    /// The environment of the flake `flake_ref`, perhaps with an attribute, FLAKE#ATTR, or of a
+    /// derivation of the store. Known or evaluated, its hook run if that was allowed.
     ///
     /// # Errors
     /// [`Cause::Misused`] if there are no folders for environments: see [`NixBuilder::with_shells`].
     pub async fn dev_shell(&self, flake_ref: &str) -> Result<ShellSession> {
         let what = installable(&self.store().store.dir().clone(), flake_ref)?;
-        let mut session = self.entered(What::Shell(what)).await?;
+        self.dev_shell_of(what).await
+    }
+
+    /// As [`NixBuilder::dev_shell`], of anything that is one derivation: an attribute of a file
+    /// ([`Installable::attribute`]) or of an expression, too.
+    ///
+    /// # Errors
+    /// As there; [`Cause::Misused`] too for what is no derivation, or several.
+    pub async fn dev_shell_of(&self, what: Installable) -> Result<ShellSession> {
+        let mut session = self.session(What::Shell(what)).await?;
         session.enter().await?;
         Ok(session)
     }
@@ -733,16 +933,31 @@ impl NixBuilder {
         let dir = self.store().store.dir().clone();
         let all = packages.iter().map(|name| package(&dir, name));
         let what = What::Packages(all.collect::<Result<_>>()?);
-        self.entered(what).await?.run(command).await
+        self.session(what).await?.run(command).await
     }
 
-    async fn entered(&self, what: What) -> Result<ShellSession> {
+    /// A session in `what`, known or evaluated. Its hook was not run: each command runs it first,
+    /// if it was allowed.
+    ///
+    /// # Errors
+    /// As [`NixBuilder::dev_shell_of`].
+    pub async fn session(&self, what: What) -> Result<ShellSession> {
         let Some(shells) = self.shells() else {
             let words = "no folders were named in which environments are kept";
             return Err(Failure::new(Cause::Misused, words));
         };
         let found = shells.find(self, &Wanted::new(what), &()).await?;
         shells.session(&found.entry, None)
+    }
+}
+
+/// How a list of environments names the one of `what`, which comes from `location`.
+fn name(what: &Installable, location: &str) -> String {
+    match (&what.source, what.attr.as_str()) {
+        (Source::Expr(_), _) => what.to_string(),
+        (_, "") => location.to_owned(),
+        (Source::File(_), attr) => format!("{attr} of {location}"),
+        (_, attr) => format!("{location}#{attr}"),
     }
 }
 
@@ -835,6 +1050,12 @@ const PURE: &[&str] = &[
     "XAUTHORITY",
     "XDG_RUNTIME_DIR",
 ];
+/// The channels of root.
+const CHANNELS: &str = "/nix/var/nix/profiles/per-user/root/channels";
+/// Those of a user, in the home folder.
+const OWN_CHANNELS: [&str; 2] = [".nix-defexpr/channels", ".local/state/nix/defexpr/channels"];
+/// Derivations that are named where one was wanted.
+const NAMES: usize = 5;
 /// The format of entries and keys.
 const VERSION: &str = "tk-nix environment 1";
 /// Evaluations until files must have stopped changing.
@@ -878,5 +1099,6 @@ mod tests {
         fn sent<T: Send>(_: impl FnOnce(&'static NixBuilder) -> T) {}
         sent(|builder| builder.dev_shell("."));
         sent(|builder| builder.run(&["a"], &["b"]));
+        sent(|builder| builder.session(What::Packages(Vec::new())));
     }
 }

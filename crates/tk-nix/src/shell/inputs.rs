@@ -1,11 +1,13 @@
-//! What the evaluation of a flake depends on, and whether any of it changed.
+//! What an evaluation depends on, and whether any of it changed.
 //!
-//! Of the flake's own tree the files count that evaluation commonly reads ([`READ`]), of local inputs and
-//! of what the caller names the whole trees. All that is looked at is noted with its state (size,
+//! Of a flake's own tree, and of the folder of a file, the files count that evaluation commonly reads
+//! ([`READ`]), of local inputs and of what the caller names the whole trees. Of a file that is no flake
+//! all counts too that nix said it read (see `told`): each file of Nix code with the files beside it that
+//! are commonly read, and what was copied to the store. All that is looked at is noted with its state (size,
 //! times, inode); as long as the states are the same nothing is read. Like git, a file that changed
 //! moments before it was noted is read again, since a further change may leave its times the same.
 
-use super::files;
+use super::{files, told::Told};
 use crate::{Cause, Failure, Result, Source};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -17,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
-use tk_path::{Algorithm, Hasher};
+use tk_path::{Algorithm, Hasher, StoreDir};
 
 /// Where a flake comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +76,54 @@ impl Place {
     }
 }
 
+/// Where a file of Nix code lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum FilePlace {
+    /// On this machine: the file or the folder of a default.nix, links resolved.
+    Local(PathBuf),
+    /// In the search path: `<nixpkgs>`.
+    Searched,
+    /// At an address.
+    Far,
+}
+
+impl FilePlace {
+    /// Where `file` leads, as Nix reads it, beginning in `folder`.
+    pub(super) fn of(file: &Path, folder: &Path) -> Result<FilePlace> {
+        let text = file.to_string_lossy();
+        if text.starts_with('<') && text.ends_with('>') {
+            return Ok(FilePlace::Searched);
+        }
+        if is_address(&text) {
+            return Ok(FilePlace::Far);
+        }
+        let place = folder.join(file).canonicalize().map_err(|error| {
+            let words = format!("there is no file {}: {error}", file.display());
+            Failure::new(Cause::Misused, words)
+        })?;
+        Ok(FilePlace::Local(place))
+    }
+}
+
+/// Whether Nix takes `text` for an address where a path could be.
+fn is_address(text: &str) -> bool {
+    text.contains("://") || text.starts_with("channel:") || text.starts_with("flake:")
+}
+
+/// Where the places of a search path such as `nixpkgs=/a:/b` lead now, links resolved, and whether
+/// there are addresses among them.
+pub(super) fn search_path(text: &str, folder: &Path) -> (Vec<PathBuf>, bool) {
+    let places = text.split(':').map(|part| match part.split_once('=') {
+        Some((_, place)) => place,
+        None => part,
+    });
+    let far = text.contains("://") || places.clone().any(|p| ["channel", "flake"].contains(&p));
+    // The rest of an address.
+    let places = places.filter(|place| !place.is_empty() && !place.starts_with("//"));
+    let places = places.filter_map(|place| folder.join(place).canonicalize().ok());
+    (places.collect(), far)
+}
+
 /// The folder that holds `name`: `folder` or the nearest one that it lies in.
 fn upwards(folder: &Path, name: &str) -> Option<PathBuf> {
     let mut all = folder.ancestors();
@@ -90,26 +140,74 @@ fn is_pinned(base: &str, query: &BTreeMap<&str, &str>) -> bool {
 
 /// Trees that are looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Trees(BTreeMap<PathBuf, Extent>);
+pub(super) struct Trees {
+    roots: BTreeMap<PathBuf, Extent>,
+    /// Folders that are not looked into, wherever they are.
+    left_out: Vec<PathBuf>,
+}
 
 /// How much of a tree counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Extent {
+    /// Files that evaluation commonly reads, in the folder itself.
+    Beside,
+    /// The same in the folders in it too, but for hidden ones, if they are not too many.
+    Own,
     /// Files that evaluation commonly reads.
     Code,
+    /// All, if it is not too much.
+    Copied,
     /// All.
     All,
 }
 
 impl Trees {
+    /// None yet; the folders in `left_out` are never looked into.
+    pub(super) fn without(left_out: Vec<PathBuf>) -> Trees {
+        Trees {
+            left_out,
+            ..Trees::default()
+        }
+    }
+
     /// With all of `path`, a file or a folder.
     pub(super) fn add(&mut self, path: PathBuf) {
-        self.0.insert(path, Extent::All);
+        self.roots.insert(path, Extent::All);
+    }
+
+    /// With the folder of a file of Nix code.
+    pub(super) fn add_own(&mut self, folder: PathBuf) {
+        self.at_least(folder, Extent::Own);
+    }
+
+    /// With what nix said it read; but of what was added before, a folder that was copied adds nothing.
+    pub(super) fn add_told(&mut self, told: &Told) {
+        let own: Vec<_> = self.roots.keys().cloned().collect();
+        for file in &told.files {
+            let folder = file.parent().unwrap_or(file);
+            if !own.iter().any(|own| folder.starts_with(own)) {
+                self.at_least(folder.to_owned(), Extent::Beside);
+            }
+            self.at_least(file.clone(), Extent::All);
+        }
+        for path in &told.copied {
+            // What was a file and is gone counts as one.
+            if !path.is_dir() {
+                self.at_least(path.clone(), Extent::All);
+            } else if !own.iter().any(|own| own.starts_with(path)) {
+                self.at_least(path.clone(), Extent::Copied);
+            }
+        }
+    }
+
+    fn at_least(&mut self, path: PathBuf, extent: Extent) {
+        let at = self.roots.entry(path).or_insert(extent);
+        *at = extent.max(*at);
     }
 
     /// With the own tree of a flake, and the local inputs that flake.nix and flake.lock name.
     pub(super) fn add_flake(&mut self, flake: &Path, tree: &Path) -> Result<()> {
-        self.0.entry(tree.to_owned()).or_insert(Extent::Code);
+        self.roots.entry(tree.to_owned()).or_insert(Extent::Code);
         let mut inputs = BTreeSet::new();
         for name in ["flake.nix", "flake.lock"] {
             let file = flake.join(name);
@@ -168,6 +266,12 @@ fn local_inputs(text: &str, found: &mut BTreeSet<String>) {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Snapshot {
     items: BTreeMap<PathBuf, Item>,
+    /// What nix said it read, which is among the items.
+    #[serde(default)]
+    pub(super) told: Told,
+    /// Whether there was too much of something to watch all of it.
+    #[serde(default)]
+    pub(super) partial: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,8 +314,11 @@ impl State {
 
     /// The state, if it is so old that no further change can have left it the same.
     fn settled(self, now: i64) -> Option<State> {
-        let newest = self.4.max(self.5);
-        (now - newest > SETTLED.as_nanos() as i64).then_some(self)
+        (now - self.newest() > SETTLED.as_nanos() as i64).then_some(self)
+    }
+
+    fn newest(self) -> i64 {
+        self.4.max(self.5)
     }
 }
 
@@ -220,14 +327,43 @@ impl Snapshot {
     pub(super) fn take(trees: &Trees, old: Option<&Snapshot>) -> Result<Snapshot> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let mut walk = Walk {
+            trees,
             old,
             new: Snapshot::default(),
             now: now.map_or(0, |now| now.as_nanos() as i64),
+            most: MAX_ITEMS,
+            seen: 0,
         };
-        for (root, extent) in &trees.0 {
-            walk.visit(root, *extent, true)?;
+        for (root, extent) in &trees.roots {
+            walk.root(root, *extent)?;
         }
         Ok(walk.new)
+    }
+
+    /// The files, those too that are not there; not folders.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        let files = self.items.iter();
+        let files = files.filter(|(_, item)| !matches!(item.what, Kind::Folder | Kind::Other));
+        files.map(|(path, _)| path.as_path())
+    }
+
+    /// Whether a file that is neither in `before` nor in `left_out` may have changed after `moment`.
+    pub(super) fn has_new_since(
+        &self,
+        before: &Snapshot,
+        moment: SystemTime,
+        left_out: &[PathBuf],
+    ) -> bool {
+        let moment = moment.duration_since(SystemTime::UNIX_EPOCH);
+        let moment = moment.map_or(0, |moment| moment.as_nanos() as i64) - TICK.as_nanos() as i64;
+        let mut new = self.files().filter(|path| {
+            let is_known = before.items.contains_key(*path);
+            !is_known && !left_out.iter().any(|out| out == path)
+        });
+        new.any(|path| match fs::symlink_metadata(path) {
+            Ok(meta) => State::of(&meta).newest() >= moment,
+            Err(_) => self.items[path].what != Kind::Absent,
+        })
     }
 
     /// Whether nothing changed since, as far as states tell.
@@ -273,12 +409,43 @@ impl Snapshot {
 }
 
 struct Walk<'a> {
+    trees: &'a Trees,
     old: Option<&'a Snapshot>,
     new: Snapshot,
     now: i64,
+    /// Files and folders that may be seen.
+    most: usize,
+    seen: usize,
 }
 
 impl Walk<'_> {
+    fn root(&mut self, root: &Path, extent: Extent) -> Result<()> {
+        let less = match extent {
+            Extent::Own => Some(Extent::Beside),
+            Extent::Copied => None,
+            extent => return self.visit(root, extent, true),
+        };
+        let mut walk = Walk {
+            trees: self.trees,
+            old: self.old,
+            new: Snapshot::default(),
+            now: self.now,
+            most: MAX_OWN,
+            seen: 0,
+        };
+        match walk.visit(root, extent, true) {
+            Ok(()) => self.new.items.append(&mut walk.new.items),
+            Err(_) if walk.seen > walk.most => {
+                self.new.partial = true;
+                if let Some(less) = less {
+                    self.visit(root, less, true)?;
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+
     fn visit(&mut self, path: &Path, extent: Extent, is_root: bool) -> Result<()> {
         let meta = match fs::symlink_metadata(path) {
             Ok(meta) => meta,
@@ -291,24 +458,41 @@ impl Walk<'_> {
             Err(e) => return Err(files::failed("looking at", path)(e)),
         };
         let state = State::of(&meta).settled(self.now);
+        self.count(path)?;
         if meta.is_dir() {
+            // In the home folder of a user programs keep what is theirs.
+            if extent == Extent::Own && !is_root && is_hidden(path) {
+                return Ok(());
+            }
+            let is_beside = extent == Extent::Beside && !is_root;
+            if is_beside || self.trees.left_out.iter().any(|out| out == path) {
+                return Ok(());
+            }
             self.note(path, state, Kind::Folder)?;
             return self.folder(path, extent);
         }
-        if extent == Extent::Code && !is_root && !is_code(path) {
+        if extent <= Extent::Code && !is_root && !is_code(path) {
             return Ok(());
         }
         let old = self.old.and_then(|old| old.items.get(path));
         let old = old.filter(|old| state.is_some() && old.state == state);
         let kind = match old {
             Some(old) => old.what.clone(),
-            None => content(path, &meta).map_err(files::failed("reading", path))?,
+            // Nor can nix read it; permissions are a part of the state.
+            None => match content(path, &meta) {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Kind::Other,
+                kind => kind.map_err(files::failed("reading", path))?,
+            },
         };
         self.note(path, state, kind)
     }
 
     fn folder(&mut self, path: &Path, extent: Extent) -> Result<()> {
-        for entry in files::entries(path)? {
+        let entries = match fs::read_dir(path) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            _ => files::entries(path)?,
+        };
+        for entry in entries {
             let name = entry.file_name().unwrap_or_default();
             if !is_skipped(name, extent) {
                 self.visit(&entry, extent, false)?;
@@ -320,14 +504,27 @@ impl Walk<'_> {
     fn note(&mut self, path: &Path, state: Option<State>, what: Kind) -> Result<()> {
         self.new.items.insert(path.to_owned(), Item { state, what });
         if self.new.items.len() > MAX_ITEMS {
-            let words = format!(
-                "there are more than {MAX_ITEMS} files to watch, the last is {}",
-                path.display()
-            );
-            return Err(Failure::new(Cause::Misused, words));
+            return Err(too_many(MAX_ITEMS, path));
         }
         Ok(())
     }
+
+    /// Counts what is seen, watched or not, where there is a bound for it.
+    fn count(&mut self, path: &Path) -> Result<()> {
+        self.seen += 1;
+        match self.seen > self.most && self.most < MAX_ITEMS {
+            true => Err(too_many(self.most, path)),
+            false => Ok(()),
+        }
+    }
+}
+
+fn too_many(most: usize, last: &Path) -> Failure {
+    let words = format!(
+        "there are more than {most} files to watch, the last is {}",
+        last.display()
+    );
+    Failure::new(Cause::Misused, words)
 }
 
 fn content(path: &Path, meta: &Metadata) -> io::Result<Kind> {
@@ -356,8 +553,8 @@ fn content(path: &Path, meta: &Metadata) -> io::Result<Kind> {
 
 fn is_skipped(name: &OsStr, extent: Extent) -> bool {
     match extent {
-        Extent::All => name == ".git",
-        Extent::Code => {
+        Extent::Copied | Extent::All => name == ".git",
+        Extent::Beside | Extent::Own | Extent::Code => {
             let result = name.as_bytes().strip_prefix(b"result");
             SKIPPED.iter().any(|skipped| name == *skipped)
                 || result.is_some_and(|rest| rest.is_empty() || rest[0] == b'-')
@@ -365,20 +562,31 @@ fn is_skipped(name: &OsStr, extent: Extent) -> bool {
     }
 }
 
+fn is_hidden(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_bytes().starts_with(b".")
+}
+
 fn is_code(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|extension| READ.contains(&extension))
 }
 
-/// The folder in which a flake lies, or the text of a reference to one that lies elsewhere: what a
-/// consent is bound to.
+/// What a consent is bound to: the folder in which a flake lies, the file, the path of the store; of what
+/// lies elsewhere how it was named.
 pub(super) fn location(source: &Source, folder: &Path) -> Result<String> {
-    let Source::Flake(reference) = source else {
-        return Ok(String::new());
-    };
-    Ok(match Place::of(reference, folder)? {
-        Place::Local { flake, .. } => flake.to_string_lossy().into_owned(),
-        Place::Far { .. } => reference.clone(),
+    Ok(match source {
+        Source::Flake(reference) => match Place::of(reference, folder)? {
+            Place::Local { flake, .. } => flake.to_string_lossy().into_owned(),
+            Place::Far { .. } => reference.clone(),
+        },
+        Source::File(file) => match FilePlace::of(file, folder)? {
+            FilePlace::Local(place) => place.to_string_lossy().into_owned(),
+            _ => file.to_string_lossy().into_owned(),
+        },
+        // Code may name files by where it is evaluated.
+        Source::Expr(code) => format!("{}: {code}", folder.display()),
+        Source::Store(path) => path.display(&StoreDir::default()).to_string(),
     })
 }
 
@@ -396,12 +604,16 @@ const SKIPPED: &[&str] = &[
 ];
 /// Files and folders that are watched for one environment.
 const MAX_ITEMS: usize = 200_000;
+/// Files and folders of a file's folder that are looked at; of a larger one less is watched.
+const MAX_OWN: usize = 20_000;
 /// Bytes of a flake.nix or flake.lock.
 const MAX_FLAKE: u64 = 16 << 20;
 /// Local inputs of a flake.
 const MAX_INPUTS: usize = 1000;
 /// How old a change must be for the next one to show: clocks of file systems tick this slowly.
 const SETTLED: Duration = Duration::from_secs(2);
+/// How far the times that a file system notes may be behind the clock.
+const TICK: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
@@ -457,6 +669,121 @@ mod tests {
             assert_eq!(found(&text), Place::Far { pinned }, "{text}");
         }
         assert!(Place::of("./nowhere", &sub).is_err());
+    }
+
+    #[test]
+    fn places_of_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("real")).unwrap();
+        fs::write(root.join("real/shell.nix"), "").unwrap();
+        std::os::unix::fs::symlink("real/shell.nix", root.join("link.nix")).unwrap();
+        std::os::unix::fs::symlink("real", root.join("folder")).unwrap();
+        let file = FilePlace::Local(root.join("real/shell.nix"));
+        for (text, place) in [
+            ("link.nix", file.clone()),
+            ("./folder/shell.nix", file),
+            ("folder", FilePlace::Local(root.join("real"))),
+            ("<nixpkgs>", FilePlace::Searched),
+            ("channel:nixos-unstable", FilePlace::Far),
+            ("https://x/y.tar.gz", FilePlace::Far),
+        ] {
+            let found = FilePlace::of(Path::new(text), &root).unwrap();
+            assert_eq!(found, place, "{text}");
+        }
+        assert!(FilePlace::of(Path::new("nowhere.nix"), &root).is_err());
+
+        for (text, places, far) in [
+            ("folder", &["real"][..], false),
+            ("a=folder:b=nowhere:real", &["real", "real"], false),
+            ("nixpkgs=https://x/y.tar.gz:a=folder", &["real"], true),
+            ("nixpkgs=channel:nixos-unstable", &[], true),
+            ("nixpkgs=flake:nixpkgs", &[], true),
+            ("", &[], false),
+        ] {
+            let places: Vec<_> = places.iter().map(|place| root.join(place)).collect();
+            assert_eq!(search_path(text, &root), (places, far), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_told_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for name in ["own/sub", "own/.hidden", "far/sub", "copied/sub", "left"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        write(&root.join("far/a.nix"), "1");
+        let mut trees = Trees::without(vec![root.join("own/left")]);
+        trees.add_own(root.join("own"));
+        let mut told = Told::default();
+        told.files.insert(root.join("far/a.nix"));
+        told.copied.insert(root.join("copied"));
+        // It holds what is watched already.
+        told.copied.insert(root.to_owned());
+        trees.add_told(&told);
+        let take = || Snapshot::take(&trees, None).unwrap();
+        fs::create_dir_all(root.join("own/left")).unwrap();
+        for (name, counts) in [
+            ("far/a.nix", true),
+            ("far/data.json", true),
+            ("far/main.c", false),
+            ("far/sub/b.nix", false),
+            ("own/sub/b.nix", true),
+            ("own/sub/main.c", false),
+            ("own/.hidden/b.nix", false),
+            ("own/left/b.nix", false),
+            ("copied/sub/main.c", true),
+            ("left/b.nix", false),
+        ] {
+            let before = take();
+            write(&root.join(name), "2");
+            assert_eq!(take().digest() != before.digest(), counts, "{name}");
+            assert!(!take().partial);
+        }
+        let before = take();
+        fs::remove_file(root.join("far/a.nix")).unwrap();
+        assert_ne!(take().digest(), before.digest());
+    }
+
+    #[test]
+    fn too_much_is_not_all_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let many = root.join("many");
+        fs::create_dir_all(&many).unwrap();
+        for n in 0..=MAX_OWN {
+            File::create(many.join(n.to_string())).unwrap();
+        }
+        let mut trees = Trees::default();
+        trees.add_own(root.to_owned());
+        write(&root.join("a.nix"), "1");
+        let before = Snapshot::take(&trees, None).unwrap();
+        assert!(before.partial);
+        write(&root.join("a.nix"), "2");
+        let after = Snapshot::take(&trees, None).unwrap();
+        assert_ne!(after.digest(), before.digest(), "the folder itself is");
+    }
+
+    #[test]
+    fn new_files_are_suspected() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let begun = SystemTime::now();
+        write(&root.join("a.nix"), "1");
+        write(&root.join("flake.lock"), "1");
+        let mut trees = Trees::default();
+        trees.add_own(root.to_owned());
+        let after = Snapshot::take(&trees, None).unwrap();
+        let lock = [root.join("flake.lock")];
+        let none = Snapshot::default();
+        assert!(after.has_new_since(&none, begun, &lock));
+        assert!(!after.has_new_since(&after, begun, &lock), "it was known");
+        let later = begun + Duration::from_secs(60);
+        assert!(!after.has_new_since(&none, later, &lock));
+        fs::remove_file(root.join("a.nix")).unwrap();
+        let after = Snapshot::take(&trees, None).unwrap();
+        assert!(!after.has_new_since(&none, begun, &lock), "a lock is");
     }
 
     #[test]
