@@ -5,6 +5,7 @@
 
 mod files;
 mod library;
+mod programs;
 
 use crate::support::{RigDaemon, VERSIONS, daemon::quote, report};
 use serde_json::Value;
