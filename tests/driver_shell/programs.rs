@@ -132,20 +132,20 @@ fn direnv_reads_it() {
     bench.same("direnv", &script, &[]);
 
     // It notices what changed, as after each command of a shell: a file that is imported, too.
-    fs::create_dir_all(bench.path("elsewhere")).unwrap();
-    fs::write(bench.path("elsewhere/part.nix"), "\"part\"").unwrap();
+    fs::create_dir_all(bench.path("other")).unwrap();
+    fs::write(bench.path("other/part.nix"), "\"part\"").unwrap();
     let file = bench.path("flake/nasty.nix");
     let text = fs::read_to_string(&file).unwrap();
     let text = text.replace(
         "derivation {\n",
-        "derivation {\n  PART = import ../elsewhere/part.nix;\n",
+        "derivation {\n  PART = import ../other/part.nix;\n",
     );
     fs::write(&file, text).unwrap();
     program(
         &bench.path("prompt"),
         "#!/bin/bash\nprompt() { eval \"$(direnv export bash)\"; }\n\
          prompt; echo $PART; prompt; echo $PART\n\
-         echo '\"another\"' >../elsewhere/part.nix; touch -d 'now + 5 seconds' ../elsewhere/part.nix\n\
+         echo '\"another\"' >../other/part.nix; touch -d 'now + 5 seconds' ../other/part.nix\n\
          prompt; echo $PART\n",
     );
     let done = bench.sh(&format!("{own}; direnv allow; ../prompt"));
