@@ -61,6 +61,17 @@ impl Bench {
     }
 }
 
+/// Makes the entries say that they are two hours old.
+fn age(bench: &Bench) {
+    for entry in fs::read_dir(bench.path("cache/tk-store/env/entries")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let mut json: Value = serde_json::from_str(&text).unwrap();
+        json["made"] = (json["made"].as_u64().unwrap() - 7200).into();
+        fs::write(&path, json.to_string()).unwrap();
+    }
+}
+
 fn each_plain(name: &str, test: fn(Bench)) {
     let mut ran = String::new();
     for version in crate::support::VERSIONS {
@@ -216,17 +227,6 @@ fn what_is_fetched_counts_for_a_while() {
     each_plain("shell -f: what nothing pins", |bench| {
         bench.ask("cd ..; tar cf plain.tar plain");
         let fetched = bench.show("plain.tar");
-        // Two hours ago, say the entries.
-        let age = |bench: &Bench| {
-            let entries = bench.path("cache/tk-store/env/entries");
-            for entry in fs::read_dir(entries).unwrap() {
-                let path = entry.unwrap().path();
-                let text = fs::read_to_string(&path).unwrap();
-                let mut json: Value = serde_json::from_str(&text).unwrap();
-                json["made"] = (json["made"].as_u64().unwrap() - 7200).into();
-                fs::write(&path, json.to_string()).unwrap();
-            }
-        };
         let enter = |bench: &Bench, file: &str| {
             let before = bench.evaluations();
             bench.ask(&format!("tk shell -f ../{file} -A shell -- true"));
@@ -436,6 +436,22 @@ fn packages() {
 }
 
 #[test]
+fn what_a_lock_pins() {
+    let Some(bench) = Bench::plain("2.34") else {
+        return;
+    };
+    bench.ask("cd ..; mkdir locked; tar cf plain.tar plain");
+    let text = LOCKED.replace("TARBALL", &bench.show("plain.tar"));
+    bench.write("locked/flake.nix", &text);
+    let evaluations = || bench.asked().iter().filter(|a| *a == "eval").count();
+    let ask = "cd ../locked; tk run -p .#other -- other";
+    assert_eq!(bench.ask(ask), "other");
+    age(&bench);
+    assert_eq!(bench.ask(ask), "other");
+    assert_eq!(evaluations(), 1, "it was fetched, but it is pinned");
+}
+
+#[test]
 fn in_flakes_too() {
     each("env: which files direnv watches", |bench| {
         let code = bench.ask("tk env export --format direnv");
@@ -448,6 +464,12 @@ fn in_flakes_too() {
         assert!(watched.contains(&bench.show("input/data.txt")), "{code}");
     });
 }
+
+const LOCKED: &str = r#"{
+  inputs.plain = { url = "tarball+file://TARBALL"; flake = false; };
+  outputs = { self, plain }: { packages.x86_64-linux = { inherit (import plain { }) other; }; };
+}
+"#;
 
 const PLAIN: &str = r#"
 { who ? null }:

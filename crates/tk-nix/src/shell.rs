@@ -780,8 +780,10 @@ impl Shells {
                 (false, false) => ask.args(["-vv", "--option", "tarball-ttl", "0"]),
             }
         };
+        // What a flake fetches its lock pins.
+        let log: &dyn LogSink = if is_flake { ears.log } else { ears };
         let (nix, dir) = (builder.nix(), &self.config.dir);
-        nix.targets_with(what, dir, options, more, ears).await
+        nix.targets_with(what, dir, options, more, log).await
     }
 
     /// The one derivation that is named, which stays in the store until this connection ends.

@@ -58,7 +58,7 @@ impl Told {
 
 /// Listens to an evaluation; what nix would have said without being asked goes on to `log`.
 pub(super) struct Ears<'a> {
-    log: &'a dyn LogSink,
+    pub(super) log: &'a dyn LogSink,
     /// Folders of the store.
     stores: Vec<PathBuf>,
     heard: Mutex<Heard>,
