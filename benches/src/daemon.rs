@@ -200,8 +200,11 @@ impl Place {
             dir,
         };
         place.fill()?;
-        fs::create_dir_all(place.flake())?;
-        fs::write(place.flake().join("flake.nix"), FLAKE)?;
+        let input = place.flake().join("input");
+        fs::create_dir_all(&input)?;
+        fs::write(input.join("greeting"), "good day")?;
+        let flake = FLAKE.replace("INPUT", &input.to_string_lossy());
+        fs::write(place.flake().join("flake.nix"), flake)?;
         Ok(place)
     }
 
@@ -404,12 +407,14 @@ const NIX_DEVELOP: [&str; 3] = [
     "develop",
 ];
 
-/// Something small to develop: what is measured is what comes before.
+/// Something small to develop, with an input as nearly all have one: what is measured is what comes
+/// before.
 const FLAKE: &str = r#"{
-  outputs = { self }: {
+  inputs.input = { url = "path:INPUT"; flake = false; };
+  outputs = { self, input }: {
     devShells.x86_64-linux.default = derivation {
       name = "shell"; system = "x86_64-linux"; builder = "/bin/bash";
-      outputs = [ "out" ]; PATH = "/usr/bin:/bin"; GREETING = "good day";
+      outputs = [ "out" ]; PATH = "/usr/bin:/bin"; GREETING = builtins.readFile "${input}/greeting";
     };
   };
 }

@@ -15,7 +15,7 @@ mod ui;
 
 use anyhow::Result;
 use clap::{Args, Parser};
-use std::{io, pin::Pin, process::ExitCode, time::Duration};
+use std::{ffi::OsString, io, pin::Pin, process::ExitCode, time::Duration};
 use tk_store::Error;
 use ui::Ui;
 
@@ -43,6 +43,49 @@ struct Global {
     /// Say nothing but warnings and errors
     #[arg(long, short, global = true, help_heading = "Global options")]
     quiet: bool,
+}
+
+/// The arguments of one command, without those of the others.
+#[derive(Parser)]
+#[command(name = "tk-store")]
+struct One<C: Args> {
+    #[command(flatten)]
+    args: C,
+    #[command(flatten)]
+    global: Global,
+}
+
+impl Cli {
+    /// The command line of this process, if it makes sense: else it ends with the reason, or with the
+    /// help that was asked for.
+    fn of_process() -> Self {
+        let mut words: Vec<_> = std::env::args_os().collect();
+        if words.len() > 1 {
+            let name = words.remove(1);
+            if let Some(cli) = name.to_str().and_then(|name| Cli::of_one(name, &words)) {
+                return cli;
+            }
+        }
+        Cli::parse()
+    }
+
+    /// The command `name` with these arguments, for those that others run all the time: to describe all
+    /// commands takes longer than to enter an environment. `None` leaves it to [`Cli::parse`], which
+    /// has the words for what is wrong.
+    fn of_one(name: &str, words: &[OsString]) -> Option<Self> {
+        fn parse<C: Args>(words: &[OsString], command: impl Fn(C) -> cmd::Command) -> Option<Cli> {
+            let one = One::<C>::try_parse_from(words).ok()?;
+            let (command, global) = (command(one.args), one.global);
+            Some(Cli { command, global })
+        }
+        match name {
+            "shell" | "develop" => parse(words, |args| cmd::Command::Shell(Box::new(args))),
+            "run" => parse(words, |args| cmd::Command::Run(Box::new(args))),
+            "path-info" => parse(words, cmd::Command::PathInfo),
+            "check" => parse(words, cmd::Command::Check),
+            _ => None,
+        }
+    }
 }
 
 /// What every command gets.
@@ -95,8 +138,10 @@ impl Answer {
 }
 
 fn main() -> ExitCode {
-    tk_heap::few();
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
+    if cli.command.moves_data() {
+        tk_heap::few();
+    }
     match run(cli) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),

@@ -50,6 +50,8 @@ fn values() {
             ("eval path:.#plai", 1, "did you mean plain?"),
             ("eval path:.#value --raw", 2, "leave out --raw"),
             ("eval -f default.nix -A onne", 1, "did you mean one?"),
+            ("eval -f nowhere.nix -A one", 2, "there is no nowhere.nix"),
+            ("eval ./nowhere", 2, "there is no ./nowhere"),
         ] {
             let done = project.run(line);
             assert_eq!(

@@ -86,6 +86,12 @@ impl Command {
         matches!(self, Command::Daemon(_))
     }
 
+    /// Whether it may have much in memory. To arrange for that takes a moment, which those that enter an
+    /// environment do not need to wait for.
+    pub fn moves_data(&self) -> bool {
+        !matches!(self, Command::Shell(_) | Command::Run(_))
+    }
+
     /// Whether it runs nix, which is to end with it.
     pub fn runs_nix(&self) -> bool {
         matches!(

@@ -287,7 +287,7 @@ async fn evaluated(
     builder: &NixBuilder,
     wanted: &Wanted,
 ) -> Result<Found, Failure> {
-    let log = BuildLog::new(&cx.ui, true);
+    let log = BuildLog::new(&cx.ui, true).without_errors();
     let found = until_signal(shells.find(builder, wanted, &log)).await;
     log.clear();
     found

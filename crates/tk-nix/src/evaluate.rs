@@ -230,8 +230,17 @@ pub(crate) fn invocation(
         let words = format!("'{}' is no attribute", what.attr);
         return Err(Failure::new(Cause::Misused, words));
     }
-    if let Source::Flake(reference) = &what.source {
-        there(reference, options)?;
+    match &what.source {
+        Source::Flake(reference) => {
+            let path = reference.strip_prefix("path:").unwrap_or(reference);
+            let path = path.split('?').next().unwrap_or(path);
+            if path.starts_with(['/', '.']) {
+                there(Path::new(path), options)?;
+            }
+        }
+        // Others are addresses, and names in the search path.
+        Source::File(file) if !file.to_string_lossy().contains(['<', ':']) => there(file, options)?,
+        _ => {}
     }
     let is_flake = matches!(what.source, Source::Flake(_));
     let base = options.apply(Invocation::new(command), is_flake);
@@ -250,22 +259,12 @@ pub(crate) fn invocation(
     }
 }
 
-/// Whether the folder that `reference` names is there, if it is one on this machine: versions of nix
-/// differ in what they say of one that is not.
-fn there(reference: &str, options: &EvalOptions) -> Result<()> {
-    let path = reference.strip_prefix("path:").unwrap_or(reference);
-    let path = path.split('?').next().unwrap_or(path);
-    if !path.starts_with(['/', '.']) {
-        return Ok(());
-    }
-    let place = options
-        .folder
-        .as_deref()
-        .unwrap_or(Path::new(""))
-        .join(path);
-    match place.symlink_metadata() {
+/// Fails if `path` is not there: versions of nix differ in what they say of one that is not.
+fn there(path: &Path, options: &EvalOptions) -> Result<()> {
+    let folder = options.folder.as_deref().unwrap_or(Path::new(""));
+    match folder.join(path).symlink_metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let words = format!("there is no {path}");
+            let words = format!("there is no {}", path.display());
             Err(Failure::new(Cause::Misused, words))
         }
         _ => Ok(()),
