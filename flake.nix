@@ -21,7 +21,9 @@
           ./.cargo
           ./Cargo.toml
           ./Cargo.lock
+          ./build.rs
           ./crates
+          ./fuzz
           ./rustfmt.toml
           ./tests
           (lib.fileset.maybeMissing ./benches)

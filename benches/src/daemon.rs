@@ -217,7 +217,7 @@ impl Place {
             }
             let copy = Cmd::new(&self.tk_store).args(["copy", "--quiet", "--no-check-sigs"]);
             let copy = copy.args(["--from", &self.closures.store, "--to", "daemon", "--all"]);
-            self.beside(&self.state(), &copy)
+            self.beside(&self.state(), &copy, 1)
                 .context("filling the daemon's store")?;
             File::create(done)?;
         }
@@ -276,7 +276,8 @@ impl Place {
             false => self.state(),
         };
         let cmd = self.command(job, who, &fresh)?;
-        let sample = self.beside(&state, &cmd);
+        let times = if job == Job::Shell { SHELLS } else { 1 };
+        let sample = self.beside(&state, &cmd, times);
         if sample.is_ok() {
             self.check(job, &fresh)?;
         }
@@ -354,14 +355,14 @@ impl Place {
         Ok(())
     }
 
-    /// Runs `cmd` beside a daemon with its state in `state`, measured in there.
-    fn beside(&self, state: &Path, cmd: &Cmd) -> Result<Sample> {
+    /// Runs `cmd` so many times beside a daemon with its state in `state`, measured in there.
+    fn beside(&self, state: &Path, cmd: &Cmd, times: u16) -> Result<Sample> {
         fs::create_dir_all(state)?;
         let mut command = Command::new(self.rig.join("with-daemon"));
         command.arg("--state").arg(state).args([&self.nix, "--"]);
         command.arg(std::env::current_exe()?);
         command
-            .args(["measure", "/dev/null", "--"])
+            .args(["measure", "/dev/null", "--times", &times.to_string(), "--"])
             .arg(&cmd.program);
         command.args(&cmd.args).stdin(Stdio::null());
         let mut path = OsString::from(self.rig.join("fake-ssh"));
@@ -400,6 +401,9 @@ impl Place {
 fn scaled(number: usize, scale: f64) -> usize {
     ((number as f64 * scale) as usize).max(2)
 }
+
+/// How often an environment is entered for one sample.
+const SHELLS: u16 = 21;
 
 const NIX_DEVELOP: [&str; 3] = [
     "--extra-experimental-features",
