@@ -411,17 +411,11 @@ fn derivations() {
 #[test]
 fn packages() {
     each_plain("run -f -p: packages of a file", |bench| {
-        let ask = "tk run -f ../plain -p tool -- tool a b";
-        let cold = bench.sh(ask);
-        assert_eq!(
-            (cold.status, cold.stdout.as_str()),
-            (3, "tool a b, helper\n"),
-            "{cold:?}"
+        bench.cold_and_warm(
+            "tk run -f ../plain -p tool -- tool a b",
+            3,
+            "tool a b, helper\n",
         );
-        let asked = bench.asked();
-        let warm = bench.sh(&format!("PATH={}:$PATH; {ask}", bench.show("bad")));
-        assert_eq!((warm.status, warm.stdout), (3, cold.stdout));
-        assert_eq!(bench.asked(), asked, "nix was run");
         let both = bench.sh("tk run -f ../plain -p tool other -- sh -c 'other; tool'");
         assert_eq!(both.stdout, "other\ntool , helper\n", "{both:?}");
         let code = bench.sh("tk run --impure -E 'import ../plain { }' -p other -- other");

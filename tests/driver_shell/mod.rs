@@ -53,6 +53,19 @@ impl Bench {
         Some(bench)
     }
 
+    /// Runs `line` twice with the same outcome: the second time the nix that is found fails, and is not
+    /// run.
+    #[track_caller]
+    fn cold_and_warm(&self, line: &str, status: i32, stdout: &str) {
+        let cold = self.sh(line);
+        let told = (cold.status, cold.stdout.as_str());
+        assert_eq!(told, (status, stdout), "{cold:?}");
+        let asked = self.asked();
+        let warm = self.sh(&format!("PATH={}:$PATH; {line}", self.show("bad")));
+        assert_eq!((warm.status, warm.stdout), (status, cold.stdout));
+        assert_eq!(self.asked(), asked, "nix was run");
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.home.join(name)
     }
@@ -335,17 +348,7 @@ fn leases() {
 #[test]
 fn packages() {
     each("run -p: packages and what they bring", |bench| {
-        let ask = "tk run -p .#tool -- tool a b";
-        let cold = bench.sh(ask);
-        assert_eq!(
-            (cold.status, cold.stdout.as_str()),
-            (3, "tool a b, helper\n"),
-            "{cold:?}"
-        );
-        let asked = bench.asked();
-        let warm = bench.sh(&format!("PATH={}:$PATH; {ask}", bench.show("bad")));
-        assert_eq!((warm.status, warm.stdout), (3, cold.stdout));
-        assert_eq!(bench.asked(), asked, "nix was run");
+        bench.cold_and_warm("tk run -p .#tool -- tool a b", 3, "tool a b, helper\n");
         let done = bench.sh("tk run -p .#tool .#helper --json -- tool c");
         let json: Value = serde_json::from_str(&done.stdout).unwrap();
         assert_eq!((done.status, &json["exitCode"]), (3, &3.into()), "{json}");
