@@ -117,7 +117,13 @@ fn to_json(dir: &StoreDir, target: &Target, outcome: &Outcome) -> Value {
 
 /// One line for all of it: what was built, fetched and pushed.
 pub fn summary(cx: &Context, done: &Done, fetched: &Fetched, outcomes: &[Outcome], start: Instant) {
-    let built = match done.built.len() {
+    // What was begun and failed, or was given up, is not built.
+    let failures = outcomes
+        .iter()
+        .filter_map(|outcome| outcome.result.as_ref().err());
+    let failed: BTreeSet<_> = failures.filter_map(|f| f.derivation.as_ref()).collect();
+    let built = done.built.iter().filter(|drv| !failed.contains(drv));
+    let built = match built.count() {
         0 => "built nothing".to_owned(),
         1 => "built 1 derivation".to_owned(),
         n => format!("built {n} derivations"),
