@@ -1,7 +1,10 @@
 //! The live log of builds, for people: a line for each thing that begins, `name> ` before each
 //! line of a builder, and on a terminal what is running at the bottom.
 
-use crate::ui::Ui;
+use crate::{
+    ui::Ui,
+    words::{plain, tell},
+};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -80,8 +83,8 @@ impl BuildLog {
 
     fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.println(plain(line)),
+            None => tell(line),
         }
     }
 
@@ -131,7 +134,9 @@ impl BuildLog {
         match kind {
             ResultType::BUILD_LOG_LINE | ResultType::POST_BUILD_LOG_LINE if self.lines => {
                 let name = all.get(&id).map_or("build", |running| &running.name);
-                self.say(&format!("{name}> {}", strip_ansi(text.trim_end())));
+                for line in strip_ansi(text.trim_end()).split('\n') {
+                    self.say(&format!("{name}> {line}"));
+                }
             }
             ResultType::SET_PHASE => {
                 if let Some(running) = all.get_mut(&id) {
@@ -164,7 +169,7 @@ impl LogSink for BuildLog {
                 let text = strip_ansi(text.trim_end());
                 let error = level == Level::Error || text.starts_with("error:");
                 if self.shown && (self.errors || !error) {
-                    self.say(&text);
+                    text.lines().for_each(|line| self.say(line));
                 }
             }
             LogEvent::Message { .. } => (),

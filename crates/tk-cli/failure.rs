@@ -1,6 +1,6 @@
 //! What people are told of a failure of nix or of a build.
 
-use crate::{Answer, Context};
+use crate::{Answer, Context, words::tell_lines};
 use tk_nix::{Cause, Failure};
 
 /// Says why `what` failed, with the last lines of its log and what to do next; the answer that
@@ -8,7 +8,7 @@ use tk_nix::{Cause, Failure};
 pub fn tell_failure(cx: &Context, what: &str, failure: &Failure) -> Answer {
     // Where it is in the code, as nix draws it.
     if failure.cause == Cause::Evaluation && failure.message.lines().count() > 1 {
-        eprintln!("{}", failure.message.trim_start_matches('\n'));
+        tell_lines(failure.message.trim_start_matches('\n'));
     }
     cx.ui.error(format_args!("{what}: {failure}"));
     if let Some(phase) = &failure.phase {

@@ -1,8 +1,9 @@
 //! How trees are printed, by `ls` and `nar ls`.
 
+use crate::words::{name_for_stdout, stdout};
 use anyhow::Result;
 use std::io::{self, BufWriter, Write};
-use tk_nar::{Listing, Node};
+use tk_nar::{Listing, MemberError, Node};
 
 /// Which lines are printed, and how.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -19,9 +20,9 @@ pub struct Style {
 /// to the leaves if `recursive`. With JSON the whole listing if `member` is empty, else the node.
 pub fn print(listing: &Listing, member: &[u8], style: Style, recursive: bool) -> Result<()> {
     let Some(node) = listing.find(member) else {
-        anyhow::bail!("there is no '{}' in it", String::from_utf8_lossy(member));
+        return Err(MemberError::Missing(member.to_vec()).into());
     };
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(stdout());
     if style.json {
         match member {
             b"" => writeln!(out, "{}", listing.to_json())?,
@@ -57,10 +58,10 @@ fn line(out: &mut impl Write, name: &[u8], node: &Node, long: bool) -> io::Resul
         };
         write!(out, "{mode} {size:>20} ")?;
     }
-    out.write_all(name)?;
+    out.write_all(&name_for_stdout(name))?;
     if let (true, Node::Symlink { target }) = (long, node) {
         out.write_all(b" -> ")?;
-        out.write_all(target)?;
+        out.write_all(&name_for_stdout(target))?;
     }
     out.write_all(b"\n")
 }

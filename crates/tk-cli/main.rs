@@ -5,6 +5,7 @@
 mod build_log;
 mod cmd;
 mod failure;
+mod failures;
 mod keys;
 mod listing;
 mod open;
@@ -12,9 +13,11 @@ mod out_link;
 mod paths;
 mod settings;
 mod ui;
+mod words;
 
 use anyhow::Result;
-use clap::{Args, Parser};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::{ffi::OsString, io, pin::Pin, process::ExitCode, time::Duration};
 use tk_store::Error;
 use ui::Ui;
@@ -32,10 +35,13 @@ struct Cli {
 #[derive(Args)]
 struct Global {
     /// The store to work on: auto, daemon, unix:///a/socket, ssh-ng://host, ssh://host,
-    /// local?root=DIR, a folder, or file:///a/cache
+    /// local?root=DIR, a folder, or a cache: file:///a/folder, https://host, s3://bucket, gs://bucket,
+    /// az://container
     #[arg(
         long,
         global = true,
+        env = "TK_STORE",
+        hide_env_values = true,
         value_name = "URI",
         help_heading = "Global options"
     )]
@@ -56,27 +62,34 @@ struct One<C: Args> {
 }
 
 impl Cli {
-    /// The command line of this process, if it makes sense: else it ends with the reason, or with the
-    /// help that was asked for.
-    fn of_process() -> Self {
+    /// The command line of this process.
+    ///
+    /// # Errors
+    /// Where it makes no sense, and where only help was asked for.
+    fn of_process() -> Result<(Self, Asked), clap::Error> {
         let mut words: Vec<_> = std::env::args_os().collect();
         if words.len() > 1 {
             let name = words.remove(1);
             if let Some(cli) = name.to_str().and_then(|name| Cli::of_one(name, &words)) {
-                return cli;
+                return Ok(cli);
             }
         }
-        Cli::parse()
+        let matches = Cli::command().try_get_matches()?;
+        Ok((Cli::from_arg_matches(&matches)?, Asked::of(&matches)))
     }
 
     /// The command `name` with these arguments, for those that others run all the time: to describe all
-    /// commands takes longer than to enter an environment. `None` leaves it to [`Cli::parse`], which
+    /// commands takes longer than to enter an environment. `None` leaves it to [`Cli::try_parse`], which
     /// has the words for what is wrong.
-    fn of_one(name: &str, words: &[OsString]) -> Option<Self> {
-        fn parse<C: Args>(words: &[OsString], command: impl Fn(C) -> cmd::Command) -> Option<Cli> {
-            let one = One::<C>::try_parse_from(words).ok()?;
+    fn of_one(name: &str, words: &[OsString]) -> Option<(Self, Asked)> {
+        fn parse<C: Args>(
+            words: &[OsString],
+            command: impl Fn(C) -> cmd::Command,
+        ) -> Option<(Cli, Asked)> {
+            let matches = One::<C>::command().try_get_matches_from(words).ok()?;
+            let one = One::<C>::from_arg_matches(&matches).ok()?;
             let (command, global) = (command(one.args), one.global);
-            Some(Cli { command, global })
+            Some((Cli { command, global }, Asked::of(&matches)))
         }
         match name {
             "shell" | "develop" => parse(words, |args| cmd::Command::Shell(Box::new(args))),
@@ -84,6 +97,27 @@ impl Cli {
             "path-info" => parse(words, cmd::Command::PathInfo),
             "check" => parse(words, cmd::Command::Check),
             _ => None,
+        }
+    }
+}
+
+/// What a command was asked for that concerns how it ends.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// A report as JSON.
+    json: bool,
+}
+
+impl Asked {
+    fn of(mut matches: &ArgMatches) -> Self {
+        loop {
+            if let Ok(Some(true)) = matches.try_get_one::<bool>("json") {
+                return Asked { json: true };
+            }
+            match matches.subcommand() {
+                Some((_, below)) => matches = below,
+                None => return Asked { json: false },
+            }
         }
     }
 }
@@ -99,7 +133,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// The URI of the store to work on: `--store`, `NIX_REMOTE`, nix.conf's `store`, or `auto`.
+    /// The URI of the store to work on: `--store`, `TK_STORE`, `NIX_REMOTE`, nix.conf's `store`, or `auto`.
     fn store_uri(&self) -> String {
         let remote = || {
             std::env::var("NIX_REMOTE")
@@ -138,26 +172,50 @@ impl Answer {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::of_process();
+    let (cli, asked) = match Cli::of_process() {
+        Ok(parsed) => parsed,
+        Err(error) => return words::tell_usage(&error),
+    };
     if cli.command.moves_data() {
         tk_heap::few();
+        if !cli.command.runs_nix() {
+            raise_descriptors();
+        }
     }
     match run(cli) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Ok(Answer::Failed) => ExitCode::from(2),
-        Err(error) if is_broken_pipe(&error) => ExitCode::from(141),
+        Err(error) if words::is_reader_gone(&error) => ExitCode::from(words::READER_GONE),
         Err(error) => {
-            eprintln!("tk-store: {error:#}");
-            let no = error.chain().any(|e| e.downcast_ref().is_some_and(is_no));
+            words::tell_error(&error);
+            if asked.json && !words::has_written() {
+                // There is nobody to tell where that fails.
+                let _ = ui::out(failures::whole_to_json(&error));
+            }
+            let absent = |e: &(dyn std::error::Error + 'static)| {
+                matches!(e.downcast_ref(), Some(tk_nar::MemberError::Missing(_)))
+            };
+            let no = |e| absent(e) || e.downcast_ref().is_some_and(is_no);
+            let no = error.chain().any(no);
             ExitCode::from(if no { 1 } else { 2 })
         }
     }
 }
 
+/// Lets this process have as many files and connections open as the system allows it. Not where others
+/// are run, who would inherit it: some go over all that they could have.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it cannot be raised less is done at once.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
 fn run(cli: Cli) -> Result<Answer> {
     let context = Context {
-        store: cli.global.store,
+        // An empty variable counts as unset.
+        store: cli.global.store.filter(|uri| !uri.is_empty()),
         settings: settings::Settings::load()?,
         ui: Ui::new(cli.global.quiet),
         cancel: tk_nix::CancellationToken::new(),
@@ -207,7 +265,7 @@ async fn until_told_to_end(
         tokio::select! {
             answer = &mut command => {
                 if let Err(error) = answer {
-                    eprintln!("tk-store: {error:#}");
+                    words::tell_error(&error);
                 }
             }
             () = tokio::time::sleep(TELLING) => {}
@@ -239,18 +297,14 @@ fn is_no(error: &Error) -> bool {
     )
 }
 
-/// Whether somebody like `head` closed our stdout: no failure of ours, and nothing to say.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let cause = cause.downcast_ref::<io::Error>();
-        cause.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
-    })
-}
-
 const EXAMPLES: &str = "\
 Examples:
   tk-store key generate my-cache-1 --secret my.key --public my.pub
   tk-store push ./result ./some-folder --to file:///srv/cache --sign-key my.key
   tk-store pull /nix/store/…-hello --from file:///srv/cache --trusted-key my.pub
+
+Environment: TK_STORE is --store, TK_SIGN_KEY the secret key to sign with, or the name of its file;
+TK_TO is --to of push, TK_NIX the nix program. NIX_REMOTE, NIX_CONFIG, NIX_SSL_CERT_FILE, NETRC,
+https_proxy and those of AWS are read as Nix reads them.
 
 Exit status: 0 yes or done, 1 no (something is missing or not what it should be), 2 failed or misused.";

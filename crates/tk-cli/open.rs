@@ -13,7 +13,7 @@ pub use nix::{NixOptions, store_dir};
 pub use remote::BuildOptions;
 
 use crate::{
-    Context, keys,
+    Context,
     settings::{data_folder, path_var},
 };
 use anyhow::{Context as _, Result, bail};
@@ -27,7 +27,7 @@ use std::{
 use tk_cache::{FolderCache, RemoteCache, checker::StoreInfos, objects::NarInfos};
 use tk_daemon::{DaemonStore, serve::ServeStore};
 use tk_local::{LocalConfig, LocalStore};
-use tk_narinfo::{Compression, SecretKey};
+use tk_narinfo::Compression;
 use tk_path::{StoreDir, StorePath};
 use tk_store::{
     Abilities, AddContent, AddSignatures, Graph, Store, StoreReference, StoreVariant,
@@ -338,12 +338,6 @@ fn system() -> Result<LocalConfig> {
         config.log = log;
     }
     Ok(config)
-}
-
-/// Keys that sign what the store writes, from files.
-pub fn secret_keys(files: &[PathBuf]) -> Result<Vec<Arc<SecretKey>>> {
-    let keys = files.iter().map(|file| keys::secret(file).map(Arc::new));
-    keys.collect()
 }
 
 /// Leaves out settings that are known, and that make no difference here.

@@ -1,9 +1,12 @@
 //! What people see: sizes, progress, warnings. All of it goes to stderr; stdout is for data.
 
+pub use crate::words::out;
+
+use crate::words::tell;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     fmt::Display,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -33,18 +36,18 @@ impl Ui {
     /// A line that tells what was done; not shown with `--quiet`.
     pub fn say(&self, line: impl Display) {
         if !self.quiet {
-            eprintln!("{line}");
+            tell(line);
         }
     }
 
     /// A line that the user should not miss.
     pub fn warn(&self, line: impl Display) {
-        eprintln!("warning: {line}");
+        tell(format_args!("warning: {line}"));
     }
 
     /// A line about something that went wrong while the rest goes on.
     pub fn error(&self, line: impl Display) {
-        eprintln!("tk-store: {line}");
+        tell(format_args!("tk-store: {line}"));
     }
 
     /// Progress over `paths` paths and `bytes` bytes: a bar on a terminal, else a line a path.
@@ -124,8 +127,11 @@ impl Progress for Meter {
             *last = Instant::now();
             let (verb, read) = (self.verb, HumanBytes(read));
             match self.bytes {
-                Some(all) => eprintln!("{verb} {read} of {}, {}", HumanBytes(all), self.head()),
-                None => eprintln!("{verb} {read}"),
+                Some(all) => {
+                    let (all, head) = (HumanBytes(all), self.head());
+                    tell(format_args!("{verb} {read} of {all}, {head}"));
+                }
+                None => tell(format_args!("{verb} {read}")),
             }
         }
     }
@@ -135,7 +141,7 @@ impl Progress for Meter {
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{}  {}", self.head(), path.name()));
         } else if self.lines {
-            eprintln!("{} [{done}/{}] {path}", self.verb, self.paths);
+            tell(format_args!("{} [{done}/{}] {path}", self.verb, self.paths));
         }
     }
 }
@@ -147,17 +153,17 @@ pub fn size(bytes: u64) -> String {
 
 /// A number of paths, as `1 path` or `5 paths`.
 pub fn paths(n: usize) -> String {
-    format!("{n} path{}", if n == 1 { "" } else { "s" })
+    count(n, "path")
+}
+
+/// A number of things, as `1 error` or `5 errors`.
+pub fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
 /// A duration for people, as `4.2 s`.
 pub fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
-}
-
-/// Writes a line of data to stdout.
-pub fn out(line: impl Display) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{line}")
 }
 
 fn bar(verb: &'static str, bytes: Option<u64>) -> ProgressBar {

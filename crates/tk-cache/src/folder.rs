@@ -25,6 +25,7 @@ use std::{
     sync::Arc,
     thread,
 };
+use tk_nar::fs::trees_at_once;
 use tk_narinfo::{
     CacheInfo, Compression, MAX_CACHE_INFO_BYTES, MAX_NARINFO_BYTES, NarInfo, PathInfo, SecretKey,
     Signature,
@@ -52,8 +53,8 @@ pub struct FolderConfig {
     pub index_debug_info: bool,
     /// Keys that sign each new path, beside the signatures it has.
     pub sign: Vec<Arc<SecretKey>>,
-    /// NARs that are written at once, and threads that compress. Default: one for each core, at
-    /// most eight.
+    /// NARs that are written at once, and threads that compress; fewer if the process may not have
+    /// enough files open. Default: one for each core, at most eight.
     pub jobs: NonZeroUsize,
     /// Whether the folder may be made, when the cache is first written to.
     pub create: bool,
@@ -277,7 +278,8 @@ impl fmt::Display for Inner {
 }
 
 impl Inner {
-    fn open(config: FolderConfig) -> Result<Self> {
+    fn open(mut config: FolderConfig) -> Result<Self> {
+        config.jobs = config.jobs.min(trees_at_once());
         let doing = || format!("opening the binary cache in {}", config.path.display());
         let root = std::path::absolute(&config.path).map_err(|e| Error::io(doing(), e))?;
         let root = root.components().collect();

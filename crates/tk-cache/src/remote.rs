@@ -24,6 +24,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
+use tk_nar::fs::{descriptors, trees_at_once};
 use tk_narinfo::{CacheInfo, Compression, MAX_CACHE_INFO_BYTES, NarInfo, PathInfo, SecretKey};
 use tk_path::{HashPart, StoreDir, StorePath};
 use tk_store::{AddItems, AddOptions, AddReport, Error, NarStream, Result, Store};
@@ -46,8 +47,8 @@ pub struct RemoteConfig {
     pub index_debug_info: bool,
     /// Keys that sign each new path, beside the signatures it has.
     pub sign: Vec<Arc<SecretKey>>,
-    /// NARs that are compressed at once, and threads that compress. Default: one for each core, at
-    /// most eight.
+    /// NARs that are compressed at once, and threads that compress; fewer if the process may not have
+    /// enough files open. Default: one for each core, at most eight.
     pub jobs: NonZeroUsize,
     /// NARs that are on their way at once. Default: 32.
     pub uploads: NonZeroUsize,
@@ -134,7 +135,11 @@ impl RemoteCache {
     /// When the place cannot be asked; when it has no `nix-cache-info` and
     /// [`create`](RemoteConfig::create) is off; when the cache is for another store directory
     /// ([`Error::StoreDir`]); when there is no such compression or level.
-    pub async fn open(objects: Arc<dyn Objects>, config: RemoteConfig) -> Result<Self> {
+    pub async fn open(objects: Arc<dyn Objects>, mut config: RemoteConfig) -> Result<Self> {
+        config.jobs = config.jobs.min(trees_at_once());
+        // Each has a connection, and may have a file.
+        let uploads = NonZeroUsize::new(descriptors() / 8).unwrap_or(NonZeroUsize::MIN);
+        config.uploads = config.uploads.min(uploads);
         let compressor = Compressor::new(config.compression, config.level, config.jobs)
             .map_err(|e| Error::invalid(e.to_string()))?;
         let memory = (compressor.memory_of_all() >> 20) as u32;

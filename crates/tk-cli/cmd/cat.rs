@@ -2,10 +2,11 @@ use crate::{
     Answer, Context,
     open::{Wish, open},
     paths::{Named, named},
+    words::stdout,
 };
 use anyhow::{Context as _, Result, bail};
-use std::io::{self, Write};
-use tk_nar::{Event, Reader};
+use std::io::Write;
+use tk_nar::{Event, MemberError, Reader};
 use tk_store::nar::BlockingNar;
 
 /// Print a file that is inside a store path
@@ -39,7 +40,7 @@ fn copy(nar: BlockingNar, member: &[u8]) -> Result<()> {
     let mut reader = Reader::new(nar);
     // Where the reader is, and where each open folder begins in it.
     let (mut at, mut open) = (Vec::new(), Vec::new());
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     let mut inside = false;
     while let Some(event) = reader.next_event()? {
         match event {
@@ -64,7 +65,7 @@ fn copy(nar: BlockingNar, member: &[u8]) -> Result<()> {
             _ => {}
         }
     }
-    bail!("there is no such file")
+    Err(MemberError::Missing(member.to_vec()).into())
 }
 
 const EXAMPLES: &str = "\

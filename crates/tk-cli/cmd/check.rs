@@ -2,14 +2,15 @@ mod show;
 mod wanted;
 
 use crate::{
-    Answer, Context, keys,
+    Answer, Context, failures, keys,
     open::{Opened, Wish, open},
 };
 use anyhow::{Result, bail, ensure};
 use futures::StreamExt;
 use show::Show;
-use std::collections::BTreeSet;
-use tk_cache::checker::{Answer as Said, Checked, Checker, Summary};
+use std::collections::{BTreeMap, BTreeSet};
+use tk_cache::checker::{Answer as Said, Checked, Checker, Summary, Trust};
+use tk_narinfo::Untrusted;
 
 /// Ask caches which paths they have
 ///
@@ -148,8 +149,8 @@ struct Tally {
     summary: Summary,
     /// The first error of each cache.
     errors: Vec<Option<String>>,
-    /// Of a path that is nowhere trusted.
-    untrusted: Vec<String>,
+    /// Why paths are nowhere trusted, by the reason, each with how many there are.
+    untrusted: BTreeMap<String, (Untrusted, usize)>,
 }
 
 impl Tally {
@@ -157,7 +158,7 @@ impl Tally {
         Tally {
             summary: Summary::default(),
             errors: vec![None; checker.caches().len()],
-            untrusted: Vec::new(),
+            untrusted: BTreeMap::new(),
         }
     }
 
@@ -168,11 +169,15 @@ impl Tally {
                 first.get_or_insert_with(|| error.to_line());
             }
         }
-        if checked.is_present() && !checked.is_trusted() && self.untrusted.len() < TOLD {
-            let why = checked
-                .first()
-                .and_then(|(.., trust)| show::distrust(trust));
-            self.untrusted.extend(why);
+        if checked.is_present()
+            && !checked.is_trusted()
+            && let Some((.., Trust::Untrusted(why))) = checked.first()
+        {
+            let reason = why.of_many(0);
+            if self.untrusted.len() < TOLD || self.untrusted.contains_key(&reason) {
+                let first = || ((**why).clone(), 0);
+                self.untrusted.entry(reason).or_insert_with(first).1 += 1;
+            }
         }
     }
 
@@ -194,21 +199,27 @@ impl Tally {
                 _ => cx.ui.error(line),
             }
         }
-        for line in &self.untrusted {
-            cx.ui.error(line);
+        let told: usize = self.untrusted.values().map(|(_, count)| count).sum();
+        for (why, count) in self.untrusted.values() {
+            cx.ui.error(failures::untrusted(why, *count));
         }
-        let rest = summary.untrusted.saturating_sub(self.untrusted.len());
+        let rest = summary.untrusted.saturating_sub(told);
         if rest > 0 {
             cx.ui.error(format_args!("{rest} more are not trusted"));
         }
         if summary.not_followed > 0 {
             let paths = crate::ui::paths(summary.not_followed);
+            let refer = if summary.not_followed == 1 {
+                "refers"
+            } else {
+                "refer"
+            };
             let hint = match store {
                 true => "",
                 false => "; give a store that has them with --store",
             };
             cx.ui.warn(format_args!(
-                "what {paths} refer to is not known, and was not checked{hint}"
+                "what {paths} {refer} to is not known, and was not checked{hint}"
             ));
         }
         cx.ui.say(show::sum(summary));
@@ -225,7 +236,7 @@ impl Tally {
     }
 }
 
-/// Paths that are not trusted and are told with the reason.
+/// Reasons why paths are not trusted that are told.
 const TOLD: usize = 10;
 
 const EXAMPLES: &str = "\

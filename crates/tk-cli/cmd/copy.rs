@@ -1,14 +1,15 @@
 pub mod options;
 
 use crate::{
-    Answer, Context, keys,
-    open::{self, Wish, open},
+    Answer, Context, failures,
+    keys::{self, SignKeyArgs},
+    open::{Wish, open},
     ui,
 };
 use anyhow::{Context as _, Result};
 use options::{Beside, BesideArgs, Sources, UpstreamArgs, is_cache};
 use serde_json::json;
-use std::{collections::BTreeSet, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Instant};
 use tk_narinfo::{Compression, PathInfo};
 use tk_path::{StoreDir, StorePath};
 use tk_store::{
@@ -45,9 +46,8 @@ pub struct Copy {
     /// Trust the public key, name:base64 or a file (may be repeated) [default: nix.conf's]
     #[arg(long, value_name = "KEY")]
     trusted_key: Vec<String>,
-    /// Sign each path with the secret key in FILE (may be repeated)
-    #[arg(long, value_name = "FILE")]
-    sign_key: Vec<PathBuf>,
+    #[command(flatten)]
+    sign: SignKeyArgs,
     /// Compression of a cache's new NARs [default: the URI's, or zstd]
     #[arg(long, value_name = "NAME")]
     compression: Option<Compression>,
@@ -98,7 +98,7 @@ impl Copy {
                 Reach::Closure
             },
             check,
-            sign: open::secret_keys(&self.sign_key)?,
+            sign: self.sign.keys()?,
             existing: self.beside.existing(),
             upstreams: self.upstream.open(cx, &dst).await?,
         };
@@ -181,7 +181,7 @@ pub fn tell_report(
         let path = |path: &StorePath| dir.path(path);
         let copied: Vec<_> = report.copied.iter().map(|info| entry(info, dst)).collect();
         let failures = report.failed.iter();
-        let failures = failures.map(|(p, e)| json!({ "path": path(p), "error": e.to_line() }));
+        let failures = failures.map(|(path, error)| failures::to_json(dir, path, error));
         ui::out(json!({
             "store": dst.to_string(),
             "roots": roots.iter().map(path).collect::<Vec<_>>(),
@@ -205,9 +205,7 @@ pub fn tell_report(
     for warning in &report.warnings {
         cx.ui.warn(warning);
     }
-    for (_, error) in &report.failed {
-        cx.ui.error(error.to_line());
-    }
+    failures::tell(cx, report.failed.iter().map(|(path, error)| (path, error)));
     let (paths, there) = (ui::paths(report.copied.len()), report.present.len());
     let written = match report.written {
         0 => String::new(),
@@ -221,7 +219,9 @@ pub fn tell_report(
     let (told, logs) = (report.realisations.len(), report.logs.len());
     if told + logs > 0 {
         cx.ui.say(format_args!(
-            "{verb} {told} realisations, {logs} build logs"
+            "{verb} {}, {}",
+            ui::count(told, "realisation"),
+            ui::count(logs, "build log")
         ));
     }
     if !report.failed.is_empty() {

@@ -1,6 +1,7 @@
 use crate::{
     Answer, Context, keys,
     open::{Wish, open},
+    words::of_client,
 };
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
@@ -126,7 +127,7 @@ impl Daemon {
             false => Trust::Trusted,
         };
         let served = server.serve(tokio::io::stdin(), tokio::io::stdout(), trust);
-        served.await?;
+        served.await.map_err(of_client)?;
         Ok(Answer::Yes)
     }
 

@@ -2,12 +2,13 @@ use crate::{
     Answer, Context,
     open::{Wish, open},
     paths::{Named, named},
+    words::{is_terminal, stdout},
 };
 use anyhow::{Result, bail};
 use futures::StreamExt;
-use std::io::{self, Write};
+use std::io::Write;
 use tk_path::StorePath;
-use tk_store::{Logs, StoreExt};
+use tk_store::{Logs, StoreExt, log::strip_ansi};
 
 /// Print the log of the build that made a path
 ///
@@ -62,13 +63,29 @@ async fn print(logs: &dyn Logs, drv: &StorePath) -> Result<bool> {
     let Some(mut log) = logs.build_log(drv).await? else {
         return Ok(false);
     };
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
+    let mut line = Vec::new();
     while let Some(chunk) = log.next().await {
-        out.write_all(&chunk?)?;
+        let chunk = chunk?;
+        if !is_terminal() {
+            out.write_all(&chunk)?;
+            continue;
+        }
+        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
+            line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || line.len() > LONGEST_LINE {
+                write!(out, "{}", strip_ansi(&String::from_utf8_lossy(&line)))?;
+                line.clear();
+            }
+        }
     }
+    write!(out, "{}", strip_ansi(&String::from_utf8_lossy(&line)))?;
     out.flush()?;
     Ok(true)
 }
+
+/// Bytes of a line that are looked at together, for a terminal.
+const LONGEST_LINE: usize = 1 << 20;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -77,6 +77,8 @@ pub enum Command {
     Hash(hash::Hash),
     Daemon(Box<daemon::Daemon>),
     Completions(completions::Completions),
+    #[command(hide = true)]
+    Complete(completions::Complete),
     Man(completions::Man),
 }
 
@@ -132,6 +134,7 @@ impl Command {
             Command::Hash(args) => args.run(cx),
             Command::Daemon(args) => args.run(cx).await,
             Command::Completions(args) => args.run(),
+            Command::Complete(args) => args.run(cx).await,
             Command::Man(args) => args.run(),
         }
     }

@@ -2,6 +2,7 @@ use crate::{
     Answer, Context,
     listing::{self, Style},
     ui,
+    words::stdout,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -118,7 +119,7 @@ impl Nar {
                     true => index.read_resolved(&member),
                     false => index.read(&member),
                 };
-                let mut out = io::stdout().lock();
+                let mut out = stdout();
                 io::copy(&mut found.with_context(doing)?, &mut out).with_context(doing)?;
                 out.flush()?;
             }
@@ -133,9 +134,9 @@ impl Nar {
 }
 
 fn pack(path: &Path, case_hack: bool) -> Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     anyhow::ensure!(
-        !out.is_terminal(),
+        !io::stdout().is_terminal(),
         "a NAR is not for terminals; send it to a file: tk-store nar pack {} > X.nar",
         path.display()
     );

@@ -4,11 +4,17 @@ use super::copy::{
 };
 use crate::{
     Answer, Context,
-    open::{self, Wish, open},
+    keys::{self, SignKeyArgs},
+    open::{Wish, open},
     paths::{Named, add_file, named},
 };
 use anyhow::{Context as _, Result};
-use std::{collections::BTreeSet, num::NonZeroUsize, path::PathBuf, time::Instant};
+use std::{
+    collections::BTreeSet,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 use tk_narinfo::Compression;
 use tk_path::{Algorithm, Method};
 use tk_store::{
@@ -29,14 +35,13 @@ pub struct Push {
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<String>,
     /// The cache, such as file:///srv/cache; it is made if it is not there
-    #[arg(long, value_name = "URI")]
+    #[arg(long, env = "TK_TO", hide_env_values = true, value_name = "URI")]
     to: String,
     /// The store that has the paths, and to which files are added [default: --store]
     #[arg(long, value_name = "URI")]
     from: Option<String>,
-    /// Sign each path with the secret key in FILE (may be repeated)
-    #[arg(long, value_name = "FILE")]
-    sign_key: Vec<PathBuf>,
+    #[command(flatten)]
+    sign: SignKeyArgs,
     /// Make the file of --sign-key, and FILE.pub beside it, if there is none yet
     #[arg(long, requires = "sign_key")]
     create_key: bool,
@@ -75,7 +80,7 @@ impl Push {
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let start = Instant::now();
         self.create_keys(cx)?;
-        let sign = open::secret_keys(&self.sign_key)?;
+        let sign = self.sign.keys()?;
         let from = self.from.clone().unwrap_or_else(|| cx.store_uri());
         // Files may have to be added to it.
         let src = Wish {
@@ -155,11 +160,9 @@ impl Push {
     }
 
     fn create_keys(&self, cx: &Context) -> Result<()> {
-        for file in self
-            .sign_key
-            .iter()
-            .filter(|file| self.create_key && !file.exists())
-        {
+        let new = |file: &&PathBuf| self.create_key && !file.exists() && *file != Path::new("-");
+        for file in self.sign.sign_key.iter().filter(new) {
+            keys::refuse_secret(file)?;
             let mut public = file.clone().into_os_string();
             public.push(".pub");
             let name = file

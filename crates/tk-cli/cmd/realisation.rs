@@ -1,12 +1,12 @@
 use crate::{
-    Answer, Context, keys,
-    open::{Wish, open, secret_keys},
+    Answer, Context,
+    keys::{self, KeyFileArgs},
+    open::{Wish, open},
     paths::store_path,
     ui,
 };
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
-use std::path::PathBuf;
 use tk_narinfo::{
     Policy, SecretKey, Untrusted,
     realisation::{DrvOutput, Realisation as Entry, legacy},
@@ -108,20 +108,13 @@ pub struct Sign {
     /// Outputs: DRV^OUT, or sha256:HASH!OUT as Nix up to 2.34 has them
     #[arg(required = true, value_name = "OUTPUT")]
     outputs: Vec<String>,
-    /// The file with the secret key (may be repeated)
-    #[arg(
-        long,
-        short,
-        visible_alias = "sign-key",
-        required = true,
-        value_name = "FILE"
-    )]
-    key_file: Vec<PathBuf>,
+    #[command(flatten)]
+    keys: KeyFileArgs,
 }
 
 impl Sign {
     async fn run(self, cx: &Context) -> Result<Answer> {
-        let keys = secret_keys(&self.key_file)?;
+        let keys = self.keys.keys()?;
         let (abilities, found) = look_up(cx, &self.outputs, true).await?;
         let store = realisations(&abilities)?;
         for (id, known) in &found {

@@ -1,6 +1,7 @@
 use crate::{
     Answer, Context,
     open::{Wish, open},
+    words::{of_client, tell},
 };
 use anyhow::Result;
 use std::sync::Arc;
@@ -34,13 +35,14 @@ impl ServeSsh {
         let log = |event: LogEvent| {
             if let Some(line) = event.log_line() {
                 // ssh brings it to the client.
-                eprintln!("{line}");
+                tell(line);
             }
         };
         let server = ServeServer::new(store.abilities(), self.write).with_log(Arc::new(log));
         server
             .serve(tokio::io::stdin(), tokio::io::stdout())
-            .await?;
+            .await
+            .map_err(of_client)?;
         Ok(Answer::Yes)
     }
 }

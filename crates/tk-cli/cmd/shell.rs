@@ -5,6 +5,7 @@ use crate::{
     open::{BuildOptions, NixOptions, store_dir},
     settings::{cache_folder, state_folder},
     ui,
+    words::{stdout, tell},
 };
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
@@ -366,7 +367,7 @@ async fn run(session: &ShellSession, command: &[OsString], json: bool) -> Result
             done => done?,
         };
         ui::out(serde_json::to_string(&done)?)?;
-        io::stdout().flush()?;
+        stdout().flush()?;
         process::exit(done.exit_code);
     }
     let name = command[0].to_string_lossy();
@@ -375,7 +376,7 @@ async fn run(session: &ShellSession, command: &[OsString], json: bool) -> Result
 
 /// The same where it was to be run within bounds.
 fn tell_not_run(failure: &Failure) -> Result<Answer> {
-    eprintln!("tk-store: {failure}");
+    tell(format_args!("tk-store: {failure}"));
     process::exit(match failure.cause {
         Cause::Misused => 127,
         _ => 2,
@@ -388,7 +389,7 @@ fn gone(name: &str, error: &io::Error) -> Result<Answer> {
         io::ErrorKind::NotFound => ("there is no such command".to_owned(), 127),
         _ => (error.to_string(), 126),
     };
-    eprintln!("tk-store: cannot run {name}: {words}");
+    tell(format_args!("tk-store: cannot run {name}: {words}"));
     process::exit(status)
 }
 

@@ -1,11 +1,12 @@
 use crate::{
     Answer, Context,
-    open::{Wish, open, secret_keys},
+    keys::KeyFileArgs,
+    open::{Wish, open},
     paths::store_paths,
     ui,
 };
 use anyhow::Result;
-use std::{collections::BTreeSet, path::PathBuf};
+use std::collections::BTreeSet;
 use tk_store::{StoreExt, closure};
 
 /// Sign paths that are in a store or cache
@@ -18,15 +19,8 @@ pub struct Sign {
     /// Store paths, or links to them
     #[arg(value_name = "STOREPATH", required_unless_present = "all")]
     paths: Vec<String>,
-    /// The file with the secret key (may be repeated)
-    #[arg(
-        long,
-        short,
-        visible_alias = "sign-key",
-        required = true,
-        value_name = "FILE"
-    )]
-    key_file: Vec<PathBuf>,
+    #[command(flatten)]
+    keys: KeyFileArgs,
     /// All that the paths refer to as well
     #[arg(long, short)]
     recursive: bool,
@@ -38,7 +32,7 @@ pub struct Sign {
 impl Sign {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let keys = secret_keys(&self.key_file)?;
+        let keys = self.keys.keys()?;
         let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
         let roots = match self.all {
             true => opened.all_paths().await?,

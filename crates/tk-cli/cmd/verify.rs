@@ -1,5 +1,5 @@
 use crate::{
-    Answer, Context, keys,
+    Answer, Context, failures, keys,
     open::{Wish, open},
     paths::store_paths,
     ui,
@@ -88,28 +88,28 @@ impl Verify {
             };
             (path, why)
         });
-        let bad = bad
-            .iter()
-            .map(|(info, error)| (&info.path, error.to_line()));
-        let bad: Vec<_> = bad.chain(absent).collect();
-        for (_, line) in &bad {
+        let absent: Vec<_> = absent.collect();
+        failures::tell(cx, bad.iter().map(|(info, error)| (&info.path, error)));
+        for (_, line) in &absent {
             cx.ui.error(line);
         }
+        let count = bad.len() + absent.len();
         if self.json {
+            let dir = store.dir();
             let bad = bad
                 .iter()
-                .map(|(path, line)| (store.dir().path(path), line));
-            let bad: Vec<_> = bad
-                .map(|(path, line)| json!({ "path": path, "error": line }))
-                .collect();
+                .map(|(info, error)| failures::to_json(dir, &info.path, error));
+            let absent = absent.iter().map(
+                |(path, line)| json!({ "path": dir.path(path), "error": line, "kind": "notFound" }),
+            );
+            let bad: Vec<_> = bad.chain(absent).collect();
             ui::out(
                 json!({ "store": store.to_string(), "verified": found.infos.len(), "bad": bad }),
             )?;
         }
         let (paths, size) = (ui::paths(found.infos.len()), ui::size(found.nar_size()));
         cx.ui.say(format_args!(
-            "verified {paths} ({size}) of {store}: {} bad",
-            bad.len()
+            "verified {paths} ({size}) of {store}: {count} bad"
         ));
         Ok(answer)
     }

@@ -30,7 +30,7 @@ pub struct LocalConfig {
     pub read_only: bool,
     /// What must have reached the disk before a path is registered.
     pub durability: Durability,
-    /// How many paths are unpacked at once.
+    /// How many paths are unpacked at once; fewer if the process may not have enough files open.
     pub jobs: NonZeroUsize,
 }
 

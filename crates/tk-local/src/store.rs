@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
-use tk_nar::fs::{CaseHack, DumpOptions};
+use tk_nar::fs::{CaseHack, DumpOptions, trees_at_once};
 use tk_narinfo::{PathInfo, Signature};
 use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
 use tk_store::{
@@ -252,7 +252,8 @@ impl Inner {
         self.config.real.join(path.as_str())
     }
 
-    fn open(config: LocalConfig, create: bool) -> Result<LocalStore> {
+    fn open(mut config: LocalConfig, create: bool) -> Result<LocalStore> {
+        config.jobs = config.jobs.min(trees_at_once());
         let create = create && !config.read_only;
         let file = config.database();
         if !create && !file.exists() {

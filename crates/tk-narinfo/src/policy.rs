@@ -128,66 +128,70 @@ impl Untrusted {
             .collect()
     }
 
-    fn write_finding(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The same about `count` paths that are not trusted for this reason: `40 paths are signed by …`.
+    pub fn of_many(&self, count: usize) -> String {
+        let one = count == 1;
+        let subject = format!("{count} path{}", if one { "" } else { "s" });
+        match &self.source {
+            Some(_) => format!("the signatures of {subject} cannot be verified"),
+            None => self.finding(&subject, one),
+        }
+    }
+
+    /// The sentence about `subject`: one path, or several.
+    fn finding(&self, subject: &str, one: bool) -> String {
+        let (are, their) = if one { ("is", "its") } else { ("are", "their") };
+        let mut text = format!("{subject} {are} ") + &self.reason(their);
+        if self.threshold > 1 {
+            let (valid, threshold) = (self.valid, self.threshold);
+            text += &format!(" ({valid} of {threshold} needed signatures found)");
+        }
+        if self.false_address {
+            text += match one {
+                true => " (and its content address does not make this path)",
+                false => " (and their content addresses do not make these paths)",
+            };
+        }
+        text
+    }
+
+    /// How the sentence goes on.
+    fn reason(&self, their: &str) -> String {
         let wrong = self.names(Verdict::Wrong);
         let unknown = self.names(Verdict::UnknownKey);
+        let trusted = list(&self.trusted);
         if !wrong.is_empty() {
-            return write!(
-                f,
-                "{} is not what was signed by {}: its metadata was changed, or the key is another one of that name",
-                self.path,
+            return format!(
+                "not what was signed by {}: {their} metadata was changed, or the key is another one of that name",
                 list(&wrong)
             );
         }
-        if self.signed_by.is_empty() {
-            write!(f, "{} is not signed", self.path)?;
-        } else if unknown.is_empty() {
-            write!(
-                f,
-                "{} is signed by {} only",
-                self.path,
-                list(&self.names(Verdict::Valid))
-            )?;
-        } else {
-            let who = if unknown.len() == 1 {
-                "which is"
-            } else {
-                "which are"
+        if !unknown.is_empty() {
+            let who = if unknown.len() == 1 { "is" } else { "are" };
+            let not = match self.trusted.is_empty() {
+                true => "not trusted: no key is".to_owned(),
+                false => format!("not among the trusted keys {trusted}"),
             };
-            write!(f, "{} is signed by {}, {who} ", self.path, list(&unknown))?;
-            return match self.trusted.is_empty() {
-                true => write!(f, "not trusted: no key is; add it with --trusted-key"),
-                false => write!(
-                    f,
-                    "not among the trusted keys {}; add it with --trusted-key",
-                    list(&self.trusted)
-                ),
-            };
+            let unknown = list(&unknown);
+            return format!("signed by {unknown}, which {who} {not}; add it with --trusted-key");
         }
+        let signed = match self.signed_by.is_empty() {
+            true => "not signed".to_owned(),
+            false => format!("signed by {} only", list(&self.names(Verdict::Valid))),
+        };
         match self.trusted.is_empty() {
-            true => write!(f, ", and no key is trusted"),
-            false => write!(f, ", trusted keys: {}", list(&self.trusted)),
+            true => format!("{signed}, and no key is trusted"),
+            false => format!("{signed}, trusted keys: {trusted}"),
         }
     }
 }
 
 impl fmt::Display for Untrusted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.source.is_some() {
-            return write!(f, "the signatures of {} cannot be verified", self.path);
+        match &self.source {
+            Some(_) => write!(f, "the signatures of {} cannot be verified", self.path),
+            None => f.write_str(&self.finding(self.path.as_str(), true)),
         }
-        self.write_finding(f)?;
-        if self.threshold > 1 {
-            write!(
-                f,
-                " ({} of {} needed signatures found)",
-                self.valid, self.threshold
-            )?;
-        }
-        if self.false_address {
-            write!(f, " (and its content address does not make this path)")?;
-        }
-        Ok(())
     }
 }
 

@@ -235,7 +235,8 @@ impl CacheConfig {
     fn checked_key(&self) -> Result<Option<PublicKey>> {
         let public = self.public_key.as_deref().map(|text| {
             let key = PublicKey::parse(text.trim());
-            key.map_err(|e| Error::invalid(format!("'{text}' is no public key: {e}")))
+            // The text may be a secret key by mistake.
+            key.map_err(|e| Error::invalid(format!("publicKey is no public key: {e}")))
         });
         let public = public.transpose()?;
         let Some(secret) = &self.secret_key else {

@@ -1,3 +1,4 @@
+use crate::log::{escape_controls, join_lines};
 use tk_narinfo::Untrusted;
 use tk_path::{StoreDir, StorePath};
 
@@ -20,11 +21,11 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The other side understood and said no.
-    #[error("{who} refused: {words}")]
+    #[error("{who} refused: {}", join_lines(words))]
     Refused {
         /// Who said no, such as the store's URI.
         who: String,
-        /// Its own words.
+        /// Its own words, which may be several lines.
         words: String,
     },
     /// The path's signatures do not satisfy the policy of the destination.
@@ -126,7 +127,26 @@ impl Error {
         Error::Invalid { what: what.into() }
     }
 
-    /// The error and all its sources in one line, joined by `: `.
+    /// The name of the error's class in reports, which stays the same whatever the words: `malformed`,
+    /// `refused`, `untrusted`, `mismatch`, `notFound`, `missingReference`, `storeDir`, `unsupported`,
+    /// `invalid` or `io`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Error::Malformed { .. } => "malformed",
+            Error::Refused { .. } => "refused",
+            Error::Untrusted { .. } => "untrusted",
+            Error::Mismatch { .. } => "mismatch",
+            Error::NotFound { .. } => "notFound",
+            Error::MissingReference { .. } => "missingReference",
+            Error::StoreDir { .. } => "storeDir",
+            Error::Unsupported { .. } => "unsupported",
+            Error::Invalid { .. } => "invalid",
+            Error::Io { .. } => "io",
+        }
+    }
+
+    /// The error and all its sources in one line, joined by `: `, with what others said in it escaped
+    /// ([`escape_controls`]).
     pub fn to_line(&self) -> String {
         let mut line = self.to_string();
         let mut source = std::error::Error::source(self);
@@ -135,6 +155,6 @@ impl Error {
             line.push_str(&cause.to_string());
             source = cause.source();
         }
-        line
+        escape_controls(&line).into_owned()
     }
 }

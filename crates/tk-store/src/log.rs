@@ -313,6 +313,53 @@ pub fn strip_ansi(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// `text` as a part of one line that is safe to show: control characters, ends of lines and what turns
+/// the direction of writing around are escaped as in Rust (`\n`, `\u{1b}`). To do it twice changes
+/// nothing.
+///
+/// # Security
+/// For names, URLs and words of others on their way to a terminal or a log, which could otherwise be told
+/// to hide, forge or run something.
+pub fn escape_controls(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match is_unsafe(c) {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// What somebody says in several lines as one: joined by `; `, or by a blank after a line that ends in a
+/// mark already. Escape sequences of terminals are left out.
+pub fn join_lines(text: &str) -> String {
+    let text = strip_ansi(text);
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if !out.is_empty() {
+            out.push_str(if out.ends_with([':', ';', ',']) {
+                " "
+            } else {
+                "; "
+            });
+        }
+        out.push_str(line);
+    }
+    out
+}
+
+/// Whether a terminal or whoever reads a log line by line would take the character for more than itself.
+fn is_unsafe(c: char) -> bool {
+    // Ends of lines and paragraphs, and Unicode's Bidi_Control.
+    let turns = matches!(c,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns
+}
+
 type Chars<'a> = std::iter::Peekable<std::str::Chars<'a>>;
 
 /// Skips what belongs to an escape character (ECMA-48): a control sequence, a string, or a few
@@ -428,6 +475,25 @@ mod tests {
             assert_eq!(strip_ansi(text), plain, "{text:?}");
         }
         assert!(matches!(strip_ansi("plain ü"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn what_is_shown_is_one_line() {
+        for (text, shown) in [
+            ("plain ü 日本", "plain ü 日本"),
+            ("a\nb\r\tc", "a\\nb\\r\\tc"),
+            ("\u{1b}]0;t\u{7}\u{9b}1m", "\\u{1b}]0;t\\u{7}\\u{9b}1m"),
+            ("cod\u{202e}gpj\u{2028}", "cod\\u{202e}gpj\\u{2028}"),
+            ("back\\slash", "back\\slash"),
+        ] {
+            assert_eq!(escape_controls(text), shown, "{text:?}");
+            assert_eq!(escape_controls(shown), shown);
+        }
+        assert!(matches!(escape_controls("plain"), Cow::Borrowed(_)));
+        assert_eq!(
+            join_lines("no\n  the last lines:\r\n  > x\u{1b}[31m\n\nend\n"),
+            "no; the last lines: > x; end"
+        );
     }
 
     proptest! {

@@ -24,6 +24,7 @@ use std::{
     io,
     time::Duration,
 };
+use tk_nar::fs::descriptors;
 use tokio::time::timeout;
 
 /// Sends requests, and sends them again if that may help.
@@ -41,7 +42,7 @@ pub(super) struct Transport {
 
 impl Transport {
     pub(super) fn new(client: Client, stall: Duration) -> Self {
-        let limit = Limit::new(START, MOST);
+        let limit = Limit::new(START, most());
         Transport {
             client,
             limit,
@@ -51,7 +52,7 @@ impl Transport {
 
     /// How many requests are worth having under way at once.
     pub(super) fn parallel(&self) -> usize {
-        MOST
+        most()
     }
 
     /// How long a server may send nothing.
@@ -274,6 +275,11 @@ fn is_tls(error: &reqwest::Error) -> bool {
 /// Requests at once, to begin with and at most. Each takes a connection.
 const START: usize = 32;
 const MOST: usize = 64;
+
+/// Fewer where few files may be open.
+fn most() -> usize {
+    (descriptors() / 8).clamp(1, MOST)
+}
 
 /// The first wait after a "slow down" that does not say how long.
 const SLOW_DOWN: Duration = Duration::from_secs(1);

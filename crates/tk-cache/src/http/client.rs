@@ -17,6 +17,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tk_nar::fs::descriptors;
 use tk_store::{Error, Result};
 use url::Url;
 
@@ -62,7 +63,7 @@ impl Client {
     fn with_login(config: &ClientConfig, login: Option<Login>) -> Result<Self> {
         let tls = tls::config(config)?;
         let parallel = config.parallel.max(1);
-        let of_http1 = parallel.min(HTTP1_CONNECTIONS);
+        let of_http1 = parallel.min(http1_connections());
         let mut tls1 = tls.clone();
         tls1.alpn_protocols = vec![b"http/1.1".to_vec()];
         let mut tls2 = tls;
@@ -123,7 +124,7 @@ impl Client {
     pub(super) fn parallel(&self, url: &Url) -> usize {
         match self.0.origins.may_be_http2(url) {
             true => self.0.parallel,
-            false => self.0.parallel.min(HTTP1_CONNECTIONS),
+            false => self.0.parallel.min(http1_connections()),
         }
     }
 
@@ -212,7 +213,12 @@ fn preparing(error: reqwest::Error) -> Error {
     Error::io("preparing connections", io::Error::other(error))
 }
 
-/// Connections to one HTTP/1.1 server for small requests.
+/// Connections to one HTTP/1.1 server for small requests: fewer where few files may be open, since there may
+/// be several servers.
+fn http1_connections() -> usize {
+    (descriptors() / 8).clamp(1, HTTP1_CONNECTIONS)
+}
+
 const HTTP1_CONNECTIONS: usize = 64;
 
 /// What a server may send before it hears from us: 200 MB/s for each NAR at a round trip of 40 ms.

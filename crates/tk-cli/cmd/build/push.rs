@@ -3,13 +3,14 @@
 use crate::{
     Context,
     cmd::copy::options::UpstreamArgs,
-    open::{self, Opened, Wish, open},
+    failures,
+    keys::SignKeyArgs,
+    open::{Opened, Wish, open},
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
     sync::Arc,
 };
 use tk_narinfo::{Compression, SecretKey};
@@ -31,9 +32,8 @@ pub struct PushArgs {
     /// Push only what was asked for and all it refers to, not what had to be built just to build it
     #[arg(long, requires = "push")]
     push_results_only: bool,
-    /// Sign each path that is pushed with the secret key in FILE (may be repeated)
-    #[arg(long, value_name = "FILE", requires = "push")]
-    sign_key: Vec<PathBuf>,
+    #[command(flatten)]
+    sign: SignKeyArgs,
     /// Compression of what is pushed [default: the URI's, or zstd]
     #[arg(long, value_name = "NAME", requires = "push")]
     compression: Option<Compression>,
@@ -52,6 +52,10 @@ pub struct PushArgs {
 impl PushArgs {
     /// Opens the caches, before anything is built that could not be pushed.
     pub async fn open(&self, cx: &Context, source: &Opened) -> Result<Pusher> {
+        ensure!(
+            !self.push.is_empty() || !self.sign.is_given(),
+            "--sign-key is for what is pushed; say where to with --push"
+        );
         let mut places = Vec::new();
         for uri in &self.push {
             let wish = Wish {
@@ -77,7 +81,10 @@ impl PushArgs {
             source: source.store(),
             places,
             upstreams,
-            sign: open::secret_keys(&self.sign_key)?,
+            sign: match self.push.is_empty() {
+                true => Vec::new(),
+                false => self.sign.keys()?,
+            },
             results_only: self.push_results_only,
         })
     }
@@ -318,11 +325,12 @@ impl Pusher {
         for warning in &report.warnings {
             cx.ui.warn(format_args!("{warning}"));
         }
-        let failed = report.failed.iter().map(|(_, e): &(_, Error)| e.to_line());
+        let failed = report.failed.iter().map(|(path, error)| (path, error));
+        let failed = failures::lines(failed);
         let copied = report.copied.iter();
         Ok(Pushed {
             store: cache.to_string(),
-            errors: failed.collect(),
+            errors: failed,
             copied: copied
                 .map(|info| (info.path.clone(), info.nar_size))
                 .collect(),

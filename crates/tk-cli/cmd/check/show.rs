@@ -217,7 +217,7 @@ fn said(answer: &Answer) -> Value {
 }
 
 /// Why a path is not trusted, if it is not.
-pub fn distrust(trust: &Trust) -> Option<String> {
+fn distrust(trust: &Trust) -> Option<String> {
     match trust {
         Trust::Untrusted(why) => Some(why.to_string()),
         Trust::NotChecked | Trust::Trusted { .. } => None,

@@ -92,12 +92,15 @@ impl Audit {
                 finding.advice
             ))?;
         }
-        let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
+        let count = |severity, word| {
+            let found = findings.iter().filter(|f| f.severity == severity);
+            ui::count(found.count(), word)
+        };
         cx.ui.say(format_args!(
-            "{} errors, {} warnings, {} notes",
-            count(Severity::Error),
-            count(Severity::Warning),
-            count(Severity::Note)
+            "{}, {}, {}",
+            count(Severity::Error, "error"),
+            count(Severity::Warning, "warning"),
+            count(Severity::Note, "note")
         ));
         Ok(())
     }

@@ -3,7 +3,7 @@ use super::{
     timed::{Patience, Timed, silence},
 };
 use crate::{
-    wire::{Decode, FRAME_END, NarRead, Reader, WireError, Writer, frames},
+    wire::{Decode, FRAME_END, NarRead, Reader, WireError, Writer, begins_with, frames},
     worker::{
         Capabilities, Features, Version, Worker, features,
         handshake::{self, HandshakeError, ServerHello},
@@ -103,7 +103,10 @@ impl Connection {
             features: settings.features.clone(),
         };
         let shaken = handshake::client(&mut reader, &mut sink, &offered, log).await;
-        let hello = shaken.map_err(|e| peer.not_shaken(e))?;
+        let hello = match shaken {
+            Ok(hello) => hello,
+            Err(error) => return Err(peer.not_shaken(error, &mut reader).await),
+        };
         let protocol = reader.protocol().clone();
         writing.set(settings.timeout);
         let mut connection = Connection {
@@ -770,10 +773,8 @@ struct Peer(Arc<str>);
 impl Peer {
     fn failed(&self, error: WireError) -> Error {
         match error {
-            WireError::Io(error) => Error::io(format!("talking to {}", self.0), error),
-            WireError::End { .. } => {
-                let error = io::Error::new(io::ErrorKind::UnexpectedEof, error);
-                Error::io(format!("talking to {}", self.0), error)
+            WireError::Io(_) | WireError::End { .. } => {
+                Error::io(format!("talking to {}", self.0), error.into_io())
             }
             WireError::Unsupported { what, protocol } => Error::Unsupported {
                 store: self.0.to_string(),
@@ -790,8 +791,27 @@ impl Peer {
         }
     }
 
-    fn not_shaken(&self, error: HandshakeError) -> Error {
+    /// Why there is no connection; what the peer says instead of the protocol is still in `reader`.
+    async fn not_shaken(
+        &self,
+        error: HandshakeError,
+        reader: &mut Reader<Source, Worker>,
+    ) -> Error {
+        let begin = match &error {
+            HandshakeError::Magic(number) => Some(*number),
+            _ => None,
+        };
+        if (begin.is_some() || matches!(&error, HandshakeError::Wire(error) if error.is_end()))
+            && let Some(text) = reader.foreign_text(begin).await
+        {
+            let words = begins_with(&text, "worker");
+            return Error::malformed(format!("what {} says", self.0), words);
+        }
         match error {
+            HandshakeError::Wire(error) if error.is_bare_end() => Error::io(
+                format!("talking to {}", self.0),
+                io::Error::new(io::ErrorKind::UnexpectedEof, NOT_GREETED),
+            ),
             HandshakeError::Wire(error) => self.failed(error),
             HandshakeError::Refused(error) => self.refused(error),
             error => Error::malformed(format!("what {} says", self.0), error),
@@ -831,6 +851,9 @@ fn is_long(op: Op) -> bool {
     )
 }
 
+/// What is known of a daemon that hangs up before it has said anything.
+const NOT_GREETED: &str = "it closed the connection at once; a nix-daemon does so to users whom its \
+                           allowed-users leaves out";
 /// Requests that may be written before the first of them is answered.
 pub const WINDOW: usize = 512;
 /// The same for uploads.

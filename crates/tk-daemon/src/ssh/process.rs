@@ -16,7 +16,7 @@ use std::{
 use tempfile::NamedTempFile;
 use tk_store::{
     Error, Result,
-    log::{Level, LogEvent, strip_ansi},
+    log::{Level, LogEvent, join_lines},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
@@ -176,14 +176,7 @@ impl Stderr {
     fn words(&self) -> String {
         let tail = self.tail.lock().unwrap_or_else(|e| e.into_inner());
         let last = &tail[tail.len().saturating_sub(TAIL)..];
-        let text = String::from_utf8_lossy(last);
-        let text = strip_ansi(&text);
-        let lines: Vec<_> = text
-            .lines()
-            .map(str::trim)
-            .filter(|l| !l.is_empty())
-            .collect();
-        lines.join("; ")
+        join_lines(&String::from_utf8_lossy(last))
     }
 }
 

@@ -59,9 +59,20 @@ impl WireError {
         }
     }
 
+    /// Whether the connection ended, and nobody has said more than that.
+    pub(crate) fn is_bare_end(&self) -> bool {
+        let explained = matches!(self, WireError::Io(error) if error.get_ref().is_some());
+        self.is_end() && !explained
+    }
+
     /// The error as an [`io::Error`], for where only those pass.
     pub fn into_io(self) -> io::Error {
         match self {
+            // The system's words for it are about pipes.
+            WireError::Io(_) if self.is_bare_end() => io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the peer closed the connection",
+            ),
             WireError::Io(error) => error,
             WireError::End { .. } => io::Error::new(io::ErrorKind::UnexpectedEof, self),
             _ => io::Error::new(io::ErrorKind::InvalidData, self),

@@ -35,12 +35,14 @@
 //! does so. Nothing here limits time: whoever waits for a peer sets a timeout.
 
 mod error;
+mod foreign;
 mod framed;
 mod nar;
 mod read;
 mod write;
 
 pub use error::WireError;
+pub(crate) use foreign::begins_with;
 pub use framed::{FRAME_END, FramedRead, MAX_FRAME, frame_header, frames};
 pub use nar::NarRead;
 pub use read::{BUFFER, CUT, ITEM_COST, Limits, Reader};

@@ -4,6 +4,7 @@
 //! the walk cannot lead it elsewhere.
 
 mod block;
+mod descriptors;
 mod dump;
 mod encode_batch;
 mod make;
@@ -15,6 +16,7 @@ mod unpack_tree;
 mod walk;
 
 pub use block::Chunk;
+pub use descriptors::{descriptors, trees_at_once};
 pub use dump::{Dump, DumpError, DumpOptions, dump};
 pub use remove::remove_tree;
 pub use unpack::{Metadata, UnpackError, UnpackOptions, Unpacker, unpack, unpack_from};

@@ -118,7 +118,8 @@ pub fn unpack_from(
 /// Unpacks an archive that is pushed to it in pieces.
 ///
 /// Memory is bounded whatever the archive: 8 MiB of small files that wait for a thread and about 1.3 MiB for each of
-/// 9 + threads buffers. At most 256 directories and a file for each thread are open.
+/// 9 + threads buffers. At most 256 directories and a file for each thread are open, and fewer where the
+/// process may not have many ([`descriptors`](super::descriptors)).
 ///
 /// Dropped before [`Unpacker::finish`], or after an error, it leaves what was made at the destination for the caller to
 /// remove ([`Unpacker::discard`] does).

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::CWD;
 
+use super::descriptors::{descriptors, unpacked_directories};
 use super::make::{Directory, Maker, write_all};
 use super::pool::{Batch, Pool};
 use super::unpack::{UnpackError, UnpackOptions};
@@ -29,6 +30,8 @@ pub(super) struct Tree {
     /// The name of the next node, as it will be on disk.
     name: CString,
     file: Option<File>,
+    /// Directories that may be incomplete before everything waits for the pool.
+    most_open: usize,
 }
 
 #[derive(Debug)]
@@ -63,6 +66,7 @@ impl Tree {
             levels: Vec::new(),
             name: CString::default(),
             file: None,
+            most_open: unpacked_directories(descriptors()),
         }
     }
 
@@ -103,7 +107,7 @@ impl Tree {
         if self.batch.len() >= ENOUGH_ITEMS || self.batch.directories() >= MAX_DIRECTORIES {
             self.flush()?;
         }
-        if self.maker.open_directories() >= MAX_OPEN {
+        if self.maker.open_directories() >= self.most_open {
             self.flush()?;
             self.pool.drain()?;
         }
@@ -264,5 +268,3 @@ const ENOUGH_BYTES: usize = 1024 * 1024;
 const ENOUGH_ITEMS: usize = 32;
 const MAX_ITEMS: usize = 1024;
 const MAX_DIRECTORIES: usize = 16;
-/// Directories that may be incomplete, each with a descriptor, before everything waits for the pool.
-const MAX_OPEN: usize = 256;

@@ -10,13 +10,11 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 
 use super::CaseHack;
+use super::descriptors::{descriptors, dumped_directories};
 use super::dump::DumpError;
 use super::names::Names;
 use crate::grammar::{self, MAX_DEPTH, Sink};
 
-/// Open directories a batch may refer to. A dump holds at most 64 (the depth) + 32 × threads of them, and a file for
-/// each thread.
-const MAX_DIRECTORIES: usize = 32;
 /// Files and links of one batch.
 const MAX_ENTRIES: usize = 128;
 /// Raw bytes of one segment; well below the size of a block.
@@ -56,8 +54,8 @@ pub(super) enum Segment {
 }
 
 impl Batch {
-    fn is_full(&self) -> bool {
-        self.entries >= MAX_ENTRIES || self.directories >= MAX_DIRECTORIES
+    fn is_full(&self, directories: usize) -> bool {
+        self.entries >= MAX_ENTRIES || self.directories >= directories
     }
 
     fn raw(&mut self) -> &mut Vec<u8> {
@@ -77,6 +75,9 @@ pub(super) struct Walk {
     root: Option<(PathBuf, FileType)>,
     levels: Vec<(Arc<Directory>, usize)>,
     hack: CaseHack,
+    /// Open directories a batch may refer to. A dump holds at most 64 (the depth) + so many × threads of them, and a
+    /// file for each thread.
+    directories: usize,
 }
 
 impl Walk {
@@ -100,6 +101,7 @@ impl Walk {
             root: Some((path, kind)),
             levels: Vec::new(),
             hack,
+            directories: dumped_directories(descriptors()),
         })
     }
 
@@ -109,7 +111,7 @@ impl Walk {
         if let Some((path, kind)) = self.root.take() {
             self.start(path, kind, &mut batch)?;
         }
-        while !batch.is_full() && !self.levels.is_empty() {
+        while !batch.is_full(self.directories) && !self.levels.is_empty() {
             self.advance(&mut batch)?;
         }
         Ok(if batch.segments.is_empty() {

@@ -7,7 +7,7 @@ use crate::{
         handshake::{self, HandshakeError},
     },
     ssh::SshGuard,
-    wire::{NarRead, Reader, WireError, Writer},
+    wire::{NarRead, Reader, WireError, Writer, begins_with},
 };
 use bytes::{Buf, Bytes};
 use futures::{FutureExt, StreamExt, future::try_join, stream};
@@ -93,9 +93,9 @@ impl Connection {
         let mut reader = Reader::new(Timed::new(reader, reading.clone()), protocol);
         let mut sink = Timed::new(writer, writing.clone());
         let peer = Peer(settings.name.clone());
-        handshake::client(&mut reader, &mut sink, LATEST)
-            .await
-            .map_err(|error| peer.no_handshake(error))?;
+        if let Err(error) = handshake::client(&mut reader, &mut sink, LATEST).await {
+            return Err(peer.no_handshake(error, &mut reader).await);
+        }
         reading.set(settings.timeout);
         writing.set(settings.timeout);
         Ok(Connection {
@@ -288,11 +288,7 @@ impl Peer {
     pub fn failed(&self, error: WireError) -> Error {
         let talking = || format!("talking to {}", self.0);
         match error {
-            WireError::Io(error) => Error::io(talking(), error),
-            WireError::End { .. } => {
-                let error = io::Error::new(io::ErrorKind::UnexpectedEof, error);
-                Error::io(talking(), error)
-            }
+            WireError::Io(_) | WireError::End { .. } => Error::io(talking(), error.into_io()),
             WireError::Unsupported { .. } => Error::Unsupported {
                 store: self.0.to_string(),
                 what: format!("cannot be asked that: {error}"),
@@ -301,19 +297,24 @@ impl Peer {
         }
     }
 
-    fn no_handshake(&self, error: HandshakeError) -> Error {
+    /// Why there is no connection; what the peer says instead of the protocol is still in `reader`.
+    async fn no_handshake<R: AsyncRead + Unpin>(
+        &self,
+        error: HandshakeError,
+        reader: &mut Reader<R, Serve>,
+    ) -> Error {
+        let begin = match &error {
+            HandshakeError::Magic(number) => Some(*number),
+            _ => None,
+        };
+        if (begin.is_some() || matches!(&error, HandshakeError::Wire(error) if error.is_end()))
+            && let Some(text) = reader.foreign_text(begin).await
+        {
+            let words = begins_with(&text, "serve");
+            return Error::malformed(format!("what {} says", self.0), words);
+        }
         match error {
             HandshakeError::Wire(error) => self.failed(error),
-            HandshakeError::Magic(number) => Error::malformed(
-                format!("what {} says", self.0),
-                match text_of(number) {
-                    Some(text) => format!(
-                        "it begins with the text '{text}', not with the serve protocol; a program \
-                         that the shell runs at the start must print nothing"
-                    ),
-                    None => error.to_string(),
-                },
-            ),
             error => Error::malformed(format!("what {} says", self.0), error),
         }
     }
@@ -321,16 +322,6 @@ impl Peer {
     pub fn nothing(&self) -> Error {
         self.failed(io::Error::from(io::ErrorKind::UnexpectedEof).into())
     }
-}
-
-/// The eight bytes of a number, if they are text.
-fn text_of(number: u64) -> Option<String> {
-    let bytes = number.to_le_bytes();
-    let text = str::from_utf8(&bytes).ok()?;
-    let plain = |c: char| !c.is_control() || c.is_ascii_whitespace();
-    text.chars()
-        .all(plain)
-        .then(|| text.escape_debug().to_string())
 }
 
 /// Connections to one server, a bounded number of them.

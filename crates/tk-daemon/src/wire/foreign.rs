@@ -1,0 +1,44 @@
+//! What is at the other end if it does not speak the protocol: often a sentence for people.
+
+use super::Reader;
+use std::{future::poll_fn, time::Duration};
+use tk_store::log::join_lines;
+use tokio::{io::AsyncRead, time::timeout};
+
+impl<R: AsyncRead + Unpin, P> Reader<R, P> {
+    /// The text that came in place of the protocol, if it is one: with `begin`, the number that its first
+    /// bytes were taken for, and what follows within a moment.
+    pub(crate) async fn foreign_text(&mut self, begin: Option<u64>) -> Option<String> {
+        // Whoever ended the connection has said all that there is, but it may not have been read.
+        let more = async {
+            while self.buffered() < LONGEST {
+                match poll_fn(|context| self.poll_fill(context)).await {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => break,
+                }
+            }
+        };
+        let _ = timeout(MOMENT, more).await;
+        let begin = begin.map(u64::to_le_bytes);
+        let mut bytes = begin.as_ref().map_or(Vec::new(), |begin| begin.to_vec());
+        bytes.extend_from_slice(self.peek());
+        bytes.truncate(LONGEST);
+        let text = String::from_utf8_lossy(&bytes);
+        let binary = |c: char| c.is_control() && !c.is_ascii_whitespace() && c != '\u{1b}';
+        let words = join_lines(&text);
+        (!words.is_empty() && !text.contains(binary)).then_some(words)
+    }
+}
+
+/// What is wrong with a peer that begins with `text`.
+pub(crate) fn begins_with(text: &str, protocol: &str) -> String {
+    format!(
+        "it begins with the text '{text}', not with the {protocol} protocol; what the shell runs at the \
+         start must print nothing, and the account must be one that may log in"
+    )
+}
+
+/// Bytes of text that are shown.
+const LONGEST: usize = 512;
+/// How long the rest of a text may take.
+const MOMENT: Duration = Duration::from_millis(500);
