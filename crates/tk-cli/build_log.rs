@@ -8,7 +8,6 @@ use crate::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, IsTerminal},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -46,7 +45,10 @@ impl BuildLog {
     /// A log as `ui` wants it; without `lines` what builders print is left out.
     pub fn new(ui: &Ui, lines: bool) -> Self {
         let shown = !ui.is_quiet();
-        let bar = (shown && io::stderr().is_terminal()).then(spinner);
+        let bar = (shown && ui.draws()).then(spinner);
+        if let Some(bar) = &bar {
+            ui.attach(bar);
+        }
         BuildLog {
             bar,
             lines,

@@ -20,7 +20,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::{ffi::OsString, io, pin::Pin, process::ExitCode, time::Duration};
 use tk_store::Error;
-use ui::Ui;
+use ui::{ProgressMode, Ui};
 
 /// The Nix store without Nix: read, hash, sign, check, copy and push store paths.
 #[derive(Parser)]
@@ -49,6 +49,23 @@ struct Global {
     /// Say nothing but warnings and errors
     #[arg(long, short, global = true, help_heading = "Global options")]
     quiet: bool,
+    /// Tell each request, each retry and what was decided, on stderr
+    #[arg(long, short, global = true, conflicts_with = "quiet", action = clap::ArgAction::Count,
+        help_heading = "Global options")]
+    verbose: u8,
+    /// How progress is shown on stderr [default: a bar on a terminal, else lines]
+    ///
+    /// json writes an object a line. Its "event" is one of begin, asking, started (a path is
+    /// read), visible (a path is there for all), progress (every second), retry, request (with
+    /// --verbose), message (with "level" and "text") and end. More events and fields may come.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "HOW",
+        help_heading = "Global options"
+    )]
+    progress: Option<ProgressMode>,
 }
 
 /// The arguments of one command, without those of the others.
@@ -182,13 +199,15 @@ fn main() -> ExitCode {
             raise_descriptors();
         }
     }
-    match run(cli) {
+    let global = &cli.global;
+    let ui = Ui::new(global.quiet, global.verbose > 0, global.progress);
+    match run(cli, ui) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Ok(Answer::Failed) => ExitCode::from(2),
         Err(error) if words::is_reader_gone(&error) => ExitCode::from(words::READER_GONE),
         Err(error) => {
-            words::tell_error(&error);
+            ui.error(words::line_of(&error));
             if asked.json && !words::has_written() {
                 // There is nobody to tell where that fails.
                 let _ = ui::out(failures::whole_to_json(&error));
@@ -212,12 +231,12 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-fn run(cli: Cli) -> Result<Answer> {
+fn run(cli: Cli, ui: Ui) -> Result<Answer> {
     let context = Context {
         // An empty variable counts as unset.
         store: cli.global.store.filter(|uri| !uri.is_empty()),
         settings: settings::Settings::load()?,
-        ui: Ui::new(cli.global.quiet),
+        ui,
         cancel: tk_nix::CancellationToken::new(),
     };
     let serves = cli.command.serves();

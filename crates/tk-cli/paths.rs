@@ -11,7 +11,7 @@ use std::{
 use tk_nar::fs::DumpOptions;
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method, References, StorePath};
-use tk_store::{ContentHasher, copy::Progress, nar};
+use tk_store::{ContentHasher, nar};
 
 /// What an argument turned out to be.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ pub async fn add_file(
     meter.name(&name);
     let counter = meter.clone();
     let nar = nar::dump(file.to_owned(), dump).inspect_ok(move |chunk| {
-        counter.advanced(chunk.len() as u64);
+        counter.moved(chunk.len() as u64);
     });
     let store = store.add_content().with_context(doing)?;
     let none = References::default();

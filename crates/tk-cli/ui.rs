@@ -1,148 +1,241 @@
 //! What people see: sizes, progress, warnings. All of it goes to stderr; stdout is for data.
 
+mod line;
+mod meter;
+mod wire;
+
 pub use crate::words::out;
+pub use meter::Meter;
 
 use crate::words::tell;
+
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
 use std::{
     fmt::Display,
     io::{self, IsTerminal},
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tk_path::StorePath;
-use tk_store::copy::Progress;
+use tk_cache::observer::NetworkObserver;
+use wire::{Wire, WireCount};
 
-/// How much is said on stderr.
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ProgressMode {
+    /// A bar at the bottom of the terminal
+    Bar,
+    /// A line for each path, and one every ten seconds
+    Lines,
+    /// Nothing
+    None,
+    /// An object a line, for programs
+    Json,
+}
+
+impl ProgressMode {
+    /// What suits where stderr goes to.
+    fn find(quiet: bool) -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        match io::stderr().is_terminal() && !dumb {
+            _ if quiet => ProgressMode::None,
+            true => ProgressMode::Bar,
+            false => ProgressMode::Lines,
+        }
+    }
+}
+
+/// How much is said on stderr. There is one for the life of the process, so that a copy of it can
+/// go to wherever words come from.
 #[derive(Debug, Clone, Copy)]
-pub struct Ui {
+pub struct Ui(&'static Shared);
+
+#[derive(Debug)]
+struct Shared {
     quiet: bool,
+    verbose: bool,
+    mode: ProgressMode,
+    /// The bar at the bottom of the terminal, if there is one now.
+    bar: Mutex<Option<ProgressBar>>,
+    wire: Wire,
 }
 
 impl Ui {
-    /// With `quiet`, only warnings and errors are said.
-    pub fn new(quiet: bool) -> Self {
-        Ui { quiet }
+    /// With `quiet`, only warnings and errors are said; with `verbose`, also each request and what
+    /// was decided.
+    pub fn new(quiet: bool, verbose: bool, mode: Option<ProgressMode>) -> Self {
+        Ui(Box::leak(Box::new(Shared {
+            quiet,
+            verbose,
+            mode: mode.unwrap_or_else(|| ProgressMode::find(quiet)),
+            bar: Mutex::default(),
+            wire: Wire::default(),
+        })))
     }
 
     /// Whether only warnings and errors are wanted.
     pub fn is_quiet(&self) -> bool {
-        self.quiet
+        self.0.quiet
+    }
+
+    /// Whether something may be drawn at the bottom of the terminal.
+    pub fn draws(&self) -> bool {
+        self.0.mode == ProgressMode::Bar && io::stderr().is_terminal()
     }
 
     /// A line that tells what was done; not shown with `--quiet`.
     pub fn say(&self, line: impl Display) {
-        if !self.quiet {
-            tell(line);
+        if !self.0.quiet {
+            self.message("info", "", line);
+        }
+    }
+
+    /// A line about a request or a decision; only shown with `--verbose`.
+    pub fn detail(&self, line: impl Display) {
+        if self.0.verbose {
+            self.message("detail", "", line);
         }
     }
 
     /// A line that the user should not miss.
     pub fn warn(&self, line: impl Display) {
-        tell(format_args!("warning: {line}"));
+        self.message("warning", "warning: ", line);
     }
 
     /// A line about something that went wrong while the rest goes on.
     pub fn error(&self, line: impl Display) {
-        tell(format_args!("tk-store: {line}"));
+        self.message("error", "tk-store: ", line);
+    }
+
+    fn message(&self, level: &str, prefix: &str, line: impl Display) {
+        match self.0.mode {
+            ProgressMode::Json => {
+                let text = line.to_string();
+                self.event("message", json!({ "level": level, "text": text }));
+            }
+            _ => self.line(format_args!("{prefix}{line}")),
+        }
+    }
+
+    /// Writes an event, if that is how progress is wanted.
+    fn event(&self, name: &str, fields: Value) {
+        if self.0.mode == ProgressMode::Json {
+            let mut event = json!({ "event": name });
+            if let (Some(event), Value::Object(mut fields)) = (event.as_object_mut(), fields) {
+                event.append(&mut fields);
+            }
+            self.line(event);
+        }
+    }
+
+    /// Writes a line, above the bar if there is one.
+    fn line(&self, line: impl Display) {
+        let bar = self.bar().clone();
+        match bar {
+            Some(bar) => bar.suspend(|| tell(line)),
+            None => tell(line),
+        }
     }
 
     /// Progress over `paths` paths and `bytes` bytes: a bar on a terminal, else a line a path.
     pub fn progress(&self, verb: &'static str, paths: usize, bytes: u64) -> Meter {
-        self.meter(verb, paths as u64, Some(bytes))
+        Meter::new(*self, verb, Some(paths as u64), Some(bytes))
     }
 
     /// Progress over one thing of unknown size.
     pub fn reading(&self, verb: &'static str) -> Meter {
-        self.meter(verb, 1, None)
+        Meter::new(*self, verb, None, None)
     }
 
-    fn meter(&self, verb: &'static str, paths: u64, bytes: Option<u64>) -> Meter {
-        let bar = (!self.quiet && io::stderr().is_terminal()).then(|| bar(verb, bytes));
-        Meter {
-            verb,
-            lines: !self.quiet && bar.is_none(),
-            bar,
-            paths,
-            bytes,
-            read: AtomicU64::new(0),
-            done: AtomicU64::new(0),
-            last: Mutex::new(Instant::now()),
-        }
-    }
-}
-
-/// Counts a job's paths and bytes, and shows them.
-pub struct Meter {
-    verb: &'static str,
-    lines: bool,
-    bar: Option<ProgressBar>,
-    paths: u64,
-    /// Of all NARs, if that is known.
-    bytes: Option<u64>,
-    read: AtomicU64,
-    done: AtomicU64,
-    last: Mutex<Instant>,
-}
-
-impl Meter {
-    /// Takes the bar off the terminal.
-    pub fn clear(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-
-    /// What is being read, where no path is known yet.
-    pub fn name(&self, name: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(name.to_owned());
-        }
-    }
-
-    fn head(&self) -> String {
-        let done = self.done.load(Ordering::Relaxed);
-        format!("{}/{} paths", done, self.paths)
-    }
-}
-
-impl Progress for Meter {
-    fn started(&self, path: &StorePath) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(format!("{}  {}", self.head(), path.name()));
-        }
-    }
-
-    fn advanced(&self, bytes: u64) {
-        let read = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if let Some(bar) = &self.bar {
-            bar.set_position(read);
-        } else if self.lines
-            && let Ok(mut last) = self.last.try_lock()
-            && last.elapsed() >= LINE_EVERY
-        {
-            *last = Instant::now();
-            let (verb, read) = (self.verb, HumanBytes(read));
-            match self.bytes {
-                Some(all) => {
-                    let (all, head) = (HumanBytes(all), self.head());
-                    tell(format_args!("{verb} {read} of {all}, {head}"));
+    /// Waits for `work`, which asks about `what`. Says so if that takes a while.
+    pub async fn asking<T>(&self, what: &str, work: impl Future<Output = T>) -> T {
+        let (first, every) = match self.0.mode {
+            ProgressMode::Bar => (Duration::from_millis(200), Duration::from_millis(200)),
+            ProgressMode::Lines => (Duration::from_secs(2), LINE_EVERY),
+            ProgressMode::None => return work.await,
+            ProgressMode::Json => (Duration::ZERO, EVENT_EVERY),
+        };
+        let begun = self.wire_count();
+        let mut bar = None;
+        let mut work = std::pin::pin!(work);
+        let mut wait = first;
+        loop {
+            if let Ok(done) = tokio::time::timeout(wait, &mut work).await {
+                drop(bar);
+                return done;
+            }
+            wait = every;
+            let answers = self.wire_count().answers - begun.answers;
+            let answered = match answers {
+                0 => String::new(),
+                answers => format!(" ({answers} answers)"),
+            };
+            let line = format!("asking about {what} …{answered}");
+            match self.0.mode {
+                ProgressMode::Bar => bar
+                    .get_or_insert_with(|| self.bottom())
+                    .show(line::shortened(line, line::columns())),
+                ProgressMode::Json => {
+                    self.event("asking", json!({ "about": what, "answers": answers }));
                 }
-                None => tell(format_args!("{verb} {read}")),
+                _ => self.line(line),
             }
         }
     }
 
-    fn finished(&self, path: &StorePath) {
-        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
-        if let Some(bar) = &self.bar {
-            bar.set_message(format!("{}  {}", self.head(), path.name()));
-        } else if self.lines {
-            tell(format_args!("{} [{done}/{}] {path}", self.verb, self.paths));
-        }
+    fn is_json(&self) -> bool {
+        self.0.mode == ProgressMode::Json
+    }
+
+    /// Who tells of requests.
+    pub fn observer(&self) -> Arc<dyn NetworkObserver> {
+        Arc::new(*self)
+    }
+
+    fn wire_count(&self) -> WireCount {
+        self.0.wire.count()
+    }
+
+    /// Lines are written above `bar` from now on.
+    pub fn attach(&self, bar: &ProgressBar) {
+        *self.bar() = Some(bar.clone());
+    }
+
+    /// The bottom of the terminal, for as long as the result lives.
+    fn bottom(&self) -> Bottom {
+        let target = match self.draws() {
+            true => ProgressDrawTarget::stderr_with_hz(20),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is a constant"));
+        self.attach(&bar);
+        Bottom { ui: *self, bar }
+    }
+
+    fn bar(&self) -> MutexGuard<'_, Option<ProgressBar>> {
+        self.0.bar.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One line at the bottom of the terminal. Dropping it takes it off.
+#[derive(Debug)]
+struct Bottom {
+    ui: Ui,
+    bar: ProgressBar,
+}
+
+impl Bottom {
+    fn show(&self, line: String) {
+        self.bar.set_message(line);
+        self.bar.tick();
+    }
+}
+
+impl Drop for Bottom {
+    fn drop(&mut self) {
+        self.ui.bar().take();
+        self.bar.finish_and_clear();
     }
 }
 
@@ -166,19 +259,8 @@ pub fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
-fn bar(verb: &'static str, bytes: Option<u64>) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::stderr_with_hz(10));
-    let style = match bytes {
-        Some(_) => {
-            "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}  {wide_msg}"
-        }
-        None => "{prefix} {spinner} {bytes} {bytes_per_sec}  {wide_msg}",
-    };
-    let style = ProgressStyle::with_template(style).expect("the templates are constants");
-    bar.set_style(style.progress_chars("=> "));
-    bar.set_prefix(verb);
-    bar
-}
-
 /// How often a log line tells of a long transfer.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How often an event does.
+const EVENT_EVERY: Duration = Duration::from_secs(1);

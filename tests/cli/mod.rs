@@ -6,6 +6,7 @@ mod copying;
 mod derivation;
 mod files;
 mod misuse;
+mod progress;
 mod stores;
 
 pub use crate::support::machine::{Done, Machine};

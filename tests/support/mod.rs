@@ -5,6 +5,7 @@ pub mod machine;
 pub mod made;
 mod rig;
 pub mod servers;
+pub mod shelf;
 mod tally;
 pub mod trees;
 mod vectors;

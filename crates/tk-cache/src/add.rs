@@ -42,13 +42,13 @@ pub(crate) trait Target: Display + Send + Sync + 'static {
         self: Arc<Self>,
         paths: BTreeSet<StorePath>,
     ) -> BoxFuture<'static, Result<BTreeSet<StorePath>>>;
-    /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written. With
-    /// `replace`, what is there of the NAR is not relied on.
+    /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written. What is
+    /// there of the NAR is not relied on with [`Existing::Replace`].
     fn upload(
         self: Arc<Self>,
         info: PathInfo,
         nar: NarStream,
-        replace: bool,
+        options: AddOptions,
     ) -> BoxFuture<'static, Result<Uploaded, Failure>>;
     /// Writes narinfos; one result for each, in order.
     fn publish(
@@ -209,7 +209,7 @@ impl<T: Target> Adding<'_, T> {
             }
             if self.visible.contains(&info.path) && self.options.existing == Existing::Keep {
                 if self.present.insert(info.path.clone()) {
-                    self.report.added.push(info.path);
+                    self.options.note_added(&mut self.report, info.path);
                 }
                 continue;
             }
@@ -287,7 +287,6 @@ impl<T: Target> Adding<'_, T> {
 
     /// Starts uploads while there are threads for them, and the writing of narinfos.
     fn start(&mut self) {
-        let replace = self.options.existing == Existing::Replace;
         while self.uploads < self.cache.uploads()
             && let Some(Queued { info, nar, .. }) = self.queue.pop()
         {
@@ -299,7 +298,8 @@ impl<T: Target> Adding<'_, T> {
                 node.state = State::Uploading(abort);
                 self.uploads += 1;
                 let path = info.path.clone();
-                let upload = self.cache.clone().upload(info, nar.boxed(), replace);
+                let options = self.options.clone();
+                let upload = self.cache.clone().upload(info, nar.boxed(), options);
                 let event = upload.map(|result| Event::Uploaded(path, result));
                 self.running.push(event.boxed());
             }
@@ -369,7 +369,7 @@ impl<T: Target> Adding<'_, T> {
                     }
                     self.present.insert(path.clone());
                     self.visible.insert(path.clone());
-                    self.report.added.push(path);
+                    self.options.note_added(&mut self.report, path);
                 }
                 Err(error) if is_fatal(&error) => return Err(error),
                 Err(error) => self.fail(path, error),

@@ -16,8 +16,13 @@ pub use client::Client;
 #[cfg(feature = "bucket")]
 pub(crate) use failure::retry_after;
 pub use netrc::Netrc;
+#[cfg(feature = "bucket")]
+pub(crate) use send::shown;
 
-use crate::objects::{Look, Objects, Upload};
+use crate::{
+    objects::{Look, Objects, Upload},
+    observer::NetworkObserver,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use failure::Failure;
@@ -59,6 +64,8 @@ pub struct ClientConfig {
     /// Where bodies of uploads are kept while they are sent; `None`: in the system's folder for
     /// temporary files.
     pub spool: Option<PathBuf>,
+    /// Who is told what happens.
+    pub observer: Arc<dyn NetworkObserver>,
 }
 
 impl Default for ClientConfig {
@@ -74,6 +81,7 @@ impl Default for ClientConfig {
             parallel: 256,
             credentials: Credentials::default(),
             spool: None,
+            observer: Arc::new(()),
         }
     }
 }

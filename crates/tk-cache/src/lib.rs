@@ -20,10 +20,13 @@ pub mod layout;
 #[cfg(feature = "http")]
 mod limit;
 pub mod objects;
+pub mod observer;
 mod pack;
 mod pool;
 mod realisations;
 pub mod remote;
+#[cfg(feature = "http")]
+mod sentence;
 mod unpack;
 
 pub use folder::{FolderCache, FolderConfig};

@@ -4,7 +4,10 @@ use crate::journal::Journal;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use std::fmt::{Debug, Display};
+use std::{
+    fmt::{Debug, Display},
+    sync::Arc,
+};
 use tk_narinfo::NarInfo;
 use tk_path::{HashPart, StorePath};
 use tk_store::{ByteStream, Result, Store};
@@ -81,6 +84,9 @@ pub struct Upload<'a> {
     /// Where to note what has arrived, so that an upload of the same bytes under the same name
     /// goes on there after the process was killed.
     pub journal: Option<&'a Journal>,
+    /// Who is told how many bytes of the content the other side has taken by now. When it is sent
+    /// again the count begins again.
+    pub sent: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
 /// Caches that answer with narinfos.

@@ -11,6 +11,7 @@ use crate::{
     journal::Journal,
     layout::{self, CACHE_INFO},
     objects::{NarInfoCache, NarInfos, Objects},
+    observer::NetworkObserver,
     pool::Pool,
 };
 use async_trait::async_trait;
@@ -66,6 +67,8 @@ pub struct RemoteConfig {
     /// What the cache said before. It is only believed by those who read: whether a path has to be
     /// uploaded is always asked anew.
     pub known: Option<Arc<dyn NarInfoCache>>,
+    /// Who is told which questions are answered from there.
+    pub observer: Arc<dyn NetworkObserver>,
     /// Folder and identity of the [`Journal`] of what was uploaded, by which a killed push goes on
     /// where it stood.
     pub journal: Option<(PathBuf, String)>,
@@ -92,6 +95,7 @@ impl Default for RemoteConfig {
             priority: None,
             want_mass_query: None,
             known: None,
+            observer: Arc::new(()),
             journal: None,
         }
     }

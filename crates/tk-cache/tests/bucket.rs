@@ -83,6 +83,7 @@ fn upload<'a>(name: &'a str, body: ByteStream, journal: Option<&'a Journal>) -> 
         body,
         size_hint: 0,
         journal,
+        sent: Arc::new(|_| ()),
     }
 }
 

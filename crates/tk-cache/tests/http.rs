@@ -2,12 +2,21 @@
 #![cfg(feature = "http")]
 
 mod faulty;
+#[path = "http/observer.rs"]
+mod observer;
 
 use bytes::Bytes;
 use faulty::{After, Exchange, Faulty, Seen};
 use flate2::{Compression, write::GzEncoder};
 use futures::{StreamExt, TryStreamExt, future::select, stream};
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tk_cache::{
     http::{Auth, HttpConfig, HttpObjects, Netrc, Proxies},
     objects::{Look, Objects, Upload},
@@ -781,6 +790,7 @@ async fn an_upload_without_an_end_has_none() {
             body: failing.boxed(),
             size_hint: 1_000_000,
             journal: None,
+            sent: Arc::new(|_| ()),
         });
         match dropped {
             true => drop(bounded(select(upload, Box::pin(arrived.notified()))).await),
@@ -825,6 +835,7 @@ async fn an_upload_that_is_refused_ends_at_once() {
         body: endless.boxed(),
         size_hint: 0,
         journal: None,
+        sent: Arc::new(|_| ()),
     });
     let error = bounded(upload).await.unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
@@ -898,14 +909,19 @@ async fn upload_slowly(
         wait.await;
         Ok(last)
     });
+    let taken = Arc::new(AtomicU64::new(0));
+    let seen = taken.clone();
     let upload = Upload {
         name,
         mime: "application/x-nix-nar",
         body: stream::iter(chunks).chain(last).boxed(),
         size_hint: content.len() as u64,
         journal: None,
+        sent: Arc::new(move |bytes| seen.store(bytes, Ordering::Relaxed)),
     };
-    bounded(cache.upload(upload)).await
+    bounded(cache.upload(upload)).await?;
+    assert_eq!(taken.load(Ordering::Relaxed), content.len() as u64);
+    Ok(())
 }
 
 async fn collect(stream: tk_store::ByteStream) -> Result<Vec<u8>> {

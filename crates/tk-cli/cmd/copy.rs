@@ -105,7 +105,8 @@ impl Copy {
         let failed = || format!("cannot copy from {} to {}", src.store(), dst.store());
         let roots = paths.iter().cloned().collect();
         let (from, to) = (src.store(), dst.store());
-        let plan = plan(&*from, &*to, &roots, &options).await;
+        let plan = plan(&*from, &*to, &roots, &options);
+        let plan = cx.ui.asking(&ui::paths(roots.len()), plan).await;
         let plan = plan.with_context(failed)?;
         if self.dry_run {
             return tell_plan(cx, &plan, &*to, self.json);

@@ -6,6 +6,7 @@ use crate::{
     Answer, Context, keys,
     open::{Wish, open},
     out_link::OutLink,
+    ui,
 };
 use anyhow::{Context as _, Result};
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
@@ -103,7 +104,9 @@ impl Pull {
         };
         let dst = opened.store();
         let all = roots.iter().cloned().collect();
-        let plan = plan(&*src.store(), &*dst, &all, &options).await;
+        let from = src.store();
+        let plan = plan(&*from, &*dst, &all, &options);
+        let plan = cx.ui.asking(&ui::paths(all.len()), plan).await;
         let plan = plan.with_context(|| format!("cannot pull from {}", src.store()))?;
         if self.dry_run {
             return copy::tell_plan(cx, &plan, &*dst, self.json);

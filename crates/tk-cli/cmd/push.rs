@@ -7,6 +7,7 @@ use crate::{
     keys::{self, SignKeyArgs},
     open::{Wish, open},
     paths::{Named, add_file, named},
+    ui,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -125,7 +126,8 @@ impl Push {
             .filter(|(_, info)| info.is_none() || !self.dry_run);
         let known: BTreeSet<_> = known.map(|(path, _)| path.clone()).collect();
         let (from, to) = (src.store(), dst.store());
-        let plan = plan(&*from, &*to, &known, &options).await;
+        let plan = plan(&*from, &*to, &known, &options);
+        let plan = cx.ui.asking(&ui::paths(known.len()), plan).await;
         let mut plan = plan.with_context(failed)?;
         if self.dry_run {
             for (path, info) in roots {

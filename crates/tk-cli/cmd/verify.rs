@@ -127,8 +127,8 @@ impl Verify {
             (Ok(()), false) => verify(store, info).await,
             (trusted, _) => trusted,
         };
-        meter.advanced(info.nar_size);
-        meter.finished(&info.path);
+        meter.moved(info.nar_size);
+        meter.done(&info.path);
         checked.err().map(|error| (info, error))
     }
 }

@@ -84,6 +84,7 @@ pub async fn remote(
     let defaults = RemoteConfig::default();
     let config = RemoteConfig {
         known: known(cx, &identity, &shared.store_dir, wish),
+        observer: cx.ui.observer(),
         journal: journal(wish).map(|folder| (folder, identity)),
         store_dir: shared.store_dir,
         compression: shared.compression,
@@ -104,7 +105,10 @@ pub async fn remote(
 
 /// How to reach servers, from nix.conf, the environment, and the URI.
 pub fn client(cx: &Context, settings: &mut Settings) -> Result<ClientConfig> {
-    let mut config = ClientConfig::default();
+    let mut config = ClientConfig {
+        observer: cx.ui.observer(),
+        ..ClientConfig::default()
+    };
     let certificate = settings.take_path("tls-certificate")?;
     let key = settings.take_path("tls-private-key")?;
     config.identity = match (certificate, key) {

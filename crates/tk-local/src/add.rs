@@ -27,7 +27,7 @@ use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method, References, StorePath};
 use tk_store::{
     AddItem, AddItems, AddOptions, AddReport, ContentHasher, Error, Existing, NarCheck, NarStream,
-    Result, nar,
+    Result, nar, progress::arriving,
 };
 
 /// See [`tk_store::Store::add`].
@@ -190,7 +190,7 @@ impl Adding<'_> {
         let n = self.next;
         self.next += 1;
         let needed = info.references.iter().filter(|r| !self.open.contains(*r));
-        let (nar, end_on_drop) = nar::until_dropped(nar);
+        let (nar, end_on_drop) = nar::until_dropped(arriving(nar, &self.options.progress));
         let request = Request {
             needed: needed.cloned().collect(),
             options: self.options.clone(),
@@ -212,7 +212,7 @@ impl Adding<'_> {
             Ok(Some(received)) => drop(self.received.insert(n, received)),
             Ok(None) => {
                 self.open.remove(&path);
-                self.report.added.push(path);
+                self.options.note_added(&mut self.report, path);
             }
             Err(error) => self.fail(path, error),
         }
@@ -236,7 +236,7 @@ impl Adding<'_> {
             self.report.written += committed.bytes;
             for path in committed.paths {
                 self.open.remove(&path);
-                self.report.added.push(path);
+                self.options.note_added(&mut self.report, path);
             }
             for (path, error) in committed.failed {
                 self.fail(path, error);

@@ -4,15 +4,18 @@
 //! panics at the first thing that is wrong, as tests do.
 
 use crate::{
-    AddReport, Error, Graph, Logs, NarStream, Realisations, Result, SigCheck, Store, StoreExt,
-    closure, nar, verify,
+    AddOptions, AddReport, Error, Graph, Logs, NarStream, Realisations, Result, SigCheck, Store,
+    StoreExt, closure, nar, progress::Progress, verify,
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tk_narinfo::{
     PathInfo, Policy, SecretKey, TrustedKeys,
@@ -31,6 +34,7 @@ where
 {
     empty_store(&make().await).await;
     add_and_read_back(&make().await).await;
+    progress(&make().await).await;
     add_twice(&make().await).await;
     references(&make().await).await;
     reference_that_is_not_there(&make().await).await;
@@ -121,6 +125,22 @@ async fn add_and_read_back(store: &dyn Store) {
     assert_same(&found, &info);
     assert_eq!(read(store, &info.path).await, nar);
     verify(store, &found).await.unwrap();
+}
+
+/// In the end all of a NAR has arrived, however it was sent; of one that is there already, nothing.
+async fn progress(store: &dyn Store) {
+    let (info, nar) = sample(store.dir(), "watched", &vec![b'w'; 300_000], []);
+    for expected in [info.nar_size, 0] {
+        let seen = Arc::new(Seen::default());
+        let options = AddOptions {
+            progress: seen.clone(),
+            ..SigCheck::Skip.into()
+        };
+        let nar = nar::from_bytes(nar.clone());
+        store.add_one(info.clone(), nar, &options).await.unwrap();
+        assert_eq!(seen.arrived.load(Ordering::Relaxed), expected);
+        assert_eq!(*seen.visible.lock().unwrap(), [info.path.clone()]);
+    }
 }
 
 async fn add_twice(store: &dyn Store) {
@@ -647,11 +667,35 @@ async fn refused(store: &dyn Store, info: &PathInfo, nar: NarStream, why: &str) 
     assert_eq!(found, None, "{why} was refused and is visible all the same");
 }
 
+/// Adds `items`. Whoever watches is told of each path that is there then.
 async fn add(store: &dyn Store, items: Vec<Result<(PathInfo, NarStream)>>) -> AddReport {
-    store
-        .add(stream::iter(items).boxed(), &SigCheck::Skip.into())
-        .await
-        .unwrap()
+    let seen = Arc::new(Seen::default());
+    let options = AddOptions {
+        progress: seen.clone(),
+        ..SigCheck::Skip.into()
+    };
+    let report = store.add(stream::iter(items).boxed(), &options);
+    let report = report.await.unwrap();
+    let visible = seen.visible.lock().unwrap().clone();
+    assert_eq!(visible, report.added, "told as visible, and added");
+    report
+}
+
+/// What a store told of what it was given.
+#[derive(Debug, Default)]
+struct Seen {
+    visible: Mutex<Vec<StorePath>>,
+    arrived: AtomicU64,
+}
+
+impl Progress for Seen {
+    fn arrived(&self, bytes: u64) {
+        self.arrived.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn visible(&self, path: &StorePath) {
+        self.visible.lock().unwrap().push(path.clone());
+    }
 }
 
 async fn read(store: &dyn Store, path: &StorePath) -> Bytes {

@@ -10,6 +10,7 @@
 mod beside;
 mod upstream;
 
+pub use crate::progress::Progress;
 pub use beside::{Outputs, logs};
 pub use upstream::{Unanswered, Upstreams};
 
@@ -178,23 +179,6 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Somebody who watches a copy. Called from any thread, often: it must not block.
-pub trait Progress: Send + Sync {
-    /// `path` begins to be read.
-    fn started(&self, path: &StorePath);
-    /// `bytes` more of some NAR were read.
-    fn advanced(&self, bytes: u64);
-    /// The NAR of `path` was read to its end.
-    fn finished(&self, path: &StorePath);
-}
-
-/// Nobody watches.
-impl Progress for () {
-    fn started(&self, _: &StorePath) {}
-    fn advanced(&self, _: u64) {}
-    fn finished(&self, _: &StorePath) {}
-}
-
 /// Finds what of `roots` (and their closure) has to go from `src` to `dst`.
 ///
 /// # Errors
@@ -249,6 +233,7 @@ pub async fn plan(
             check: options.check.clone(),
             existing: options.existing,
             elsewhere: Arc::new(held.paths),
+            progress: Arc::new(()),
         },
     })
 }
@@ -307,7 +292,7 @@ impl Plan {
     /// # Errors
     /// Only what ended the whole copy; what concerns single paths is in the report.
     pub async fn run(
-        self,
+        mut self,
         src: &Arc<dyn Store>,
         dst: &dyn Store,
         progress: Arc<dyn Progress>,
@@ -331,6 +316,7 @@ impl Plan {
             Ok((info.clone(), nar))
         });
         let items = stream::iter(items.collect::<Vec<_>>()).boxed();
+        self.add.progress = progress.clone();
         let mut done = dst.add(items, &self.add).await?;
         let all = self.missing.iter().map(|info| info.path.clone());
         done.account_for(dst.to_string(), all.collect());

@@ -22,9 +22,11 @@ mod error;
 pub mod log;
 mod memory;
 pub mod nar;
+pub mod progress;
 pub mod realisations;
 pub mod reference;
 mod store;
+mod tree;
 mod verify;
 
 pub use abilities::{
@@ -42,4 +44,5 @@ pub use store::{
     AddContent, AddItem, AddItems, AddOptions, AddReport, AddSignatures, Existing, SigCheck, Store,
     StoreExt,
 };
+pub use tree::TreeStore;
 pub use verify::{NarCheck, verify};

@@ -1,7 +1,7 @@
 use crate::{
     AddContent, AddItems, AddOptions, AddReport, AddSignatures, ContentHasher, Error, Existing,
     Graph, NarCheck, NarStream, Realisations, Result, SigCheck, Store, derivation, nar,
-    realisations,
+    progress::arriving, realisations,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -40,12 +40,7 @@ impl MemoryStore {
         lock(&self.paths)
     }
 
-    async fn add_item(
-        &self,
-        info: PathInfo,
-        mut nar: NarStream,
-        options: &AddOptions,
-    ) -> Result<u64> {
+    async fn add_item(&self, info: PathInfo, nar: NarStream, options: &AddOptions) -> Result<u64> {
         let keep = options.existing == Existing::Keep;
         if keep && self.paths().contains_key(&info.path) {
             return Ok(0);
@@ -53,6 +48,7 @@ impl MemoryStore {
         options.check.check(&self.dir, &info)?;
         self.require_references(&info, &options.elsewhere)?;
         let mut verify = NarCheck::new(&info, self.to_string());
+        let mut nar = arriving(nar, &options.progress);
         let mut content = BytesMut::new();
         while let Some(chunk) = nar.next().await {
             let chunk = chunk?;
@@ -123,7 +119,7 @@ impl Store for MemoryStore {
             let path = info.path.clone();
             match self.add_item(info, nar, options).await {
                 Ok(written) => {
-                    report.added.push(path);
+                    options.note_added(&mut report, path);
                     report.written += written;
                 }
                 Err(error) => report.failed.push((path, error)),

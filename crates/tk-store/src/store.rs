@@ -1,4 +1,4 @@
-use crate::{Error, NarStream, Result};
+use crate::{Error, NarStream, Result, progress::Progress};
 use async_trait::async_trait;
 use futures::{
     StreamExt, future,
@@ -112,6 +112,8 @@ pub struct AddOptions {
     /// them from elsewhere (an upstream cache). Only caches go by it: a store that is used in
     /// place, or a daemon, must be closed in itself.
     pub elsewhere: Arc<BTreeSet<StorePath>>,
+    /// Who is told what has arrived, and which paths have become visible.
+    pub progress: Arc<dyn Progress>,
 }
 
 impl AddOptions {
@@ -121,7 +123,14 @@ impl AddOptions {
             check,
             existing: Existing::default(),
             elsewhere: Arc::default(),
+            progress: Arc::new(()),
         }
+    }
+
+    /// Notes in `report` that `path` is in the store now, and tells who watches.
+    pub fn note_added(&self, report: &mut AddReport, path: StorePath) {
+        self.progress.visible(&path);
+        report.added.push(path);
     }
 }
 

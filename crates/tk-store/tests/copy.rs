@@ -401,7 +401,7 @@ fn tokens(tokens: &[&[u8]]) -> Vec<u8> {
     nar
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Watcher {
     started: AtomicUsize,
     finished: AtomicUsize,

@@ -1,6 +1,6 @@
 //! Listings, in which names of others may be.
 
-use super::words::tag;
+use crate::sentence::element;
 use bytes::Bytes;
 use object_store::path::Path;
 
@@ -33,7 +33,7 @@ fn next_object(text: &str) -> Option<(&str, &str, &str)> {
 }
 
 fn is_foreign(object: &str) -> bool {
-    let name = tag(object, "Key").or_else(|| tag(object, "Name"));
+    let name = element(object, "Key").or_else(|| element(object, "Name"));
     name.is_some_and(|name| {
         // The library silently takes a slash off the ends.
         let same = Path::parse(&name).is_ok_and(|path| path.as_ref() == name);

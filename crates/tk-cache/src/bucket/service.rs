@@ -5,8 +5,9 @@ use super::{
     credentials::{self, Credentials},
     time,
     transport::Transport,
-    words::{Asked, Refusal, tag},
+    words::{Asked, Refusal},
 };
+use crate::sentence::element;
 use bytes::Bytes;
 use http::Method;
 use object_store::{
@@ -255,10 +256,11 @@ impl S3 {
         };
         let text = String::from_utf8_lossy(&answer);
         let uploads = text.split("<Upload>").skip(1);
-        let of_key = uploads.filter(|upload| tag(upload, "Key").as_deref() == Some(key.as_ref()));
+        let of_key =
+            uploads.filter(|upload| element(upload, "Key").as_deref() == Some(key.as_ref()));
         let listed = of_key.filter_map(|upload| {
-            let began = tag(upload, "Initiated").and_then(|at| time::parse(&at));
-            let id = tag(upload, "UploadId")?;
+            let began = element(upload, "Initiated").and_then(|at| time::parse(&at));
+            let id = element(upload, "UploadId")?;
             Some(Listed { id, began })
         });
         Ok(listed.collect())

@@ -1,7 +1,8 @@
 //! Places that credentials come from.
 
-use super::{process, time, transport::Transport, words::tag};
+use super::{process, time, transport::Transport};
 use crate::http::{Client, ClientConfig, Proxies};
+use crate::sentence::element;
 use bytes::Bytes;
 use http::{Method, header::CONTENT_TYPE};
 use object_store::{
@@ -166,7 +167,7 @@ async fn send(transport: &Transport, request: HttpRequest) -> Result<Bytes, Fail
 
 fn of_sts(answer: &[u8]) -> Result<Fetched, Failed> {
     let text = String::from_utf8_lossy(answer);
-    let get = |name: &str| tag(&text, name).ok_or(format!("STS answered without {name}"));
+    let get = |name: &str| element(&text, name).ok_or(format!("STS answered without {name}"));
     Ok(Fetched {
         credential: AwsCredential {
             key_id: get("AccessKeyId")?,

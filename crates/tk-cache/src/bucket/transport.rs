@@ -5,8 +5,9 @@ use super::{
     words::{Refusal, sources},
 };
 use crate::{
-    http::{Client, Retry},
+    http::{Client, Retry, shown},
     limit::{Limit, Permit},
+    observer::{AnsweredRequest, RetriedRequest},
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -20,9 +21,10 @@ use object_store::{
     },
 };
 use std::{
+    fmt,
     hash::{BuildHasher, Hasher, RandomState},
     io,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tk_nar::fs::descriptors;
 use tokio::time::timeout;
@@ -63,10 +65,13 @@ impl Transport {
     async fn attempt(&self, request: &HttpRequest) -> Result<HttpResponse, Failure> {
         let length = request.body().content_length() as u64;
         let time = self.stall + Duration::from_millis(length.saturating_mul(1000) / SLOWEST);
-        let response = match timeout(time, self.client.raw().execute(ours(request)?)).await {
-            Ok(response) => response?,
-            Err(_) => return Err(Failure::Stalled("no answer in time")),
+        let start = Instant::now();
+        let answer = match timeout(time, self.client.raw().execute(ours(request)?)).await {
+            Ok(answer) => answer.map_err(Failure::from),
+            Err(_) => Err(Failure::Stalled("no answer in time")),
         };
+        self.tell(request, &answer, start.elapsed());
+        let response = answer?;
         let (status, headers) = (response.status(), response.headers().clone());
         if !status.is_success() {
             let body = self.collect(response, MAX_WORDS).await.unwrap_or_default();
@@ -74,7 +79,14 @@ impl Transport {
         }
         if is_object(request) {
             let response: http::Response<reqwest::Body> = response.into();
-            return Ok(response.map(|body| HttpResponseBody::new(body.map_err(broken))));
+            let observer = self.client.observer().clone();
+            return Ok(response.map(|body| {
+                let body = body.map_frame(move |frame| {
+                    observer.received(frame.data_ref().map_or(0, |data| data.len() as u64));
+                    frame
+                });
+                HttpResponseBody::new(body.map_err(broken))
+            }));
         }
         let (parts, ()) = http::Response::new(()).into_parts();
         let body = self.collect(response, MAX_ANSWER).await?;
@@ -100,6 +112,33 @@ impl Transport {
         Ok(answer)
     }
 
+    /// Tells who watches how a request was answered.
+    fn tell(
+        &self,
+        request: &HttpRequest,
+        answer: &Result<reqwest::Response, Failure>,
+        time: Duration,
+    ) {
+        let observer = self.client.observer();
+        let failed = answer.as_ref().err().map(Failure::to_string);
+        observer.answered(&AnsweredRequest {
+            method: request.method().as_str(),
+            url: &url_of(request),
+            outcome: match answer {
+                Ok(response) => Ok(response.status().as_u16()),
+                Err(_) => Err(failed.as_deref().unwrap_or_default()),
+            },
+            time,
+            size: answer
+                .as_ref()
+                .ok()
+                .and_then(reqwest::Response::content_length),
+        });
+        if answer.is_ok() {
+            observer.sent(request.body().content_length() as u64);
+        }
+    }
+
     async fn collect(
         &self,
         mut response: reqwest::Response,
@@ -111,6 +150,7 @@ impl Transport {
                 if body.len() + chunk.len() > limit {
                     return Err(Failure::TooLong);
                 }
+                self.client.observer().received(chunk.len() as u64);
                 body.extend_from_slice(&chunk);
             }
             Ok(body.freeze())
@@ -122,7 +162,13 @@ impl Transport {
     }
 
     /// Waits before the next attempt, the `made`-th having failed; false if there is none.
-    async fn again(&self, made: u32, failure: &Failure, permit: Permit) -> bool {
+    async fn again(
+        &self,
+        request: &HttpRequest,
+        made: u32,
+        failure: &Failure,
+        permit: Permit,
+    ) -> bool {
         let Retry {
             attempts,
             delay,
@@ -143,6 +189,13 @@ impl Transport {
         if made >= *attempts {
             return false;
         }
+        self.client.observer().retrying(&RetriedRequest {
+            url: &url_of(request),
+            reason: &failure.to_string(),
+            wait,
+            attempt: made,
+            attempts: *attempts,
+        });
         tokio::time::sleep(wait).await;
         true
     }
@@ -167,7 +220,7 @@ impl HttpService for Transport {
                 permit.succeeded();
                 return Err(failure.into());
             }
-            if !self.again(made, &failure, permit).await {
+            if !self.again(&request, made, &failure, permit).await {
                 return Err(failure.into());
             }
         }
@@ -201,6 +254,22 @@ impl Failure {
     }
 }
 
+/// In a few words.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Refused(refusal) => refusal.fmt(f),
+            Failure::Connection(error) => match sources(error).last() {
+                Some(cause) => write!(f, "{cause}"),
+                None => write!(f, "{error}"),
+            },
+            Failure::Stalled(words) => f.write_str(words),
+            Failure::TooLong => f.write_str("the answer is too long"),
+            Failure::Url(error) => error.fmt(f),
+        }
+    }
+}
+
 impl From<reqwest::Error> for Failure {
     fn from(error: reqwest::Error) -> Self {
         Failure::Connection(error.without_url())
@@ -216,10 +285,19 @@ impl From<Failure> for HttpError {
             Failure::Stalled(what) => {
                 HttpError::new(unknown, io::Error::new(io::ErrorKind::TimedOut, what))
             }
-            Failure::TooLong => HttpError::new(unknown, io::Error::other("the answer is too long")),
+            Failure::TooLong => {
+                HttpError::new(unknown, io::Error::other(Failure::TooLong.to_string()))
+            }
             Failure::Url(error) => HttpError::new(unknown, error),
         }
     }
+}
+
+/// What was asked for, for people: without what may be a signature.
+fn url_of(request: &HttpRequest) -> String {
+    let url = request.uri().to_string();
+    url.parse()
+        .map_or_else(|_| String::new(), |url| shown(&url))
 }
 
 fn broken(error: reqwest::Error) -> HttpError {

@@ -40,6 +40,7 @@ pub(super) async fn run(inner: &Arc<Inner>, upload: Upload<'_>) -> Result<()> {
     if first.last && resumed.is_none() {
         let whole = PutPayload::from_iter(first.content);
         inner.put(upload.name, whole, upload.mime, false).await?;
+        (upload.sent)(first.size);
         return Ok(());
     }
     let session = match resumed {
@@ -53,7 +54,7 @@ pub(super) async fn run(inner: &Arc<Inner>, upload: Upload<'_>) -> Result<()> {
             Session::begin(bucket, &key, upload.name, journal, part_size, options).await?
         }
     };
-    session.send(first, pieces).await
+    session.send(first, pieces, &*upload.sent).await
 }
 
 /// Bytes in each part but the last, so that `size` bytes and a quarter more fit.
@@ -250,8 +251,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn send(self, first: Piece, pieces: Pieces) -> Result<()> {
-        match self.send_parts(first, pieces).await {
+    /// `taken` is told how many bytes the service has.
+    async fn send(self, first: Piece, pieces: Pieces, taken: &Taken) -> Result<()> {
+        match self.send_parts(first, pieces, taken).await {
             Ok((parts, size)) => self.complete(parts, size).await,
             Err(Failed::Body(error)) => {
                 // What was wrong with the body is what matters.
@@ -268,7 +270,12 @@ impl<'a> Session<'a> {
     }
 
     /// The parts, in order, and how many bytes they are.
-    async fn send_parts(&self, first: Piece, pieces: Pieces) -> Result<(Vec<PartId>, u64), Failed> {
+    async fn send_parts(
+        &self,
+        first: Piece,
+        pieces: Pieces,
+        taken: &Taken,
+    ) -> Result<(Vec<PartId>, u64), Failed> {
         let rest = futures::stream::unfold(Some(pieces), async |pieces| {
             let mut pieces: Pieces = pieces?;
             match pieces.next().await {
@@ -285,7 +292,12 @@ impl<'a> Session<'a> {
         let sent = pieces
             .enumerate()
             .map(|(number, piece)| self.send_piece(number, piece));
-        let mut parts: Vec<_> = sent.buffer_unordered(PARALLEL).try_collect().await?;
+        let mut all = 0;
+        let sent = sent.buffer_unordered(PARALLEL).inspect_ok(|(.., size)| {
+            all += size;
+            taken(all);
+        });
+        let mut parts: Vec<_> = sent.try_collect().await?;
         parts.sort_by_key(|(number, ..)| *number);
         let size = parts.iter().map(|(.., size)| size).sum();
         Ok((parts.into_iter().map(|(_, part, _)| part).collect(), size))
@@ -445,6 +457,9 @@ async fn digest(content: Vec<Bytes>) -> Result<Hash> {
     })
     .await
 }
+
+/// Who is told of what the service has.
+type Taken = dyn Fn(u64) + Send + Sync;
 
 /// Parts that S3 takes.
 const MAX_PARTS: u64 = 10_000;

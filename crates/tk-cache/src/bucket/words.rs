@@ -1,6 +1,9 @@
 //! What services say when they say no, and what a person can do about it.
 
-use crate::http::retry_after;
+use crate::{
+    http::retry_after,
+    sentence::{element, one_line, sentence_of},
+};
 use http::{HeaderMap, StatusCode};
 use std::{error::Error as StdError, fmt, io, time::Duration};
 use tk_store::Error;
@@ -23,12 +26,17 @@ impl Refusal {
     pub(super) fn new(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(body);
         let header = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
-        let code = tag(&text, "Code").or_else(|| header("x-ms-error-code"));
-        let region = tag(&text, "Region").or_else(|| header("x-amz-bucket-region"));
+        let code = element(&text, "Code").or_else(|| header("x-ms-error-code"));
+        let message = match element(&text, "Message") {
+            Some(message) => one_line(&message),
+            None if code.is_some() => String::new(),
+            None => sentence_of(&text),
+        };
+        let region = element(&text, "Region").or_else(|| header("x-amz-bucket-region"));
         Refusal {
             status,
             code: code.unwrap_or_default(),
-            message: one_line(&tag(&text, "Message").unwrap_or_default()),
+            message,
             region,
             wait: retry_after(headers),
         }
@@ -197,28 +205,6 @@ impl Asked {
     }
 }
 
-/// The content of the first element `name`, whose name has no attributes. Good for the small and
-/// regular answers of these services; what looks otherwise is not found.
-pub(super) fn tag(xml: &str, name: &str) -> Option<String> {
-    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
-    let (text, _) = rest.split_once(&format!("</{name}>"))?;
-    let text = text.replace("&lt;", "<").replace("&gt;", ">");
-    let text = text
-        .replace("&quot;", "\"")
-        .replace("&apos;", "'")
-        .replace("&#39;", "'");
-    Some(text.replace("&#34;", "\"").replace("&amp;", "&"))
-}
-
-fn one_line(message: &str) -> String {
-    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    words
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_MESSAGE)
-        .collect()
-}
-
 /// An error and what is behind it.
 pub(super) fn sources<'a>(
     error: &'a (dyn StdError + 'static),
@@ -230,9 +216,6 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
     let mut kinds = sources(error).filter_map(|e| Some(e.downcast_ref::<io::Error>()?.kind()));
     kinds.find(|kind| *kind != io::ErrorKind::Other)
 }
-
-/// Characters of a service's sentence that are shown.
-const MAX_MESSAGE: usize = 300;
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,9 @@ use futures::{FutureExt, future::BoxFuture};
 use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc};
 use tk_narinfo::{NarInfo, PathInfo};
 use tk_path::{StoreDir, StorePath};
-use tk_store::{Error, NarStream, Result, nar::BlockingNar};
+use tk_store::{
+    AddOptions, Error, Existing, NarStream, Result, nar::BlockingNar, progress::arriving,
+};
 use tokio::sync::OwnedSemaphorePermit;
 
 impl Target for Inner {
@@ -42,11 +44,12 @@ impl Target for Inner {
         self: Arc<Self>,
         info: PathInfo,
         nar: NarStream,
-        replace: bool,
+        options: AddOptions,
     ) -> BoxFuture<'static, Result<Uploaded, Failure>> {
         let work = async move {
             let permit = self.room(info.nar_size).await;
-            let nar = BlockingNar::new(nar);
+            let nar = BlockingNar::new(arriving(nar, &options.progress));
+            let replace = options.existing == Existing::Replace;
             let cache = self.clone();
             let work = self.packers.run(move || {
                 let _permit = permit;

@@ -1,14 +1,14 @@
 //! Bodies of answers.
 
 use super::failure::Failure;
-use crate::compress::decoder;
+use crate::{compress::decoder, observer::NetworkObserver, sentence::sentence_of};
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    header::{CONTENT_ENCODING, CONTENT_LENGTH},
 };
 use reqwest::Response;
-use std::{io::Read, time::Duration};
+use std::{io::Read, sync::Arc, time::Duration};
 use tk_narinfo::Compression;
 use tokio::time::{Instant, timeout};
 
@@ -35,14 +35,16 @@ pub(super) struct Pace {
     stall: Duration,
     waited: Duration,
     received: u64,
+    observer: Arc<dyn NetworkObserver>,
 }
 
 impl Pace {
-    pub(super) fn new(stall: Duration) -> Self {
+    pub(super) fn new(stall: Duration, observer: Arc<dyn NetworkObserver>) -> Self {
         Pace {
             stall,
             waited: Duration::ZERO,
             received: 0,
+            observer,
         }
     }
 
@@ -59,7 +61,9 @@ impl Pace {
         match chunk {
             Ok(chunk) => {
                 let chunk = chunk?;
-                self.received += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+                let size = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+                self.received += size;
+                self.observer.received(size);
                 Ok(chunk)
             }
             Err(_) => Err(Failure::timeout(format!(
@@ -119,16 +123,8 @@ pub(super) async fn drain(mut response: Response, mut pace: Pace) {
     }
 }
 
-/// What the server says to people in the body of an error: a line of plain text, if there is one.
+/// What the server says to people in the body of an error: a line of plain text.
 pub(super) async fn words(mut response: Response, mut pace: Pace) -> String {
-    let mime = response
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|mime| mime.to_str().ok());
-    let mime = mime.unwrap_or_default().to_owned();
-    let plain = ["text/plain", "application/json"]
-        .iter()
-        .any(|m| mime.starts_with(m));
     let mut text = Vec::new();
     while text.len() < MAX_DRAINED as usize {
         match pace.chunk(&mut response).await {
@@ -136,13 +132,7 @@ pub(super) async fn words(mut response: Response, mut pace: Pace) -> String {
             _ => break,
         }
     }
-    if !plain {
-        return String::new();
-    }
-    let text = String::from_utf8_lossy(&text);
-    let line = text.lines().map(str::trim).find(|line| !line.is_empty());
-    let line = line.unwrap_or_default().chars().filter(|c| !c.is_control());
-    line.take(MAX_WORDS).collect()
+    sentence_of(&String::from_utf8_lossy(&text))
 }
 
 /// `Content-Length`, if it is given.
@@ -206,8 +196,5 @@ const SLOWEST: u64 = 1024;
 
 /// Bytes that are read only to keep a connection.
 const MAX_DRAINED: u64 = 16 << 10;
-
-/// Characters of what a server says that are shown.
-const MAX_WORDS: usize = 200;
 
 const MAX_ENCODINGS: usize = 3;

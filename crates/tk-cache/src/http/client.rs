@@ -9,7 +9,7 @@ use super::{
     tls,
     tries::Tries,
 };
-use crate::limit::Limit;
+use crate::{limit::Limit, observer::NetworkObserver};
 use reqwest::{NoProxy, Proxy, redirect::Policy};
 use std::{
     fmt, io,
@@ -44,6 +44,7 @@ pub(super) struct Inner {
     pub(super) stall_timeout: Duration,
     pub(super) connect_timeout: Duration,
     spool: Option<PathBuf>,
+    pub(super) observer: Arc<dyn NetworkObserver>,
 }
 
 impl Client {
@@ -95,6 +96,7 @@ impl Client {
             stall_timeout: config.stall_timeout,
             connect_timeout: config.connect_timeout,
             spool: config.spool.clone(),
+            observer: config.observer.clone(),
         })))
     }
 
@@ -102,6 +104,11 @@ impl Client {
     /// connecting, but without login, redirects, tries or any bound.
     pub fn raw(&self) -> &reqwest::Client {
         &self.0.http1
+    }
+
+    /// Who is told what happens.
+    pub fn observer(&self) -> &Arc<dyn NetworkObserver> {
+        &self.0.observer
     }
 
     /// What is tried again, and when.
@@ -118,7 +125,7 @@ impl Client {
     }
 
     pub(super) fn pace(&self) -> Pace {
-        Pace::new(self.0.stall_timeout)
+        Pace::new(self.0.stall_timeout, self.0.observer.clone())
     }
 
     pub(super) fn parallel(&self, url: &Url) -> usize {
@@ -133,7 +140,8 @@ impl Client {
             true => &self.0.limit_http2,
             false => &self.0.limit_http1,
         };
-        Tries::new(self.0.retry.clone(), limit.clone())
+        let observed = (send::shown(url), self.0.observer.clone());
+        Tries::new(self.0.retry.clone(), limit.clone(), observed)
     }
 
     /// The result of the last attempt of those that are worth making.

@@ -95,6 +95,17 @@ impl Failure {
         }
     }
 
+    /// What went wrong, in a few words.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Failure::Status { status, words, .. } => said(*status, words),
+            Failure::Connect { words, .. }
+            | Failure::Broken { words, .. }
+            | Failure::Nonsense(words)
+            | Failure::Local(words) => words.clone(),
+        }
+    }
+
     /// The error of the cache `store`, when `verb` ("reading") was done to `url`.
     pub(crate) fn into_error(self, store: &str, verb: &str, url: &Url) -> Error {
         let what = shown(url);
@@ -139,10 +150,7 @@ impl From<reqwest::Error> for Failure {
 }
 
 fn of_status(status: StatusCode, words: &str, store: &str, verb: &str, what: &str) -> Error {
-    let said = match words {
-        "" => format!("HTTP status {status}"),
-        words => format!("HTTP status {status}: {words}"),
-    };
+    let said = said(status, words);
     let writes = matches!(verb, "writing" | "uploading" | "removing");
     let hint = match status.as_u16() {
         401 => "it wants a login, or does not take the one it was sent",
@@ -169,6 +177,16 @@ fn of_status(status: StatusCode, words: &str, store: &str, verb: &str, what: &st
             "" => format!("{said} for {what}"),
             hint => format!("{hint} ({said} for {what})"),
         },
+    }
+}
+
+/// The status, and the server's own words unless they only repeat it.
+fn said(status: StatusCode, words: &str) -> String {
+    let name = status.canonical_reason().unwrap_or_default();
+    let new = words.replace(status.as_str(), "").replace(name, "");
+    match new.contains(char::is_alphanumeric) {
+        true => format!("HTTP status {status}: {words}"),
+        false => format!("HTTP status {status}"),
     }
 }
 

@@ -6,6 +6,7 @@ use super::{
     failure::Failure,
     origin::{self, Origin},
 };
+use crate::observer::{AnsweredRequest, NetworkObserver};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use futures::{
@@ -124,7 +125,12 @@ impl Request {
         }
     }
 
-    fn make(&self, url: &Url, login: Option<&HeaderValue>) -> reqwest::Request {
+    fn make(
+        &self,
+        url: &Url,
+        login: Option<&HeaderValue>,
+        observer: &Arc<dyn NetworkObserver>,
+    ) -> reqwest::Request {
         let mut request = reqwest::Request::new(self.method.clone(), url.clone());
         *request.headers_mut() = self.headers.clone();
         if let Some(login) = login {
@@ -132,7 +138,13 @@ impl Request {
         }
         *request.body_mut() = match &self.body {
             Payload::None => None,
-            Payload::Stream(make, _) => Some(reqwest::Body::wrap_stream(make())),
+            Payload::Stream(make, _) => {
+                let observer = observer.clone();
+                let tell = move |chunk: &Result<Bytes, _>| {
+                    observer.sent(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                };
+                Some(reqwest::Body::wrap_stream(make().inspect(tell)))
+            }
         };
         request
     }
@@ -185,8 +197,31 @@ impl Client {
         url: &Url,
         login: Option<&HeaderValue>,
     ) -> Result<Response, Failure> {
+        let start = Instant::now();
+        let answer = self.send_unobserved(request, url, login).await;
+        let reason = answer.as_ref().err().map(Failure::reason);
+        let answered = AnsweredRequest {
+            method: request.method.as_str(),
+            url: &shown(url),
+            outcome: match (&answer, &reason) {
+                (Ok(response), _) => Ok(response.status().as_u16()),
+                (Err(_), reason) => Err(reason.as_deref().unwrap_or_default()),
+            },
+            time: start.elapsed(),
+            size: answer.as_ref().ok().and_then(|r| body::length(r.headers())),
+        };
+        self.inner().observer.answered(&answered);
+        answer
+    }
+
+    async fn send_unobserved(
+        &self,
+        request: &Request,
+        url: &Url,
+        login: Option<&HeaderValue>,
+    ) -> Result<Response, Failure> {
         let stall = self.inner().stall_timeout;
-        let make = || request.make(url, login);
+        let make = || request.make(url, login, &self.inner().observer);
         let answer = self.send_over(url, request.bulk, &make);
         let Payload::Stream(_, progress) = &request.body else {
             let answer = timeout(stall, answer).await;
@@ -287,7 +322,7 @@ fn no_answer(waited: Duration) -> Failure {
 }
 
 /// The URL for people: without login, and without a query, which may be one too.
-pub(super) fn shown(url: &Url) -> String {
+pub(crate) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     take_login(&mut url);
     url[..Position::AfterPath].to_owned()

@@ -4,9 +4,13 @@ use super::{
     Retry,
     failure::{Again, Failure},
 };
-use crate::limit::{Limit, Permit};
+use crate::{
+    limit::{Limit, Permit},
+    observer::{NetworkObserver, RetriedRequest},
+};
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,12 +19,22 @@ pub(crate) struct Tries {
     retry: Retry,
     limit: Limit,
     made: u32,
+    /// The URL for people, and who is told of what goes wrong there.
+    observed: (String, Arc<dyn NetworkObserver>),
 }
 
 impl Tries {
-    pub(super) fn new(retry: Retry, limit: Limit) -> Self {
-        let made = 0;
-        Tries { retry, limit, made }
+    pub(super) fn new(
+        retry: Retry,
+        limit: Limit,
+        observed: (String, Arc<dyn NetworkObserver>),
+    ) -> Self {
+        Tries {
+            retry,
+            limit,
+            made: 0,
+            observed,
+        }
     }
 
     /// Waits for the turn of the next attempt.
@@ -56,6 +70,14 @@ impl Tries {
         if self.made >= attempts {
             return Err(failure);
         }
+        let (url, observer) = &self.observed;
+        observer.retrying(&RetriedRequest {
+            url,
+            reason: &failure.reason(),
+            wait,
+            attempt: self.made,
+            attempts,
+        });
         tokio::time::sleep(wait).await;
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::{
     spool::{Reader, Spool},
 };
 use crate::objects::Upload;
+use bytes::Bytes;
 use futures::{StreamExt, future::Either, future::select};
 use http::{Method, header::CONTENT_LENGTH};
 use std::{
@@ -37,8 +38,15 @@ pub(super) async fn run(cache: &Inner, upload: Upload<'_>) -> Result<()> {
     request.headers = put_headers(upload.mime)?;
     let reader = spool.reader();
     let progress = Arc::new(Progress::default());
-    let (source, seen) = (reader.clone(), progress.clone());
-    let make = move || source.clone().stream(seen.clone()).boxed();
+    let (source, seen, sent) = (reader.clone(), progress.clone(), upload.sent);
+    let make = move || {
+        let (sent, mut size) = (sent.clone(), 0);
+        let count = move |chunk: &Result<Bytes, _>| {
+            size += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+            sent(size);
+        };
+        source.clone().stream(seen.clone()).inspect(count).boxed()
+    };
     request.body = Payload::Stream(Box::new(make), progress);
 
     let filling = pin!(spool.fill(upload.body, what.as_str()));

@@ -43,8 +43,10 @@ pub(super) fn narinfos<'a>(
         .flat_map(stream::iter)
         .map(move |(path, known)| async move {
             match known {
-                Some(Known::Present(text)) => (path, Ok(Some(text)), false),
-                Some(Known::Absent) => (path, Ok(None), false),
+                Some(known) => {
+                    let text = cache.remembered(&path.to_hash_part(), known);
+                    (path, Ok(text), false)
+                }
                 None => {
                     let (path, text) = look(path).await;
                     (path, text, true)
@@ -142,6 +144,18 @@ impl Notes {
 }
 
 impl Inner {
+    /// The text of a narinfo that is known, if there is one; whoever watches is told of it.
+    fn remembered(&self, part: &HashPart, known: Known) -> Option<Bytes> {
+        let text = match known {
+            Known::Present(text) => Some(text),
+            Known::Absent => None,
+        };
+        let name = layout::narinfo(part);
+        let observer = &self.config.observer;
+        observer.remembered(self, &name, text.is_some());
+        text
+    }
+
     /// The text of the narinfo of the path that starts with `part`, from the cache itself.
     async fn ask(&self, part: &HashPart) -> Result<Option<Bytes>> {
         self.objects
@@ -183,8 +197,7 @@ impl Inner {
         let (memory, key) = (known.clone(), *part);
         let remembered = blocking(move || Ok(memory.get(&[key]).pop().flatten())).await?;
         let text = match remembered {
-            Some(Known::Present(text)) => Some(text),
-            Some(Known::Absent) => None,
+            Some(known) => self.remembered(part, known),
             None => {
                 let text = self.ask(part).await?;
                 let fresh = [(*part, text.clone())];

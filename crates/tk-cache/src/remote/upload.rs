@@ -19,11 +19,17 @@ use std::{
     collections::BTreeSet,
     io::{self, Write},
     mem,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 use tk_narinfo::PathInfo;
 use tk_path::{StoreDir, StorePath};
-use tk_store::{ByteStream, Error, NarStream, Result, nar::BlockingNar};
+use tk_store::{
+    AddOptions, ByteStream, Error, Existing, NarStream, Result, nar::BlockingNar,
+    progress::Progress,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
     task::JoinHandle,
@@ -57,16 +63,21 @@ impl Target for Inner {
         self: Arc<Self>,
         info: PathInfo,
         nar: NarStream,
-        replace: bool,
+        options: AddOptions,
     ) -> BoxFuture<'static, Result<Uploaded, Failure>> {
         async move {
             let size = (info.nar_size != 0).then_some(info.nar_size);
             let encoding = self.compressor.encoding(size);
             let url = layout::nar(&info.nar_hash, self.config.compression, &encoding);
-            match self.arrived(&url, replace).await? {
+            let arriving = Arriving::new(options.progress);
+            let nar_size = info.nar_size;
+            let replace = options.existing == Existing::Replace;
+            let uploaded = match self.arrived(&url, replace).await? {
                 Some(arrived) => self.described(info, url, &arrived, 0),
-                None => Inner::send(&self, info, nar, url).await,
-            }
+                None => Inner::send(&self, info, nar, url, &arriving).await,
+            }?;
+            arriving.tell(nar_size);
+            Ok(uploaded)
         }
         .boxed()
     }
@@ -113,8 +124,10 @@ impl Inner {
         info: PathInfo,
         nar: NarStream,
         url: String,
+        arriving: &Arc<Arriving>,
     ) -> Result<Uploaded, Failure> {
-        let mut packing = Packing::start(this, info.clone(), nar).await;
+        let nar = arriving.watch(nar);
+        let mut packing = Packing::start(this, info.clone(), nar, arriving.clone()).await;
         let begin = packing.begin().await;
         let sent = if packing.is_complete() {
             // What it was packed with is free for the next.
@@ -123,7 +136,8 @@ impl Inner {
             let sent = this.objects.write(&url, begin.concat(), mime, false).await;
             sent.map(|_| packed)
         } else {
-            this.send_large(&info, &url, begin, packing).await?
+            this.send_large(&info, &url, begin, packing, arriving)
+                .await?
         };
         let packed = sent.map_err(Failure::Cache)?;
         this.send_companions(&info, &url, &packed).await?;
@@ -143,14 +157,17 @@ impl Inner {
         url: &str,
         begin: Chunks,
         mut packing: Packing,
+        arriving: &Arc<Arriving>,
     ) -> Result<Result<Packed>, Failure> {
         let journal = self.journal().map_err(Failure::Cache)?;
+        let taken = arriving.clone();
         let upload = Upload {
             name: url,
             mime: layout::mime_type(url),
             body: packing.body(begin),
             size_hint: info.nar_size,
             journal: journal.as_deref(),
+            sent: Arc::new(move |bytes| taken.sent(bytes)),
         };
         let sent = self.objects.upload(upload).await;
         match (packing.finish().await, sent) {
@@ -216,7 +233,12 @@ struct Packing {
 
 impl Packing {
     /// Waits until there is a thread and memory for it.
-    async fn start(cache: &Arc<Inner>, info: PathInfo, nar: NarStream) -> Self {
+    async fn start(
+        cache: &Arc<Inner>,
+        info: PathInfo,
+        nar: NarStream,
+        arriving: Arc<Arriving>,
+    ) -> Self {
         let size = (info.nar_size != 0).then_some(info.nar_size);
         let memory = cache.compressor.memory(size).div_ceil(1 << 20);
         let memory = memory.min(u64::from(cache.encoder_memory_of_all)) as u32;
@@ -233,6 +255,7 @@ impl Packing {
             let sink = Sink {
                 filling: Vec::new(),
                 sender,
+                arriving,
             };
             let config = &cache.config;
             let list = config.write_listing || config.index_debug_info;
@@ -339,6 +362,7 @@ impl Chunks {
 struct Sink {
     filling: Vec<u8>,
     sender: mpsc::Sender<Bytes>,
+    arriving: Arc<Arriving>,
 }
 
 impl Sink {
@@ -351,7 +375,8 @@ impl Sink {
     }
 
     fn send(&mut self) -> io::Result<()> {
-        let chunk = mem::take(&mut self.filling).into();
+        let chunk: Bytes = mem::take(&mut self.filling).into();
+        self.arriving.packed(chunk.len() as u64);
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         self.sender.blocking_send(chunk).map_err(gone)
     }
@@ -372,6 +397,59 @@ impl Write for Sink {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// How much of one NAR has arrived, as far as it can be told from the packed bytes that were sent.
+struct Arriving {
+    progress: Arc<dyn Progress>,
+    /// Bytes of the NAR that were read.
+    read: AtomicU64,
+    /// Bytes that were made of them.
+    packed: AtomicU64,
+    /// Bytes of the NAR that were said to have arrived.
+    told: Mutex<u64>,
+}
+
+impl Arriving {
+    fn new(progress: Arc<dyn Progress>) -> Arc<Self> {
+        Arc::new(Arriving {
+            progress,
+            read: AtomicU64::new(0),
+            packed: AtomicU64::new(0),
+            told: Mutex::new(0),
+        })
+    }
+
+    fn watch(self: &Arc<Self>, nar: NarStream) -> NarStream {
+        let this = self.clone();
+        let read = move |chunk: &Result<Bytes>| {
+            let size = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+            this.read.fetch_add(size, Relaxed);
+        };
+        nar.inspect(read).boxed()
+    }
+
+    fn packed(&self, bytes: u64) {
+        self.packed.fetch_add(bytes, Relaxed);
+    }
+
+    /// So many of the packed bytes were taken.
+    fn sent(&self, bytes: u64) {
+        let read = u128::from(self.read.load(Relaxed));
+        let packed = u128::from(self.packed.load(Relaxed)).max(1);
+        let part = read * u128::from(bytes).min(packed) / packed;
+        // What is still being packed has not arrived.
+        self.tell(part as u64);
+    }
+
+    /// All in all, `bytes` of the NAR have arrived. It never becomes less.
+    fn tell(&self, bytes: u64) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(more) = bytes.checked_sub(*told).filter(|more| *more > 0) {
+            *told = bytes;
+            self.progress.arrived(more);
+        }
     }
 }
 

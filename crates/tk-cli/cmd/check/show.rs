@@ -26,14 +26,17 @@ impl Show {
         let caches = checker.caches();
         let dir = caches.first().map(|cache| cache.dir().clone());
         let table = what == What::All && io::stdout().is_terminal();
-        let count = !cx.ui.is_quiet() && io::stderr().is_terminal();
+        let count = cx.ui.draws().then(counter);
+        if let Some(count) = &count {
+            cx.ui.attach(count);
+        }
         Show {
             what,
             dir: dir.unwrap_or_default(),
             caches: caches.iter().map(ToString::to_string).collect(),
             table: table.then(Vec::new),
             printed: 0,
-            count: count.then(counter),
+            count,
         }
     }
 

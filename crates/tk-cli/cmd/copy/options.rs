@@ -4,6 +4,7 @@ use crate::{
     Context, keys,
     open::{Opened, Wish, open},
     paths::store_path,
+    ui,
 };
 use anyhow::{Context as _, Result, bail};
 use std::sync::Arc;
@@ -158,6 +159,7 @@ impl Beside<'_> {
         plan: Plan,
         (src, dst): (&Opened, &Opened),
     ) -> Result<CopyReport> {
+        tell_decisions(cx, &plan, src);
         let meter = Arc::new(cx.ui.progress(verb, plan.missing.len(), plan.nar_size()));
         let derivers = plan.derivers.clone();
         let report = plan.run(&src.store(), &*dst.store(), meter.clone()).await;
@@ -172,6 +174,29 @@ impl Beside<'_> {
             logs(&src.abilities(), &dst, &derivers, &mut report).await;
         }
         Ok(report)
+    }
+}
+
+/// Says where each path comes from, and why the others stay where they are.
+fn tell_decisions(cx: &Context, plan: &Plan, src: &Opened) {
+    let from = src.store();
+    for info in &plan.missing {
+        let why = match plan.replaced.contains(&info.path) {
+            true => "to be replaced",
+            false => "missing",
+        };
+        let size = ui::size(info.nar_size);
+        let path = &info.path;
+        cx.ui
+            .detail(format_args!("{path}: {why}, {size} from {from}"));
+    }
+    for (paths, why) in [
+        (&plan.present, "there already"),
+        (&plan.upstream, "left to an upstream cache"),
+    ] {
+        for path in paths {
+            cx.ui.detail(format_args!("{path}: {why}"));
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use tk_narinfo::PathInfo;
 use tk_path::StorePath;
 use tk_store::{
     AddItem, AddItems, AddOptions, AddReport, Error, Existing, NarCheck, NarStream, Result,
+    progress::arriving,
 };
 use tokio::sync::Notify;
 
@@ -86,7 +87,7 @@ impl Adding<'_> {
             }
             let keep = self.options.existing == Existing::Keep;
             if keep && self.state().valid.contains(&path) {
-                self.state().report.added.push(path);
+                self.options.note_added(&mut self.state().report, path);
                 continue;
             }
             match self.admit(&info, &paths) {
@@ -193,7 +194,7 @@ impl Adding<'_> {
     fn request(&self, mut info: PathInfo, nar: NarStream) -> (AddToStoreNar, NarStream) {
         let check = NarCheck::new(&info, "its source");
         let (path, state) = (info.path.clone(), self.state.clone());
-        let nar = checked(nar, check).inspect(move |chunk| {
+        let nar = arriving(checked(nar, check), &self.options.progress).inspect(move |chunk| {
             if chunk.is_err() {
                 let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.failed.insert(path.clone());
@@ -215,7 +216,8 @@ impl Adding<'_> {
         let mut state = self.state();
         match (answer, state.doomed(&info)) {
             (Ok(()), _) => {
-                state.report.added.push(info.path.clone());
+                let path = info.path.clone();
+                self.options.note_added(&mut state.report, path);
                 state.report.written += info.nar_size;
                 state.valid.insert(info.path);
             }

@@ -39,13 +39,9 @@ impl Default for Pulse {
 
 /// Who takes content takes a sign of life.
 impl Progress for Pulse {
-    fn started(&self, _: &StorePath) {}
-
     fn advanced(&self, _: u64) {
         self.beat();
     }
-
-    fn finished(&self, _: &StorePath) {}
 }
 
 impl Pool<'_> {

@@ -27,6 +27,7 @@ use tk_narinfo::PathInfo;
 use tk_path::StorePath;
 use tk_store::{
     AddItem, AddItems, AddOptions, AddReport, Error, Existing, NarCheck, NarStream, Result,
+    progress::arriving,
 };
 use tokio::sync::mpsc;
 
@@ -126,7 +127,7 @@ impl Adding<'_> {
         let mut state = self.state();
         let there = state.valid.contains(path);
         if there {
-            state.report.added.push(path.clone());
+            self.options.note_added(&mut state.report, path.clone());
         }
         there
     }
@@ -172,7 +173,7 @@ impl Adding<'_> {
         let read = async {
             while open.recv().await.is_some() {
                 let Done = input.reply().await?;
-                self.state().answered();
+                self.state().answered(self.options);
             }
             Ok(())
         };
@@ -215,7 +216,8 @@ impl Adding<'_> {
 
     /// Sends one path. Of its NAR one chunk is kept back until all of it is known to be right; what
     /// fits in one chunk does not cost the connection if it is wrong.
-    async fn send(&self, output: &mut Output, info: &PathInfo, mut nar: NarStream) -> Result<Sent> {
+    async fn send(&self, output: &mut Output, info: &PathInfo, nar: NarStream) -> Result<Sent> {
+        let mut nar = arriving(nar, &self.options.progress);
         let mut info = info.clone();
         // What another store knew of itself.
         (info.ultimate, info.registration_time) = (false, 0);
@@ -274,10 +276,10 @@ impl State {
     }
 
     /// The server has taken the path that was sent first.
-    fn answered(&mut self) {
+    fn answered(&mut self, options: &AddOptions) {
         self.answered += 1;
         if let Some((path, size)) = self.open.pop_front() {
-            self.report.added.push(path);
+            options.note_added(&mut self.report, path);
             self.report.written += size;
         }
     }

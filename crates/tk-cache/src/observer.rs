@@ -1,0 +1,74 @@
+//! What happens on the wire, for those who want to see it.
+
+use std::{
+    fmt::{Debug, Display},
+    time::Duration,
+};
+
+/// Somebody who watches requests to servers. Called from any thread, often: it must not block.
+///
+/// # Security
+/// URLs come without logins and without queries, either of which may hold a secret. What a server
+/// said comes shortened and without control characters.
+pub trait NetworkObserver: Debug + Send + Sync {
+    /// A server answered a request, or it failed.
+    fn answered(&self, request: &AnsweredRequest<'_>) {
+        let _ = request;
+    }
+
+    /// A request is sent again after a wait, which begins now.
+    fn retrying(&self, retry: &RetriedRequest<'_>) {
+        let _ = retry;
+    }
+
+    /// So many bytes of some body came from a server, as they were sent.
+    fn received(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// So many bytes of some body went to a server.
+    fn sent(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// `cache` was not asked for `name`, because it is remembered what it said: whether it is
+    /// `there`.
+    fn remembered(&self, cache: &dyn Display, name: &str, there: bool) {
+        let _ = (cache, name, there);
+    }
+}
+
+/// Nobody watches.
+impl NetworkObserver for () {}
+
+/// One request, when the head of its answer has come.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AnsweredRequest<'a> {
+    /// Such as `GET`.
+    pub method: &'a str,
+    /// What was asked for.
+    pub url: &'a str,
+    /// The HTTP status, or why there is none.
+    pub outcome: Result<u16, &'a str>,
+    /// From the beginning of the request to the head of the answer.
+    pub time: Duration,
+    /// Bytes of the answer's body, as far as its head tells.
+    pub size: Option<u64>,
+}
+
+/// One request that is sent again.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RetriedRequest<'a> {
+    /// What was asked for.
+    pub url: &'a str,
+    /// What went wrong: the status and the server's own words, or why there was no answer.
+    pub reason: &'a str,
+    /// How long it waits before it is sent again.
+    pub wait: Duration,
+    /// The attempt that failed; the first is 1.
+    pub attempt: u32,
+    /// Attempts in all, if none succeeds.
+    pub attempts: u32,
+}

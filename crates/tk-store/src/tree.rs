@@ -1,0 +1,140 @@
+use crate::{
+    AddItems, AddOptions, AddReport, ContentHasher, Error, NarStream, Result, Store,
+    nar::{self, BlockingNar},
+    progress::Progress,
+};
+use async_trait::async_trait;
+use futures::{StreamExt, stream::BoxStream};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tk_nar::fs::DumpOptions;
+use tk_narinfo::PathInfo;
+use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
+
+/// Files and folders as store paths, from where they lie: nothing is copied, and nothing kept.
+///
+/// A tree is read once to find out which path it is, and again whenever its NAR is asked for. It
+/// may change in between: then the NAR is not what its metadata says, which whoever takes it
+/// notices ([`Store::add`] of every store).
+///
+/// Paths have no references, whatever their content mentions, as those that
+/// [`AddContent`](crate::AddContent) makes of files.
+#[derive(Debug, Default)]
+pub struct TreeStore {
+    dir: StoreDir,
+    trees: BTreeMap<StorePath, Tree>,
+}
+
+#[derive(Debug)]
+struct Tree {
+    info: PathInfo,
+    file: PathBuf,
+    options: DumpOptions,
+}
+
+impl TreeStore {
+    /// Without any tree, for paths of `dir`.
+    pub fn new(dir: StoreDir) -> Self {
+        TreeStore {
+            dir,
+            ..TreeStore::default()
+        }
+    }
+
+    /// Reads the file, folder or link at `file`, and takes it for the path that its content and
+    /// `name` make. Bytes that were read are told as advanced.
+    ///
+    /// # Errors
+    /// When it cannot be read, when `name` is none for a store path, or when `method` and
+    /// `algorithm` do not go together or not with this tree.
+    pub async fn read(
+        &mut self,
+        file: PathBuf,
+        options: DumpOptions,
+        name: &str,
+        (method, algorithm): (Method, Algorithm),
+        progress: Arc<dyn Progress>,
+    ) -> Result<PathInfo> {
+        let mut hasher = ContentHasher::new(method, algorithm)?;
+        let nar = BlockingNar::new(nar::dump(file.clone(), options.clone()));
+        let (dir, own_name) = (self.dir.clone(), name.to_owned());
+        let hash = move || {
+            for chunk in nar {
+                let chunk = chunk?;
+                hasher.update(&chunk)?;
+                progress.advanced(chunk.len() as u64);
+            }
+            hasher.finish(&dir, &own_name, &References::default())
+        };
+        let info = tokio::task::spawn_blocking(hash).await;
+        let info = info.map_err(|e| Error::io("waiting for a thread", io::Error::other(e)))??;
+        let tree = Tree {
+            info: info.clone(),
+            file,
+            options,
+        };
+        self.trees.insert(info.path.clone(), tree);
+        Ok(info)
+    }
+
+    /// Where the tree that is `path` lies.
+    pub fn file(&self, path: &StorePath) -> Option<&Path> {
+        self.trees.get(path).map(|tree| tree.file.as_path())
+    }
+}
+
+#[async_trait]
+impl Store for TreeStore {
+    fn dir(&self) -> &StoreDir {
+        &self.dir
+    }
+
+    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        let there = paths.iter().filter(|path| self.trees.contains_key(path));
+        Ok(there.cloned().collect())
+    }
+
+    fn infos<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
+        let look = |path: StorePath| {
+            let info = self.trees.get(&path).map(|tree| tree.info.clone());
+            Ok((path, info))
+        };
+        paths.map(look).boxed()
+    }
+
+    async fn nar(&self, path: &StorePath) -> Result<NarStream> {
+        match self.trees.get(path) {
+            Some(tree) => Ok(nar::dump(tree.file.clone(), tree.options.clone())),
+            None => Err(Error::NotFound {
+                path: path.clone(),
+                store: self.to_string(),
+            }),
+        }
+    }
+
+    /// Nothing can be added.
+    async fn add(&self, _: AddItems<'_>, _: &AddOptions) -> Result<AddReport> {
+        Err(Error::Unsupported {
+            store: self.to_string(),
+            what: "are files as they lie; nothing can be added to them".to_owned(),
+        })
+    }
+
+    async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
+        let mut paths = self.trees.keys();
+        Ok(paths.find(|path| path.to_hash_part() == *part).cloned())
+    }
+}
+
+impl fmt::Display for TreeStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the given files")
+    }
+}
