@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 use tk_cache::observer::NetworkObserver;
+use tk_path::StoreDir;
 use wire::{Wire, WireCount};
 
 /// How progress is shown.
@@ -138,13 +139,14 @@ impl Ui {
     }
 
     /// Progress over `paths` paths and `bytes` bytes: a bar on a terminal, else a line a path.
-    pub fn progress(&self, verb: &'static str, paths: usize, bytes: u64) -> Meter {
-        Meter::new(*self, verb, Some(paths as u64), Some(bytes))
+    /// `dir` is where the paths belong.
+    pub fn progress(&self, verb: &'static str, dir: &StoreDir, paths: usize, bytes: u64) -> Meter {
+        Meter::new(*self, verb, dir.clone(), Some(paths as u64), Some(bytes))
     }
 
     /// Progress over one thing of unknown size.
     pub fn reading(&self, verb: &'static str) -> Meter {
-        Meter::new(*self, verb, None, None)
+        Meter::new(*self, verb, StoreDir::default(), None, None)
     }
 
     /// Waits for `work`, which asks about `what`. Says so if that takes a while.

@@ -71,7 +71,7 @@ impl Verify {
         let jobs = jobs.map_or(1, NonZeroUsize::get);
         let meter = cx
             .ui
-            .progress("verify", found.infos.len(), found.nar_size());
+            .progress("verify", store.dir(), found.infos.len(), found.nar_size());
         let checks = stream::iter(found.infos.values())
             .map(|info| self.check(&*store, info, &trust, &meter))
             .buffer_unordered(jobs);

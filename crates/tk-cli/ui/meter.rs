@@ -14,7 +14,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tk_path::StorePath;
+use tk_path::{StoreDir, StorePath};
 use tk_store::copy::Progress;
 use tokio::task::AbortHandle;
 
@@ -29,6 +29,8 @@ pub struct Meter {
 struct Job {
     ui: Ui,
     verb: &'static str,
+    /// Where the paths belong.
+    dir: StoreDir,
     paths: Option<u64>,
     /// Of all NARs, if that is known.
     bytes: Option<u64>,
@@ -42,12 +44,19 @@ struct Job {
 }
 
 impl Meter {
-    pub(super) fn new(ui: Ui, verb: &'static str, paths: Option<u64>, bytes: Option<u64>) -> Self {
+    pub(super) fn new(
+        ui: Ui,
+        verb: &'static str,
+        dir: StoreDir,
+        paths: Option<u64>,
+        bytes: Option<u64>,
+    ) -> Self {
         let mode = ui.0.mode;
         let bottom = (mode == ProgressMode::Bar).then(|| ui.bottom());
         let job = Arc::new(Job {
             ui,
             verb,
+            dir,
             paths,
             bytes,
             moved: AtomicU64::new(0),
@@ -113,7 +122,7 @@ impl Meter {
                 job.ui.line(format_args!("{verb} [{done}/{all}] {path}"));
             }
             ProgressMode::Json => {
-                let fields = json!({ "verb": job.verb, "path": path.to_string(), "done": done,
+                let fields = json!({ "verb": job.verb, "path": job.dir.path(path), "done": done,
                     "paths": all });
                 job.ui.event("visible", fields);
             }
@@ -134,7 +143,7 @@ impl Drop for Meter {
 impl Progress for Meter {
     fn started(&self, path: &StorePath) {
         self.name(path.name());
-        let fields = json!({ "verb": self.job.verb, "path": path.to_string() });
+        let fields = json!({ "verb": self.job.verb, "path": self.job.dir.path(path) });
         self.job.ui.event("started", fields);
     }
 

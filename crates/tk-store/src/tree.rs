@@ -4,7 +4,10 @@ use crate::{
     progress::Progress,
 };
 use async_trait::async_trait;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{
+    StreamExt, future,
+    stream::{self, BoxStream},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
@@ -14,8 +17,10 @@ use std::{
 use tk_nar::fs::DumpOptions;
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
+use tokio::sync::mpsc;
 
-/// Files and folders as store paths, from where they lie: nothing is copied, and nothing kept.
+/// Files and folders as store paths, from where they lie, before another store: nothing is copied,
+/// and nothing kept.
 ///
 /// A tree is read once to find out which path it is, and again whenever its NAR is asked for. It
 /// may change in between: then the NAR is not what its metadata says, which whoever takes it
@@ -23,9 +28,9 @@ use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
 ///
 /// Paths have no references, whatever their content mentions, as those that
 /// [`AddContent`](crate::AddContent) makes of files.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct TreeStore {
-    dir: StoreDir,
+    behind: Arc<dyn Store>,
     trees: BTreeMap<StorePath, Tree>,
 }
 
@@ -37,11 +42,11 @@ struct Tree {
 }
 
 impl TreeStore {
-    /// Without any tree, for paths of `dir`.
-    pub fn new(dir: StoreDir) -> Self {
+    /// Without any tree yet. What is no tree is asked of the store `behind`.
+    pub fn new(behind: Arc<dyn Store>) -> Self {
         TreeStore {
-            dir,
-            ..TreeStore::default()
+            behind,
+            trees: BTreeMap::new(),
         }
     }
 
@@ -61,7 +66,7 @@ impl TreeStore {
     ) -> Result<PathInfo> {
         let mut hasher = ContentHasher::new(method, algorithm)?;
         let nar = BlockingNar::new(nar::dump(file.clone(), options.clone()));
-        let (dir, own_name) = (self.dir.clone(), name.to_owned());
+        let (dir, own_name) = (self.dir().clone(), name.to_owned());
         let hash = move || {
             for chunk in nar {
                 let chunk = chunk?;
@@ -90,32 +95,46 @@ impl TreeStore {
 #[async_trait]
 impl Store for TreeStore {
     fn dir(&self) -> &StoreDir {
-        &self.dir
+        self.behind.dir()
     }
 
     async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
-        let there = paths.iter().filter(|path| self.trees.contains_key(path));
-        Ok(there.cloned().collect())
+        let paths = paths.iter().cloned();
+        let (mut there, others): (BTreeSet<_>, BTreeSet<_>) =
+            paths.partition(|path| self.trees.contains_key(path));
+        if !others.is_empty() {
+            there.extend(self.behind.valid(&others).await?);
+        }
+        Ok(there)
     }
 
     fn infos<'a>(
         &'a self,
         paths: BoxStream<'a, StorePath>,
     ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
-        let look = |path: StorePath| {
-            let info = self.trees.get(&path).map(|tree| tree.info.clone());
-            Ok((path, info))
-        };
-        paths.map(look).boxed()
+        // Trees are answered at once, in the midst of what the other store is asked.
+        let (send, trees) = mpsc::unbounded_channel();
+        let others = paths.filter_map(move |path| {
+            let Some(tree) = self.trees.get(&path) else {
+                return future::ready(Some(path));
+            };
+            // The receiver is gone only when nobody wants an answer.
+            let _ = send.send(Ok((path, Some(tree.info.clone()))));
+            future::ready(None)
+        });
+        // When its answers end it goes, with the sender: then the trees end too.
+        let others = self.behind.infos(others.boxed());
+        let others = stream::unfold(others, async |mut others| {
+            Some((others.next().await?, others))
+        });
+        let trees = stream::unfold(trees, async |mut trees| Some((trees.recv().await?, trees)));
+        stream::select(trees.boxed(), others.boxed()).boxed()
     }
 
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
         match self.trees.get(path) {
             Some(tree) => Ok(nar::dump(tree.file.clone(), tree.options.clone())),
-            None => Err(Error::NotFound {
-                path: path.clone(),
-                store: self.to_string(),
-            }),
+            None => self.behind.nar(path).await,
         }
     }
 
@@ -123,18 +142,22 @@ impl Store for TreeStore {
     async fn add(&self, _: AddItems<'_>, _: &AddOptions) -> Result<AddReport> {
         Err(Error::Unsupported {
             store: self.to_string(),
-            what: "are files as they lie; nothing can be added to them".to_owned(),
+            what: "is only read from, beside files as they lie".to_owned(),
         })
     }
 
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
         let mut paths = self.trees.keys();
-        Ok(paths.find(|path| path.to_hash_part() == *part).cloned())
+        match paths.find(|path| path.to_hash_part() == *part) {
+            Some(path) => Ok(Some(path.clone())),
+            None => self.behind.find(part).await,
+        }
     }
 }
 
+/// The store behind.
 impl fmt::Display for TreeStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the given files")
+        self.behind.fmt(f)
     }
 }

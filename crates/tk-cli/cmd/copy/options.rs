@@ -160,7 +160,11 @@ impl Beside<'_> {
         (src, dst): (&Opened, &Opened),
     ) -> Result<CopyReport> {
         tell_decisions(cx, &plan, src);
-        let meter = Arc::new(cx.ui.progress(verb, plan.missing.len(), plan.nar_size()));
+        let dir = src.store().dir().clone();
+        let meter = Arc::new(
+            cx.ui
+                .progress(verb, &dir, plan.missing.len(), plan.nar_size()),
+        );
         let derivers = plan.derivers.clone();
         let report = plan.run(&src.store(), &*dst.store(), meter.clone()).await;
         meter.clear();
