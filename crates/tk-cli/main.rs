@@ -6,6 +6,8 @@ mod build_log;
 mod cmd;
 mod failure;
 mod failures;
+mod help;
+mod interrupt;
 mod keys;
 mod listing;
 mod open;
@@ -16,7 +18,7 @@ mod ui;
 mod words;
 
 use anyhow::Result;
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, error::ErrorKind};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::{ffi::OsString, io, pin::Pin, process::ExitCode, time::Duration};
 use tk_store::Error;
@@ -91,7 +93,15 @@ impl Cli {
                 return Ok(cli);
             }
         }
-        let matches = Cli::command().try_get_matches()?;
+        let matches = Cli::command()
+            .try_get_matches()
+            .or_else(|error| match error.kind() {
+                // To write the help takes a moment that others need not wait for.
+                ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                    help::with_examples(Cli::command()).try_get_matches()
+                }
+                _ => Err(error),
+            })?;
         Ok((Cli::from_arg_matches(&matches)?, Asked::of(&matches)))
     }
 
@@ -250,7 +260,12 @@ fn run(cli: Cli, ui: Ui) -> Result<Answer> {
             let command = Box::pin(cli.command.run(&context));
             runtime.block_on(until_told_to_end(command, &context.cancel))
         }
-        false => runtime.block_on(cli.command.run(&context)),
+        false => {
+            if let Some(advice) = cli.command.when_interrupted() {
+                interrupt::watch(advice);
+            }
+            runtime.block_on(cli.command.run(&context))
+        }
     };
     if serves {
         // Whatever still reads from a client that is silent would read for ever.

@@ -7,8 +7,10 @@ mod wire;
 pub use crate::words::out;
 pub use meter::Meter;
 
-use crate::words::tell;
-
+use crate::{
+    interrupt,
+    words::{plain, tell},
+};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::{
@@ -111,7 +113,8 @@ impl Ui {
     fn message(&self, level: &str, prefix: &str, line: impl Display) {
         match self.0.mode {
             ProgressMode::Json => {
-                let text = line.to_string();
+                // As JSON cannot escape it.
+                let text = plain(&line.to_string());
                 self.event("message", json!({ "level": level, "text": text }));
             }
             _ => self.line(format_args!("{prefix}{line}")),
@@ -212,6 +215,7 @@ impl Ui {
         let bar = ProgressBar::with_draw_target(None, target);
         bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is a constant"));
         self.attach(&bar);
+        interrupt::clears(&bar);
         Bottom { ui: *self, bar }
     }
 

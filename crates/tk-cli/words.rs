@@ -2,6 +2,7 @@
 //! all data to stdout: what others wrote never reaches a terminal or a log as it came, secret keys never
 //! reach it at all, and a reader who is gone is told apart from a store that is gone.
 
+use crate::help;
 use std::{
     error::Error,
     fmt::{self, Display},
@@ -174,20 +175,34 @@ pub fn is_reader_gone(error: &anyhow::Error) -> bool {
 /// Prints what the parser of the command line has to say: what is wrong with it, or the help that was
 /// asked for. The status to end with.
 pub fn tell_usage(error: &clap::Error) -> ExitCode {
-    let text = error.render().to_string();
-    if error.use_stderr() && conceal(&text) != text {
-        text.lines().for_each(tell);
-    } else if let Err(failed) = error.print()
-        && !error.use_stderr()
-    {
-        let failed = of_stdout(failed).into();
-        if is_reader_gone(&failed) {
-            return ExitCode::from(READER_GONE);
-        }
-        tell_error(&failed);
-        return ExitCode::from(2);
+    let terminal = match error.use_stderr() {
+        true => io::stderr().is_terminal(),
+        false => is_terminal(),
+    };
+    let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+    let text = error.render();
+    let text = match colours {
+        true => text.ansi().to_string(),
+        false => text.to_string(),
+    };
+    let text = conceal(&help::unglued(&text));
+    if error.use_stderr() {
+        let _ = io::stderr().write_all(text.as_bytes());
+        return ExitCode::from(error.exit_code().try_into().unwrap_or(2));
     }
-    ExitCode::from(error.exit_code().try_into().unwrap_or(2))
+    let mut out = stdout();
+    let written = out.write_all(text.as_bytes());
+    match written
+        .and_then(|()| out.flush())
+        .map_err(anyhow::Error::from)
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) if is_reader_gone(&failed) => ExitCode::from(READER_GONE),
+        Err(failed) => {
+            tell_error(&failed);
+            ExitCode::from(2)
+        }
+    }
 }
 
 static WRITTEN: AtomicBool = AtomicBool::new(false);

@@ -53,8 +53,8 @@ fn a_nar_goes_round() {
 
     assert_eq!(machine.ok("nar cat x.nar share/doc/x"), "this is x");
     assert_eq!(machine.ok("nar cat --follow x.nar link"), "#!/bin/sh");
-    for member in ["share", "link", "nothing", "../x"] {
-        machine.fails(2, &format!("nar cat x.nar {member}"));
+    for (member, status) in [("share", 2), ("link", 2), ("nothing", 1), ("../x", 1)] {
+        machine.fails(status, &format!("nar cat x.nar {member}"));
     }
 }
 

@@ -2,11 +2,14 @@
 //! out on stdout and stderr.
 
 mod check;
+mod completions;
 mod copying;
 mod derivation;
+mod examples;
 mod files;
 mod misuse;
 mod progress;
 mod stores;
+mod words;
 
 pub use crate::support::machine::{Done, Machine};

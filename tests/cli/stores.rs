@@ -287,7 +287,7 @@ fn ls_and_cat() {
                 .fails(2, &format!("cat {path}/link {store}"))
                 .contains("deep/b")
         );
-        machine.fails(2, &format!("cat {path}/nothing {store}"));
+        machine.fails(1, &format!("cat {path}/nothing {store}"));
         let json: Value =
             serde_json::from_str(&machine.ok(&format!("ls --json {path} {store}"))).unwrap();
         assert_eq!(json["root"]["entries"]["link"]["target"], "deep/b");

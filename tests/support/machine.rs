@@ -52,7 +52,8 @@ impl Machine {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tk-store"));
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if name.starts_with("NIX_") || name.starts_with("XDG_") {
+            let own = ["TK_STORE", "TK_SIGN_KEY", "TK_TO"].contains(&&*name);
+            if own || name.starts_with("NIX_") || name.starts_with("XDG_") {
                 command.env_remove(&*name);
             }
         }

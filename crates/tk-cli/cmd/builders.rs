@@ -4,6 +4,7 @@ use crate::{
     failure::tell_failure,
     open::{BuildOptions, OpenMachine, RemoteArgs, Wish, open, slots},
     ui,
+    words::plain,
 };
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -251,8 +252,8 @@ fn probe_line(probe: &Probe) -> String {
         Err(error) => return format!("{machine}\n  does not answer: {}", error.to_line()),
         Ok(said) => said,
     };
-    let nix = said.nix_version.as_deref().unwrap_or("of unknown version");
-    let protocol = said.protocol.as_deref().unwrap_or("unknown");
+    let nix = plain(said.nix_version.as_deref().unwrap_or("of unknown version"));
+    let protocol = plain(said.protocol.as_deref().unwrap_or("unknown"));
     let trust = match said.trusted {
         Some(true) => "trusts the account",
         Some(false) => "does not trust the account",

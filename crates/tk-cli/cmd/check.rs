@@ -243,7 +243,7 @@ const EXAMPLES: &str = "\
 Examples:
   tk-store check ./result --closure --in https://cache.nixos.org
   tk-store check --closure --missing --in https://cache.example.org /nix/store/…-system \\
-    --store daemon | xargs tk-store push --to …
+    --store daemon | xargs -r tk-store push --to s3://my-cache
   nix-store -qR ./result | tk-store check --in file:///srv/cache --in https://cache.nixos.org
   tk-store check --closure --outputs /nix/store/…-hello.drv --in https://cache.nixos.org
 

@@ -306,10 +306,11 @@ fn json(connection: u64, event: &ServerEvent<'_>) -> Value {
 const EXAMPLES: &str = "\
 Examples:
   tk-store daemon --store /srv/store --socket /run/my-store.socket
-  nix path-info --store unix:///run/my-store.socket?root=/srv/store --all
+  nix path-info --store 'unix:///run/my-store.socket?root=/srv/store' --all
 
   tk-store daemon --store file:///srv/cache --socket /run/cache.socket --trusted-user @builders
-  nix copy --to 'ssh-ng://host?remote-program=tk-store daemon --store file:///srv/cache' ./result";
+  nix copy --to 'ssh-ng://host?remote-program=tk-store daemon --store file:///srv/cache' \\
+    --no-check-sigs ./result";
 
 #[cfg(test)]
 mod tests {

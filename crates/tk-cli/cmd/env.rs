@@ -16,6 +16,7 @@ pub enum Env {
 
 /// List the environments that are kept, and for whom
 #[derive(clap::Args)]
+#[command(after_help = "Example:\n  tk-store env list --json")]
 pub struct List {
     /// Print JSON
     #[arg(long)]
@@ -27,6 +28,7 @@ pub struct List {
 /// What nothing else keeps goes with the store's next collection of garbage. Evaluating does the
 /// first part, too.
 #[derive(clap::Args)]
+#[command(after_help = "Example:\n  tk-store env gc")]
 pub struct Gc {
     /// Print JSON
     #[arg(long)]
@@ -37,6 +39,7 @@ pub struct Gc {
 ///
 /// Prints the text.
 #[derive(clap::Args)]
+#[command(after_help = ALLOW_EXAMPLES)]
 pub struct Allow {
     #[command(flatten)]
     what: WhatArgs,
@@ -202,11 +205,15 @@ async fn found(
     Ok(found.map_err(|failure| tell_failure(cx, &what.spelled(), &failure)))
 }
 
+const ALLOW_EXAMPLES: &str = "\
+Examples:
+  tk-store env allow .#ci
+  tk-store env allow -f shell.nix --revoke";
 const EXPORT_EXAMPLES: &str = "\
 Examples:
-  source <(tk-store env export)                                   in bash
-  tk-store env export .#ci --format fish | source                 in fish
-  eval \"$(tk-store env export -f shell.nix --format zsh)\"         in zsh
+  source <(tk-store env export)
+  tk-store env export .#ci --format fish | source  # fish
+  eval \"$(tk-store env export -f shell.nix --format zsh)\"  # zsh
   echo 'eval \"$(tk-store env export --format direnv)\"' >.envrc && direnv allow";
 /// Files that direnv looks at before every prompt.
 const MOST_WATCHED: usize = 1000;

@@ -24,8 +24,9 @@ pub enum Key {
         public: Option<PathBuf>,
     },
     /// Print the public key of a secret key
+    #[command(after_help = "Example:\n  tk-store key public my.key")]
     Public {
-        /// The file with the secret key
+        /// The file with the secret key; - is stdin
         #[arg(value_name = "FILE")]
         secret: PathBuf,
     },
@@ -67,7 +68,7 @@ pub fn generate(name: &str, secret: &Path, public: &Path) -> Result<PublicKey> {
 }
 
 fn new_key(name: &str) -> Result<SecretKey> {
-    SecretKey::generate(name).with_context(|| format!("cannot make a key named '{name}'"))
+    SecretKey::generate(name).context("cannot make a key")
 }
 
 fn write_new(file: &Path, mode: u32, content: &[u8]) -> Result<()> {

@@ -94,6 +94,17 @@ impl Command {
         !matches!(self, Command::Shell(_) | Command::Run(_))
     }
 
+    /// What to say when it is interrupted, if it shows how far it is.
+    pub fn when_interrupted(&self) -> Option<&'static str> {
+        match self {
+            Command::Push(_) | Command::Pull(_) | Command::Copy(_) => Some(
+                "interrupted; the same command goes on from there: what has arrived is not sent again",
+            ),
+            Command::Add(_) | Command::Check(_) | Command::Verify(_) => Some("interrupted"),
+            _ => None,
+        }
+    }
+
     /// Whether it runs nix, which is to end with it.
     pub fn runs_nix(&self) -> bool {
         matches!(

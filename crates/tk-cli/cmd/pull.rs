@@ -147,4 +147,4 @@ impl Pull {
 const EXAMPLES: &str = "\
 Examples:
   tk-store pull /nix/store/…-hello --from file:///srv/cache --trusted-key my.pub
-  tk-store pull /nix/store/…-hello --from file:///srv/cache --to ~/my-store --out-link result";
+  tk-store pull /nix/store/…-hello --from file:///srv/cache --to ~/my-store --no-check-sigs -o result";

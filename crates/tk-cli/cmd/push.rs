@@ -184,6 +184,7 @@ impl Push {
 const EXAMPLES: &str = "\
 Examples:
   tk-store push ./result --to file:///srv/cache --sign-key my.key
+  tk-store push ./result --to file:///srv/cache --sign-key-env CI_SECRET_KEY
   tk-store push ~/data --to file:///srv/cache --compression xz --level 9
   tk-store push ./result --to s3://my-cache --upstream https://cache.nixos.org
   tk-store push $(cat paths) --to file:///srv/cache --json";

@@ -70,6 +70,7 @@ impl Info {
 
 /// Check who has signed what outputs are said to be
 #[derive(clap::Args)]
+#[command(after_help = VERIFY_EXAMPLES)]
 pub struct Verify {
     /// Outputs: DRV^OUT, or sha256:HASH!OUT as Nix up to 2.34 has them
     #[arg(required = true, value_name = "OUTPUT")]
@@ -104,6 +105,7 @@ impl Verify {
 
 /// Sign what outputs turned out to be
 #[derive(clap::Args)]
+#[command(after_help = SIGN_EXAMPLES)]
 pub struct Sign {
     /// Outputs: DRV^OUT, or sha256:HASH!OUT as Nix up to 2.34 has them
     #[arg(required = true, value_name = "OUTPUT")]
@@ -230,6 +232,12 @@ fn answer(found: &[(String, Option<Known>)]) -> Answer {
     }
 }
 
+const VERIFY_EXAMPLES: &str = "\
+Example:
+  tk-store realisation verify --store file:///srv/cache /nix/store/…-hello.drv^out --trusted-key my.pub";
+const SIGN_EXAMPLES: &str = "\
+Example:
+  tk-store realisation sign --store file:///srv/cache /nix/store/…-hello.drv^out --key-file my.key";
 const EXAMPLES: &str = "\
 Example:
   tk-store realisation info --store file:///srv/cache /nix/store/…-hello.drv^out --json";

@@ -50,4 +50,7 @@ impl ServeSsh {
 const EXAMPLES: &str = "\
 Examples:
   nix copy --to 'ssh://host?remote-program=tk-store%20serve-ssh' ./result
-  command=\"tk-store serve-ssh --store file:///srv/cache --write\" ssh-ed25519 AAAA…";
+  tk-store serve-ssh --store file:///srv/cache --write
+
+A line of authorized_keys:
+  command=\"tk-store serve-ssh --store file:///srv/cache --write\" ssh-ed25519 AAAA… me@laptop";

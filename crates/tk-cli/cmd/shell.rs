@@ -440,8 +440,8 @@ Examples:
   tk-store shell .#ci --pure --keep CI -- ./run-tests
   tk-store shell -f shell.nix -A ci -- make test
   tk-store shell /nix/store/…-hello.drv -- make
-  tk-store shell --allow                    an interactive bash; its shellHook may run
-  tk-store shell --owner pid:$$ -- true     kept until the calling shell ends";
+  tk-store shell --allow  # an interactive bash, whose shellHook may run
+  tk-store shell --owner pid:$$ -- true  # kept until the calling shell ends";
 const RUN_EXAMPLES: &str = "\
 Examples:
   tk-store run -p jq -- jq .name package.json

@@ -2,6 +2,7 @@ use crate::{
     Answer, Context,
     open::{Info, Wish, open},
     ui,
+    words::plain,
 };
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -41,7 +42,7 @@ impl Store {
             ui::out(to_json(&info))?;
         } else {
             for (name, value) in to_lines(&info) {
-                ui::out(format_args!("{name}: {value}"))?;
+                ui::out(format_args!("{name}: {}", plain(&value)))?;
             }
         }
         Ok(Answer::Yes)

@@ -119,7 +119,11 @@ impl SecretKey {
         if name.is_empty()
             || name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control())
         {
-            return Err(KeyError::Name { name: shown(name) });
+            // What is behind a ':' may be a secret that was given by mistake.
+            let (before, rest) = name.split_at(name.find(':').unwrap_or(name.len()));
+            let more = if rest.is_empty() { "" } else { ":…" };
+            let name = shown(before) + more;
+            return Err(KeyError::Name { name });
         }
         let mut seed = Zeroizing::new([0; PUBLIC_KEY_BYTES]);
         getrandom::fill(&mut *seed).map_err(KeyError::Random)?;

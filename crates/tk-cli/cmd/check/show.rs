@@ -1,7 +1,7 @@
 //! What a check prints.
 
 use super::What;
-use crate::{Context, ui};
+use crate::{Context, interrupt, ui};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -249,5 +249,7 @@ pub fn sum(summary: &Summary) -> String {
 fn counter() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
     let style = ProgressStyle::with_template("check {spinner} {pos} paths, {per_sec}");
-    bar.with_style(style.expect("the template is constant"))
+    let bar = bar.with_style(style.expect("the template is constant"));
+    interrupt::clears(&bar);
+    bar
 }

@@ -26,8 +26,8 @@ _tk_store() {
     # Outside of a completion, as in a test, there is nothing to set.
     if [[ ${found[0]} == files ]]; then compopt -o default; else compopt +o default; fi 2>/dev/null
     if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[/=:] ]]; then compopt -o nospace; fi 2>/dev/null
-    # Files beside words.
-    if [[ ${found[0]} == files && ${#COMPREPLY[@]} != 0 ]]; then
+    # Files beside words, unless only a part of the word is bash's to complete.
+    if [[ ${found[0]} == files && ${#COMPREPLY[@]} != 0 && -z $before ]]; then
         mapfile -t found < <(compgen -f -- "$word")
         COMPREPLY+=("${found[@]}")
     fi
