@@ -163,12 +163,12 @@ mod tests {
         assert_eq!(state().to_bar(40), "push 12/40 paths  12.00 MiB/16.00 MiB");
         assert_eq!(
             state().to_bar(80),
-            "push [===========>   ] 12/40 paths  12.00 MiB/16.00 MiB  1.50 MiB/s  ETA 3 s"
+            "push [=============>    ] 12/40 paths  12.00 MiB/16.00 MiB  1.50 MiB/s  ETA 3 s"
         );
         assert_eq!(
             state().to_bar(140),
             "push [======================>       ] 12/40 paths  12.00 MiB/16.00 MiB  1.50 MiB/s  \
-             ETA 3 s  5.00 MiB on the wire  hello-2.12.1-with-a-long-nam"
+             ETA 3 s  5.00 MiB on the wire  hello-2.12.1-with-a-long"
         );
         assert_eq!(state().to_bar(10), "push 12/4");
     }
@@ -183,7 +183,7 @@ mod tests {
         };
         assert_eq!(
             nothing.to_bar(60),
-            "pull [>       ] 0/1 path  0 B/16.00 MiB  0 B/s"
+            "pull [>                    ] 0/1 path  0 B/16.00 MiB  0 B/s"
         );
         assert_eq!(nothing.to_line(), "pull 0/1 path 0 B of 16.00 MiB");
         let reading = State {
