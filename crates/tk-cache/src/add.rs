@@ -82,6 +82,14 @@ pub(crate) enum Failure {
     Cache(Error),
 }
 
+impl Failure {
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Failure::Item(error) | Failure::Cache(error) => error,
+        }
+    }
+}
+
 /// [`Store::add`](tk_store::Store::add) of a cache.
 pub(crate) async fn run<T: Target>(
     cache: &Arc<T>,

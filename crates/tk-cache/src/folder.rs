@@ -17,12 +17,12 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     io::{self, Write},
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 use tk_nar::fs::trees_at_once;
@@ -30,9 +30,12 @@ use tk_narinfo::{
     CacheInfo, Compression, MAX_CACHE_INFO_BYTES, MAX_NARINFO_BYTES, NarInfo, PathInfo, SecretKey,
     Signature,
 };
-use tk_path::{HashPart, StoreDir, StorePath};
-use tk_store::{AddItems, AddOptions, AddReport, AddSignatures, Error, NarStream, Result, Store};
+use tk_path::{Algorithm, HashPart, Method, NarHash, StoreDir, StorePath};
+use tk_store::{
+    AddItems, AddOptions, AddReport, AddSignatures, ContentHasher, Error, NarStream, Result, Store,
+};
 use tokio::sync::Semaphore;
+use upload::PackedAhead;
 
 /// How to open a [`FolderCache`].
 #[derive(Debug, Clone)]
@@ -112,6 +115,8 @@ struct Inner {
     free_memory: Arc<Semaphore>,
     /// One thread for each upload.
     packers: Pool,
+    /// By the hashes of their NARs.
+    packed_ahead: Mutex<BTreeMap<NarHash, PackedAhead>>,
 }
 
 impl FolderCache {
@@ -164,6 +169,33 @@ impl FolderCache {
             files::write(&path, &text).map_err(doing)
         })
         .await
+    }
+
+    /// Packs `nar` before it is known which path it will be, and returns that path: the one that
+    /// its content and `name` make, without references.
+    ///
+    /// Nobody sees anything of it until the path is added to this cache: then its NAR is not read
+    /// once more. What is not added is removed when the last clone of this is dropped.
+    ///
+    /// # Errors
+    /// When the NAR breaks off or is none, when it cannot be written, or when `method` and
+    /// `algorithm` do not go together.
+    pub async fn pack_ahead(
+        &self,
+        name: &str,
+        (method, algorithm): (Method, Algorithm),
+        nar: NarStream,
+    ) -> Result<PathInfo> {
+        let hasher = ContentHasher::new(method, algorithm)?;
+        let inner = self.0.clone();
+        inner.pack_ahead(name.to_owned(), hasher, nar).await
+    }
+
+    /// Whether there may be a path named `name`. A cache that has many paths is not searched: there
+    /// may be one.
+    pub async fn may_have_name(&self, name: &str) -> Result<bool> {
+        let (inner, name) = (self.0.clone(), name.to_owned());
+        blocking(move || inner.may_have_name(&name)).await
     }
 
     /// Everything that the cache has. Reads every narinfo.
@@ -294,6 +326,7 @@ impl Inner {
         let memory = (compressor.memory_of_all() / MIB) as u32;
         let inner = Inner {
             packers: Pool::new(config.jobs.get()),
+            packed_ahead: Mutex::default(),
             config,
             root,
             compressor,
@@ -408,6 +441,33 @@ impl Inner {
         Ok(narinfo)
     }
 
+    fn may_have_name(&self, name: &str) -> Result<bool> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(reading(&self.root, e)),
+        };
+        let mut parts = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| reading(&self.root, e))?.file_name();
+            parts.extend(entry.to_str().and_then(layout::part_of_narinfo));
+            if parts.len() > MOST_SEARCHED {
+                return Ok(true);
+            }
+        }
+        // One that cannot be read may be it.
+        let may_be = |part| match self.narinfo_of_part(&part) {
+            Ok(narinfo) => narinfo.is_some_and(|narinfo| narinfo.info.path.name() == name),
+            Err(_) => true,
+        };
+        Ok(parts.into_iter().any(may_be))
+    }
+
+    fn packed_ahead(&self) -> MutexGuard<'_, BTreeMap<NarHash, PackedAhead>> {
+        let ahead = self.packed_ahead.lock();
+        ahead.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
         let entries = match fs::read_dir(&self.root) {
             Ok(entries) => entries,
@@ -469,6 +529,9 @@ fn writing(path: &Path, error: impl Into<io::Error>) -> Error {
 
 /// Narinfos that one thread reads before it answers.
 const BATCH: usize = 64;
+
+/// Narinfos that are read to find a name.
+const MOST_SEARCHED: usize = 2000;
 
 const MIB: u64 = 1 << 20;
 

@@ -8,12 +8,54 @@ use std::{
 use tk_nar::{Listing, ListingBuilder};
 use tk_narinfo::{Compression, NarInfo, PathInfo, SecretKey};
 use tk_path::{Algorithm, Hash, Hasher, StoreDir};
-use tk_store::{Error, NarCheck, nar::BlockingNar};
+use tk_store::{ContentHasher, Error, NarCheck, nar::BlockingNar};
+
+/// A NAR to be packed.
+pub(crate) struct Unpacked<C> {
+    pub(crate) nar: BlockingNar,
+    /// Its size, if that is known.
+    pub(crate) size: Option<u64>,
+    /// What sees all of it.
+    pub(crate) check: C,
+    /// Whose it is, for errors.
+    pub(crate) name: String,
+}
+
+impl Unpacked<NarCheck> {
+    /// The NAR that `info` is about. That it is what it should be is for the caller to ask at the
+    /// end.
+    pub(crate) fn of(info: &PathInfo, nar: BlockingNar) -> Self {
+        Unpacked {
+            nar,
+            size: (info.nar_size != 0).then_some(info.nar_size),
+            check: NarCheck::new(info, "its source"),
+            name: info.path.to_string(),
+        }
+    }
+}
+
+/// What sees a NAR while it is packed.
+pub(crate) trait ContentCheck {
+    /// Takes the next bytes; an error ends it.
+    fn update(&mut self, chunk: &[u8]) -> tk_store::Result<()>;
+}
+
+impl ContentCheck for NarCheck {
+    fn update(&mut self, chunk: &[u8]) -> tk_store::Result<()> {
+        NarCheck::update(self, chunk)
+    }
+}
+
+impl ContentCheck for ContentHasher {
+    fn update(&mut self, chunk: &[u8]) -> tk_store::Result<()> {
+        ContentHasher::update(self, chunk)
+    }
+}
 
 /// What is known of a NAR when all of it was packed.
 pub(crate) struct Packed {
-    /// Hash of the packed file.
-    pub(crate) hash: Hash,
+    /// Hash of the packed file; `None` where that is the NAR as it is.
+    hash: Option<Hash>,
     /// Bytes of the packed file.
     pub(crate) size: u64,
     /// Bytes of the NAR.
@@ -22,15 +64,20 @@ pub(crate) struct Packed {
     pub(crate) listing: Option<Listing>,
 }
 
-/// Packs `nar` into `out`, if it is what `info` says. `broken` says what could not be written.
-pub(crate) fn pack<W: Write>(
+/// Packs a NAR into `out`, and gives back what saw it. `broken` says what could not be written.
+pub(crate) fn pack<W: Write, C: ContentCheck>(
     compressor: &Compressor,
-    info: &PathInfo,
-    nar: BlockingNar,
+    unpacked: Unpacked<C>,
     list: bool,
     out: W,
     broken: impl Fn(io::Error) -> Failure,
-) -> Result<(W, Packed), Failure> {
+) -> Result<(W, C, Packed), Failure> {
+    let Unpacked {
+        nar,
+        size,
+        mut check,
+        name,
+    } = unpacked;
     let plain = compressor.compression() == Compression::None;
     let counted = Counted {
         out,
@@ -38,36 +85,38 @@ pub(crate) fn pack<W: Write>(
         hasher: (!plain).then(|| Hasher::new(Algorithm::Sha256)),
         size: 0,
     };
-    let size = (info.nar_size != 0).then_some(info.nar_size);
     let mut encoder = compressor.encoder(counted, size).map_err(&broken)?;
-    let mut check = NarCheck::new(info, "its source");
     let mut listing = list.then(ListingBuilder::new);
     let mut nar_size = 0;
     for chunk in nar {
         let chunk = chunk.map_err(Failure::Item)?;
         check.update(&chunk).map_err(Failure::Item)?;
         if let Some(listing) = &mut listing {
-            listing.feed(&chunk).map_err(|e| bad_nar(info, e))?;
+            listing.feed(&chunk).map_err(|e| bad_nar(&name, e))?;
         }
         encoder.write_all(&chunk).map_err(&broken)?;
         nar_size += chunk.len() as u64;
     }
-    check.finish().map_err(Failure::Item)?;
     let listing = listing
         .map(ListingBuilder::finish)
         .transpose()
-        .map_err(|e| bad_nar(info, e))?;
+        .map_err(|e| bad_nar(&name, e))?;
     let Counted { out, hasher, size } = encoder.finish().map_err(&broken)?;
     let packed = Packed {
-        hash: hasher.map_or_else(|| info.nar_hash.into(), Hasher::finish),
+        hash: hasher.map(Hasher::finish),
         size,
         nar_size,
         listing,
     };
-    Ok((out, packed))
+    Ok((out, check, packed))
 }
 
 impl Packed {
+    /// Hash of the packed file, whose NAR is that of `info`.
+    pub(crate) fn hash(&self, info: &PathInfo) -> Hash {
+        self.hash.unwrap_or_else(|| info.nar_hash.into())
+    }
+
     /// What goes beside the NAR of `info`: names and contents. `url` is that of the NAR.
     pub(crate) fn companions(
         &self,
@@ -113,8 +162,8 @@ pub(crate) fn narinfo(
     Ok(narinfo.print(dir))
 }
 
-fn bad_nar(info: &PathInfo, error: tk_nar::NarError) -> Failure {
-    Failure::Item(Error::malformed(format!("the NAR of {}", info.path), error))
+fn bad_nar(name: &str, error: tk_nar::NarError) -> Failure {
+    Failure::Item(Error::malformed(format!("the NAR of {name}"), error))
 }
 
 /// The output, and what is counted of it.

@@ -1,5 +1,7 @@
 //! Folder caches: the suite of all stores, tampering, and faults.
 
+#[path = "folder/ahead.rs"]
+mod ahead;
 mod support;
 
 use futures::{StreamExt, TryStreamExt, stream};

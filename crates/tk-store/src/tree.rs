@@ -77,13 +77,19 @@ impl TreeStore {
         };
         let info = tokio::task::spawn_blocking(hash).await;
         let info = info.map_err(|e| Error::io("waiting for a thread", io::Error::other(e)))??;
+        self.insert(info.clone(), file, options);
+        Ok(info)
+    }
+
+    /// Takes the tree at `file` for the path that `info` is about, without reading it.
+    pub fn insert(&mut self, info: PathInfo, file: PathBuf, options: DumpOptions) {
+        let path = info.path.clone();
         let tree = Tree {
-            info: info.clone(),
+            info,
             file,
             options,
         };
-        self.trees.insert(info.path.clone(), tree);
-        Ok(info)
+        self.trees.insert(path, tree);
     }
 
     /// Where the tree that is `path` lies.

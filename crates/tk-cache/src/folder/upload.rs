@@ -5,14 +5,15 @@ use crate::{
     add::{Failure, Publishing, Target, Uploaded},
     blocking,
     layout::{self, NAR_FOLDER},
-    pack::{narinfo, pack},
+    pack::{ContentCheck, Packed, Unpacked, narinfo, pack},
 };
 use futures::{FutureExt, future::BoxFuture};
 use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc};
 use tk_narinfo::{NarInfo, PathInfo};
-use tk_path::{StoreDir, StorePath};
+use tk_path::{References, StoreDir, StorePath};
 use tk_store::{
-    AddOptions, Error, Existing, NarStream, Result, nar::BlockingNar, progress::arriving,
+    AddOptions, ContentHasher, Error, Existing, NarStream, Result, nar::BlockingNar,
+    progress::arriving,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -49,11 +50,15 @@ impl Target for Inner {
         let work = async move {
             let permit = self.room(info.nar_size).await;
             let nar = BlockingNar::new(arriving(nar, &options.progress));
+            let ahead = self.take_packed_ahead(&info);
+            if ahead.is_some() {
+                options.progress.arrived(info.nar_size);
+            }
             let replace = options.existing == Existing::Replace;
             let cache = self.clone();
             let work = self.packers.run(move || {
                 let _permit = permit;
-                upload(&cache, info, nar, replace)
+                upload(&cache, info, nar, ahead, replace)
             });
             work.await.unwrap_or_else(|error| Err(Failure::Item(error)))
         };
@@ -68,7 +73,45 @@ impl Target for Inner {
     }
 }
 
+/// A NAR that was packed before it was added.
+pub(super) struct PackedAhead {
+    temporary: files::Temporary,
+    packed: Packed,
+}
+
 impl Inner {
+    /// See [`FolderCache::pack_ahead`](super::FolderCache::pack_ahead).
+    pub(super) async fn pack_ahead(
+        self: Arc<Self>,
+        name: String,
+        hasher: ContentHasher,
+        nar: NarStream,
+    ) -> Result<PathInfo> {
+        let cache = self.clone();
+        blocking(move || cache.prepare()).await?;
+        let permit = self.room(0).await;
+        let unpacked = Unpacked {
+            nar: BlockingNar::new(nar),
+            size: None,
+            check: hasher,
+            name: name.clone(),
+        };
+        let cache = self.clone();
+        let work = move || {
+            let _permit = permit;
+            let packed = pack_to_temporary(&cache, unpacked);
+            let (hasher, packed) = packed.map_err(Failure::into_error)?;
+            let info = hasher.finish(&cache.config.store_dir, &name, &References::default())?;
+            cache.packed_ahead().insert(info.nar_hash, packed);
+            Ok(info)
+        };
+        self.packers.run(work).await?
+    }
+
+    fn take_packed_ahead(&self, info: &PathInfo) -> Option<PackedAhead> {
+        self.packed_ahead().remove(&info.nar_hash)
+    }
+
     /// Waits until there is memory for one more encoder.
     async fn room(&self, nar_size: u64) -> OwnedSemaphorePermit {
         let size = (nar_size != 0).then_some(nar_size);
@@ -106,19 +149,20 @@ fn upload(
     cache: &Inner,
     mut info: PathInfo,
     nar: BlockingNar,
+    ahead: Option<PackedAhead>,
     replace: bool,
 ) -> Result<Uploaded, Failure> {
-    let folder = cache.root.join(NAR_FOLDER);
-    let broken = |e| {
-        let doing = format!("writing the NAR of {} to {}", info.path, folder.display());
-        Failure::Cache(Error::io(doing, e))
-    };
     let config = &cache.config;
-    let mut temporary = files::Temporary::new(&folder).map_err(broken)?;
-    let list = config.write_listing || config.index_debug_info;
-    let out = temporary.file();
-    let (_, packed) = pack(&cache.compressor, &info, nar, list, out, broken)?;
-    let url = NarInfo::url_for(&packed.hash, config.compression);
+    let PackedAhead { temporary, packed } = match ahead {
+        Some(ahead) => ahead,
+        None => {
+            let (check, packed) = pack_to_temporary(cache, Unpacked::of(&info, nar))?;
+            check.finish().map_err(Failure::Item)?;
+            packed
+        }
+    };
+    let hash = packed.hash(&info);
+    let url = NarInfo::url_for(&hash, config.compression);
     let file = cache.root.join(&url);
     let broken = |e| Failure::Cache(writing(&file, e));
     // Another path with the same content: what is there may be in use and is as good.
@@ -132,10 +176,25 @@ fn upload(
     }
     info.nar_size = packed.nar_size;
     let written = packed.size;
-    let file = (packed.hash, packed.size);
+    let file = (hash, packed.size);
     let (dir, keys) = (&config.store_dir, &config.sign);
     let narinfo = narinfo(dir, info, url, config.compression, file, keys)?;
     Ok(Uploaded { narinfo, written })
+}
+
+/// Packs a NAR into a file that has no name in the cache yet.
+fn pack_to_temporary<C: ContentCheck>(
+    cache: &Inner,
+    nar: Unpacked<C>,
+) -> Result<(C, PackedAhead), Failure> {
+    let folder = cache.root.join(NAR_FOLDER);
+    let doing = format!("writing the NAR of {} to {}", nar.name, folder.display());
+    let broken = |e| Failure::Cache(Error::io(doing.clone(), e));
+    let mut temporary = files::Temporary::new(&folder).map_err(broken)?;
+    let list = cache.config.write_listing || cache.config.index_debug_info;
+    let out = temporary.file();
+    let (_, check, packed) = pack(&cache.compressor, nar, list, out, broken)?;
+    Ok((check, PackedAhead { temporary, packed }))
 }
 
 fn write_companion(file: &Path, content: &str) -> io::Result<()> {

@@ -11,7 +11,7 @@ use crate::{
     journal::{Arrived, Journal},
     layout,
     objects::Upload,
-    pack::{Packed, narinfo, pack},
+    pack::{Packed, Unpacked, narinfo, pack},
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -142,7 +142,7 @@ impl Inner {
         let packed = sent.map_err(Failure::Cache)?;
         this.send_companions(&info, &url, &packed).await?;
         let arrived = Arrived {
-            file_hash: packed.hash,
+            file_hash: packed.hash(&info),
             file_size: packed.size,
             nar_size: packed.nar_size,
         };
@@ -263,7 +263,9 @@ impl Packing {
                 let doing = format!("sending the NAR of {} to {cache}", info.path);
                 Failure::Cache(Error::io(doing, e))
             };
-            let (sink, packed) = pack(&cache.compressor, &info, nar, list, sink, broken)?;
+            let nar = Unpacked::of(&info, nar);
+            let (sink, check, packed) = pack(&cache.compressor, nar, list, sink, broken)?;
+            check.finish().map_err(Failure::Item)?;
             sink.finish().map_err(broken)?;
             Ok(packed)
         };
