@@ -4,6 +4,7 @@
 
 mod build_log;
 mod cmd;
+mod copying;
 mod failure;
 mod failures;
 mod help;
@@ -38,7 +39,7 @@ struct Cli {
 struct Global {
     /// The store to work on: auto, daemon, unix:///a/socket, ssh-ng://host, ssh://host,
     /// local?root=DIR, a folder, or a cache: file:///a/folder, https://host, s3://bucket, gs://bucket,
-    /// az://container
+    /// az://container (to read from: may be repeated)
     #[arg(
         long,
         global = true,
@@ -47,7 +48,7 @@ struct Global {
         value_name = "URI",
         help_heading = "Global options"
     )]
-    store: Option<String>,
+    store: Vec<String>,
     /// Say nothing but warnings and errors
     #[arg(long, short, global = true, help_heading = "Global options")]
     quiet: bool,
@@ -152,7 +153,7 @@ impl Asked {
 /// What every command gets.
 #[derive(Clone)]
 pub struct Context {
-    store: Option<String>,
+    store: Vec<String>,
     settings: settings::Settings,
     ui: Ui,
     /// Cancelled when this process is told to end, for commands that say then what became of it.
@@ -168,7 +169,12 @@ impl Context {
                 .filter(|uri| !uri.is_empty())
         };
         let configured = || self.settings.get("store").map(str::to_owned);
-        let given = self.store.clone().or_else(remote).or_else(configured);
+        let given = self
+            .store
+            .first()
+            .cloned()
+            .or_else(remote)
+            .or_else(configured);
         given.unwrap_or_else(|| "auto".into())
     }
 }
@@ -242,9 +248,20 @@ fn raise_descriptors() {
 }
 
 fn run(cli: Cli, ui: Ui) -> Result<Answer> {
+    // An empty variable counts as unset.
+    let stores: Vec<_> = cli
+        .global
+        .store
+        .into_iter()
+        .filter(|uri| !uri.is_empty())
+        .collect();
+    anyhow::ensure!(
+        stores.len() <= 1 || cli.command.reads_several_stores(),
+        "this command works on one store: --store is given {} times",
+        stores.len()
+    );
     let context = Context {
-        // An empty variable counts as unset.
-        store: cli.global.store.filter(|uri| !uri.is_empty()),
+        store: stores,
         settings: settings::Settings::load()?,
         ui,
         cancel: tk_nix::CancellationToken::new(),

@@ -14,15 +14,19 @@ pub use remote::BuildOptions;
 
 use crate::{
     Context,
+    paths::root_of_all,
     settings::{data_folder, path_var},
 };
 use anyhow::{Context as _, Result, bail};
+use futures::future::join_all;
 use rustix::fs::{Access, access};
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
+    ffi::OsString,
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 use tk_cache::{FolderCache, RemoteCache, checker::StoreInfos, objects::NarInfos};
 use tk_daemon::{DaemonStore, serve::ServeStore};
@@ -30,8 +34,8 @@ use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::Compression;
 use tk_path::{StoreDir, StorePath};
 use tk_store::{
-    Abilities, AddContent, AddSignatures, Graph, Store, StoreReference, StoreVariant,
-    reference::Settings,
+    Abilities, AddContent, AddSignatures, Graph, MemoryStore, SeveralStores, SigCheck, Store,
+    StoreReference, StoreVariant, reference::Settings,
 };
 
 /// An opened store, with what its kind can do beyond [`Store`].
@@ -47,6 +51,10 @@ pub enum Opened {
     Daemon(Arc<DaemonStore>),
     /// A store that is spoken to over ssh in the serve protocol.
     Serve(Arc<ServeStore>),
+    /// Several as one, to read from: in the order of the second, which are the same stores.
+    Several(Arc<SeveralStores>, Vec<Opened>),
+    /// A store that is not there yet, in a dry run: it has nothing.
+    Absent(Arc<MemoryStore>),
 }
 
 impl Opened {
@@ -58,6 +66,8 @@ impl Opened {
             Opened::Remote(store) => store.clone(),
             Opened::Daemon(store) => store.clone(),
             Opened::Serve(store) => store.clone(),
+            Opened::Several(store, _) => store.clone(),
+            Opened::Absent(store) => store.clone(),
         }
     }
 
@@ -69,6 +79,8 @@ impl Opened {
             Opened::Remote(store) => store.abilities(),
             Opened::Daemon(store) => store.clone().abilities(),
             Opened::Serve(store) => store.clone().abilities(),
+            Opened::Several(store, _) => store.clone().abilities(),
+            Opened::Absent(store) => Abilities::of(store.clone()),
         }
     }
 
@@ -86,6 +98,8 @@ impl Opened {
                 "{store} takes store paths only; add files to a local store first \
                  (tk-store add FILE), or use ssh-ng://"
             ),
+            Opened::Several(store, _) => bail!("{store} are several stores; name one to add to"),
+            Opened::Absent(store) => Ok(&**store),
         }
     }
 
@@ -97,6 +111,8 @@ impl Opened {
             Opened::Remote(store) => Ok(&**store),
             Opened::Daemon(store) => Ok(&**store),
             Opened::Serve(store) => bail!("{store} takes no signatures; use ssh-ng://"),
+            Opened::Several(store, _) => bail!("{store} are several stores; name one to sign in"),
+            Opened::Absent(store) => Ok(&**store),
         }
     }
 
@@ -117,6 +133,14 @@ impl Opened {
             Opened::Remote(store) => store.all_paths().await?,
             Opened::Daemon(store) => Graph::all_paths(&**store).await?,
             Opened::Serve(store) => bail!("{store} cannot list its paths; use ssh-ng://"),
+            Opened::Several(_, stores) => {
+                let mut all = BTreeSet::new();
+                for store in stores {
+                    all.extend(Box::pin(store.all_paths()).await?);
+                }
+                all
+            }
+            Opened::Absent(_) => BTreeSet::new(),
         };
         Ok(all.into_iter().collect())
     }
@@ -127,12 +151,40 @@ impl Opened {
             Opened::Local(store) => Some(store.real_dir()),
             Opened::Daemon(store) => store.config().real.as_deref(),
             Opened::Cache(_) | Opened::Remote(_) | Opened::Serve(_) => None,
+            Opened::Several(..) | Opened::Absent(_) => None,
         }
     }
 
     /// Whether each of its paths costs a round trip over a network.
     pub fn is_far(&self) -> bool {
-        matches!(self, Opened::Remote(_))
+        match self {
+            Opened::Several(_, stores) => stores.iter().any(Opened::is_far),
+            store => matches!(store, Opened::Remote(_)),
+        }
+    }
+
+    /// The store, where one of several whose metadata of a path satisfies `check` is preferred.
+    pub fn preferring(self, check: &SigCheck) -> Self {
+        match self {
+            Opened::Several(store, stores) => {
+                let store = match Arc::try_unwrap(store) {
+                    Ok(store) => Arc::new(store.prefer(check.clone())),
+                    Err(shared) => shared,
+                };
+                Opened::Several(store, stores)
+            }
+            store => store,
+        }
+    }
+
+    /// How late it is asked where there are several: the lower, the earlier. As Nix has it.
+    async fn priority(&self) -> Result<i32> {
+        let said = match self {
+            Opened::Cache(store) => store.cache_info().await?,
+            Opened::Remote(store) => store.cache_info().await?,
+            _ => return Ok(0),
+        };
+        Ok(said.priority.unwrap_or(PRIORITY_OF_CACHES))
     }
 
     /// The store as a cache that answers with narinfos; other stores say what they know.
@@ -171,15 +223,143 @@ pub struct Wish {
     pub refresh: bool,
     /// How a daemon is to build.
     pub build: BuildOptions,
+    /// Nothing will be written: a store that writing would make is taken for an empty one.
+    pub dry_run: bool,
 }
 
 /// Opens the store that `uri` names.
 pub async fn open(cx: &Context, uri: &str, wish: &Wish) -> Result<Opened> {
-    let cwd = std::env::current_dir().context("finding the current directory")?;
-    let reference = StoreReference::parse(uri, &cwd)?;
+    let reference = reference(uri)?;
     opened(cx, &reference, wish)
         .await
         .with_context(|| format!("cannot open the store {}", shown(uri)))
+}
+
+/// What `uri` says, where a folder that holds a binary cache is that cache.
+fn reference(uri: &str) -> Result<StoreReference> {
+    let cwd = std::env::current_dir().context("finding the current directory")?;
+    let reference = StoreReference::parse(uri, &cwd)?;
+    let StoreVariant::Specified { scheme, authority } = &reference.variant else {
+        return Ok(reference);
+    };
+    if scheme != "local" || uri.starts_with("local:") {
+        return Ok(reference);
+    }
+    let Some(folder) = reference.path()? else {
+        return Ok(reference);
+    };
+    if !folder.join("nix-cache-info").is_file() {
+        return Ok(reference);
+    }
+    anyhow::ensure!(
+        !folder.join("nix/var/nix/db/db.sqlite").exists(),
+        "{0} holds a binary cache and a store; say which is meant: file://{0} is the cache, \
+         local://{0} the store",
+        folder.display()
+    );
+    let variant = StoreVariant::Specified {
+        scheme: "file".into(),
+        authority: authority.clone(),
+    };
+    Ok(StoreReference::new(variant, reference.params.clone()))
+}
+
+/// Opens the stores that `uris` name, as one to read from: each path comes from the first that has
+/// it, by priority and then in this order. One of several that cannot be opened is told and passed
+/// over, and what the others lack counts as unknown.
+pub async fn open_several(cx: &Context, uris: &[String], wish: &Wish) -> Result<Opened> {
+    if let [uri] = uris {
+        return open(cx, uri, wish).await;
+    }
+    let opening = uris.iter().map(|uri| async move {
+        let named = reference(uri)?.params.get("priority").cloned();
+        let store = open(cx, uri, wish).await?;
+        let named = named.and_then(|priority| priority.parse().ok());
+        let priority = match named {
+            Some(priority) => priority,
+            None => store.priority().await?,
+        };
+        Ok::<_, anyhow::Error>((priority, store))
+    });
+    let (mut seen, mut stores, mut lost) = (BTreeSet::new(), Vec::new(), Vec::new());
+    for (uri, opened) in uris.iter().zip(join_all(opening).await) {
+        match opened {
+            Ok((priority, store)) if seen.insert(store.store().to_string()) => {
+                stores.push((priority, store));
+            }
+            Ok(_) => {}
+            Err(error) => lost.push((uri, error)),
+        }
+    }
+    if stores.is_empty() {
+        return Err(lost.into_iter().next().map_or_else(
+            || anyhow::anyhow!("there is no store to read from; name one with --from"),
+            |(_, error)| error,
+        ));
+    }
+    for (_, error) in &lost {
+        cx.ui.warn(format_args!("{error:#}; it is passed over"));
+    }
+    stores.sort_by_key(|(priority, _)| *priority);
+    let stores: Vec<_> = stores.into_iter().map(|(_, store)| store).collect();
+    if let ([_], true) = (&stores[..], lost.is_empty()) {
+        return Ok(stores.into_iter().next().expect("just one"));
+    }
+    let told = Mutex::new(BTreeSet::new());
+    let ui = cx.ui.clone();
+    let mut several = SeveralStores::new(stores.iter().map(Opened::abilities))?;
+    for (uri, error) in lost {
+        several = several.without(shown(uri), format!("{error:#}"));
+    }
+    let several = several.on_failure(move |store, error| {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.insert(store.to_string()) {
+            ui.warn(format_args!("{store} cannot be asked: {}", error.to_line()));
+        }
+    });
+    Ok(Opened::Several(Arc::new(several), stores))
+}
+
+/// Where a command reads from.
+#[derive(Debug, Default, clap::Args)]
+pub struct FromArgs {
+    /// Read from the store at URI, instead of --store (may be repeated: each path comes from the
+    /// first that has it, by the priority of the caches and then in this order)
+    #[arg(long, value_name = "URI")]
+    from: Vec<String>,
+}
+
+impl FromArgs {
+    /// Opens the store to read from, in which `texts` are.
+    pub async fn open(&self, cx: &Context, texts: &[OsString]) -> Result<Opened> {
+        let uris = sources_of(cx, &self.from, texts);
+        open_several(cx, &uris, &Wish::default()).await
+    }
+}
+
+/// The URIs of the stores to read from: those of `--from`, else of `--store`, else the store in a
+/// folder of its own in which all of `texts` lie on disk, else what is configured.
+pub fn sources_of(cx: &Context, from: &[String], texts: &[OsString]) -> Vec<String> {
+    if !from.is_empty() {
+        return from.to_vec();
+    }
+    if !cx.store.is_empty() {
+        return cx.store.clone();
+    }
+    let uri = cx.store_uri();
+    let root = (uri == "auto").then(|| root_of_all(texts)).flatten();
+    vec![root.map_or(uri, |root| StoreReference::of_root(&root).to_string())]
+}
+
+/// The caches that nix.conf has paths fetched from; `option` names others.
+pub fn substituters(cx: &Context, option: &str) -> Result<Vec<String>> {
+    let all = cx.settings.list("substituters").unwrap_or_default();
+    anyhow::ensure!(
+        !all.is_empty(),
+        "there is no cache to read from; name one, such as {option} https://cache.nixos.org, \
+         or set substituters in nix.conf"
+    );
+    Ok(all.into_iter().map(str::to_owned).collect())
 }
 
 async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result<Opened> {
@@ -247,7 +427,7 @@ async fn auto(
         Pick::Own => {
             // The user's own store is there as soon as somebody asks for it.
             let wish = Wish {
-                write: true,
+                write: !wish.dry_run,
                 ..wish.clone()
             };
             local(Some(data_folder()?.join("root")), settings, &wish).await
@@ -279,12 +459,23 @@ fn pick(state: &Path, socket: &Path, configured: bool) -> Pick {
 
 async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> Result<Opened> {
     let config = local_config(root, settings, wish)?;
+    if wish.dry_run && is_still_to_make(&config) {
+        let store = MemoryStore::named(config.dir.clone(), config.to_string());
+        return Ok(Opened::Absent(Arc::new(store)));
+    }
     let store = match wish.write {
         true => LocalStore::open(config).await?,
         // A slip in a name must not leave an empty store behind.
         false => LocalStore::open_existing(config).await?,
     };
     Ok(Opened::Local(Arc::new(store)))
+}
+
+/// Whether there is no store, and nothing in the way of one.
+fn is_still_to_make(config: &LocalConfig) -> bool {
+    let place = config.root.as_ref().unwrap_or(&config.state);
+    let existing = place.ancestors().find_map(|folder| folder.metadata().ok());
+    !config.database().exists() && existing.is_some_and(|metadata| metadata.is_dir())
 }
 
 fn local_config(
@@ -346,6 +537,9 @@ fn skip(settings: &mut Settings, names: &[&str]) {
         settings.take(name);
     }
 }
+
+/// Nix's default.
+const PRIORITY_OF_CACHES: i32 = 50;
 
 /// Each takes the window of a decoder, 8 MiB with Nix's xz.
 const FROM_AFAR: usize = 8;

@@ -11,6 +11,7 @@ use crate::{
     add, blocking,
     compress::Compressor,
     layout::{self, CACHE_INFO, NAR_FOLDER},
+    objects::NarInfos,
     pool::Pool,
 };
 use async_trait::async_trait;
@@ -244,6 +245,17 @@ impl Store for FolderCache {
         batches
             .buffer_unordered(self.0.config.jobs.get())
             .flat_map(answers)
+            .boxed()
+    }
+
+    fn each_info<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, (StorePath, Result<Option<PathInfo>>)> {
+        let info = |narinfo: Option<NarInfo>| narinfo.map(|narinfo| narinfo.info);
+        let answers = self.narinfos(paths);
+        answers
+            .map(move |(path, found)| (path, found.map(info)))
             .boxed()
     }
 

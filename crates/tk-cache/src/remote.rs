@@ -252,6 +252,17 @@ impl Store for RemoteCache {
         self.narinfos(paths).map(info).boxed()
     }
 
+    fn each_info<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, (StorePath, Result<Option<PathInfo>>)> {
+        let info = |narinfo: Option<NarInfo>| narinfo.map(|narinfo| narinfo.info);
+        let answers = self.narinfos(paths);
+        answers
+            .map(move |(path, found)| (path, found.map(info)))
+            .boxed()
+    }
+
     /// Checks file hash and size while the NAR passes: what differs is an error at the end of the
     /// stream. It ends with an error, too, when more comes out than the NAR should have.
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {

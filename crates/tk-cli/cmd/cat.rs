@@ -1,11 +1,6 @@
-use crate::{
-    Answer, Context,
-    open::{Wish, open},
-    paths::{Named, named},
-    words::stdout,
-};
+use crate::{Answer, Context, open::FromArgs, paths::Sources, words::stdout};
 use anyhow::{Context as _, Result, bail};
-use std::io::Write;
+use std::{ffi::OsString, io::Write, slice};
 use tk_nar::{Event, MemberError, Reader};
 use tk_store::nar::BlockingNar;
 
@@ -17,20 +12,20 @@ use tk_store::nar::BlockingNar;
 pub struct Cat {
     /// The file: /nix/store/…-hello/share/doc/README
     #[arg(value_name = "STOREPATH/FILE")]
-    path: String,
+    path: OsString,
+    #[command(flatten)]
+    from: FromArgs,
 }
 
 impl Cat {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
-        let Named::Path(path, member) = named(&opened, &self.path)? else {
-            bail!("{} is not in the store {}", self.path, opened.store());
-        };
+        let opened = self.from.open(cx, slice::from_ref(&self.path)).await?;
+        let (path, member) = Sources::one(&opened, &self.path).await?;
         let nar = BlockingNar::new(opened.store().nar(&path).await?);
-        let copy = tokio::task::spawn_blocking(move || copy(nar, member.as_bytes()));
+        let copy = tokio::task::spawn_blocking(move || copy(nar, &member));
         copy.await?
-            .with_context(|| format!("cannot print {}", self.path))?;
+            .with_context(|| format!("cannot print {}", self.path.display()))?;
         Ok(Answer::Yes)
     }
 }

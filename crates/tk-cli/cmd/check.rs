@@ -3,9 +3,10 @@ mod wanted;
 
 use crate::{
     Answer, Context, failures, keys,
-    open::{Opened, Wish, open},
+    open::{Opened, Wish, open, substituters},
+    paths::PathArgs,
 };
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use futures::StreamExt;
 use show::Show;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,8 @@ use tk_narinfo::Untrusted;
 
 /// Ask caches which paths they have
 ///
+/// Without paths they are read from standard input, one a line.
+///
 /// All caches are asked at once, and about many paths at once. A path is there if one of them has
 /// it. Prints a table on a terminal, otherwise a line for each path: the path, what each cache
 /// said (present, absent, untrusted or error), the size of the NAR and of what is to be fetched,
@@ -21,9 +24,8 @@ use tk_narinfo::Untrusted;
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Check {
-    /// Store paths, or links to them; - or none: one a line from stdin
-    #[arg(value_name = "STOREPATH")]
-    paths: Vec<String>,
+    #[command(flatten)]
+    paths: PathArgs,
     /// A cache, or any other store (may be repeated) [default: substituters of nix.conf]
     #[arg(long = "in", value_name = "URI")]
     caches: Vec<String>,
@@ -90,16 +92,10 @@ impl Check {
 
     /// The caches, each once.
     async fn open_caches(&self, cx: &Context) -> Result<Vec<Opened>> {
-        let configured = || cx.settings.list("substituters").unwrap_or_default();
-        let uris: Vec<&str> = match self.caches.is_empty() {
-            true => configured(),
-            false => self.caches.iter().map(String::as_str).collect(),
+        let uris = match self.caches.is_empty() {
+            true => substituters(cx, "--in")?,
+            false => self.caches.clone(),
         };
-        ensure!(
-            !uris.is_empty(),
-            "there is no cache to ask; name one, such as --in https://cache.nixos.org, \
-             or set substituters in nix.conf"
-        );
         let wish = Wish {
             refresh: self.refresh,
             ..Wish::default()
@@ -107,7 +103,7 @@ impl Check {
         let mut seen = BTreeSet::new();
         let mut caches: Vec<Opened> = Vec::new();
         for uri in uris {
-            let cache = open(cx, uri, &wish).await?;
+            let cache = open(cx, &uri, &wish).await?;
             let store = cache.store();
             if let Some(first) = caches.first().map(Opened::store)
                 && first.dir() != store.dir()

@@ -1,7 +1,7 @@
 use crate::{
     Answer, Context,
-    open::{Wish, open},
-    paths::store_paths,
+    open::FromArgs,
+    paths::{PathArgs, Sources, required},
     ui,
 };
 use anyhow::Result;
@@ -12,11 +12,12 @@ use tk_store::closure;
 /// As nix-store --query --requisites. Paths that the store does not have are told on stderr, and
 /// the exit status is 1.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, mut_arg("paths", required))]
 pub struct Closure {
-    /// Store paths, or links to them
-    #[arg(required = true, value_name = "STOREPATH")]
-    paths: Vec<String>,
+    #[command(flatten)]
+    paths: PathArgs,
+    #[command(flatten)]
+    from: FromArgs,
     /// Print a list as JSON
     #[arg(long)]
     json: bool,
@@ -25,8 +26,9 @@ pub struct Closure {
 impl Closure {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
-        let roots = store_paths(&opened, &self.paths)?;
+        let texts = self.paths.texts()?;
+        let opened = self.from.open(cx, &texts).await?;
+        let roots = Sources::find(&opened, &texts).await?.paths;
         let store = opened.store();
         let found = closure(&*store, roots).await?;
         let order = found.references_first()?;

@@ -229,7 +229,7 @@ struct Shelf {
 impl Shelf {
     /// Opens the store if it was named, or is `needed`; files alone are read without one.
     async fn new(cx: &Context, needed: bool) -> Result<Shelf> {
-        let opened = match needed || cx.store.is_some() {
+        let opened = match needed || !cx.store.is_empty() {
             true => Some(open(cx, &cx.store_uri(), &Wish::default()).await?),
             false => None,
         };

@@ -1,22 +1,26 @@
 use crate::{
     Answer, Context,
-    listing::{self, Style},
-    open::{Wish, open},
-    paths::{Named, named},
+    listing::{self, JsonForm, Style},
+    open::FromArgs,
+    paths::Sources,
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
+use std::{ffi::OsString, slice};
 use tk_nar::ListingBuilder;
 use tk_store::{NarCheck, StoreExt, nar::BlockingNar};
 
 /// List what is inside a store path
 ///
-/// As nix store ls. Of a cache, the NAR is read to make the list.
+/// As nix store ls, with its JSON. Of a cache, the NAR is read to make the list. In JSON a byte of a
+/// name that is not UTF-8 is written as \xNN.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Ls {
     /// A store path, or something inside one: /nix/store/…-hello/bin
     #[arg(value_name = "STOREPATH")]
-    path: String,
+    path: OsString,
+    #[command(flatten)]
+    from: FromArgs,
     /// List folders in folders, too
     #[arg(long, short = 'R')]
     recursive: bool,
@@ -27,10 +31,8 @@ pub struct Ls {
 impl Ls {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
-        let Named::Path(path, member) = named(&opened, &self.path)? else {
-            bail!("{} is not in the store {}", self.path, opened.store());
-        };
+        let opened = self.from.open(cx, slice::from_ref(&self.path)).await?;
+        let (path, member) = Sources::one(&opened, &self.path).await?;
         let store = opened.store();
         let info = store.require_info(&path).await?;
         let nar = BlockingNar::new(store.nar(&path).await?);
@@ -46,7 +48,11 @@ impl Ls {
             Ok(listing.finish()?)
         });
         let listing = read.await?.with_context(|| format!("listing {path}"))?;
-        listing::print(&listing, member.as_bytes(), self.style, self.recursive)
+        let form = JsonForm::Node {
+            // As nix, which reads the files themselves where they lie on this machine.
+            offsets: opened.real_dir().is_none(),
+        };
+        listing::print(&listing, &member, self.style, self.recursive, form)
             .with_context(|| format!("listing {path}"))?;
         Ok(Answer::Yes)
     }

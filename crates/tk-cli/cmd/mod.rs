@@ -113,6 +113,18 @@ impl Command {
         )
     }
 
+    /// Whether it only reads, and from several stores as well as from one.
+    pub fn reads_several_stores(&self) -> bool {
+        matches!(
+            self,
+            Command::PathInfo(_)
+                | Command::Closure(_)
+                | Command::Ls(_)
+                | Command::Cat(_)
+                | Command::Verify(_)
+        )
+    }
+
     /// Does it.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         match self {

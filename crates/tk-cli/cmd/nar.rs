@@ -1,6 +1,6 @@
 use crate::{
     Answer, Context,
-    listing::{self, Style},
+    listing::{self, JsonForm, Style},
     ui,
     words::stdout,
 };
@@ -106,7 +106,9 @@ impl Nar {
                     false => Index::open(open(&nar)?).map(|index| index.listing().clone()),
                 };
                 let listing = listing.with_context(doing)?;
-                listing::print(&listing, member.as_bytes(), style, true).with_context(doing)?;
+                let form = JsonForm::ListingFile;
+                listing::print(&listing, member.as_bytes(), style, true, form)
+                    .with_context(doing)?;
             }
             Nar::Cat {
                 nar,

@@ -1,13 +1,14 @@
 use crate::{
     Answer, Context,
-    open::{Opened, Wish, open},
-    paths::store_paths,
+    open::{FromArgs, Opened},
+    paths::PathsOrAll,
     ui,
 };
 use anyhow::{Result, bail};
+use futures::{StreamExt, stream};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
-use tk_narinfo::{PathInfo as Info, json as format};
+use std::collections::{BTreeMap, BTreeSet};
+use tk_narinfo::{NarInfo, PathInfo as Info, json as format};
 use tk_path::StorePath;
 use tk_store::{Closure, Store, closure};
 
@@ -18,15 +19,13 @@ use tk_store::{Closure, Store, closure};
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, disable_help_flag = true)]
 pub struct PathInfo {
-    /// Store paths, or links to them
-    #[arg(value_name = "STOREPATH", required_unless_present = "all")]
-    paths: Vec<String>,
+    #[command(flatten)]
+    paths: PathsOrAll,
+    #[command(flatten)]
+    from: FromArgs,
     /// All that the paths refer to as well
     #[arg(long, short)]
     recursive: bool,
-    /// Every path of the store
-    #[arg(long, conflicts_with = "paths")]
-    all: bool,
     /// Print the size of each path's NAR
     #[arg(long, short)]
     size: bool,
@@ -53,11 +52,9 @@ pub struct PathInfo {
 impl PathInfo {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
-        let roots = match self.all {
-            true => opened.all_paths().await?,
-            false => store_paths(&opened, &self.paths)?,
-        };
+        let texts = self.paths.texts()?;
+        let opened = self.from.open(cx, &texts).await?;
+        let roots = self.paths.find(&opened, &texts).await?.paths;
         let store = opened.store();
         let found = match self.recursive || self.closure_size {
             true => closure(&*store, roots.clone()).await?,
@@ -96,7 +93,8 @@ impl PathInfo {
                 line.push_str(&self.column(info.nar_size));
             }
             if self.closure_size {
-                line.push_str(&self.column(closure_size(found, &info.path)));
+                let size = sum_of_closure(found, &info.path, |info| info.nar_size);
+                line.push_str(&self.column(size));
             }
             if self.sigs {
                 line.push('\t');
@@ -137,18 +135,31 @@ impl PathInfo {
             _ => path.to_string(),
         };
         let mut all = Map::new();
+        let asked: Vec<_> = match self.closure_size {
+            true => found.infos.keys().cloned().collect(),
+            false => shown.clone(),
+        };
+        let narinfos = narinfos(opened, asked).await?;
+        let download = |info: &Info| {
+            let narinfo = narinfos.get(&info.path);
+            narinfo.and_then(|narinfo| narinfo.file_size).unwrap_or(0)
+        };
         let absent = found.absent.keys().cloned();
         for path in shown.into_iter().chain(absent) {
-            let value = match found.infos.get(&path) {
-                None => Value::Null,
-                Some(info) => {
-                    let mut value = describe(opened, info, version).await?;
-                    if self.closure_size {
-                        value["closureSize"] = json!(closure_size(found, &path));
-                    }
-                    value
-                }
+            let (info, narinfo) = (found.infos.get(&path), narinfos.get(&path));
+            let mut value = match (info, narinfo) {
+                (None, _) => Value::Null,
+                (Some(_), Some(narinfo)) => format::narinfo_to_json(narinfo, dir, version, IMPURE),
+                (Some(info), None) => format::path_info_to_json(info, dir, version, IMPURE),
             };
+            if info.is_some() && self.closure_size {
+                let size = sum_of_closure(found, &path, |info| info.nar_size);
+                value["closureSize"] = size.into();
+                if narinfo.is_some() {
+                    let size = sum_of_closure(found, &path, download);
+                    value["closureDownloadSize"] = size.into();
+                }
+            }
             all.insert(key(&path), value);
         }
         let whole = match version {
@@ -160,39 +171,51 @@ impl PathInfo {
     }
 }
 
-/// One path, with what only a cache knows: where its NAR is.
-async fn describe(opened: &Opened, info: &Info, version: format::JsonVersion) -> Result<Value> {
-    let (store, fields) = (opened.store(), format::Fields::Impure);
-    if let Opened::Cache(cache) = opened
-        && let Some(narinfo) = cache.narinfo(&info.path).await?
-    {
-        return Ok(format::narinfo_to_json(
-            &narinfo,
-            store.dir(),
-            version,
-            fields,
-        ));
+/// What caches say of those of `paths` that they have: also where the NARs are. Nothing where the
+/// paths are in no cache.
+async fn narinfos(
+    opened: &Opened,
+    paths: impl IntoIterator<Item = StorePath>,
+) -> Result<BTreeMap<StorePath, NarInfo>> {
+    let paths = paths.into_iter();
+    let mut known = BTreeMap::new();
+    match opened {
+        Opened::Cache(_) | Opened::Remote(_) => {
+            let cache = opened.narinfos();
+            let mut answers = cache.narinfos(stream::iter(paths.collect::<Vec<_>>()).boxed());
+            while let Some((path, narinfo)) = answers.next().await {
+                known.extend(narinfo?.map(|narinfo| (path, narinfo)));
+            }
+        }
+        Opened::Several(several, stores) => {
+            let mut by_origin: BTreeMap<usize, Vec<StorePath>> = BTreeMap::new();
+            for path in paths {
+                let origin = several.origin(&path).unwrap_or_default();
+                by_origin.entry(origin).or_default().push(path);
+            }
+            for (origin, paths) in by_origin {
+                known.extend(Box::pin(narinfos(&stores[origin], paths)).await?);
+            }
+        }
+        _ => {}
     }
-    Ok(format::path_info_to_json(
-        info,
-        store.dir(),
-        version,
-        fields,
-    ))
+    Ok(known)
 }
 
-/// The sum of the NAR sizes of all that `root` reaches within `found`.
-fn closure_size(found: &Closure, root: &StorePath) -> u64 {
+/// The sum over `root` and all that it reaches within `found`.
+fn sum_of_closure(found: &Closure, root: &StorePath, of: impl Fn(&Info) -> u64) -> u64 {
     let mut seen = BTreeSet::from([root]);
     let mut open = vec![root];
     let mut size = 0;
     while let Some(info) = open.pop().map(|path| found.infos.get(path)) {
         let Some(info) = info else { continue };
-        size += info.nar_size;
+        size += of(info);
         open.extend(info.references.iter().filter(|path| seen.insert(path)));
     }
     size
 }
+
+const IMPURE: format::Fields = format::Fields::Impure;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,131 +1,73 @@
-use super::copy::{
-    self,
-    options::{Beside, BesideArgs, Sources},
-};
 use crate::{
-    Answer, Context, keys,
-    open::{Wish, open},
+    Answer, Context,
+    copying::{CopyArgs, CopyVerb, TrustArgs},
+    open,
     out_link::OutLink,
-    ui,
+    paths::{Sources, required},
 };
-use anyhow::{Context as _, Result};
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
+use anyhow::Result;
+use std::path::PathBuf;
 use tk_path::StorePath;
-use tk_store::{
-    SigCheck,
-    copy::{CopyOptions, Reach, plan},
-};
+use tk_store::copy::Reach;
 
-/// Fetch paths and all they refer to from a binary cache
+/// Fetch paths and all they refer to from binary caches
 ///
 /// Signatures are checked against the trusted keys, content against its hash, before anything
-/// becomes visible. What the store has already is not fetched.
+/// becomes visible. What the store has already is not fetched. With several caches each path comes
+/// from the first that has it with a trusted signature; one that cannot be asked is passed over
+/// with a warning.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    mut_arg("paths", |arg| required(arg)),
+    mut_arg("from", |arg| arg
+        .help("A cache, such as file:///srv/cache [default: substituters of nix.conf]; may be \
+               repeated: each path comes from the first that has it, by the priority of the caches \
+               and then in this order")),
+    mut_arg("no_closure", |arg| arg
+        .help("Fetch only the paths given, not what they refer to (which must be there)")),
+)]
 pub struct Pull {
-    /// Store paths, or outputs of derivations: DRV^OUT
-    #[arg(required = true, value_name = "STOREPATH")]
-    paths: Vec<String>,
-    /// The cache, such as file:///srv/cache
-    #[arg(long, value_name = "URI")]
-    from: String,
-    /// The store that gets the paths [default: --store]
-    #[arg(long, value_name = "URI")]
-    to: Option<String>,
-    /// Trust the public key, name:base64 or a file (may be repeated)
-    /// [default: trusted-public-keys of nix.conf]
-    #[arg(long, value_name = "KEY")]
-    trusted_key: Vec<String>,
-    /// How many trusted keys must have signed each path
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    sigs_needed: usize,
-    /// Take paths without a trusted signature
-    #[arg(long, conflicts_with = "trusted_key")]
-    no_check_sigs: bool,
-    /// Fetch only the paths given, not what they refer to (which must be there)
-    #[arg(long, visible_alias = "no-recursive")]
-    no_closure: bool,
+    #[command(flatten)]
+    copy: CopyArgs,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Make LINK a link to the path, and a root: as long as it is there, the path is not
     /// collected as garbage (with several paths: LINK, LINK-1, …)
     #[arg(long, short, value_name = "LINK")]
     out_link: Option<PathBuf>,
-    #[command(flatten)]
-    beside: BesideArgs,
-    /// Say what would be fetched, and change nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Paths worked on at once [default: one for each processor]
-    #[arg(long, short, value_name = "N")]
-    jobs: Option<NonZeroUsize>,
-    /// Print a report as JSON
-    #[arg(long)]
-    json: bool,
 }
 
 impl Pull {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let start = Instant::now();
-        let check = match self.no_check_sigs {
-            true => SigCheck::Skip,
-            false => {
-                let policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
-                SigCheck::Require(Arc::new(policy))
-            }
+        let Pull { copy, trust, .. } = &self;
+        let texts = copy.paths.texts()?;
+        let from = match copy.from.is_empty() {
+            true => open::substituters(cx, "--from")?,
+            false => copy.from.clone(),
         };
-        let src = open(cx, &self.from, &Wish::default()).await?;
-        let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
-        let wish = Wish {
-            write: !self.dry_run,
-            jobs: self.jobs,
-            from_afar: src.is_far(),
-            ..Wish::default()
-        };
-        let opened = open(cx, &to, &wish).await?;
-        let Sources {
-            paths: roots,
-            outputs,
-        } = Sources::find(&src, &self.paths).await?;
+        let job = copy
+            .open(cx, &PULL, from, None, trust, Reach::Missing)
+            .await?;
+        let sources = Sources::find(&job.src, &texts).await?;
+        let roots = sources.paths.clone();
         let links = self.links(&roots)?;
-        if !self.dry_run {
+        if !copy.dry_run {
             // What is there already must still be there when the link is.
             for (_, path) in &links {
-                OutLink::prepare(&opened, path).await?;
+                OutLink::prepare(&job.dst, path).await?;
             }
         }
-        let options = CopyOptions {
-            reach: if self.no_closure {
-                Reach::Roots
-            } else {
-                Reach::Missing
-            },
-            existing: self.beside.existing(),
-            ..CopyOptions::new(check)
+        let Some(report) = job.run(cx, sources, Vec::new()).await? else {
+            return Ok(Answer::Yes);
         };
-        let dst = opened.store();
-        let all = roots.iter().cloned().collect();
-        let from = src.store();
-        let plan = plan(&*from, &*dst, &all, &options);
-        let plan = cx.ui.asking(&ui::paths(all.len()), plan).await;
-        let plan = plan.with_context(|| format!("cannot pull from {}", src.store()))?;
-        if self.dry_run {
-            return copy::tell_plan(cx, &plan, &*dst, self.json);
-        }
-        let beside = Beside {
-            args: &self.beside,
-            outputs,
-            check: options.check,
-            sign: Vec::new(),
-        };
-        let report = beside.run(cx, "pull", plan, (&src, &opened)).await;
-        let report =
-            report.with_context(|| format!("cannot pull from {} to {dst}", src.store()))?;
         if report.failed.is_empty() {
             for (link, path) in &links {
-                link.make(&opened, path).await?;
+                link.make(&job.dst, path).await?;
             }
         }
-        copy::tell_report(cx, "pulled", &report, &roots, &*dst, start, self.json)
+        job.tell(cx, &report, &roots)
     }
 
     /// The links to make; looked at first, so that nothing is fetched for a link that cannot be.
@@ -144,7 +86,15 @@ impl Pull {
     }
 }
 
+const PULL: CopyVerb = CopyVerb {
+    present: "pull",
+    past: "pulled",
+    checks_for_caches: true,
+    adds_files: false,
+};
+
 const EXAMPLES: &str = "\
 Examples:
   tk-store pull /nix/store/…-hello --from file:///srv/cache --trusted-key my.pub
-  tk-store pull /nix/store/…-hello --from file:///srv/cache --to ~/my-store --no-check-sigs -o result";
+  tk-store pull /nix/store/…-hello --from file:///srv/cache --to ~/my-store --no-check-sigs -o result
+  tk-store pull /nix/store/…-hello --from file:///srv/cache --from https://cache.nixos.org";

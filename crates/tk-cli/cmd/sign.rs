@@ -1,10 +1,4 @@
-use crate::{
-    Answer, Context,
-    keys::KeyFileArgs,
-    open::{Wish, open},
-    paths::store_paths,
-    ui,
-};
+use crate::{Answer, Context, keys::KeyFileArgs, open::FromArgs, paths::PathsOrAll, ui};
 use anyhow::Result;
 use std::collections::BTreeSet;
 use tk_store::{StoreExt, closure};
@@ -16,28 +10,22 @@ use tk_store::{StoreExt, closure};
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Sign {
-    /// Store paths, or links to them
-    #[arg(value_name = "STOREPATH", required_unless_present = "all")]
-    paths: Vec<String>,
+    #[command(flatten)]
+    paths: PathsOrAll,
     #[command(flatten)]
     keys: KeyFileArgs,
     /// All that the paths refer to as well
     #[arg(long, short)]
     recursive: bool,
-    /// Every path of the store
-    #[arg(long, conflicts_with = "paths")]
-    all: bool,
 }
 
 impl Sign {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let keys = self.keys.keys()?;
-        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
-        let roots = match self.all {
-            true => opened.all_paths().await?,
-            false => store_paths(&opened, &self.paths)?,
-        };
+        let texts = self.paths.texts()?;
+        let opened = FromArgs::default().open(cx, &texts).await?;
+        let roots = self.paths.find(&opened, &texts).await?.paths;
         let store = opened.store();
         let infos = if self.recursive {
             let found = closure(&*store, roots).await?;

@@ -1,9 +1,4 @@
-use crate::{
-    Answer, Context, failures, keys,
-    open::{Wish, open},
-    paths::store_paths,
-    ui,
-};
+use crate::{Answer, Context, failures, keys, open::FromArgs, paths::PathsOrAll, ui};
 use anyhow::Result;
 use futures::{StreamExt, stream};
 use serde_json::json;
@@ -18,15 +13,13 @@ use tk_store::{Closure, Error, SigCheck, Store, closure, copy::Progress, verify}
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Verify {
-    /// Store paths, or links to them
-    #[arg(value_name = "STOREPATH", required_unless_present = "all")]
-    paths: Vec<String>,
+    #[command(flatten)]
+    paths: PathsOrAll,
     /// All that the paths refer to as well
     #[arg(long, short)]
     recursive: bool,
-    /// Every path of the store
-    #[arg(long, conflicts_with = "paths")]
-    all: bool,
+    #[command(flatten)]
+    from: FromArgs,
     /// Do not read the content
     #[arg(long)]
     no_contents: bool,
@@ -57,11 +50,9 @@ impl Verify {
                 SigCheck::Require(Arc::new(policy))
             }
         };
-        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
-        let roots = match self.all {
-            true => opened.all_paths().await?,
-            false => store_paths(&opened, &self.paths)?,
-        };
+        let texts = self.paths.texts()?;
+        let opened = self.from.open(cx, &texts).await?;
+        let roots = self.paths.find(&opened, &texts).await?.paths;
         let store = opened.store();
         let found = match self.recursive {
             true => closure(&*store, roots).await?,

@@ -71,7 +71,7 @@ pub async fn folder(folder: PathBuf, settings: &mut Settings, wish: &Wish) -> Re
     if let Some(jobs) = wish.jobs {
         config.jobs = jobs;
     }
-    config.create = wish.write;
+    config.create = wish.write || wish.dry_run;
     config.require_references = !wish.incomplete;
     Ok(Opened::Cache(Arc::new(FolderCache::open(config).await?)))
 }

@@ -48,6 +48,7 @@ impl Opened {
             latency: None,
         };
         match self {
+            Opened::Several(..) | Opened::Absent(_) => info.kind = "several stores",
             Opened::Local(local) => {
                 info.kind = "local";
                 info.writable = Some(!local.config().read_only);

@@ -94,7 +94,7 @@ pub async fn remote(
         sign: shared.sign,
         priority: shared.priority,
         want_mass_query: shared.want_mass_query,
-        create: wish.write,
+        create: wish.write || wish.dry_run,
         require_references: !wish.incomplete,
         jobs: wish.jobs.unwrap_or(defaults.jobs),
         ..defaults

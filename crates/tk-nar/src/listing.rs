@@ -197,8 +197,13 @@ impl Node {
 
     /// The node's JSON alone, in the form of current Nix, as the nodes inside a `.ls` text are.
     pub fn to_json(&self) -> String {
+        self.to_json_as(ListingStyle::Current)
+    }
+
+    /// The node's JSON alone, in a form of choice. As lossy as [`Listing::to_json_as`].
+    pub fn to_json_as(&self, style: ListingStyle) -> String {
         let mut out = String::new();
-        self.write_json(ListingStyle::Current, &mut out);
+        self.write_json(style, &mut out);
         out
     }
 

@@ -81,6 +81,36 @@ impl StoreDir {
         Ok((parsed, rest.to_owned()))
     }
 
+    /// As [`StoreDir::split`], of a path whose names below the store path may be any bytes.
+    pub fn split_bytes(&self, path: &[u8]) -> Result<(StorePath, Vec<u8>), StorePathError> {
+        if let Ok(text) = str::from_utf8(path) {
+            let (parsed, rest) = self.split(text)?;
+            return Ok((parsed, rest.into_bytes()));
+        }
+        let lossy = String::from_utf8_lossy(path);
+        let not_inside = || self.not_inside(&lossy);
+        let mut kept: Vec<&[u8]> = Vec::new();
+        for part in path
+            .strip_prefix(b"/")
+            .ok_or_else(not_inside)?
+            .split(|b| *b == b'/')
+        {
+            match part {
+                b"" | b"." => {}
+                b".." => drop(kept.pop()),
+                _ => kept.push(part),
+            }
+        }
+        let clean = kept.join(&b'/');
+        let dir = self.0.as_bytes().strip_prefix(b"/");
+        let inside = dir.and_then(|dir| clean.strip_prefix(dir)?.strip_prefix(b"/"));
+        let mut parts = inside.ok_or_else(not_inside)?.splitn(2, |b| *b == b'/');
+        let base = parts.next().and_then(|base| str::from_utf8(base).ok());
+        let parsed = StorePath::parse(base.ok_or_else(not_inside)?);
+        let rest = parts.next().unwrap_or_default().to_vec();
+        Ok((parsed.map_err(|e| on_whole(&lossy, e))?, rest))
+    }
+
     /// What follows the store directory and its slash.
     fn inside<'a>(&self, path: &'a str) -> Option<&'a str> {
         path.strip_prefix(&*self.0)?.strip_prefix('/')
@@ -234,6 +264,14 @@ mod tests {
                 Ok((StorePath::parse(BASE).expect("path"), rest.to_owned())),
                 "{path}"
             );
+            let named = [path.as_bytes(), b"/caf\xe9/../caf\xe9"].concat();
+            let below = [rest.as_bytes(), b"/caf\xe9"].concat();
+            let below = below.strip_prefix(b"/").unwrap_or(&below).to_vec();
+            let found = dir.split_bytes(&named);
+            assert_eq!(found, Ok((StorePath::parse(BASE).expect("path"), below)));
+        }
+        for path in [&b"/my/store/caf\xe9"[..], b"/other/\xe9", b"\xe9"] {
+            assert!(dir.split_bytes(path).is_err(), "{path:?}");
         }
         for path in [
             "/my/store",

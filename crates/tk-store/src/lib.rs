@@ -18,6 +18,7 @@ pub mod conformance;
 mod content;
 pub mod copy;
 pub mod derivation;
+mod each_info;
 mod error;
 pub mod log;
 mod memory;
@@ -25,6 +26,7 @@ pub mod nar;
 pub mod progress;
 pub mod realisations;
 pub mod reference;
+mod several;
 mod store;
 mod tree;
 mod verify;
@@ -40,6 +42,7 @@ pub use error::{Error, Result};
 pub use memory::MemoryStore;
 pub use nar::NarStream;
 pub use reference::{ReferenceError, StoreReference, StoreVariant};
+pub use several::SeveralStores;
 pub use store::{
     AddContent, AddItem, AddItems, AddOptions, AddReport, AddSignatures, Existing, SigCheck, Store,
     StoreExt,

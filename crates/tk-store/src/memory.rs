@@ -22,6 +22,7 @@ use tk_path::{Algorithm, HashPart, Method, OutputName, References, StoreDir, Sto
 #[derive(Default)]
 pub struct MemoryStore {
     dir: StoreDir,
+    name: Option<String>,
     paths: Mutex<BTreeMap<StorePath, (PathInfo, Bytes)>>,
     realisations: Mutex<BTreeMap<DrvOutput, Realisation>>,
     legacy_realisations: Mutex<BTreeMap<legacy::DrvOutput, legacy::Realisation>>,
@@ -33,6 +34,14 @@ impl MemoryStore {
         MemoryStore {
             dir,
             ..MemoryStore::default()
+        }
+    }
+
+    /// The same, in the place of the store whose URI is `name`.
+    pub fn named(dir: StoreDir, name: impl Into<String>) -> Self {
+        MemoryStore {
+            name: Some(name.into()),
+            ..MemoryStore::new(dir)
         }
     }
 
@@ -255,7 +264,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl fmt::Display for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("dummy://")
+        f.write_str(self.name.as_deref().unwrap_or("dummy://"))
     }
 }
 

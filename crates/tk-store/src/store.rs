@@ -1,4 +1,4 @@
-use crate::{Error, NarStream, Result, progress::Progress};
+use crate::{Error, NarStream, Result, each_info, progress::Progress};
 use async_trait::async_trait;
 use futures::{
     StreamExt, future,
@@ -35,6 +35,18 @@ pub trait Store: Debug + Display + Send + Sync {
         &'a self,
         paths: BoxStream<'a, StorePath>,
     ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>>;
+
+    /// As [`Store::infos`], with the path beside each error, so that what fails for one path does not
+    /// stand in the way of the others.
+    ///
+    /// Stores whose errors do not say what they are about are asked once more, path by path, about
+    /// what they left unanswered.
+    fn each_info<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, (StorePath, Result<Option<PathInfo>>)> {
+        each_info::ask(self, paths)
+    }
 
     /// The NAR of `path` as chunks of `Bytes`, handed on without copying.
     ///

@@ -1,10 +1,10 @@
 use crate::objects::NarInfos;
 use async_trait::async_trait;
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::{StreamExt, stream::BoxStream};
 use std::{collections::BTreeSet, fmt, sync::Arc};
 use tk_narinfo::{Compression, NarInfo, PathInfo};
 use tk_path::{HashPart, StoreDir, StorePath};
-use tk_store::{AddItems, AddOptions, AddReport, Error, NarStream, Result, Store, StoreExt};
+use tk_store::{AddItems, AddOptions, AddReport, NarStream, Result, Store};
 
 /// Any store as if it answered with narinfos: a daemon, a store on disk.
 ///
@@ -24,56 +24,11 @@ impl StoreInfos {
         store: &'a dyn Store,
         paths: BoxStream<'a, StorePath>,
     ) -> BoxStream<'a, (StorePath, Result<Option<NarInfo>>)> {
-        let batches = paths.ready_chunks(BATCH);
-        let answers = batches.map(move |batch| ask_batch(store, batch));
+        let answers = store.each_info(paths);
         answers
-            .buffer_unordered(BATCHES)
-            .flat_map(stream::iter)
             .map(|(path, info)| (path, info.map(|info| info.map(as_narinfo))))
             .boxed()
     }
-}
-
-type Info = (StorePath, Result<Option<PathInfo>>);
-
-/// An error in the stream of a store does not say which path it is about. So those that were left
-/// unanswered are asked one by one.
-async fn ask_batch(store: &dyn Store, batch: Vec<StorePath>) -> Vec<Info> {
-    let mut open: BTreeSet<_> = batch.iter().cloned().collect();
-    let mut answers = Vec::with_capacity(batch.len());
-    let mut infos = store.infos(stream::iter(batch).boxed());
-    while let Some(info) = infos.next().await {
-        if let Ok((path, info)) = info
-            && open.remove(&path)
-        {
-            answers.push((path, Ok(info)));
-        }
-    }
-    let answered = !answers.is_empty();
-    let mut failures = 0;
-    let mut last = None;
-    for path in open {
-        // A store that is out of reach is not tried for each of a thousand paths.
-        let out_of_reach = !answered && failures >= TRIES;
-        if let Some(words) = last.as_ref().filter(|_| out_of_reach) {
-            let error = Error::Refused {
-                who: store.to_string(),
-                words: String::clone(words),
-            };
-            answers.push((path, Err(error)));
-            continue;
-        }
-        let info = store.info(&path).await;
-        match &info {
-            Ok(_) => failures = 0,
-            Err(error) => {
-                failures += 1;
-                last = Some(error.to_line());
-            }
-        }
-        answers.push((path, info));
-    }
-    answers
 }
 
 fn as_narinfo(info: PathInfo) -> NarInfo {
@@ -106,6 +61,13 @@ impl Store for StoreInfos {
         self.0.infos(paths)
     }
 
+    fn each_info<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, (StorePath, Result<Option<PathInfo>>)> {
+        self.0.each_info(paths)
+    }
+
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
         self.0.nar(path).await
     }
@@ -124,12 +86,3 @@ impl fmt::Display for StoreInfos {
         self.0.fmt(f)
     }
 }
-
-/// Paths asked about in one stream.
-const BATCH: usize = 256;
-
-/// Such streams at once.
-const BATCHES: usize = 4;
-
-/// Failures in a row after which a store is taken to be out of reach.
-const TRIES: usize = 3;

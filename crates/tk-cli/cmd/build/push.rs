@@ -2,7 +2,7 @@
 
 use crate::{
     Context,
-    cmd::copy::options::UpstreamArgs,
+    copying::UpstreamArgs,
     failures,
     keys::SignKeyArgs,
     open::{Opened, Wish, open},

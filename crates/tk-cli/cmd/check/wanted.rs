@@ -4,13 +4,15 @@ use super::Check;
 use crate::{
     Context,
     open::{Opened, Wish, open},
-    paths::store_path,
+    paths::{PathArgs, Sources, is_output, lines_of_stdin},
 };
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::{
     collections::BTreeSet,
-    io::{self, BufRead, IsTerminal},
+    ffi::OsString,
+    io::{self, IsTerminal},
+    slice,
 };
 use tk_path::StorePath;
 use tk_store::{Store, closure, derivation};
@@ -26,14 +28,16 @@ pub struct Wanted {
 
 /// Finds out what `check` is asked for.
 pub async fn find(cx: &Context, check: &Check, caches: &[Opened]) -> Result<Wanted> {
-    let mut store = match &cx.store {
-        Some(uri) => Some(open(cx, uri, &Wish::default()).await?),
-        None => None,
+    let mut store = match cx.store.is_empty() {
+        true => None,
+        false => Some(open(cx, &cx.store_uri(), &Wish::default()).await?),
     };
     let names = texts(&check.paths)?;
-    let within = store.as_ref().unwrap_or(&caches[0]);
-    let paths: Result<Vec<_>> = names.iter().map(|text| store_path(within, text)).collect();
-    let (drvs, paths): (Vec<_>, Vec<_>) = paths?.into_iter().partition(is_derivation);
+    let mut paths = Vec::new();
+    for text in &names {
+        paths.extend(named(cx, &mut store, caches, text).await?);
+    }
+    let (drvs, paths): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_derivation);
     if drvs.is_empty() || !(check.closure || check.outputs) {
         return Ok(Wanted {
             paths: paths.into_iter().chain(drvs).collect(),
@@ -111,25 +115,48 @@ async fn outputs(
     Ok((paths, unknown))
 }
 
-/// The arguments, or the lines of stdin where they say so.
-fn texts(args: &[String]) -> Result<Vec<String>> {
-    if !args.is_empty() && !args.iter().any(|arg| arg == "-") {
-        return Ok(args.to_vec());
+/// The paths that `text` names: in the store if one is open, else in the caches. Outputs of a
+/// derivation are looked for in both.
+async fn named(
+    cx: &Context,
+    store: &mut Option<Opened>,
+    caches: &[Opened],
+    text: &OsString,
+) -> Result<Vec<StorePath>> {
+    let mut sources = Sources::default();
+    if !is_output(text) {
+        let within = store.as_ref().unwrap_or(&caches[0]);
+        let found = Sources::find(within, slice::from_ref(text)).await?;
+        return Ok(found.paths);
     }
-    let stdin = io::stdin();
-    ensure!(
-        !args.is_empty() || !stdin.is_terminal(),
-        "there is nothing to check; name store paths, or give them on stdin"
-    );
-    let mut texts: Vec<_> = args.iter().filter(|arg| *arg != "-").cloned().collect();
-    for line in stdin.lock().lines() {
-        let line = line.context("reading store paths from stdin")?;
-        let line = line.trim();
-        if !line.is_empty() {
-            texts.push(line.to_owned());
+    if store.is_none() {
+        let wish = Wish {
+            dry_run: true,
+            ..Wish::default()
+        };
+        // The caches may know it as well.
+        *store = open(cx, &cx.store_uri(), &wish).await.ok();
+    }
+    let mut first = None;
+    for place in store.iter().chain(caches) {
+        match sources.add(place, text).await {
+            Ok(_) => return Ok(sources.paths),
+            Err(error) => first = first.or(Some(error)),
         }
     }
-    Ok(texts)
+    Err(first.context("there is no store")?)
+}
+
+/// The arguments, or the lines of stdin where they say so.
+fn texts(args: &PathArgs) -> Result<Vec<OsString>> {
+    if !args.is_empty() {
+        return args.texts();
+    }
+    ensure!(
+        !io::stdin().is_terminal(),
+        "there is nothing to check; name store paths, or give them on stdin"
+    );
+    lines_of_stdin()
 }
 
 fn is_derivation(path: &StorePath) -> bool {

@@ -138,7 +138,7 @@ impl Check {
         };
         // Derivations are where they were evaluated to, or where the user says.
         let mut shelves = stores.clone();
-        if evaluates || cx.store.is_some() {
+        if evaluates || !cx.store.is_empty() {
             let opened: Opened = open(cx, &cx.store_uri(), &wish).await?;
             shelves.insert(0, opened.abilities());
         }

@@ -277,18 +277,26 @@ fn read<I: DerivationInputs>(value: &Value) -> Result<Derivation<I>, Kind> {
     };
     if let Some(attributes) = value.get("structuredAttrs") {
         object(attributes, "structuredAttrs")?;
-        let text = super::json_text::compact(attributes);
-        if drv
-            .env
-            .insert(STRUCTURED_ATTRS.into(), text.into())
-            .is_some()
-        {
-            return wrong(format!(
-                "it has structuredAttrs and a variable {STRUCTURED_ATTRS}"
-            ));
+        match drv.structured_attrs() {
+            None => {
+                let text = super::json_text::compact(attributes);
+                drv.env.insert(STRUCTURED_ATTRS.into(), text.into());
+            }
+            // Both, as some versions wrote it. The text is what the derivation has.
+            Some(text) if is_json(text, attributes) => {}
+            Some(_) => {
+                return wrong(format!(
+                    "it has structuredAttrs and a variable {STRUCTURED_ATTRS} that says otherwise"
+                ));
+            }
         }
     }
     Ok(drv)
+}
+
+/// Whether `text` is the JSON of `value`.
+fn is_json(text: &[u8], value: &Value) -> bool {
+    serde_json::from_slice::<Value>(text).is_ok_and(|parsed| parsed == *value)
 }
 
 fn read_output(value: &Value) -> Result<DerivationOutput, Kind> {
@@ -400,6 +408,15 @@ mod tests {
         assert_eq!(
             drv.structured_attrs().map(|t| t.to_string()),
             Some(r#"{"a":[],"b":1.5}"#.into())
+        );
+        // Attributes and their text, which stays as it is.
+        let mut both: Value = serde_json::from_str(V4).expect("JSON");
+        let text = r#"{ "b":1.5, "a":[] }"#;
+        both["env"]["__json"] = text.into();
+        let both = Derivation::from_json(&both).expect("derivation");
+        assert_eq!(
+            both.structured_attrs().map(|t| &***t),
+            Some(text.as_bytes())
         );
         let full = "/nix/store/c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-d.drv";
         let node = shape(JsonVersion::V4)["inputs"]["drvs"][&full[11..]].clone();

@@ -1,0 +1,335 @@
+//! What push, pull and copy have in common: their arguments, and the copy itself.
+
+mod report;
+
+use crate::{
+    Answer, Context,
+    keys::{self, SignKeyArgs},
+    open::{Opened, Wish, open, open_several},
+    paths::{PathArgs, Sources},
+    ui,
+};
+use anyhow::{Context as _, Result, bail};
+use std::{num::NonZeroUsize, sync::Arc, time::Instant};
+use tk_narinfo::{Compression, PathInfo};
+use tk_path::StorePath;
+use tk_store::{
+    Existing, SigCheck, Store,
+    copy::{CopyOptions, CopyReport, Plan, Reach, Unanswered, Upstreams, logs, plan},
+};
+
+/// What goes from where to where.
+#[derive(clap::Args)]
+pub struct CopyArgs {
+    #[command(flatten)]
+    pub paths: PathArgs,
+    /// The store that has the paths [default: --store]; may be repeated: each path comes from the
+    /// first that has it, by the priority of the caches and then in this order
+    #[arg(long, value_name = "URI")]
+    pub from: Vec<String>,
+    /// The store that gets the paths [default: --store]
+    #[arg(long, value_name = "URI")]
+    pub to: Option<String>,
+    /// Copy only the paths given, not what they refer to
+    #[arg(long, visible_alias = "no-recursive")]
+    pub no_closure: bool,
+    #[command(flatten)]
+    beside: BesideArgs,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Paths worked on at once [default: one for each processor]
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Print a report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the destination demands of signatures.
+#[derive(clap::Args)]
+pub struct TrustArgs {
+    /// Trust the public key, name:base64 or a file (may be repeated)
+    /// [default: trusted-public-keys of nix.conf]
+    #[arg(long, value_name = "KEY")]
+    trusted_key: Vec<String>,
+    /// How many trusted keys must have signed each path
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    sigs_needed: usize,
+    /// Take paths without a trusted signature
+    #[arg(long, conflicts_with = "trusted_key")]
+    no_check_sigs: bool,
+}
+
+impl TrustArgs {
+    /// The demand on what is copied to `dst`.
+    fn check(&self, cx: &Context, verb: &CopyVerb, dst: &Opened) -> Result<SigCheck> {
+        if self.no_check_sigs || (is_cache(dst) && !verb.checks_for_caches) {
+            return Ok(SigCheck::Skip);
+        }
+        let policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
+        Ok(SigCheck::Require(Arc::new(policy)))
+    }
+}
+
+/// How what is new is written to a cache.
+#[derive(clap::Args)]
+pub struct WriteArgs {
+    #[command(flatten)]
+    pub sign: SignKeyArgs,
+    /// Compression of new NARs of a cache: none, xz, zstd, bzip2, gzip or br
+    /// [default: the URI's, or zstd]
+    #[arg(long, value_name = "NAME")]
+    compression: Option<Compression>,
+    /// Level of the compression [default: the compression's own]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    level: Option<i32>,
+    /// Write a listing (.ls) beside each new NAR of a cache
+    #[arg(long)]
+    listing: bool,
+    #[command(flatten)]
+    upstream: UpstreamArgs,
+}
+
+/// Which command it is.
+pub struct CopyVerb {
+    /// `push`.
+    pub present: &'static str,
+    /// `pushed`.
+    pub past: &'static str,
+    /// Whether signatures are demanded also of what goes into a binary cache.
+    pub checks_for_caches: bool,
+    /// Whether files may be added to the source.
+    pub adds_files: bool,
+}
+
+/// A copy between two open stores.
+pub struct CopyJob<'a> {
+    pub src: Opened,
+    pub dst: Opened,
+    args: &'a CopyArgs,
+    verb: &'a CopyVerb,
+    options: CopyOptions,
+    start: Instant,
+}
+
+impl CopyArgs {
+    /// Opens the stores: the source that `texts` are in, and the destination.
+    pub async fn open<'a>(
+        &'a self,
+        cx: &Context,
+        verb: &'a CopyVerb,
+        from: Vec<String>,
+        write: Option<&WriteArgs>,
+        trust: &TrustArgs,
+        reach: Reach,
+    ) -> Result<CopyJob<'a>> {
+        let start = Instant::now();
+        let sign = write.map(|write| write.sign.keys()).transpose()?;
+        let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
+        // Files may have to be added to the source of a push.
+        let source = Wish {
+            write: verb.adds_files && !self.dry_run,
+            dry_run: verb.adds_files && self.dry_run,
+            ..Wish::default()
+        };
+        let src = open_several(cx, &from, &source).await?;
+        let wish = Wish {
+            from_afar: src.is_far(),
+            write: !self.dry_run,
+            dry_run: self.dry_run,
+            compression: write.and_then(|write| write.compression),
+            level: write.and_then(|write| write.level),
+            jobs: self.jobs,
+            incomplete: self.no_closure,
+            listing: write.is_some_and(|write| write.listing),
+            ..Wish::default()
+        };
+        let dst = open(cx, &to, &wish).await?;
+        let check = trust.check(cx, verb, &dst)?;
+        let options = CopyOptions {
+            reach: if self.no_closure { Reach::Roots } else { reach },
+            sign: sign.unwrap_or_default(),
+            existing: self.beside.existing(),
+            upstreams: match write {
+                Some(write) => write.upstream.open(cx, &dst).await?,
+                None => Upstreams::default(),
+            },
+            ..CopyOptions::new(check)
+        };
+        Ok(CopyJob {
+            src: src.preferring(&options.check),
+            dst,
+            args: self,
+            verb,
+            options,
+            start,
+        })
+    }
+}
+
+impl CopyJob<'_> {
+    /// Copies what is missing of `sources`; in a dry run only says what would go, with `files` that
+    /// were not added to the source, and gives `None`.
+    pub async fn run(
+        &self,
+        cx: &Context,
+        sources: Sources,
+        files: Vec<PathInfo>,
+    ) -> Result<Option<CopyReport>> {
+        let (src, dst) = (self.src.store(), self.dst.store());
+        let failed = || format!("cannot {} from {src} to {dst}", self.verb.present);
+        let roots = sources.paths.iter().cloned().collect();
+        let plan = plan(&*src, &*dst, &roots, &self.options);
+        let plan = cx.ui.asking(&ui::paths(roots.len()), plan).await;
+        let mut plan = plan.with_context(failed)?;
+        if self.args.dry_run {
+            let paths = files.iter().map(|info| info.path.clone()).collect();
+            let there = dst.valid(&paths).await?;
+            let missing = files.into_iter().filter(|info| !there.contains(&info.path));
+            plan.missing.extend(missing);
+            report::tell_plan(cx, &plan, &*dst, self.args.json)?;
+            return Ok(None);
+        }
+        let report = self.transfer(cx, plan, sources).await;
+        report.with_context(failed).map(Some)
+    }
+
+    /// Copies by `plan`, and after it what goes along.
+    async fn transfer(&self, cx: &Context, plan: Plan, sources: Sources) -> Result<CopyReport> {
+        let verb = self.verb.present;
+        let src = self.src.store();
+        tell_decisions(cx, &plan, &*src);
+        let (paths, size) = (plan.missing.len(), plan.nar_size());
+        let meter = Arc::new(cx.ui.progress(verb, src.dir(), paths, size));
+        let derivers = plan.derivers.clone();
+        let report = plan.run(&src, &*self.dst.store(), meter.clone()).await;
+        meter.clear();
+        let mut report = report?;
+        let dst = self.dst.abilities();
+        let CopyOptions { check, sign, .. } = &self.options;
+        sources.outputs.copy(&dst, check, sign, &mut report).await;
+        if self.args.beside.logs {
+            logs(&self.src.abilities(), &dst, &derivers, &mut report).await;
+        }
+        Ok(report)
+    }
+
+    /// Says what was copied; the answer that follows.
+    pub fn tell(&self, cx: &Context, report: &CopyReport, roots: &[StorePath]) -> Result<Answer> {
+        let (dst, json) = (self.dst.store(), self.args.json);
+        report::tell_report(cx, self.verb.past, report, roots, &*dst, self.start, json)
+    }
+}
+
+/// What is left to other caches.
+#[derive(clap::Args)]
+pub struct UpstreamArgs {
+    /// Leave out what the cache at URI has: those who read the destination use both, such as
+    /// https://cache.nixos.org (may be repeated)
+    #[arg(long, value_name = "URI")]
+    upstream: Vec<String>,
+    /// Leave out what KEY has validly signed, the public key of such a cache (name:base64 or a
+    /// file), without asking anybody (may be repeated)
+    #[arg(long, value_name = "KEY")]
+    upstream_key: Vec<String>,
+    /// If an --upstream cannot be asked, warn and copy what it may have, instead of stopping
+    #[arg(long, requires = "upstream")]
+    upstream_optional: bool,
+}
+
+impl UpstreamArgs {
+    /// Opens the caches. `dst` is where the copy goes.
+    pub async fn open(&self, cx: &Context, dst: &Opened) -> Result<Upstreams> {
+        let none = self.upstream.is_empty() && self.upstream_key.is_empty();
+        if !none && !is_cache(dst) {
+            bail!(
+                "{} is no binary cache: all that a path refers to must be in it, \
+                 so nothing can be left to an --upstream",
+                dst.store()
+            );
+        }
+        let mut upstreams = Upstreams {
+            unanswered: match self.upstream_optional {
+                true => Unanswered::Copy,
+                false => Unanswered::Fail,
+            },
+            ..Upstreams::default()
+        };
+        for key in &self.upstream_key {
+            upstreams.keys.insert(keys::public(key)?);
+        }
+        for uri in &self.upstream {
+            match open(cx, uri, &Wish::default()).await {
+                Ok(opened) => upstreams.caches.push(opened.store()),
+                Err(error) if self.upstream_optional => {
+                    cx.ui.warn(format_args!("{error:#}; nothing is left to it"))
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(upstreams)
+    }
+}
+
+impl UpstreamArgs {
+    /// The caches alone, as places where paths may be found.
+    pub async fn caches(&self, cx: &Context) -> Result<Vec<Arc<dyn Store>>> {
+        let mut caches = Vec::new();
+        for uri in &self.upstream {
+            caches.push(open(cx, uri, &Wish::default()).await?.store());
+        }
+        Ok(caches)
+    }
+}
+
+/// What goes again, and what goes along.
+#[derive(clap::Args)]
+pub struct BesideArgs {
+    /// Send also what is there already, and replace it: its content and what is known of it
+    #[arg(long, visible_alias = "force")]
+    repair: bool,
+    /// Take along the build logs of the paths' derivations, as far as there are any
+    #[arg(long)]
+    logs: bool,
+}
+
+impl BesideArgs {
+    /// What becomes of paths that are there.
+    pub fn existing(&self) -> Existing {
+        match self.repair {
+            true => Existing::Replace,
+            false => Existing::Keep,
+        }
+    }
+}
+
+/// Says where each path comes from, and why the others stay where they are.
+fn tell_decisions(cx: &Context, plan: &Plan, from: &dyn Store) {
+    for info in &plan.missing {
+        let why = match plan.replaced.contains(&info.path) {
+            true => "to be replaced",
+            false => "missing",
+        };
+        let size = ui::size(info.nar_size);
+        let path = &info.path;
+        cx.ui
+            .detail(format_args!("{path}: {why}, {size} from {from}"));
+    }
+    for (paths, why) in [
+        (&plan.present, "there already"),
+        (&plan.upstream, "left to an upstream cache"),
+    ] {
+        for path in paths {
+            cx.ui.detail(format_args!("{path}: {why}"));
+        }
+    }
+}
+
+/// Whether `store` takes what it is given, without asking for signatures.
+pub fn is_cache(store: &Opened) -> bool {
+    !matches!(
+        store,
+        Opened::Local(_) | Opened::Daemon(_) | Opened::Serve(_) | Opened::Absent(_)
+    )
+}
