@@ -216,7 +216,8 @@ async fn one_that_is_trusted_is_preferred() {
     let mut trusted = info(0);
     trusted.sign(&StoreDir::default(), &key).unwrap();
     let nar = nar::from_bytes(content(0));
-    let added = signed.add_one(trusted.clone(), nar, &SigCheck::Skip.into());
+    let options = SigCheck::Skip.into();
+    let added = signed.add_one(trusted.clone(), nar, &options);
     added.await.unwrap();
     let policy = Policy {
         keys: TrustedKeys::from_iter([key.public()]),

@@ -1,4 +1,5 @@
 //! Stores that do one thing, and tell what they were asked.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use async_trait::async_trait;
 use bytes::Bytes;
