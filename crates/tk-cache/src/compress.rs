@@ -7,11 +7,11 @@
 //! | `none` | itself | | itself |
 //! | `zstd` | frames of [`zstd_frame`] bytes of NAR, compressed on several threads | −7…22 (3) | any number of frames, skippable ones too |
 //! | `xz` | up to level 6 streams of 4 MiB of NAR, compressed on several threads; above one stream | 0…9 (6) | any number of streams |
-//! | `gzip` | one member | 0…9 (6) | any number of members |
-//! | `bzip2` | one stream | 1…9 (9) | any number of streams |
-//! | `br` | one stream, 4 MiB window | 0…11 (11) | exactly one stream |
-//! | `lzma`, `lzip` | not at all | | one stream; any number of members |
-//! | `lz4` | not at all | | any number of frames, skippable ones too |
+//! | `gzip` | one member | 0…9 (6) | any number of members, and anything behind them |
+//! | `bzip2` | one stream | 1…9 (9) | any number of streams, and anything behind them |
+//! | `br` | one stream, 4 MiB window | 0…11 (11) | one stream, and anything behind it |
+//! | `lzma`, `lzip` | not at all | | one stream; any number of members; and anything behind them |
+//! | `lz4` | not at all | | any number of frames, skippable ones and those of old (`lz4 -l`) too |
 //! | `compress` | not at all | | one stream (`.Z`) |
 //!
 //! The defaults are those that Nix ends up with (libarchive's, and the Brotli library's). The other
@@ -19,15 +19,17 @@
 //! needs further programs for them. Nix reads all that is written here: its libarchive takes
 //! concatenated frames.
 //!
-//! Every format but `none` and `compress` has an end mark. Input that stops before it is an error,
-//! and so are bytes behind it that are no further frame. `compress` can be cut off unseen anywhere
-//! behind its header: the caller has to compare sizes and hashes, as it must with `none`.
+//! Every format but `none` and `compress` has an end mark. Input that stops before it is an error.
+//! `compress` can be cut off unseen anywhere behind its header, and frames of old of `lz4` between
+//! two blocks: the caller has to compare sizes and hashes, as it must with `none`. What is passed
+//! over behind the end is what Nix passes over, and stays unread.
 //!
 //! # Security
 //! A decoder is pulled and holds no more than its window: at most 128 MiB where the input
 //! asks for that much, 8 MiB with Nix's default levels. How much comes out of a small input is not
 //! limited here; the caller stops at the size that the metadata promises.
 
+mod ahead;
 #[cfg(any(feature = "xz", feature = "zstd"))]
 mod frames;
 #[cfg(feature = "lz4")]
@@ -40,6 +42,9 @@ mod xz;
 mod zstd_frames;
 
 pub use read::decoder;
+#[cfg(feature = "http")]
+pub(crate) use read::deflate_decoder;
+pub(crate) use read::nar_decoder;
 
 use std::{fmt, io, io::Write, num::NonZeroUsize, ops::RangeInclusive};
 use tk_narinfo::Compression;

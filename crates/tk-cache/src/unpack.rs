@@ -1,6 +1,6 @@
 //! NARs as they come out of a cache: unpacked, and checked against their narinfo.
 
-use crate::compress::decoder;
+use crate::compress::nar_decoder;
 use bytes::Bytes;
 use std::{
     io::{self, BufReader, Read},
@@ -71,8 +71,8 @@ impl Check<'_> {
         source: &mut (impl Read + Send),
         send: &mut dyn FnMut(Bytes) -> bool,
     ) -> Result<bool> {
-        let input = BufReader::with_capacity(CHUNK, source);
-        let mut decoder = decoder(self.narinfo.compression, input)
+        let input = BufReader::with_capacity(CHUNK, &mut *source);
+        let mut decoder = nar_decoder(self.narinfo.compression, input)
             .map_err(|e| Error::malformed(self.what(), e))?;
         let buffers = Arc::new(Buffers::default());
         let mut total = 0;
@@ -81,7 +81,8 @@ impl Check<'_> {
             let n = fill(&mut decoder, &mut buffer.bytes)
                 .map_err(|e| Error::malformed(self.what(), e))?;
             if n == 0 {
-                return Ok(true);
+                drop(decoder);
+                return self.pass_over(source).map(|()| true);
             }
             total += n as u64;
             if total > self.narinfo.info.nar_size {
@@ -90,6 +91,21 @@ impl Check<'_> {
             }
             if !send(Bytes::from_owner(buffer).slice(..n)) {
                 return Ok(false);
+            }
+        }
+    }
+
+    /// Reads what the decoder left, since the file's hash is over that, too.
+    fn pass_over(&self, source: &mut impl Read) -> Result<()> {
+        if self.narinfo.file_hash.is_none() && self.narinfo.file_size.is_none() {
+            return Ok(());
+        }
+        let passed = io::copy(&mut source.take(MAX_BEHIND + 1), &mut io::sink());
+        match passed.map_err(|e| Error::malformed(self.what(), e))? {
+            0..=MAX_BEHIND => Ok(()),
+            _ => {
+                let words = format!("more than {MAX_BEHIND} bytes follow its end");
+                Err(Error::malformed(self.what(), words))
             }
         }
     }
@@ -207,3 +223,6 @@ impl Drop for Buffer {
 }
 
 const CHUNK: usize = 128 << 10;
+
+/// Bytes behind the end of what is packed that are passed over.
+const MAX_BEHIND: u64 = 16 << 20;

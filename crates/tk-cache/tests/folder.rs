@@ -482,8 +482,11 @@ async fn truncated_files_are_found() {
             );
         }
         fs::write(&file, [&whole[..], b"more"].concat()).unwrap();
-        assert!(
-            victim.read().await.is_err(),
+        // As Nix: what fills up a tape is passed over.
+        let passed = [Compression::Gzip, Compression::Bzip2, Compression::Br];
+        assert_eq!(
+            victim.read().await.is_ok(),
+            passed.contains(&compression),
             "{compression}: bytes behind the end"
         );
         fs::remove_file(&file).unwrap();

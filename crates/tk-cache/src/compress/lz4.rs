@@ -1,7 +1,7 @@
 //! The frame format of LZ4, version 1.
 //!
 //! ```text
-//! input     = 1*(frame / skippable)
+//! input     = 1*(frame / skippable / old-frame)
 //! skippable = (0x184D2A50 ..= 0x184D2A5F) length *OCTET   ; length bytes, of no meaning
 //! frame     = 0x184D2204 flags block-size [content-size] header-sum *block end [content-sum]
 //! flags     = OCTET        ; bits 7-6: 01; 5: blocks stand alone; 4: block sums; 3: content size;
@@ -10,13 +10,15 @@
 //! header-sum = OCTET       ; bits 15-8 of the XXH32 of flags to content-size
 //! block     = length data [block-sum]    ; length: top bit set if the data is not packed
 //! end       = 0x00000000
+//! old-frame = 0x184C2102 *(length data)  ; up to the next frame or the end of the input
 //! ```
 //!
 //! Numbers are little endian: 8 bytes in `content-size`, 4 elsewhere; sums are XXH32 with seed 0, of
 //! a block as it stands there and of the content unpacked. A block, packed or not, has no more than
 //! `block-size` bytes. Blocks that do not stand alone refer to up to [`HISTORY`] bytes before them.
-//! The frames of old that start with 0x184C2102 have no end mark; Nix does not write them, and they
-//! are refused.
+//! The frames of old have no end mark: they can be cut off unseen between two blocks, each of which
+//! stands alone and has up to [`OLD_BLOCK`] bytes unpacked. `lz4 -l` writes them, Nix only reads
+//! them.
 //!
 //! What is done here is the frames; lz4_flex unpacks blocks. Its own reader of frames takes input
 //! that stops between two blocks for complete.
@@ -28,8 +30,8 @@ use std::io::{self, BufRead, Read};
 use std::ops::Range;
 use twox_hash::XxHash32;
 
-/// Reads frames to the end of the input. Holds one block, packed and unpacked (4 MiB each at most),
-/// and its history.
+/// Reads frames to the end of the input. Holds one block, packed and unpacked (4 MiB each at most, 8
+/// MiB of old ones), and its history.
 pub(super) struct Lz4Reader<R> {
     input: R,
     /// The frame that the input stands in.
@@ -61,16 +63,30 @@ impl<R: BufRead> Lz4Reader<R> {
             match self.frame.take() {
                 Some(frame) => self.frame = self.block(frame)?,
                 None if self.begun && self.at_end()? => return Ok(()),
-                None => self.frame = self.header()?,
+                None => {
+                    let magic = self.number()?;
+                    self.frame = self.header(magic)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Reads the start of a frame. `None`: the frame was a skippable one.
-    fn header(&mut self) -> io::Result<Option<Frame>> {
-        match self.number()? {
+    /// Reads the start of a frame behind its `magic`. `None`: the frame was a skippable one.
+    fn header(&mut self, magic: u32) -> io::Result<Option<Frame>> {
+        match magic {
             MAGIC => {}
+            OLD_MAGIC => {
+                self.begun = true;
+                self.ready = 0..0;
+                return Ok(Some(Frame {
+                    flags: ALONE,
+                    block: OLD_BLOCK,
+                    old: true,
+                    rest: None,
+                    sum: XxHash32::with_seed(0),
+                }));
+            }
             SKIPPABLE_FIRST..=SKIPPABLE_LAST => {
                 let length = u64::from(self.number()?);
                 let skipped = io::copy(&mut self.input.by_ref().take(length), &mut io::sink())?;
@@ -106,6 +122,7 @@ impl<R: BufRead> Lz4Reader<R> {
         Ok(Some(Frame {
             flags,
             block: 1 << (8 + 2 * (size >> 4)),
+            old: false,
             rest: content.filter(|_| flags & CONTENT_SIZE != 0),
             sum: XxHash32::with_seed(0),
         }))
@@ -113,12 +130,19 @@ impl<R: BufRead> Lz4Reader<R> {
 
     /// Reads a block, or what stands behind the last: then the frame is gone.
     fn block(&mut self, mut frame: Frame) -> io::Result<Option<Frame>> {
+        if frame.old && self.at_end()? {
+            return Ok(None);
+        }
         let length = self.number()?;
-        if length == 0 {
+        if frame.old && is_magic(length) {
+            return self.header(length);
+        }
+        if length == 0 && !frame.old {
             return self.end(frame);
         }
-        let (stored, length) = (length & STORED != 0, (length & !STORED) as usize);
-        if length > frame.block {
+        let stored = !frame.old && length & STORED != 0;
+        let length = if stored { length & !STORED } else { length } as usize;
+        if length > frame.most_packed() {
             return Err(invalid("lz4 block larger than its frame allows"));
         }
         self.packed.clear();
@@ -213,6 +237,8 @@ impl<R: BufRead> Read for Lz4Reader<R> {
 /// A frame that is being read.
 struct Frame {
     flags: u8,
+    /// Whether it is one of old.
+    old: bool,
     /// Bytes a block may have.
     block: usize,
     /// Bytes of content to come, if the header said how many there are.
@@ -221,6 +247,14 @@ struct Frame {
 }
 
 impl Frame {
+    /// Bytes of a block as it stands there. Those of old are packed also where that makes them larger.
+    fn most_packed(&self) -> usize {
+        match self.old {
+            true => self.block + self.block / 255 + 16,
+            false => self.block,
+        }
+    }
+
     /// Takes note of a piece of content.
     fn take(&mut self, content: &[u8]) -> io::Result<()> {
         if let Some(rest) = &mut self.rest {
@@ -235,7 +269,12 @@ impl Frame {
     }
 }
 
+fn is_magic(number: u32) -> bool {
+    matches!(number, MAGIC | OLD_MAGIC | SKIPPABLE_FIRST..=SKIPPABLE_LAST)
+}
+
 const MAGIC: u32 = 0x184D_2204;
+const OLD_MAGIC: u32 = 0x184C_2102;
 const SKIPPABLE_FIRST: u32 = 0x184D_2A50;
 const SKIPPABLE_LAST: u32 = 0x184D_2A5F;
 
@@ -248,6 +287,9 @@ const DICTIONARY: u8 = 1;
 
 /// In the length of a block: it is not packed.
 const STORED: u32 = 1 << 31;
+
+/// Bytes of a block in a frame of old, unpacked.
+const OLD_BLOCK: usize = 8 << 20;
 
 /// How far back a block may refer, in bytes.
 const HISTORY: usize = 64 << 10;
@@ -376,19 +418,48 @@ mod tests {
         assert!(error.to_string().contains("checksum"), "{error}");
     }
 
+    /// As `lz4 -l` packs `a`, and 9 MB of zeros.
+    #[test]
+    fn frames_of_old() {
+        let a = b"\x02\x21\x4c\x18\x02\0\0\0\x10a";
+        assert_eq!(decode(Lz4, &a[..]).unwrap(), b"a");
+        assert_eq!(decode(Lz4, &b"\x02\x21\x4c\x18"[..]).unwrap(), b"");
+        let short = BufReader::with_capacity(1, Short(a));
+        assert_eq!(decode(Lz4, short).unwrap(), b"a");
+        // They follow each other, and all others.
+        let nix = hex(NIX);
+        let skippable = b"\x5f\x2a\x4d\x18\x03\0\0\0abc";
+        let all = [&a[..], a, &nix, skippable, a, &nix].concat();
+        let nar = small_nar(b"hi");
+        let got = decode(Lz4, &all[..]).unwrap();
+        assert_eq!(got, [b"aa", &nar[..], b"a", &nar].concat());
+        // Two blocks, of which the first is as large as they get.
+        let zeros = vec![0; OLD_BLOCK];
+        let mut large = OLD_MAGIC.to_le_bytes().to_vec();
+        for block in [&zeros[..], b"end"] {
+            let packed = lz4_flex::block::compress(block);
+            large.extend((packed.len() as u32).to_le_bytes());
+            large.extend(packed);
+        }
+        assert!(decode(Lz4, &large[..]).unwrap() == [&zeros[..], b"end"].concat());
+        for cut in 5..a.len() {
+            let error = decode(Lz4, &a[..cut]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "cut at {cut}");
+        }
+    }
+
     #[test]
     fn what_is_refused() {
         let nix = hex(NIX);
-        let legacy = b"\x02\x21\x4c\x18\x02\0\0\0\x10a";
+        let large_old = b"\x02\x21\x4c\x18\xff\xff\xff\x7f";
         let large = b"\x04\x22\x4d\x18\x60\x40\x82\x01\0\x01\0";
         let dictionary = b"\x04\x22\x4d\x18\x61\x40\0\0\0\0\0\0\0\0\0";
         for (input, says) in [
             (&b"garbage"[..], "not an lz4 frame"),
-            (legacy, "not an lz4 frame"),
+            (large_old, "larger than its frame"),
             (large, "larger than its frame"),
             (dictionary, "dictionary"),
             (&[&nix[..], b"garbage"].concat(), "behind the end"),
-            (&[&nix[..], legacy].concat(), "behind the end"),
         ] {
             let error = decode(Lz4, input).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);

@@ -1,14 +1,15 @@
 use super::CompressError;
-use std::io::{self, BufRead, Read};
+#[cfg(any(feature = "bzip2", feature = "gzip"))]
+use super::ahead::Members;
+use std::io::{self, BufRead, BufReader, Read};
 use tk_narinfo::Compression;
 
 /// A decoder of `input`, whose end is the end of `input`.
 ///
 /// # Errors
 /// While reading: [`io::ErrorKind::UnexpectedEof`] when the input stops before its end mark
-/// (`none` and `compress` have none); other kinds when it is broken, or more follows than there
-/// should. After an error nothing that is
-/// read has a meaning.
+/// (`none` and `compress` have none); other kinds when it is broken, or when something follows xz,
+/// zstd or lz4 that is no further frame. After an error nothing that is read has a meaning.
 pub fn decoder<'a>(
     compression: Compression,
     input: impl BufRead + Send + 'a,
@@ -19,12 +20,12 @@ pub fn decoder<'a>(
         Compression::Zstd => Box::new(zstd_decoder(input)?),
         #[cfg(feature = "xz")]
         Compression::Xz | Compression::Lzma | Compression::Lzip => {
-            Box::new(xz::XzReader::new(compression, input)?)
+            Box::new(xz_decoder(compression, input)?)
         }
         #[cfg(feature = "gzip")]
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+        Compression::Gzip => Box::new(Members::<flate2::bufread::GzDecoder<_>>::new(GZIP, input)),
         #[cfg(feature = "bzip2")]
-        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
+        Compression::Bzip2 => Box::new(Members::<bzip2::bufread::BzDecoder<_>>::new(BZIP2, input)),
         #[cfg(feature = "brotli")]
         Compression::Br => Box::new(brotli::BrotliReader::new(input)),
         #[cfg(feature = "lz4")]
@@ -40,6 +41,102 @@ pub fn decoder<'a>(
                 .unwrap_or(CompressError::LeftOut(other)));
         }
     })
+}
+
+/// A decoder of a packed NAR. As libarchive, it unpacks one that was packed several times in the same
+/// way as often as that.
+///
+/// # Errors
+/// As [`decoder`]; the first bytes are read here.
+pub(crate) fn nar_decoder<'a>(
+    compression: Compression,
+    input: impl BufRead + Send + 'a,
+) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let open = |input: Box<dyn BufRead + Send + 'a>| {
+        decoder(compression, input).map_err(|e| io::Error::new(io::ErrorKind::Unsupported, e))
+    };
+    let mut plain = open(Box::new(input))?;
+    let magics = magics(compression);
+    let longest = magics.iter().map(|magic| magic.len()).max().unwrap_or(0);
+    for _ in 1..MAX_LAYERS {
+        let mut head = Vec::new();
+        plain.by_ref().take(longest as u64).read_to_end(&mut head)?;
+        // No NAR begins so.
+        let packed = magics.iter().any(|magic| head.starts_with(magic));
+        let whole = io::Cursor::new(head).chain(plain);
+        if !packed {
+            return Ok(Box::new(whole));
+        }
+        plain = open(Box::new(BufReader::with_capacity(LAYER_BUFFER, whole)))?;
+    }
+    Ok(plain)
+}
+
+/// What something begins with that is packed in this way.
+fn magics(compression: Compression) -> &'static [&'static [u8]] {
+    match compression {
+        Compression::Gzip => &[GZIP],
+        Compression::Bzip2 => &[BZIP2],
+        Compression::Xz => &[b"\xfd7zXZ\0"],
+        Compression::Zstd => &[b"\x28\xb5\x2f\xfd"],
+        Compression::Lz4 => &[b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"],
+        Compression::Lzip => &[b"LZIP"],
+        Compression::Lzma => &[b"\x5d\0\0"],
+        Compression::Compress => &[b"\x1f\x9d"],
+        _ => &[],
+    }
+}
+
+/// A decoder of what HTTP calls "deflate": zlib's format, or what some servers take the word for,
+/// the same without its header and sum.
+#[cfg(feature = "http")]
+pub(crate) fn deflate_decoder<'a>(input: impl BufRead + Send + 'a) -> Box<dyn Read + Send + 'a> {
+    Box::new(DeflateReader {
+        input: super::ahead::Ahead::new(input),
+        inflater: None,
+        ended: false,
+    })
+}
+
+/// The readers of flate2 take input that stops early for complete.
+#[cfg(feature = "http")]
+struct DeflateReader<R> {
+    input: super::ahead::Ahead<R>,
+    inflater: Option<flate2::Decompress>,
+    ended: bool,
+}
+
+#[cfg(feature = "http")]
+impl<R: BufRead> Read for DeflateReader<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        use flate2::{Decompress, FlushDecompress, Status};
+        if self.inflater.is_none() {
+            let zlib = self.input.has_zlib_header()?;
+            self.inflater = Some(Decompress::new(zlib));
+        }
+        while let Some(inflater) = &mut self.inflater
+            && !self.ended
+            && !out.is_empty()
+        {
+            let input = self.input.fill_buf()?;
+            let starved = input.is_empty();
+            let (before_in, before_out) = (inflater.total_in(), inflater.total_out());
+            let status = inflater
+                .decompress(input, out, FlushDecompress::None)
+                .map_err(|_| invalid("corrupt deflate stream"))?;
+            let consumed = (inflater.total_in() - before_in) as usize;
+            let produced = (inflater.total_out() - before_out) as usize;
+            self.input.consume(consumed);
+            self.ended = status == Status::StreamEnd;
+            if produced > 0 {
+                return Ok(produced);
+            }
+            if starved && !self.ended {
+                return Err(truncated());
+            }
+        }
+        Ok(0)
+    }
 }
 
 #[cfg(feature = "zstd")]
@@ -82,41 +179,20 @@ fn zstd_decoder<'a>(
 }
 
 #[cfg(feature = "xz")]
-mod xz {
-    use super::*;
-    use liblzma::{
-        bufread::XzDecoder,
-        stream::{CONCATENATED, Stream},
-    };
-
-    /// liblzma's formats. [`XzDecoder`] alone would leave bytes behind the end mark of the older
-    /// ones unread.
-    pub(super) struct XzReader<R>(XzDecoder<R>);
-
-    impl<R: BufRead> XzReader<R> {
-        pub(super) fn new(compression: Compression, input: R) -> Result<Self, CompressError> {
-            let stream = match compression {
-                Compression::Lzma => Stream::new_lzma_decoder(MEMORY),
-                Compression::Lzip => Stream::new_lzip_decoder(MEMORY, CONCATENATED),
-                _ => Stream::new_stream_decoder(MEMORY, CONCATENATED),
-            };
-            let stream = stream.map_err(no_decoder)?;
-            Ok(XzReader(XzDecoder::new_stream(input, stream)))
-        }
-    }
-
-    impl<R: BufRead> Read for XzReader<R> {
-        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-            let n = self.0.read(out)?;
-            if n == 0 && !out.is_empty() && !self.0.get_mut().fill_buf()?.is_empty() {
-                return Err(trailing());
-            }
-            Ok(n)
-        }
-    }
-
+fn xz_decoder<'a>(
+    compression: Compression,
+    input: impl BufRead + Send + 'a,
+) -> Result<impl Read + Send + 'a, CompressError> {
+    use liblzma::stream::{CONCATENATED, Stream};
     /// The window and a little around it, in bytes.
     const MEMORY: u64 = (1 << WINDOW_LOG) + (2 << 20);
+    let stream = match compression {
+        Compression::Lzma => Stream::new_lzma_decoder(MEMORY),
+        Compression::Lzip => Stream::new_lzip_decoder(MEMORY, CONCATENATED),
+        _ => Stream::new_stream_decoder(MEMORY, CONCATENATED),
+    };
+    let stream = stream.map_err(no_decoder)?;
+    Ok(liblzma::bufread::XzDecoder::new_stream(input, stream))
 }
 
 #[cfg(feature = "brotli")]
@@ -124,7 +200,7 @@ mod brotli {
     use super::*;
     use ::brotli::{BrotliDecompressStream, BrotliResult, BrotliState, enc::StandardAlloc};
 
-    /// The brotli crate's own reader takes no notice of bytes behind the end mark.
+    /// Stops at the end mark; the brotli crate's own reader does so with larger windows, too.
     pub(super) struct BrotliReader<R> {
         input: R,
         state: Box<BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>>,
@@ -173,9 +249,6 @@ mod brotli {
                     return Ok(produced);
                 }
             }
-            if self.ended && !self.input.fill_buf()?.is_empty() {
-                return Err(trailing());
-            }
             Ok(0)
         }
     }
@@ -193,7 +266,7 @@ pub(super) fn truncated() -> io::Error {
     )
 }
 
-#[allow(dead_code)] // used by some of the features
+#[cfg(feature = "lz4")]
 pub(super) fn trailing() -> io::Error {
     invalid("there are bytes behind the end mark")
 }
@@ -201,6 +274,14 @@ pub(super) fn trailing() -> io::Error {
 pub(super) fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
+
+const GZIP: &[u8] = b"\x1f\x8b\x08";
+const BZIP2: &[u8] = b"BZh";
+
+/// How often a NAR may be packed.
+const MAX_LAYERS: usize = 4;
+
+const LAYER_BUFFER: usize = 64 << 10;
 
 /// The largest window, as a power of two: what zstd takes by default, and twice what `xz -9` uses.
 #[cfg(any(feature = "xz", feature = "zstd"))]

@@ -185,28 +185,117 @@ fn every_truncation_is_an_error() {
     }
 }
 
+/// Nix reads, and refuses, the same: libarchive stops behind the last member of some formats.
 #[test]
-fn bytes_behind_the_end_are_an_error() {
+fn bytes_behind_the_end() {
+    let content = sample(3_000);
+    let mut all = Vec::new();
     for compression in MARKED {
-        let packed = encode(&quick(compression, 1), &sample(3_000), 1 << 20, None);
+        all.push((
+            compression,
+            encode(&quick(compression, 1), &content, 1 << 20, None),
+        ));
+    }
+    all.push((Compression::Lzip, hex(LZIP)));
+    all.push((Compression::Lzma, hex(LZMA)));
+    for (compression, packed) in all {
+        let content = decode(compression, &packed[..]).unwrap();
+        let strict = matches!(compression, Compression::Zstd | Compression::Xz);
         for rest in [
             &b"x"[..],
             b"garbage behind the end",
             &[0; 3],
-            &packed[..packed.len() / 2],
+            &[0; 512],
+            &[0],
         ] {
             let longer = [&packed[..], rest].concat();
-            assert!(
-                decode(compression, &longer[..]).is_err(),
-                "{compression}, {rest:?}"
-            );
             let short = BufReader::with_capacity(1, Short(&longer));
-            assert!(
-                decode(compression, short).is_err(),
-                "{compression}, {rest:?}, byte by byte"
+            for got in [decode(compression, &longer[..]), decode(compression, short)] {
+                match got {
+                    Ok(got) => assert!(got == content && !strict, "{compression}, {rest:?}"),
+                    Err(error) => assert!(strict, "{compression}, {rest:?}: {error}"),
+                }
+            }
+        }
+        // Half a member is one, but where there is only one.
+        let half = [&packed[..], &packed[..packed.len() / 2]].concat();
+        let only_one = matches!(compression, Compression::Br | Compression::Lzma);
+        assert_eq!(
+            decode(compression, &half[..]).is_ok(),
+            only_one,
+            "{compression}"
+        );
+    }
+}
+
+/// `hi` and a line end, as lzip and `xz --format=lzma` pack it.
+const LZIP: &str = "4c5a4950010c00341a3d502bdffffff80200007a7a6fed03000000000000002700000000000000";
+const LZMA: &str = "5d00008000ffffffffffffffff00341a3d502bdffffff8020000";
+
+#[test]
+fn nars_that_are_packed_several_times() {
+    let nar = small_nar(b"hi");
+    let unpack = |compression, packed: &[u8]| {
+        let mut out = Vec::new();
+        let read = nar_decoder(compression, BufReader::with_capacity(1, Short(packed)));
+        read?.read_to_end(&mut out).map(|_| out)
+    };
+    for compression in ALL {
+        let compressor = quick(compression, 1);
+        let mut packed = nar.clone();
+        for layers in 1..=5 {
+            packed = encode(&compressor, &packed, 1 << 20, None);
+            let got = unpack(compression, &packed);
+            // No library counts the layers of brotli, and the fifth is one too many.
+            let all = compression != Compression::Br && layers < 5 || layers == 1;
+            let all = all || compression == Compression::None;
+            assert_eq!(
+                got.is_ok_and(|got| got == nar),
+                all,
+                "{compression}, {layers} layers"
             );
         }
+        // Cut off within the inner layer.
+        let inner = encode(&compressor, &nar, 1 << 20, None);
+        let outer = encode(&compressor, &inner[..inner.len() - 1], 1 << 20, None);
+        if !matches!(compression, Compression::None | Compression::Br) {
+            assert!(unpack(compression, &outer).is_err(), "{compression}");
+        }
     }
+    // Another way of packing below is content, as the narinfo says.
+    let gzip = encode(&quick(Compression::Gzip, 1), &nar, 1 << 20, None);
+    let zstd = encode(&quick(Compression::Zstd, 1), &gzip, 1 << 20, None);
+    assert_eq!(unpack(Compression::Zstd, &zstd).unwrap(), gzip);
+}
+
+#[cfg(feature = "http")]
+#[test]
+fn deflate_with_and_without_its_header() {
+    let content = sample(70_000);
+    let level = flate2::Compression::fast();
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), level);
+    zlib.write_all(&content).unwrap();
+    let mut raw = flate2::write::DeflateEncoder::new(Vec::new(), level);
+    raw.write_all(&content).unwrap();
+    for packed in [zlib.finish().unwrap(), raw.finish().unwrap()] {
+        let inflate = |packed: &[u8]| {
+            let mut out = Vec::new();
+            let input = BufReader::with_capacity(7, Short(packed));
+            deflate_decoder(input).read_to_end(&mut out).map(|_| out)
+        };
+        assert!(inflate(&packed).unwrap() == content);
+        assert!(inflate(&[&packed[..], b"more"].concat()).unwrap() == content);
+        for cut in [0, 1, 2, packed.len() / 2, packed.len() - 1] {
+            let error = inflate(&packed[..cut]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "cut at {cut}");
+        }
+    }
+    let mut garbage = Vec::new();
+    assert!(
+        deflate_decoder(&b"\xff\xff\xff\xff"[..])
+            .read_to_end(&mut garbage)
+            .is_err()
+    );
 }
 
 #[test]
