@@ -52,7 +52,8 @@ pub struct S3Params {
     pub profile: Option<String>,
     /// The region; `None`: that of the environment, of the profile, or `us-east-1`.
     pub region: Option<String>,
-    /// Another server than Amazon's; its path is kept.
+    /// Another server than Amazon's; its path is kept. Where the URI names none it is that of
+    /// `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
     pub endpoint: Option<Url>,
     /// Where in the URL the bucket stands.
     pub addressing: Addressing,
@@ -100,10 +101,38 @@ impl Environment {
         value.filter(|value| !value.is_empty())
     }
 
+    /// The server that variables name in the place of Amazon's.
+    fn s3_endpoint(&self) -> Result<Option<Url>> {
+        let ignored = self.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+        if ignored.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+            return Ok(None);
+        }
+        let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
+        let Some(name) = variables.into_iter().find(|name| self.get(name).is_some()) else {
+            return Ok(None);
+        };
+        let text = self.get(name).unwrap_or_default();
+        match Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.query().is_none() => {
+                Ok(Some(url))
+            }
+            _ => Err(Error::invalid(format!(
+                "{name} is an http or https URL, not {text:?}"
+            ))),
+        }
+    }
+
     /// The file that a variable names, or the one of that name in `~/.aws`.
     pub(super) fn aws_file(&self, variable: &str, name: &str) -> Option<PathBuf> {
-        let in_home = || Some(self.home.as_ref()?.join(".aws").join(name));
-        self.get(variable).map(PathBuf::from).or_else(in_home)
+        let home = self.home.as_deref();
+        let in_home = || Some(home?.join(".aws").join(name));
+        let named = self
+            .get(variable)
+            .map(|file| match file.strip_prefix("~/") {
+                Some(rest) => home.map_or_else(|| file.into(), |home| home.join(rest)),
+                None => PathBuf::from(file),
+            });
+        named.or_else(in_home)
     }
 }
 
@@ -126,7 +155,13 @@ impl BucketConfig {
         let parameter = |name: &str| parameter(name).filter(|value| !value.is_empty());
         let mut rest = location.trim_matches('/');
         let service = match scheme {
-            "s3" => Service::S3(S3Params::parse(&parameter)?),
+            "s3" => {
+                let mut params = S3Params::parse(&parameter)?;
+                if params.endpoint.is_none() {
+                    params.endpoint = environment.s3_endpoint()?;
+                }
+                Service::S3(params)
+            }
             "gs" => Service::Google {
                 endpoint: endpoint(&parameter)?,
             },
@@ -425,6 +460,48 @@ mod tests {
             assert_eq!(config.to_string(), shown);
             assert_eq!(config.identity().unwrap(), identity);
         }
+    }
+
+    #[test]
+    fn variables_name_a_server() {
+        let endpoint = |uri: &str, variables: &[(&str, &str)]| {
+            let (_, query) = uri.split_once('?').unwrap_or((uri, ""));
+            let parameter = |name: &str| {
+                let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+                let mut values = pairs.filter(|(key, _)| *key == name);
+                values.next().map(|(_, value)| value.to_owned())
+            };
+            let variables = variables
+                .iter()
+                .map(|(k, v)| (k.to_string(), v.to_string()));
+            let variables = variables.collect();
+            let environment = Environment {
+                variables,
+                home: None,
+            };
+            let client = ClientConfig::default();
+            let config = BucketConfig::from_parts("s3", "b", &parameter, environment, client);
+            config.and_then(|config| config.identity())
+        };
+        let both = [
+            ("AWS_ENDPOINT_URL_S3", "http://s3:1"),
+            ("AWS_ENDPOINT_URL", "http://all"),
+        ];
+        assert_eq!(endpoint("s3://b", &both).unwrap(), "s3://b at http://s3:1");
+        assert_eq!(
+            endpoint("s3://b", &both[1..]).unwrap(),
+            "s3://b at http://all"
+        );
+        assert_eq!(
+            endpoint("s3://b?endpoint=http://u", &both).unwrap(),
+            "s3://b at http://u"
+        );
+        let ignored = [both[0], ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "True")];
+        assert_eq!(
+            endpoint("s3://b", &ignored).unwrap(),
+            "s3://b at amazonaws.com"
+        );
+        assert!(endpoint("s3://b", &[("AWS_ENDPOINT_URL", "x")]).is_err());
     }
 
     #[test]

@@ -57,7 +57,8 @@ impl Credentials {
         if let Some(source) = found {
             return Ok(Some(make(source)));
         }
-        if environment.get("AWS_EC2_METADATA_DISABLED") == Some("true") {
+        let disabled = environment.get("AWS_EC2_METADATA_DISABLED");
+        if disabled.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(None);
         }
         let machine = make(Source::Machine {
@@ -158,23 +159,24 @@ fn configured(environment: &Environment, profile: Option<&str>) -> Result<Option
 }
 
 fn profile_name<'a>(environment: &'a Environment, profile: Option<&'a str>) -> &'a str {
-    let of_environment = || environment.get("AWS_PROFILE");
+    // In this order, as botocore.
+    let variables = ["AWS_DEFAULT_PROFILE", "AWS_PROFILE"];
+    let of_environment = || variables.iter().find_map(|name| environment.get(name));
     profile.or_else(of_environment).unwrap_or(DEFAULT)
 }
 
 fn keys_of_variables(environment: &Environment) -> Result<Option<Source>> {
-    let token = environment.get("AWS_SESSION_TOKEN").map(str::to_owned);
+    let token = environment.get("AWS_SESSION_TOKEN");
+    let token = token.or_else(|| environment.get("AWS_SECURITY_TOKEN"));
+    let token = token.map(str::to_owned);
     match (
         environment.get("AWS_ACCESS_KEY_ID"),
         environment.get("AWS_SECRET_ACCESS_KEY"),
     ) {
         (Some(id), Some(secret)) => Ok(Some(Source::keys(id, secret, token))),
-        (None, None) => Ok(None),
+        (None, _) => Ok(None),
         (Some(_), None) => Err(Error::invalid(
             "AWS_ACCESS_KEY_ID is set, but not AWS_SECRET_ACCESS_KEY",
-        )),
-        (None, Some(_)) => Err(Error::invalid(
-            "AWS_SECRET_ACCESS_KEY is set, but not AWS_ACCESS_KEY_ID",
         )),
     }
 }
@@ -201,8 +203,13 @@ fn of_profile(
                 wrong("has a role_arn, but neither a source_profile, a credential_source nor a web_identity_token_file".to_owned())
             }));
     }
-    if let Some(keys) = keys_of_profile(profile) {
-        return Ok(Some(keys));
+    if let Some(id) = profile.get("aws_access_key_id") {
+        let secret = profile.get("aws_secret_access_key").ok_or_else(|| {
+            wrong("has an aws_access_key_id, but no aws_secret_access_key".to_owned())
+        })?;
+        let token = profile.get("aws_session_token");
+        let token = token.or_else(|| profile.get("aws_security_token"));
+        return Ok(Some(Source::keys(id, secret, token.map(str::to_owned))));
     }
     if let Some(command) = profile.get("credential_process") {
         let command = command.to_owned();
@@ -216,13 +223,6 @@ fn of_profile(
         )));
     }
     Ok(None)
-}
-
-fn keys_of_profile(profile: &Profile) -> Option<Source> {
-    let id = profile.get("aws_access_key_id")?;
-    let secret = profile.get("aws_secret_access_key")?;
-    let token = profile.get("aws_session_token").map(str::to_owned);
-    Some(Source::keys(id, secret, token))
 }
 
 /// `None` if it is not said who may take the role.

@@ -29,27 +29,52 @@ impl Profiles {
         self.0.get(name)
     }
 
-    /// Lines `[name]` and `key = value`. What is indented belongs to a setting above that is no
-    /// concern of ours.
+    /// As botocore, which reads them as Python's configparser does: `[section]`, `key = value` or
+    /// `key: value`, indented or not; lines that begin with `#` or `;` are comments, and what is
+    /// indented deeper than the setting above belongs to that one.
     fn parse(&mut self, text: &str, kind: Kind) {
         let mut current: Option<String> = None;
-        for line in text.lines() {
-            if line.starts_with([' ', '\t', '#', ';']) {
+        let mut in_setting = false;
+        let mut indent = 0;
+        for line in text.trim_start_matches('\u{feff}').lines() {
+            let trimmed = line.trim();
+            if trimmed.is_empty() || trimmed.starts_with(['#', ';']) {
                 continue;
             }
-            if let Some(rest) = line.strip_prefix('[') {
-                let name = rest.split(']').next().unwrap_or_default().trim();
-                current = kind.profile(name).map(str::to_owned);
+            let depth = line.len() - line.trim_start().len();
+            if in_setting && depth > indent {
                 continue;
             }
-            if let (Some(name), Some((key, value))) = (&current, line.split_once('=')) {
-                let value = value.split(" #").next().unwrap_or_default().trim();
-                let profile = self.0.entry(name.clone()).or_default();
+            (in_setting, indent) = (false, depth);
+            if let Some((section, _)) = trimmed.strip_prefix('[').and_then(|r| r.rsplit_once(']')) {
+                current = kind.profile(section);
+                continue;
+            }
+            let Some((key, value)) = trimmed.split_once(['=', ':']) else {
+                continue;
+            };
+            in_setting = true;
+            if let Some(name) = &current {
                 let key = key.trim().to_ascii_lowercase();
-                profile.0.insert(key, value.to_owned());
+                let value = without_comment(&key, value.trim()).to_owned();
+                let profile = self.0.entry(name.clone()).or_default();
+                profile.0.insert(key, value);
             }
         }
     }
+}
+
+/// To botocore, what follows ` #` belongs to the value, but no other tool of Amazon's takes it so, and
+/// these values have no blanks in them. Commands and names of files may.
+fn without_comment<'a>(key: &str, value: &'a str) -> &'a str {
+    if key.ends_with("_process") || key.ends_with("_file") {
+        return value;
+    }
+    let end = [" #", " ;", "\t#", "\t;"]
+        .iter()
+        .filter_map(|mark| value.find(mark))
+        .min();
+    value[..end.unwrap_or(value.len())].trim_end()
 }
 
 impl Profile {
@@ -67,22 +92,30 @@ enum Kind {
 }
 
 impl Kind {
-    /// The profile of a section; `None` for one of another kind.
-    fn profile(self, section: &str) -> Option<&str> {
-        match (self, section.split_once(char::is_whitespace)) {
-            (Kind::Config, Some(("profile", name))) => Some(name.trim()),
-            (Kind::Config, None) if section == "default" => Some(section),
-            (Kind::Credentials, None) => Some(section),
-            _ => None,
+    /// The profile of a section; `None` for one of another kind. In `config` names stand as words of
+    /// a shell.
+    fn profile(self, section: &str) -> Option<String> {
+        match self {
+            Kind::Credentials => Some(section.to_owned()),
+            Kind::Config if section == "default" => Some(section.to_owned()),
+            Kind::Config if section.starts_with("profile") => match shell_words::split(section) {
+                Ok(words) if words.len() == 2 => words.into_iter().nth(1),
+                _ => None,
+            },
+            Kind::Config => None,
         }
     }
 }
 
+/// Files that are not there, or that this user may not read, are empty.
 fn text(path: &Path) -> Result<String> {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
     match fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(e) => Err(Error::io(format!("reading {}", path.display()), e)),
+        Err(e) => match e.kind() {
+            NotFound | NotADirectory | IsADirectory | PermissionDenied => Ok(String::new()),
+            _ => Err(Error::io(format!("reading {}", path.display()), e)),
+        },
     }
 }
 
@@ -104,5 +137,73 @@ mod tests {
         assert_eq!(get("a", "aws_secret_access_key").unwrap(), "a=b#c");
         assert_eq!(get("a", "addressing_style"), None);
         assert_eq!(profiles.0.len(), 2);
+    }
+
+    /// What botocore 1.44 makes of the same files.
+    #[test]
+    fn files_as_people_write_them() {
+        let of = |text: &str, kind| {
+            let mut profiles = Profiles::default();
+            profiles.parse(text, kind);
+            profiles
+        };
+        for (text, kind, name) in [
+            (
+                "\u{feff}[default]\n  aws_access_key_id = K\n  region = r\n",
+                Kind::Credentials,
+                "default",
+            ),
+            (
+                " [default]\n  aws_access_key_id = K\n\n  region: r\n",
+                Kind::Config,
+                "default",
+            ),
+            (
+                "[default]\r\naws_access_key_id=K\r\nregion=r\r\n",
+                Kind::Config,
+                "default",
+            ),
+            (
+                "[profile \"my prof\"]\nAws_Access_Key_Id=K\nregion=r",
+                Kind::Config,
+                "my prof",
+            ),
+            (
+                "[profile 'a b']\naws_access_key_id=K\nregion=r",
+                Kind::Config,
+                "a b",
+            ),
+            (
+                "[profile\tp]\naws_access_key_id=K\n; c\n # c\nregion=r",
+                Kind::Config,
+                "p",
+            ),
+            (
+                "[my prof]\naws_access_key_id=K\nregion=r",
+                Kind::Credentials,
+                "my prof",
+            ),
+            (
+                "[profile p]\ns3 =\n    region = no\n    x = y\naws_access_key_id=K\nregion=r",
+                Kind::Config,
+                "p",
+            ),
+        ] {
+            let profiles = of(text, kind);
+            let profile = profiles.find(name).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!(profile.get("aws_access_key_id"), Some("K"), "{text}");
+            assert_eq!(profile.get("region"), Some("r"), "{text}");
+        }
+        let none = of(
+            "[profile a b]\nx=1\n[profile \"a]\nx=1\n[a]\nx=1\n[profile]\nx=1",
+            Kind::Config,
+        );
+        assert!(none.0.is_empty());
+        let command = of(
+            "[default]\ncredential_process = sh -c 'x # y'",
+            Kind::Config,
+        );
+        let command = command.find("default").unwrap().get("credential_process");
+        assert_eq!(command, Some("sh -c 'x # y'"));
     }
 }
