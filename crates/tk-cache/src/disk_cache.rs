@@ -16,14 +16,20 @@
 mod file;
 mod nix;
 
-use crate::objects::{Known, NarInfoCache};
+use crate::{
+    objects::{Known, NarInfoCache},
+    observer::NetworkObserver,
+};
 use bytes::Bytes;
 use nix::NixCaches;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tk_narinfo::{MAX_CACHE_INFO_BYTES, MAX_NARINFO_BYTES};
@@ -46,6 +52,8 @@ pub struct DiskCacheConfig {
     pub nix: Option<PathBuf>,
     /// What time it is. Default: the system's clock.
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// Who is told of what people should know though the work goes on. Default: nobody.
+    pub observer: Arc<dyn NetworkObserver>,
 }
 
 impl Default for DiskCacheConfig {
@@ -56,6 +64,7 @@ impl Default for DiskCacheConfig {
             info: 7 * DAY,
             nix: None,
             clock: Arc::new(SystemTime::now),
+            observer: Arc::new(()),
         }
     }
 }
@@ -74,13 +83,17 @@ impl fmt::Debug for DiskCacheConfig {
 /// The answers of all binary caches, in one file that any number of processes may share.
 ///
 /// A process that is killed leaves the file whole. A file that is damaged is emptied, one that is
-/// something else is moved aside (`.aside` is appended to its name); neither is an error.
+/// something else is moved aside (`.aside` is appended to its name); neither is an error. Where the
+/// file cannot be written, or somebody else has it locked, one warning says so; the lock is waited
+/// for once, for two seconds, and from then on nobody waits.
 #[derive(Debug)]
 pub struct DiskCache {
     path: PathBuf,
     config: DiskCacheConfig,
     connection: Mutex<Connection>,
     nix: Option<NixCaches>,
+    /// Whether it was told that something cannot be remembered.
+    warned: AtomicBool,
 }
 
 impl DiskCache {
@@ -99,6 +112,7 @@ impl DiskCache {
             config,
             connection,
             nix,
+            warned: AtomicBool::new(false),
         }))
     }
 
@@ -133,9 +147,22 @@ impl DiskCache {
             Err(error) => {
                 if file::is_damage(&error) {
                     file::mend(&self.path, &mut connection);
+                } else {
+                    self.goes_on_without(&connection, &error);
                 }
                 None
             }
+        }
+    }
+
+    /// After it could not be written: another process may keep it locked for hours, and each of
+    /// thousands of paths would wait for that.
+    fn goes_on_without(&self, connection: &Connection, error: &rusqlite::Error) {
+        let _ = connection.busy_timeout(Duration::ZERO);
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            let path = self.path.display();
+            let text = format!("what caches say is not remembered in {path}: {error}");
+            self.config.observer.warned(&text);
         }
     }
 

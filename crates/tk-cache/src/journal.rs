@@ -11,7 +11,8 @@
 //!
 //! A line whose check fails (the torn last one of a killed process) is skipped. Each event stands
 //! for itself, and losing any of them costs work, never correctness: what is not noted is sent
-//! again. The file is locked as long as its process lives; the next process that opens the journal
+//! again. So what cannot be written (a full disk) is known to this process only, see
+//! [`Journal::fault`]. The file is locked as long as its process lives; the next process that opens the journal
 //! of the same cache takes over what the dead ones left.
 
 mod events;
@@ -26,7 +27,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tk_path::Hash;
-use tk_store::Result;
+use tk_store::{Error, Result};
 
 /// The journal of one push.
 #[derive(Debug)]
@@ -88,8 +89,9 @@ impl Journal {
             file: JournalFile::create(folder, &stem)?,
             known: Known::default(),
             claimed: BTreeSet::new(),
+            fault: None,
         };
-        state.note(Event::Journal(identity.to_owned()), Sync::No)?;
+        state.note(Event::Journal(identity.to_owned()), Sync::No);
         let dead = files::dead(folder, &stem, state.file.path(), KEPT);
         let mut left = Vec::new();
         for file in &dead {
@@ -103,7 +105,12 @@ impl Journal {
         // What one process began has nothing to do with what another meant to.
         left.sort_by_key(|event| matches!(event, Event::Intent(..)));
         for event in left {
-            state.note(event, Sync::No)?;
+            state.note(event, Sync::No);
+        }
+        if let Some(fault) = state.fault.take() {
+            // Of no use to anybody, and it may have stayed empty.
+            let _ = state.file.remove();
+            return Err(fault);
         }
         state.file.sync()?;
         // Only now that it is all in our own file.
@@ -113,6 +120,11 @@ impl Journal {
             stem,
             state: Mutex::new(state),
         })
+    }
+
+    /// What went wrong the first time that something could not be written, told once.
+    pub fn fault(&self) -> Option<Error> {
+        self.state().fault.take()
     }
 
     /// The file of this process, which nobody else writes to.
@@ -126,40 +138,40 @@ impl Journal {
     }
 
     /// Notes that the object `name` is wholly there.
-    pub fn note_arrived(&self, name: &str, arrived: &Arrived) -> Result<()> {
+    pub fn note_arrived(&self, name: &str, arrived: &Arrived) {
         let event = Event::Arrived(name.to_owned(), arrived.clone());
-        self.state().note(event, Sync::No)
+        self.state().note(event, Sync::No);
     }
 
     /// Notes that a multipart upload of `name` is about to be begun.
-    pub fn note_intent(&self, name: &str, part_size: u64) -> Result<()> {
+    pub fn note_intent(&self, name: &str, part_size: u64) {
         let event = Event::Intent(name.to_owned(), part_size, now());
-        self.state().note(event, Sync::Yes)
+        self.state().note(event, Sync::Yes);
     }
 
     /// Notes that it was begun, and that it is this process that goes on with it.
-    pub fn note_begun(&self, name: &str, id: &str, part_size: u64) -> Result<()> {
+    pub fn note_begun(&self, name: &str, id: &str, part_size: u64) {
         let mut state = self.state();
         state.claimed.insert(id.to_owned());
         let event = Event::Begun(name.to_owned(), id.to_owned(), part_size, now());
-        state.note(event, Sync::Yes)
+        state.note(event, Sync::Yes);
     }
 
     /// Notes that the part `number` (from 0) of an upload arrived.
-    pub fn note_part(&self, name: &str, id: &str, number: u32, part: &Part) -> Result<()> {
+    pub fn note_part(&self, name: &str, id: &str, number: u32, part: &Part) {
         let event = Event::Part(name.to_owned(), id.to_owned(), number, part.clone());
-        self.state().note(event, Sync::No)
+        self.state().note(event, Sync::No);
     }
 
     /// Notes that an upload is no more: completed, or given up. `None`: that of which only the
     /// intent is known.
-    pub fn note_ended(&self, name: &str, id: Option<&str>) -> Result<()> {
+    pub fn note_ended(&self, name: &str, id: Option<&str>) {
         let mut state = self.state();
         if let Some(id) = id {
             state.claimed.remove(id);
         }
         let event = Event::Ended(name.to_owned(), id.map(str::to_owned));
-        state.note(event, Sync::No)
+        state.note(event, Sync::No);
     }
 
     /// The upload of `name` that a dead process left and that may be gone on with, if there is
@@ -235,16 +247,20 @@ struct State {
     known: Known,
     /// Ids of the uploads that this process is busy with.
     claimed: BTreeSet<String>,
+    /// Why something could not be written, until that is told.
+    fault: Option<Error>,
 }
 
 impl State {
-    fn note(&mut self, event: Event, sync: Sync) -> Result<()> {
-        self.file.append(&event)?;
+    fn note(&mut self, event: Event, sync: Sync) {
+        let mut written = self.file.append(&event);
         if let Sync::Yes = sync {
-            self.file.sync()?;
+            written = written.and_then(|()| self.file.sync());
+        }
+        if let Err(fault) = written {
+            self.fault.get_or_insert(fault);
         }
         self.known.apply(event);
-        Ok(())
     }
 
     fn is_free(&self, upload: &OpenUpload) -> bool {

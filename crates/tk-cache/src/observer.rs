@@ -31,6 +31,12 @@ pub trait NetworkObserver: Debug + Send + Sync {
         let _ = bytes;
     }
 
+    /// Something that people should know, though the work goes on, such as that an answer is taken
+    /// for another than it says. Each is told once.
+    fn warned(&self, text: &str) {
+        let _ = text;
+    }
+
     /// `cache` was not asked for `name`, because it is remembered what it said: whether it is
     /// `there`.
     fn remembered(&self, cache: &dyn Display, name: &str, there: bool) {

@@ -67,10 +67,12 @@ pub struct RemoteConfig {
     /// What the cache said before. It is only believed by those who read: whether a path has to be
     /// uploaded is always asked anew.
     pub known: Option<Arc<dyn NarInfoCache>>,
-    /// Who is told which questions are answered from there.
+    /// Who is told which questions are answered from there, and of what people should know though
+    /// the work goes on.
     pub observer: Arc<dyn NetworkObserver>,
     /// Folder and identity of the [`Journal`] of what was uploaded, by which a killed push goes on
-    /// where it stood.
+    /// where it stood. Where nothing can be written there, that is told to
+    /// [`observer`](RemoteConfig::observer), and a killed push begins anew.
     pub journal: Option<(PathBuf, String)>,
 }
 
@@ -118,8 +120,8 @@ struct Inner {
     compressor: Compressor,
     /// What the cache says about itself, once somebody asked; `None` within: nothing.
     info: OnceCell<Option<CacheInfo>>,
-    /// Opened when something is uploaded.
-    journal: Mutex<Option<Arc<Journal>>>,
+    /// Opened when something is uploaded; `None` within: it could not be.
+    journal: Mutex<Option<Option<Arc<Journal>>>>,
     packers: Pool,
     /// Packers at work.
     free_packers: Arc<Semaphore>,
@@ -396,30 +398,44 @@ impl Inner {
         }
     }
 
-    /// The journal, if there is to be one.
-    fn journal(&self) -> Result<Option<Arc<Journal>>> {
-        let Some((folder, identity)) = &self.config.journal else {
-            return Ok(None);
-        };
+    /// The journal, if there is to be one and it can be written.
+    fn journal(&self) -> Option<Arc<Journal>> {
+        let (folder, identity) = self.config.journal.as_ref()?;
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        if journal.is_none() {
-            *journal = Some(Arc::new(Journal::open(folder, identity)?));
-        }
-        Ok(journal.clone())
+        let open = || match Journal::open(folder, identity) {
+            Ok(journal) => Some(Arc::new(journal)),
+            Err(error) => {
+                self.warn_of_journal(&error);
+                None
+            }
+        };
+        journal.get_or_insert_with(open).clone()
+    }
+
+    fn warn_of_journal(&self, error: &Error) {
+        let text = format!(
+            "what arrives in {self} is not noted, so that a push that is killed begins anew: {}",
+            error.to_line()
+        );
+        self.config.observer.warned(&text);
     }
 
     /// After all that was to be uploaded is there.
     async fn finish_journal(&self) -> Result<()> {
         // One that another process left is finished, too, though nothing was left to upload.
-        let Some(journal) = self.journal()? else {
+        let Some(journal) = self.journal() else {
             return Ok(());
         };
         self.objects.tidy(&journal).await?;
-        self.journal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        journal.finish()
+        // A new one for what comes later.
+        let mut held = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = None;
+        let fault = journal.fault().or(journal.finish().err());
+        if let Some(fault) = fault {
+            self.warn_of_journal(&fault);
+            *held = Some(None);
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 use tk_cache::{
@@ -21,7 +21,10 @@ use tk_cache::{
     objects::{NarInfoCache, Objects},
 };
 use tk_path::StoreDir;
-use tk_store::{StoreReference, StoreVariant, reference::Settings};
+use tk_store::{
+    StoreReference, StoreVariant,
+    reference::Settings,
+};
 use url::Url;
 
 /// The cache at an `http` or `https` URL.
@@ -185,8 +188,8 @@ fn netrc(cx: &Context) -> Result<Netrc> {
             .collect(),
     };
     for file in files {
-        match fs::read_to_string(&file) {
-            Ok(text) => return Ok(Netrc::parse(&text)),
+        match fs::read(&file) {
+            Ok(text) => return Ok(Netrc::parse(text)),
             // It is made for others to read it or not; without it there is just no login.
             Err(error) if is_absent(&error) => {}
             Err(error) => {
@@ -198,11 +201,14 @@ fn netrc(cx: &Context) -> Result<Netrc> {
 }
 
 fn is_absent(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
-    matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    matches!(
+        error.kind(),
+        NotFound | NotADirectory | IsADirectory | PermissionDenied
+    )
 }
 
-/// What the cache said before. A machine without a folder for that works without.
+/// What the cache said before.
 fn known(
     cx: &Context,
     identity: &str,
@@ -212,9 +218,18 @@ fn known(
     if wish.refresh {
         return None;
     }
+    /// One for all caches, so that what is wrong with it is told once.
+    static SHARED: OnceLock<Option<Arc<DiskCache>>> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| disk_cache(cx));
+    shared.as_ref().map(|disk| disk.of(identity, dir))
+}
+
+/// What all caches said before. A machine without a folder for that works without.
+fn disk_cache(cx: &Context) -> Option<Arc<DiskCache>> {
     let folder = cache_folder().ok()?;
     let mut config = DiskCacheConfig {
         nix: Some(folder.join("nix")),
+        observer: cx.ui.observer(),
         ..DiskCacheConfig::default()
     };
     for (name, field) in [
@@ -228,7 +243,7 @@ fn known(
     }
     let file = folder.join(Path::new("tk-store/narinfo-v1.sqlite"));
     match DiskCache::open(file, config) {
-        Ok(cache) => Some(cache.of(identity, dir)),
+        Ok(cache) => Some(cache),
         Err(error) => {
             let line = error.to_line();
             cx.ui

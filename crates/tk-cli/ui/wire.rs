@@ -145,6 +145,10 @@ impl NetworkObserver for Ui {
         self.0.wire.sent.fetch_add(bytes, Relaxed);
     }
 
+    fn warned(&self, text: &str) {
+        self.warn(text);
+    }
+
     fn remembered(&self, cache: &dyn Display, name: &str, there: bool) {
         if self.0.verbose {
             let there = if there { "there" } else { "absent" };

@@ -24,12 +24,12 @@ pub(super) async fn run(inner: &Arc<Inner>, journal: &Journal) -> Result<()> {
             continue;
         };
         abort(bucket, &inner.key(&upload.name)?, &upload.name, id).await?;
-        journal.note_ended(&upload.name, Some(id))?;
+        journal.note_ended(&upload.name, Some(id));
     }
     for (name, began) in intents {
         if find_and_abort(inner, bucket, journal, name, &began).await? {
             // All of them at once: without ids nothing tells them apart.
-            journal.note_ended(name, None)?;
+            journal.note_ended(name, None);
         }
     }
     Ok(())

@@ -12,7 +12,7 @@ use futures::{
 use std::{
     collections::BTreeSet,
     mem,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 use tk_narinfo::{MAX_NARINFO_BYTES, NarInfo};
@@ -75,20 +75,24 @@ async fn remembered(
 }
 
 /// Passes answers on and, beside that, remembers what the cache said just now. Ends when all of it
-/// is remembered; what is dropped before may not be.
+/// is remembered; who drops it before waits for that.
 fn remembering(
     known: Arc<dyn NarInfoCache>,
     answers: BoxStream<'_, Asked>,
 ) -> impl Stream<Item = (StorePath, Result<Option<Bytes>>)> + Send {
-    let mut notes = Notes {
+    let waiting = Arc::new(Waiting {
         known,
-        waiting: Vec::new(),
+        answers: Mutex::default(),
+        turn: Mutex::default(),
+    });
+    let mut notes = Notes {
+        waiting,
         writing: None,
     };
     let mut answers = answers.ready_chunks(BATCH).fuse();
     let noted = stream::poll_fn(move |cx| {
         notes.write(cx);
-        if notes.waiting.len() >= MOST_WAITING {
+        if notes.waiting.answers().len() >= MOST_WAITING {
             return Poll::Pending;
         }
         match answers.poll_next_unpin(cx) {
@@ -107,9 +111,29 @@ fn remembering(
 /// What is to be remembered. What comes while some of it is written goes together: each time costs
 /// a transaction.
 struct Notes {
-    known: Arc<dyn NarInfoCache>,
-    waiting: Vec<(HashPart, Option<Bytes>)>,
+    waiting: Arc<Waiting>,
     writing: Option<BoxFuture<'static, Result<()>>>,
+}
+
+struct Waiting {
+    known: Arc<dyn NarInfoCache>,
+    answers: Mutex<Vec<(HashPart, Option<Bytes>)>>,
+    /// Held by whoever writes.
+    turn: Mutex<()>,
+}
+
+impl Waiting {
+    fn write(&self) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = mem::take(&mut *self.answers());
+        if !fresh.is_empty() {
+            self.known.put(&fresh);
+        }
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Vec<(HashPart, Option<Bytes>)>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Notes {
@@ -118,7 +142,8 @@ impl Notes {
             Ok(text) if *fresh => Some((path.to_hash_part(), text.clone())),
             _ => None,
         };
-        self.waiting.extend(answers.iter().filter_map(fresh));
+        let fresh = answers.iter().filter_map(fresh);
+        self.waiting.answers().extend(fresh);
     }
 
     /// Goes on, as far as it does without waiting.
@@ -130,16 +155,23 @@ impl Notes {
                 return;
             }
             self.writing = None;
-            if self.waiting.is_empty() {
+            if self.waiting.answers().is_empty() {
                 return;
             }
-            let (known, fresh) = (self.known.clone(), mem::take(&mut self.waiting));
+            let waiting = self.waiting.clone();
             let put = move || {
-                known.put(&fresh);
+                waiting.write();
                 Ok(())
             };
             self.writing = Some(blocking(put).boxed());
         }
+    }
+}
+
+/// Who has all the answers that it wants goes away, and with it perhaps the process.
+impl Drop for Notes {
+    fn drop(&mut self) {
+        self.waiting.write();
     }
 }
 
@@ -237,10 +269,7 @@ const MOST_WAITING: usize = 4 * BATCH;
 mod tests {
     use super::*;
     use std::{
-        sync::{
-            Mutex,
-            mpsc::{Receiver, channel},
-        },
+        sync::mpsc::{Receiver, channel},
         time::Duration,
     };
 
@@ -293,5 +322,25 @@ mod tests {
         go.send(()).unwrap();
         assert!(passed.next().await.is_none());
         assert_eq!(*known.puts.lock().unwrap(), [1, 8]);
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_early_has_all_remembered() {
+        let (go, wait) = channel();
+        let known = Arc::new(Slow {
+            go: Mutex::new(wait),
+            puts: Mutex::default(),
+        });
+        let path = |n: usize| -> StorePath { format!("{n:032}-a").parse().unwrap() };
+        let answers = stream::iter(0..10).map(move |n| (path(n), Ok(None), true));
+        let mut passed = Box::pin(remembering(known.clone(), answers.boxed()));
+        for n in 0..10 {
+            assert_eq!(passed.next().await.unwrap().0, path(n));
+        }
+        for _ in 0..2 {
+            go.send(()).unwrap();
+        }
+        drop(passed);
+        assert_eq!(known.puts.lock().unwrap().iter().sum::<usize>(), 10);
     }
 }

@@ -8,7 +8,7 @@ use super::Inner;
 use crate::{
     add::{Failure, Publishing, Target, Uploaded},
     blocking,
-    journal::{Arrived, Journal},
+    journal::Arrived,
     layout,
     objects::Upload,
     pack::{Packed, Unpacked, narinfo, pack},
@@ -105,8 +105,7 @@ impl Target for Inner {
 impl Inner {
     /// What is known of the NAR `url` if all of it is there already, from an earlier push.
     async fn arrived(&self, url: &str, replace: bool) -> Result<Option<Arrived>, Failure> {
-        let journal = self.journal().map_err(Failure::Cache)?;
-        let Some(arrived) = journal.and_then(|journal| journal.arrived(url)) else {
+        let Some(arrived) = self.journal().and_then(|journal| journal.arrived(url)) else {
             return Ok(None);
         };
         if replace {
@@ -159,7 +158,7 @@ impl Inner {
         mut packing: Packing,
         arriving: &Arc<Arriving>,
     ) -> Result<Result<Packed>, Failure> {
-        let journal = self.journal().map_err(Failure::Cache)?;
+        let journal = self.journal();
         let taken = arriving.clone();
         let upload = Upload {
             name: url,
@@ -198,11 +197,15 @@ impl Inner {
     }
 
     async fn note(&self, url: &str, arrived: &Arrived) -> Result<()> {
-        let Some(journal) = self.journal()? else {
+        let Some(journal) = self.journal() else {
             return Ok(());
         };
         let (url, arrived) = (url.to_owned(), arrived.clone());
-        blocking(move || Journal::note_arrived(&journal, &url, &arrived)).await
+        blocking(move || {
+            journal.note_arrived(&url, &arrived);
+            Ok(())
+        })
+        .await
     }
 
     fn described(
