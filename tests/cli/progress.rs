@@ -103,7 +103,7 @@ fn what_is_tried_again_is_told_and_why() {
     );
     assert!(done.err.starts_with(&start), "{done:?}");
     assert!(
-        done.err.trim_end().ends_with(" s, attempt 2 of 5"),
+        done.err.trim_end().ends_with(" s, attempt 2 of 9"),
         "{done:?}"
     );
 }

@@ -21,8 +21,7 @@ mod words;
 pub use config::{Addressing, BucketConfig, Environment, MIN_CHUNK, PARAMETERS, S3Params, Service};
 
 use crate::{
-    blocking, compress,
-    http::Client,
+    http::{Client, Encodings, Failure},
     journal::Journal,
     objects::{Look, Objects, Upload},
 };
@@ -35,16 +34,14 @@ use object_store::{
 };
 use service::{Bucket, attributes};
 use std::{
-    fmt,
-    io::{self, Read},
+    fmt, io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
-use tk_narinfo::Compression;
 use tk_store::{ByteStream, Error, Result};
-use tokio::{sync::OnceCell, time::timeout};
+use tokio::sync::OnceCell;
 use transport::Transport;
 use upload::Memory;
 use words::Refusal;
@@ -55,7 +52,7 @@ use words::Refusal;
 /// S3 answers "forbidden" for objects that are not there to those who may not list the bucket. Nix
 /// always takes that for "absent". Here it means "absent" only if listing is forbidden and yet
 /// something of the cache could be read (its `nix-cache-info`): otherwise nothing tells it from a
-/// bucket that one has no access to at all, which is an error.
+/// bucket that one has no access to at all, which is an error. The first time a warning says so.
 ///
 /// A clone is the same cache.
 #[derive(Clone)]
@@ -137,8 +134,7 @@ impl Inner {
         let Some(object) = self.get(name, GetOptions::default()).await? else {
             return Ok(None);
         };
-        let encoding = object.attributes.get(&Attribute::ContentEncoding);
-        let encoding = encoding.map(|value| value.as_ref().to_owned());
+        let encodings = encodings(&object)?;
         let too_large = || {
             let what = format!("{name} in {}", self.name);
             Error::malformed(what, format!("it is larger than {limit} bytes"))
@@ -148,43 +144,46 @@ impl Inner {
         }
         let mut chunks = object.into_stream();
         let mut body = BytesMut::new();
-        while let Some(chunk) = timeout(self.transport.stall(), chunks.next())
-            .await
-            .transpose()
-        {
-            let chunk = chunk.map_err(|_| ReadError::Broken(stalled()))?;
-            let chunk = chunk.map_err(|e| ReadError::Broken(Box::new(e)))?;
+        let mut pace = self.transport.pace();
+        let mut next = async || {
+            let chunk = async { chunks.next().await.transpose().map_err(broke_off) };
+            pace.wait(chunk).await
+        };
+        while let Some(chunk) = next().await? {
             if body.len() + chunk.len() > limit {
                 return Err(too_large().into());
             }
             body.extend_from_slice(&chunk);
         }
-        let what = format!("{name} in {}", self.name);
-        let decoded = decode(what, body.freeze(), encoding, limit).await?;
-        Ok(Some(decoded))
+        Ok(Some(encodings.decode(body.freeze(), limit).await?))
     }
 }
 
 #[async_trait]
 impl Objects for BucketObjects {
     async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
-        for _ in 1..BREAKS {
-            match self.0.read_once(name, limit).await {
-                Err(ReadError::Broken(_)) => {}
-                Err(ReadError::Final(error)) => return Err(error),
+        let mut tries = self.0.transport.tries(format!("{}/{name}", self.0.name));
+        loop {
+            let failure = match self.0.read_once(name, limit).await {
                 Ok(content) => return Ok(content),
+                Err(ReadError::Final(error)) => return Err(error),
+                Err(ReadError::Broken(failure)) => failure,
+            };
+            let permit = tries.start().await;
+            match tries.again(permit, failure).await {
+                Ok(()) => {}
+                Err(Failure::Nonsense(words)) => {
+                    return Err(Error::malformed(
+                        format!("{name} in {}", self.0.name),
+                        words,
+                    ));
+                }
+                Err(failure) => {
+                    let asked = &self.0.bucket().await?.asked;
+                    return Err(asked.failed(&format!("reading {name}"), &io::Error::from(failure)));
+                }
             }
         }
-        let bucket = self.0.bucket().await?;
-        self.0
-            .read_once(name, limit)
-            .await
-            .map_err(|error| match error {
-                ReadError::Final(error) => error,
-                ReadError::Broken(error) => {
-                    bucket.asked.failed(&format!("reading {name}"), &*error)
-                }
-            })
     }
 
     async fn look(&self, name: &str) -> Result<Option<Look>> {
@@ -193,9 +192,12 @@ impl Objects for BucketObjects {
             ..GetOptions::default()
         };
         let found = self.0.get(name, options).await?;
-        Ok(found.map(|object| Look {
-            size: Some(object.meta.size),
-        }))
+        // The size as it is stored says nothing of an object that is packed for the way.
+        let size = |object: GetResult| match encodings(&object) {
+            Ok(encodings) if encodings.is_empty() => Some(object.meta.size),
+            _ => None,
+        };
+        Ok(found.map(|object| Look { size: size(object) }))
     }
 
     async fn stream(&self, url: &str) -> Result<Option<ByteStream>> {
@@ -333,8 +335,8 @@ impl fmt::Debug for BucketObjects {
 
 /// Why one attempt to read an object failed.
 enum ReadError {
-    /// The answer broke off.
-    Broken(Box<dyn std::error::Error + Send + Sync>),
+    /// The answer broke off, or makes no sense.
+    Broken(Failure),
     Final(Error),
 }
 
@@ -344,56 +346,30 @@ impl From<Error> for ReadError {
     }
 }
 
-fn stalled() -> Box<dyn std::error::Error + Send + Sync> {
-    Box::new(io::Error::new(
-        io::ErrorKind::TimedOut,
-        "the answer stopped in the middle",
-    ))
+impl From<Failure> for ReadError {
+    fn from(failure: Failure) -> Self {
+        ReadError::Broken(failure)
+    }
+}
+
+/// Of the body of an object.
+fn broke_off(error: object_store::Error) -> Failure {
+    let words = words::sources(&error).last().map(ToString::to_string);
+    Failure::Broken {
+        kind: words::io_kind(&error).unwrap_or(io::ErrorKind::ConnectionAborted),
+        words: words.unwrap_or_default(),
+    }
+}
+
+/// How an object is packed for the way. Nix stores metadata packed if it is told to.
+fn encodings(object: &GetResult) -> Result<Encodings, Failure> {
+    let value = object.attributes.get(&Attribute::ContentEncoding);
+    Encodings::parse(value.map(|value| value.as_ref()))
 }
 
 fn there_already(refusal: &Refusal) -> bool {
     matches!(refusal.status.as_u16(), 304 | 412) || refusal.is("BlobAlreadyExists")
 }
-
-/// Content without its `Content-Encoding`. Nix stores metadata packed if it is told to.
-async fn decode(
-    what: String,
-    content: Bytes,
-    encoding: Option<String>,
-    limit: usize,
-) -> Result<Bytes> {
-    let compression = match encoding.as_deref().map(str::trim) {
-        None | Some("" | "identity" | "aws-chunked") => return Ok(content),
-        Some("gzip" | "x-gzip") => Compression::Gzip,
-        Some("br") => Compression::Br,
-        Some("zstd") => Compression::Zstd,
-        Some("xz") => Compression::Xz,
-        Some("bzip2") => Compression::Bzip2,
-        Some(other) => {
-            let words = format!("its Content-Encoding is {other}");
-            return Err(Error::malformed(what, words));
-        }
-    };
-    blocking(move || {
-        let malformed = |e: io::Error| Error::malformed(what.clone(), e);
-        let decoder = compress::decoder(compression, &content[..]);
-        let decoder = decoder.map_err(|e| Error::malformed(what.clone(), e))?;
-        let mut text = Vec::new();
-        decoder
-            .take(limit as u64 + 1)
-            .read_to_end(&mut text)
-            .map_err(malformed)?;
-        if text.len() > limit {
-            let words = format!("unpacked it is larger than {limit} bytes");
-            return Err(Error::malformed(what, words));
-        }
-        Ok(text.into())
-    })
-    .await
-}
-
-/// How often a body may break off without anything new.
-const BREAKS: usize = 5;
 
 /// Bytes of parts in memory, of all uploads of one cache. A larger part is alone in there.
 const MEMORY: u64 = 48 << 20;

@@ -2,6 +2,7 @@
 
 mod body;
 mod client;
+mod encoding;
 mod failure;
 mod netrc;
 mod origin;
@@ -13,18 +14,24 @@ mod tries;
 mod upload;
 
 pub use client::Client;
-#[cfg(feature = "bucket")]
-pub(crate) use failure::retry_after;
 pub use netrc::Netrc;
 #[cfg(feature = "bucket")]
-pub(crate) use send::shown;
+pub(crate) use {
+    body::Pace,
+    encoding::Encodings,
+    failure::{Again, Failure, retry_after},
+    send::{Progress, pieces, shown},
+    tries::Tries,
+};
 
 use crate::{
+    layout::CACHE_INFO,
     objects::{Look, Objects, Upload},
     observer::NetworkObserver,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+#[cfg(not(feature = "bucket"))]
 use failure::Failure;
 use futures::stream::BoxStream;
 use http::{
@@ -32,15 +39,26 @@ use http::{
     header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, IF_NONE_MATCH},
 };
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use reqwest::Response;
 use send::{Payload, Request};
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tk_store::{ByteStream, Error, Result};
+use tokio::sync::OnceCell;
 use url::Url;
 
 /// How to reach servers.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// PEM certificates of the authorities to trust instead of the system's.
+    /// PEM certificates of the authorities to trust instead of the system's, or of servers
+    /// themselves. Only connections that are encrypted need the file.
     pub ca_file: Option<PathBuf>,
     /// What to present to servers that ask who this is: PEM files of the certificate chain and of
     /// its key.
@@ -51,8 +69,9 @@ pub struct ClientConfig {
     pub user_agent: String,
     /// How long a connection may take to come about, TLS included.
     pub connect_timeout: Duration,
-    /// How long a server may send nothing (and take nothing) in the midst of a request. One that
-    /// sends a few bytes now and then is given up after about twice this time.
+    /// How long a server may send nothing (and take nothing) in the midst of a request, which is
+    /// then sent once more. One that sends a few bytes now and then is given up after about twice
+    /// this time.
     pub stall_timeout: Duration,
     /// What is tried again, and when.
     pub retry: Retry,
@@ -87,14 +106,17 @@ impl Default for ClientConfig {
 }
 
 /// What is tried again: broken connections, timeouts, and statuses that say "later". Waits double
-/// each time, and vary by chance.
+/// each time, and vary by chance. Only the request itself waits; others go on.
 #[derive(Debug, Clone)]
 pub struct Retry {
-    /// How often a request is sent at most, 1 for once. Where there is no connection at all, fewer.
+    /// How often a request is sent at most, 1 for once. Fewer times where there is no connection at
+    /// all, twice where nothing came for the stall timeout; nearly twice as often where the server
+    /// says that it has too much to do.
     pub attempts: u32,
     /// The first wait.
     pub delay: Duration,
-    /// The first wait after "too many requests" (429, 503) that does not say how long.
+    /// The first wait after "too many requests" (429, 503) that does not say how long. Servers that
+    /// refuse every third request are no slower for it, so it is as short as the others.
     pub delay_rate_limited: Duration,
     /// The longest wait, also if the server asks for more.
     pub max_delay: Duration,
@@ -105,9 +127,17 @@ impl Default for Retry {
         Retry {
             attempts: 5,
             delay: Duration::from_millis(250),
-            delay_rate_limited: Duration::from_secs(5),
+            delay_rate_limited: Duration::from_millis(250),
             max_delay: Duration::from_secs(60),
         }
+    }
+}
+
+impl Retry {
+    /// How often a request is sent at most to a server that has too much to do: with the defaults
+    /// for about a minute.
+    fn attempts_rate_limited(&self) -> u32 {
+        self.attempts.saturating_mul(2).saturating_sub(1)
     }
 }
 
@@ -146,8 +176,8 @@ impl fmt::Debug for Proxies {
 pub struct Credentials {
     /// For the cache itself: its scheme, host and port, nobody else.
     pub auth: Auth,
-    /// For any host that has an entry, where `auth` does not apply. Not sent in the clear to where
-    /// an encrypted answer redirects.
+    /// For any host that has an entry, where `auth` does not apply; the user of the cache's URL picks
+    /// its own entry. Not sent in the clear to where an encrypted answer redirects.
     pub netrc: Arc<Netrc>,
 }
 
@@ -186,9 +216,6 @@ pub struct HttpConfig {
     pub url: Url,
     /// How to reach it.
     pub client: ClientConfig,
-    /// Whether "forbidden" (403) means "absent", as in buckets whose names nobody may list.
-    /// Default: no.
-    pub forbidden_is_absent: bool,
 }
 
 impl HttpConfig {
@@ -197,7 +224,6 @@ impl HttpConfig {
         HttpConfig {
             url,
             client: ClientConfig::default(),
-            forbidden_is_absent: false,
         }
     }
 }
@@ -208,7 +234,6 @@ impl fmt::Debug for HttpConfig {
         f.debug_struct("HttpConfig")
             .field("url", &send::shown(&self.url))
             .field("client", &self.client)
-            .field("forbidden_is_absent", &self.forbidden_is_absent)
             .finish()
     }
 }
@@ -218,6 +243,12 @@ impl fmt::Debug for HttpConfig {
 /// # Security
 /// A login goes to the cache only: not to where it redirects, not to other hosts that a narinfo
 /// names. What servers send is bounded before it is held.
+///
+/// # Absent and forbidden
+/// Buckets and those who stand before them answer "forbidden" for what is not there to those who
+/// may not list it. As in Nix, 401 and 403 mean "absent" where the `nix-cache-info` of the cache can
+/// be read with the same login; the first time a warning says so, since a right may be missing. From
+/// a server that refuses that, too, they are errors.
 ///
 /// A clone is the same cache.
 #[derive(Clone)]
@@ -229,7 +260,10 @@ struct Inner {
     base: Url,
     /// The same as text without the slash.
     name: String,
-    forbidden_is_absent: bool,
+    /// Whether something of the cache could be read, so that it is not us whom it refuses.
+    readable: OnceCell<bool>,
+    /// Whether it was told that "forbidden" is taken for "absent".
+    warned: AtomicBool,
     wants_length: upload::WantsLength,
 }
 
@@ -250,15 +284,12 @@ impl HttpObjects {
         base.set_fragment(None);
         let path = format!("{}/", base.path().trim_end_matches('/'));
         base.set_path(&path);
-        let auth = match config.client.credentials.auth {
-            Auth::None => login.unwrap_or_default(),
-            ref auth => auth.clone(),
-        };
         Ok(HttpObjects(Arc::new(Inner {
-            client: Client::for_cache(&config.client, &base, &auth)?,
+            client: Client::for_cache(&config.client, &base, login)?,
             name: base.as_str().trim_end_matches('/').to_owned(),
             base,
-            forbidden_is_absent: config.forbidden_is_absent,
+            readable: OnceCell::new(),
+            warned: AtomicBool::new(false),
             wants_length: upload::WantsLength::default(),
         })))
     }
@@ -275,24 +306,60 @@ impl Inner {
         Url::parse(&url).map_err(|e| Error::malformed(url, e))
     }
 
-    fn absent(&self, status: StatusCode) -> bool {
-        matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
-            || (self.forbidden_is_absent && status == StatusCode::FORBIDDEN)
+    /// What an answer that is not the object says: that there is none, or else the failure.
+    async fn absent(&self, response: Response, url: &Url) -> Result<(), Failure> {
+        let status = response.status();
+        if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
+            body::drain(response, self.client.pace()).await;
+            return Ok(());
+        }
+        let failure = Failure::of(response, self.client.pace()).await;
+        let forbidden = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        if !forbidden || !url.as_str().starts_with(self.base.as_str()) {
+            return Err(failure);
+        }
+        let info = self.base.join(CACHE_INFO);
+        let info = info.map_err(|e| Failure::Local(e.to_string()))?;
+        let learn = || self.is_readable(info.clone());
+        if *url == info || !*self.readable.get_or_try_init(learn).await? {
+            return Err(failure);
+        }
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            let text = format!(
+                "{} answers HTTP status {status}, which is taken for \"not there\", as Nix does; \
+                 it may also be that the login, if any, does not allow to read it ({})",
+                self.name,
+                send::shown(url)
+            );
+            self.client.observer().warned(&text);
+        }
+        Ok(())
+    }
+
+    /// Asks whether the `nix-cache-info` of the cache can be read.
+    async fn is_readable(&self, info: Url) -> Result<bool, Failure> {
+        let response = self.client.send(&Request::new(Method::GET, info)).await?;
+        if response.status().is_success() {
+            body::drain(response, self.client.pace()).await;
+            return Ok(true);
+        }
+        let failure = Failure::of(response, self.client.pace()).await;
+        match failure.again() {
+            failure::Again::Never => Ok(false),
+            _ => Err(failure),
+        }
     }
 
     async fn read_once(&self, request: &Request, limit: usize) -> Result<Option<Bytes>, Failure> {
         let response = self.client.send(request).await?;
         match response.status() {
             StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION => {
-                body::read(response, limit, self.client.pace())
-                    .await
-                    .map(Some)
+                let content = body::read(response, limit, self.client.pace()).await?;
+                // It may be known already.
+                let _ = self.readable.set(true);
+                Ok(Some(content))
             }
-            status if self.absent(status) => {
-                body::drain(response, self.client.pace()).await;
-                Ok(None)
-            }
-            _ => Err(Failure::of(response, self.client.pace()).await),
+            _ => self.absent(response, &request.url).await.map(|()| None),
         }
     }
 
@@ -307,8 +374,7 @@ impl Inner {
                 let size = body::length(response.headers()).filter(|_| !packed);
                 Ok(Some(Look { size }))
             }
-            status if self.absent(status) => Ok(None),
-            _ => Err(Failure::of(response, self.client.pace()).await),
+            _ => self.absent(response, &request.url).await.map(|()| None),
         }
     }
 

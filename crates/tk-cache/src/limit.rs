@@ -1,16 +1,12 @@
 //! How many requests a server is given at once.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep_until},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::{sync::Semaphore, time::Instant};
 
 /// A bound on the requests under way that adapts to the server: each full round of successes
-/// allows one more, a "slow down" halves it, and what the server asks to wait everybody waits.
+/// allows one more, a "slow down" halves it. Below [`FLOOR`] it goes only where most of the
+/// requests are refused: a server that refuses every third, however many there are, is not served
+/// better by fewer. Who was refused waits before it tries again; the others do not.
 ///
 /// A clone is the same limit.
 #[derive(Debug, Clone)]
@@ -28,10 +24,10 @@ struct State {
     allowed: usize,
     /// Permits to take away from those who give theirs back.
     owed: usize,
-    /// Successes since `allowed` changed.
+    /// Answers since `allowed` changed: as they should be, and "slow down".
     successes: usize,
+    refusals: usize,
     halved: Option<Instant>,
-    paused_until: Option<Instant>,
 }
 
 impl Limit {
@@ -46,8 +42,8 @@ impl Limit {
                 allowed,
                 owed: 0,
                 successes: 0,
+                refusals: 0,
                 halved: None,
-                paused_until: None,
             }),
         }))
     }
@@ -57,21 +53,11 @@ impl Limit {
         if let Ok(permit) = self.0.free.acquire().await {
             permit.forget();
         }
-        let mut permit = Permit {
+        Permit {
             limit: self.0.clone(),
             started: Instant::now(),
             given_back: false,
-        };
-        // Another "slow down" may come while waiting for the end of the first.
-        loop {
-            let paused = self.0.state().paused();
-            match paused {
-                Some(until) => sleep_until(until).await,
-                None => break,
-            }
         }
-        permit.started = Instant::now();
-        permit
     }
 
     /// How many requests are allowed at the moment.
@@ -105,7 +91,7 @@ impl Permit {
         if state.successes < state.allowed || state.allowed >= self.limit.most {
             return;
         }
-        state.successes = 0;
+        state.changed();
         state.allowed += 1;
         match state.owed {
             0 => self.limit.free.add_permits(1),
@@ -113,23 +99,25 @@ impl Permit {
         }
     }
 
-    /// The server has too much to do. Half as many requests from now on, and none before `wait` has
-    /// passed.
-    pub(crate) fn slow_down(self, wait: Duration) {
-        let now = Instant::now();
+    /// The server has too much to do.
+    pub(crate) fn slow_down(self) {
         let mut state = self.limit.state();
-        state.paused_until = state.paused_until.max(Some(now + wait));
+        state.refusals += 1;
         // Requests that were under way together say the same thing once.
         if state.halved.is_some_and(|halved| self.started <= halved) {
             return;
         }
-        state.halved = Some(now);
-        state.successes = 0;
-        let fewer = state.allowed / 2;
-        if fewer > 0 {
-            state.allowed -= fewer;
-            state.owed += fewer - self.limit.free.forget_permits(fewer);
-        }
+        let half = state.allowed / 2;
+        let allowed = match state.allowed > FLOOR {
+            true => half.max(FLOOR),
+            false if state.most_are_refused() => half.max(1),
+            false => return,
+        };
+        state.halved = Some(Instant::now());
+        state.changed();
+        let fewer = state.allowed - allowed;
+        state.allowed = allowed;
+        state.owed += fewer - self.limit.free.forget_permits(fewer);
     }
 }
 
@@ -154,11 +142,23 @@ impl Inner {
 }
 
 impl State {
-    fn paused(&mut self) -> Option<Instant> {
-        self.paused_until = self.paused_until.filter(|until| *until > Instant::now());
-        self.paused_until
+    fn changed(&mut self) {
+        self.successes = 0;
+        self.refusals = 0;
+    }
+
+    /// Of a round of answers, or of enough to tell it from chance.
+    fn most_are_refused(&self) -> bool {
+        let enough = self.successes + self.refusals >= self.allowed.max(ENOUGH);
+        enough && self.refusals > self.successes
     }
 }
+
+/// Requests at once that a server gets which refuses no more than every second.
+const FLOOR: usize = 16;
+
+/// Answers that tell a busy server from bad luck.
+const ENOUGH: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -196,27 +196,37 @@ mod tests {
 
     #[tokio::test]
     async fn slowing_down_halves_once_for_all_that_were_under_way() {
-        let limit = Limit::new(16, 16);
+        let limit = Limit::new(64, 64);
         for permit in free(&limit) {
-            permit.slow_down(Duration::ZERO);
+            permit.slow_down();
         }
-        assert_eq!(limit.allowed(), 8);
-        assert_eq!(free(&limit).len(), 8);
-        for allowed in [4, 2, 1, 1] {
-            limit.acquire().await.slow_down(Duration::ZERO);
+        assert_eq!((limit.allowed(), free(&limit).len()), (32, 32));
+        // Now that most are refused it goes below what a server gets otherwise.
+        for allowed in [16, 8, 4] {
+            for permit in free(&limit) {
+                permit.slow_down();
+            }
             assert_eq!((limit.allowed(), free(&limit).len()), (allowed, allowed));
         }
+        for _ in 0..100 {
+            limit.acquire().await.slow_down();
+        }
+        assert_eq!(limit.allowed(), 1);
         limit.acquire().await.succeeded();
         assert_eq!(limit.allowed(), 2, "it recovers");
     }
 
     #[tokio::test]
-    async fn everybody_waits_as_asked() {
-        let limit = Limit::new(4, 4);
-        let start = Instant::now();
-        limit.acquire().await.slow_down(Duration::from_millis(50));
-        assert!(limit.acquire().now_or_never().is_none());
-        limit.acquire().await;
-        assert!(start.elapsed() >= Duration::from_millis(50));
+    async fn a_server_that_refuses_every_third_keeps_the_floor_and_nobody_waits() {
+        let limit = Limit::new(32, 64);
+        for n in 0..3000 {
+            let acquire = tokio::task::unconstrained(limit.acquire());
+            let permit = acquire.now_or_never().expect("it is free");
+            match n % 3 {
+                0 => permit.slow_down(),
+                _ => permit.succeeded(),
+            }
+            assert!(limit.allowed() >= FLOOR, "{} after {n}", limit.allowed());
+        }
     }
 }

@@ -30,9 +30,9 @@ pub trait Objects: Debug + Display + Send + Sync {
     /// Whether there is such an object, and its size in bytes if the other side says it.
     async fn look(&self, name: &str) -> Result<Option<Look>>;
 
-    /// The content of an object as it is stored. A transfer that breaks is taken up where it
-    /// stood; one that cannot be ends with an error, and so does one that is shorter than
-    /// announced. `url` is what a narinfo says: a name, or where the place allows it, a URL.
+    /// The content of an object, without its `Content-Encoding`. A transfer that breaks is taken up
+    /// where it stood; one that cannot be ends with an error, and so does one that is shorter than
+    /// announced. That it is the same object all along may be seen only by its hash. `url` is what a narinfo says: a name, or where the place allows it, a URL.
     async fn stream(&self, url: &str) -> Result<Option<ByteStream>>;
 
     /// Puts an object there, at once and whole; false if it was there and `only_new` was asked

@@ -9,7 +9,7 @@ use s3::{BUCKET, KEY, REGION, Reply, Request, S3, SECRET};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,6 +20,7 @@ use tk_cache::{
     http::{ClientConfig, Retry},
     journal::Journal,
     objects::{Objects, Upload},
+    observer::NetworkObserver,
 };
 use tk_store::{
     ByteStream, Error, MemoryStore, SigCheck, Store,
@@ -199,11 +200,17 @@ async fn packed_metadata_is_unpacked() {
     );
     let bomb = cache.read("a.ls", 4999).await.unwrap_err().to_line();
     assert!(bomb.contains("larger than 4999 bytes"), "{bomb}");
-    let stored = cache.stream("a.ls").await.unwrap().unwrap();
-    assert_eq!(
-        stored.try_collect::<Vec<_>>().await.unwrap().concat(),
-        object.content
-    );
+    // NARs as well, in whatever letters it says so.
+    object
+        .headers
+        .insert("content-encoding".to_owned(), "X-GZip".to_owned());
+    s3.state()
+        .objects
+        .insert("some/where/nar/a".to_owned(), object);
+    let nar = cache.stream("nar/a").await.unwrap().unwrap();
+    let nar = nar.try_collect::<Vec<_>>().await.unwrap().concat();
+    assert_eq!(nar, [b'x'; 5000][..]);
+    assert_eq!(cache.look("nar/a").await.unwrap().unwrap().size, None);
 }
 
 /// Each has a sentence of its own, for each way to ask, and none is taken for "absent".
@@ -309,7 +316,10 @@ async fn forbidden_is_absent_if_something_can_be_read() {
     assert!(nothing_there.look("a.narinfo").await.is_err());
 
     s3.fault(reader);
-    let cache = open(&s3);
+    let told = Arc::new(Warnings::default());
+    let mut config = config(&s3, &format!("{BUCKET}/some/where"), &KEYS);
+    config.client.observer = told.clone();
+    let cache = BucketObjects::open(config).unwrap();
     cache
         .write("nix-cache-info", Bytes::from("StoreDir: /x"), "x/y", false)
         .await
@@ -317,6 +327,46 @@ async fn forbidden_is_absent_if_something_can_be_read() {
     assert_eq!(cache.look("a.narinfo").await.unwrap(), None);
     assert_eq!(cache.read("a.narinfo", 9).await.unwrap(), None);
     assert_eq!(count(&s3, "list-type"), 2, "asked once for each store");
+    let told = told.0.lock().unwrap();
+    let [text] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert!(
+        text.contains("AccessDenied") && text.contains("may also be"),
+        "{text}"
+    );
+}
+
+/// What people are warned of.
+#[derive(Debug, Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl NetworkObserver for Warnings {
+    fn warned(&self, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
+}
+
+/// What stands before a bucket may have no words for it, and know no listings.
+#[tokio::test]
+async fn forbidden_without_words() {
+    let s3 = S3::start().await;
+    let info = |request: &Request| request.path.ends_with("/nix-cache-info");
+    for (listing, forbidden) in [(403, 403), (501, 403), (403, 401)] {
+        s3.fault(
+            move |request| match request.query.contains_key("list-type") {
+                true => Some(Reply::new(listing, "")),
+                false if info(request) => {
+                    Some(Reply::new(200, "StoreDir: /x").with("last-modified", DATE))
+                }
+                false => Some(Reply::new(forbidden, "<html>")),
+            },
+        );
+        assert_eq!(open(&s3).read("a.narinfo", 9).await.unwrap(), None);
+        assert_eq!(open(&s3).look("a.narinfo").await.unwrap(), None);
+        s3.fault(move |_| Some(Reply::new(forbidden, "<html>")));
+        assert!(open(&s3).read("a.narinfo", 9).await.is_err());
+    }
 }
 
 #[tokio::test]
@@ -349,7 +399,103 @@ async fn a_busy_service_is_waited_for() {
         assert!(matches!(error, Error::Io { .. }), "{error:?}");
         assert!(error.to_line().contains("SlowDown"), "{}", error.to_line());
     }
-    assert_eq!(s3.state().asked.len(), before + 6);
+    assert_eq!(s3.state().asked.len(), before + 10);
+}
+
+/// Each request waits for itself: the others go on.
+#[tokio::test]
+async fn a_service_that_refuses_every_third_request() {
+    let s3 = S3::start().await;
+    let cache = open(&s3);
+    let count = AtomicUsize::new(0);
+    s3.fault(move |_| {
+        let third = count.fetch_add(1, Ordering::SeqCst) % 3 == 2;
+        third.then(|| Reply::error(503, "SlowDown", ""))
+    });
+    let writes = (0..100).map(|n| {
+        let cache = &cache;
+        async move {
+            let name = format!("a{n}");
+            cache.write(&name, Bytes::from("x"), "x/y", false).await
+        }
+    });
+    let written = futures::stream::iter(writes).buffer_unordered(64);
+    assert!(written.all(|written| async move { written.is_ok() }).await);
+    assert_eq!(s3.state().objects.len(), 100);
+}
+
+/// What the service began and could not say is given up at the end of the same push, or by the next.
+#[tokio::test]
+async fn an_upload_whose_beginning_was_lost_is_given_up() {
+    let s3 = S3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), "x").unwrap();
+    let (service, lost) = (s3.clone(), AtomicUsize::new(0));
+    s3.fault(move |request| {
+        let begins = request.method == "POST" && request.query.contains_key("uploads");
+        (begins && lost.fetch_add(1, Ordering::SeqCst) == 0).then(Reply::hang_up)
+    });
+    s3.add_upload("some/where/nar/a", "lost", 0);
+    let cache = open(&s3);
+    let sent = upload("nar/a", body([content(PART + 1)]), Some(&journal));
+    cache.upload(sent).await.unwrap();
+    let left = || service.state().uploads.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(left(), ["lost"]);
+    cache.tidy(&journal).await.unwrap();
+    assert!(left().is_empty(), "{:?}", left());
+    journal.finish().unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// A gateway that gives no parts of objects, or refuses to.
+#[tokio::test]
+async fn a_broken_transfer_begins_again_where_there_are_no_parts() {
+    for (status, whole_first) in [(200, true), (416, true), (200, false)] {
+        let s3 = S3::start().await;
+        let cache = open(&s3);
+        let whole = content(100_000);
+        let (stored, times) = (whole.clone(), AtomicUsize::new(0));
+        s3.fault(move |request| {
+            let nth = times.fetch_add(1, Ordering::SeqCst);
+            let mut reply = Reply::new(200, stored.to_vec());
+            if request.headers.contains_key("range") {
+                reply.status = status;
+            } else if nth == 0 || nth == 2 && !whole_first {
+                reply.cut = Some(30_000 + nth * 1000);
+            }
+            Some(reply.with("etag", "\"a\"").with("last-modified", DATE))
+        });
+        let stream = cache.stream("nar/a").await.unwrap().unwrap();
+        let got = stream.try_collect::<Vec<_>>().await.unwrap().concat();
+        assert!(got == whole, "{status}, {}", got.len());
+    }
+}
+
+/// A service that takes a connection and says nothing, or takes nothing, is given up after the second
+/// time.
+#[tokio::test]
+async fn silence_ends() {
+    let s3 = S3::start().await;
+    let mut config = config(&s3, BUCKET, &KEYS);
+    config.client.stall_timeout = Duration::from_millis(300);
+    let cache = BucketObjects::open(config).unwrap();
+    s3.fault(|_| Some(Reply::silence()));
+    let large = || upload("nar/a", body([content(PART)]), None);
+    for error in [
+        cache.read("a", 9).await.unwrap_err(),
+        cache.stream("a").await.err().unwrap(),
+        cache
+            .write("a", Bytes::from("x"), "x/y", false)
+            .await
+            .unwrap_err(),
+        cache.upload(large()).await.unwrap_err(),
+    ] {
+        let Error::Io { source, .. } = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(source.kind(), std::io::ErrorKind::TimedOut, "{error:?}");
+    }
+    assert_eq!(s3.state().asked.len(), 8);
 }
 
 #[tokio::test]
@@ -595,9 +741,9 @@ async fn what_nobody_goes_on_with_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let journal = || Journal::open(folder.path(), "x").unwrap();
     let begun_by = |journal: &Journal, name: &str, id: &str| {
-        journal.note_intent(name, 1).unwrap();
+        journal.note_intent(name, 1);
         s3.add_upload(&format!("some/where/{name}"), id, 0);
-        journal.note_begun(name, id, 1).unwrap();
+        journal.note_begun(name, id, 1);
     };
     let living = journal();
     begun_by(&living, "nar/b", "of a living process");
@@ -682,7 +828,7 @@ async fn an_upload_that_is_being_begun_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let journal = || Journal::open(folder.path(), "x").unwrap();
     let living = journal();
-    living.note_intent("nar/b", 1).unwrap();
+    living.note_intent("nar/b", 1);
     dies_while_it_begins(&s3, journal(), "nar/b").await;
     s3.add_upload("some/where/nar/b", "lost", 0);
     s3.add_upload("some/where/nar/b", "living", 0);
@@ -690,7 +836,7 @@ async fn an_upload_that_is_being_begun_is_left_alone() {
     let later = journal();
     open(&s3).tidy(&later).await.unwrap();
     assert_eq!(s3.state().uploads.len(), 2);
-    living.note_begun("nar/b", "living", 1).unwrap();
+    living.note_begun("nar/b", "living", 1);
     open(&s3).tidy(&later).await.unwrap();
     let left: Vec<_> = s3.state().uploads.keys().cloned().collect();
     assert_eq!(left, ["living"]);

@@ -21,10 +21,7 @@ use tk_cache::{
     objects::{NarInfoCache, Objects},
 };
 use tk_path::StoreDir;
-use tk_store::{
-    StoreReference, StoreVariant,
-    reference::Settings,
-};
+use tk_store::{StoreReference, StoreVariant, reference::Settings};
 use url::Url;
 
 /// The cache at an `http` or `https` URL.

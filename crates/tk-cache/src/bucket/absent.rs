@@ -15,6 +15,8 @@ pub(super) struct Absence {
     bucket_exists: AtomicBool,
     /// What "forbidden" means; asked once.
     forbidden: OnceCell<Forbidden>,
+    /// Whether that was told.
+    warned: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +46,8 @@ impl Inner {
             return Err(bucket.asked.failed(doing, error));
         };
         let mut refusal = refusal.clone();
+        let missing = matches!(refusal.status, StatusCode::NOT_FOUND | StatusCode::GONE);
         if refusal.code.is_empty() && !refusal.may_pass() {
-            let missing = refusal.status == StatusCode::NOT_FOUND;
             if missing && self.absence.bucket_exists.load(Ordering::Relaxed) {
                 return Ok(());
             }
@@ -62,8 +64,7 @@ impl Inner {
             self.absence.saw_bucket();
             return Ok(());
         }
-        let bare = refusal.status == StatusCode::NOT_FOUND && refusal.code.is_empty();
-        if bare {
+        if missing && refusal.code.is_empty() {
             // Anything may answer 404. What lists the bucket is the service.
             self.list_one(bucket)
                 .await
@@ -72,9 +73,22 @@ impl Inner {
             return Ok(());
         }
         if refusal.is_denied() && self.forbidden(bucket).await? == Forbidden::Absent {
+            self.warn_of_forbidden(&refusal, doing);
             return Ok(());
         }
         Err(bucket.asked.refused(doing, &refusal))
+    }
+
+    fn warn_of_forbidden(&self, refusal: &Refusal, doing: &str) {
+        if self.absence.warned.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let text = format!(
+            "{} answers {refusal}, which is taken for \"not there\", as Nix does; it may also be \
+             that these credentials do not allow to read it ({doing})",
+            self.name
+        );
+        self.config.client.observer.warned(&text);
     }
 
     async fn forbidden(&self, bucket: &Bucket) -> Result<Forbidden> {
@@ -86,16 +100,18 @@ impl Inner {
     }
 
     async fn learn_forbidden(&self, bucket: &Bucket) -> Result<Forbidden> {
-        let denied = |e: &object_store::Error| Refusal::of(e).is_some_and(Refusal::is_denied);
+        let refused =
+            |e: &object_store::Error| Refusal::of(e).is_some_and(|refusal| !refusal.may_pass());
         match self.list_one(bucket).await {
             Ok(()) => return Ok(Forbidden::Forbidden),
-            Err(error) if denied(&error) => {}
+            // Whatever stands before the bucket may not know listings.
+            Err(error) if refused(&error) => {}
             Err(error) => return Err(bucket.asked.failed("listing", &error)),
         }
         let info = self.key(CACHE_INFO)?;
         match bucket.store.get_opts(&info, GetOptions::default()).await {
             Ok(_) => Ok(Forbidden::Absent),
-            Err(error) if denied(&error) => Ok(Forbidden::Forbidden),
+            Err(error) if refused(&error) => Ok(Forbidden::Forbidden),
             Err(error) => Err(bucket
                 .asked
                 .failed(&format!("reading {CACHE_INFO}"), &error)),

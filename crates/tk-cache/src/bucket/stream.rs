@@ -1,12 +1,12 @@
 //! Reading large objects.
 
-use super::{BREAKS, Inner, service::Bucket, stalled, words::Refusal};
-use bytes::Bytes;
+use super::{Inner, broke_off, encodings, service::Bucket, words};
+use crate::http::{Failure, Pace, Tries};
+use bytes::{Buf, Bytes};
 use futures::{StreamExt, stream::BoxStream};
 use object_store::{GetOptions, GetRange};
-use std::{error::Error as StdError, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 use tk_store::{ByteStream, Error, Result};
-use tokio::time::timeout;
 
 /// The content of an object; after a break it goes on where it stood, if it is still the same
 /// object.
@@ -20,19 +20,25 @@ pub(super) async fn open(inner: &Arc<Inner>, name: &str) -> Result<Option<ByteSt
     let Some(object) = inner.get(name, GetOptions::default()).await? else {
         return Ok(None);
     };
+    let what = format!("{name} in {}", inner.name);
+    let encodings = encodings(&object).map_err(|e| Error::malformed(&what, io::Error::from(e)))?;
     let reading = Reading {
         inner: inner.clone(),
         name: name.to_owned(),
         etag: object.meta.e_tag.clone(),
         size: object.meta.size,
         at: 0,
-        breaks: 0,
+        skip: 0,
+        counted: 0,
+        gives_parts: true,
+        pace: inner.transport.pace(),
+        tries: inner.transport.tries(format!("{}/{name}", inner.name)),
         chunks: Some(object.into_stream()),
     };
     let stream = futures::stream::try_unfold(reading, async |mut reading| {
         Ok(reading.next().await?.map(|chunk| (chunk, reading)))
     });
-    Ok(Some(stream.boxed()))
+    Ok(Some(encodings.decoded(stream.boxed(), what)))
 }
 
 /// A transfer.
@@ -41,72 +47,109 @@ struct Reading {
     name: String,
     etag: Option<String>,
     size: u64,
+    /// Bytes handed on.
     at: u64,
-    /// Breaks since something came.
-    breaks: usize,
+    /// Bytes to come that were handed on before.
+    skip: u64,
+    /// Bytes handed on when it last broke.
+    counted: u64,
+    /// Whether the service may give the rest without the start.
+    gives_parts: bool,
+    pace: Pace,
+    tries: Tries,
+    /// What is being received; `None`: it broke.
     chunks: Option<BoxStream<'static, object_store::Result<Bytes>>>,
 }
-
-type Broken = Box<dyn StdError + Send + Sync>;
 
 impl Reading {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         while self.at < self.size {
-            let mut chunks = match self.chunks.take() {
-                Some(chunks) => chunks,
-                None => self.resume().await?,
+            let Some(chunks) = &mut self.chunks else {
+                self.resume().await?;
+                continue;
             };
-            let stall = self.inner.transport.stall();
-            let broken: Broken = match timeout(stall, chunks.next()).await {
-                Ok(Some(Ok(chunk))) if chunk.is_empty() => {
-                    self.chunks = Some(chunks);
-                    continue;
-                }
-                Ok(Some(Ok(chunk))) => {
-                    self.at += chunk.len() as u64;
-                    self.breaks = 0;
-                    self.chunks = Some(chunks);
-                    if self.at > self.size {
-                        return Err(self.malformed("it is longer than announced"));
-                    }
-                    return Ok(Some(chunk));
-                }
-                Ok(Some(Err(error))) => Box::new(error),
-                Ok(None) => "the answer ended early".into(),
-                Err(_) => stalled(),
+            let chunk = async { chunks.next().await.transpose().map_err(broke_off) };
+            let failure = match self.pace.wait(chunk).await {
+                Ok(Some(chunk)) => match self.pass(chunk)? {
+                    Some(chunk) => return Ok(Some(chunk)),
+                    None => continue,
+                },
+                Ok(None) => Failure::Broken {
+                    kind: io::ErrorKind::UnexpectedEof,
+                    words: format!("it ended after {} of {} bytes", self.at, self.size),
+                },
+                Err(failure) => failure,
             };
-            self.breaks += 1;
-            if self.breaks >= BREAKS {
-                let bucket = self.inner.bucket().await?;
-                return Err(bucket
-                    .asked
-                    .failed(&format!("reading {}", self.name), &*broken));
-            }
-            tokio::time::sleep(PAUSE * self.breaks as u32).await;
+            self.broke(failure).await?;
         }
         Ok(None)
     }
 
-    async fn resume(&mut self) -> Result<BoxStream<'static, object_store::Result<Bytes>>> {
+    /// What is new in `chunk`.
+    fn pass(&mut self, mut chunk: Bytes) -> Result<Option<Bytes>> {
+        let known = self.skip.min(chunk.len() as u64);
+        self.skip -= known;
+        chunk.advance(known as usize);
+        self.at += chunk.len() as u64;
+        match self.at > self.size {
+            true => Err(self.malformed("it is longer than announced")),
+            false => Ok((!chunk.is_empty()).then_some(chunk)),
+        }
+    }
+
+    /// Waits before the next attempt, if it may be worth one.
+    async fn broke(&mut self, failure: Failure) -> Result<()> {
+        self.chunks = None;
+        // A service that gives a byte each time makes no progress.
+        if self.at - self.counted >= PROGRESS {
+            self.counted = self.at;
+            self.tries.progressed();
+        }
+        let permit = self.tries.start().await;
+        match self.tries.again(permit, failure).await {
+            Ok(()) => Ok(()),
+            Err(failure) => {
+                let bucket = self.inner.bucket().await?;
+                let doing = format!("reading {}", self.name);
+                Err(bucket.asked.failed(&doing, &io::Error::from(failure)))
+            }
+        }
+    }
+
+    /// Asks for the rest, or for all of it where the service gives no rest.
+    async fn resume(&mut self) -> Result<()> {
         let bucket: &Bucket = self.inner.bucket().await?;
         let key = self.inner.key(&self.name)?;
+        let parts = self.gives_parts && self.at > 0;
         let options = GetOptions {
             if_match: self.etag.clone(),
-            range: Some(GetRange::Bounded(self.at..self.size)),
+            range: parts.then_some(GetRange::Bounded(self.at..self.size)),
             ..GetOptions::default()
         };
-        match bucket.store.get_opts(&key, options).await {
-            Ok(object) if object.meta.size == self.size && object.meta.e_tag == self.etag => {
-                Ok(object.into_stream())
+        let error = match bucket.store.get_opts(&key, options).await {
+            Ok(object) => {
+                let (old, new) = (&self.etag, &object.meta.e_tag);
+                let other = old.is_some() && new.is_some() && old != new;
+                if other || object.meta.size != self.size {
+                    return Err(self.changed());
+                }
+                self.skip = if parts { 0 } else { self.at };
+                self.chunks = Some(object.into_stream());
+                return Ok(());
             }
-            Ok(_) => Err(self.changed()),
-            Err(error) => match Refusal::of(&error) {
-                Some(refusal) if refusal.status.as_u16() == 412 => Err(self.changed()),
-                _ => Err(bucket
-                    .asked
-                    .failed(&format!("reading {}", self.name), &error)),
-            },
+            Err(error) => error,
+        };
+        match words::Refusal::of(&error).map(|refusal| refusal.status.as_u16()) {
+            Some(412) => return Err(self.changed()),
+            Some(416) if parts => self.gives_parts = false,
+            // It was answered, but not with a part: the library tells that in words only.
+            None if parts && !words::is_io(&error) => self.gives_parts = false,
+            _ => {
+                let doing = format!("reading {}", self.name);
+                return Err(bucket.asked.failed(&doing, &error));
+            }
         }
+        Ok(())
     }
 
     fn changed(&self) -> Error {
@@ -118,5 +161,5 @@ impl Reading {
     }
 }
 
-/// The wait after the first break.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Bytes that make another round of attempts worthwhile.
+const PROGRESS: u64 = 64 << 10;

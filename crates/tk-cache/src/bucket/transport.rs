@@ -1,29 +1,29 @@
 //! Requests of the object store library over our own connections: tries, waits and limits.
 
-use super::{
-    listing::without_foreign,
-    words::{Refusal, sources},
-};
+use super::{listing::without_foreign, words::Refusal};
 use crate::{
-    http::{Client, Retry, shown},
-    limit::{Limit, Permit},
-    observer::{AnsweredRequest, RetriedRequest},
+    http::{Again, Client, Failure as HttpFailure, Pace, Progress, Tries, pieces, shown},
+    limit::Limit,
+    observer::AnsweredRequest,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::{Method, StatusCode};
-use http_body_util::BodyExt;
+use futures::{StreamExt, TryStreamExt, stream};
+use http::{Method, StatusCode, header::CONTENT_LENGTH};
+use http_body_util::{BodyDataStream, BodyExt};
 use object_store::{
     ClientOptions,
     client::{
-        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
-        HttpResponse, HttpResponseBody, HttpService,
+        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+        HttpResponseBody, HttpService,
     },
 };
 use std::{
-    fmt,
-    hash::{BuildHasher, Hasher, RandomState},
     io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tk_nar::fs::descriptors;
@@ -40,15 +40,16 @@ pub(super) struct Transport {
     client: Client,
     limit: Limit,
     stall: Duration,
+    lost_creations: Arc<AtomicU64>,
 }
 
 impl Transport {
     pub(super) fn new(client: Client, stall: Duration) -> Self {
-        let limit = Limit::new(START, most());
         Transport {
             client,
-            limit,
+            limit: Limit::new(START, most()),
             stall,
+            lost_creations: Arc::default(),
         }
     }
 
@@ -57,19 +58,33 @@ impl Transport {
         most()
     }
 
-    /// How long a server may send nothing.
-    pub(super) fn stall(&self) -> Duration {
-        self.stall
+    /// How fast the body of an object has to come. Who watches is told of it elsewhere.
+    pub(super) fn pace(&self) -> Pace {
+        Pace::new(self.stall, Arc::new(()))
+    }
+
+    /// The attempts of one request, or of one transfer, of `url`.
+    pub(super) fn tries(&self, url: String) -> Tries {
+        let observed = (url, self.client.observer().clone());
+        Tries::new(
+            self.client.retry_config().clone(),
+            self.limit.clone(),
+            observed,
+        )
+    }
+
+    /// How many uploads in parts the service was asked to begin without an answer that could be
+    /// read: it may have begun them, under ids that nobody knows.
+    pub(super) fn lost_creations(&self) -> u64 {
+        self.lost_creations.load(Ordering::Relaxed)
     }
 
     async fn attempt(&self, request: &HttpRequest) -> Result<HttpResponse, Failure> {
-        let length = request.body().content_length() as u64;
-        let time = self.stall + Duration::from_millis(length.saturating_mul(1000) / SLOWEST);
+        let progress = Arc::new(Progress::default());
+        let ours = ours(request, &progress)?;
         let start = Instant::now();
-        let answer = match timeout(time, self.client.raw().execute(ours(request)?)).await {
-            Ok(answer) => answer.map_err(Failure::from),
-            Err(_) => Err(Failure::Stalled("no answer in time")),
-        };
+        let answer = self.client.raw().execute(ours).map_err(HttpFailure::from);
+        let answer = progress.watch(answer, self.stall).await;
         self.tell(request, &answer, start.elapsed());
         let response = answer?;
         let (status, headers) = (response.status(), response.headers().clone());
@@ -116,11 +131,11 @@ impl Transport {
     fn tell(
         &self,
         request: &HttpRequest,
-        answer: &Result<reqwest::Response, Failure>,
+        answer: &Result<reqwest::Response, HttpFailure>,
         time: Duration,
     ) {
         let observer = self.client.observer();
-        let failed = answer.as_ref().err().map(Failure::to_string);
+        let failed = answer.as_ref().err().map(HttpFailure::reason);
         observer.answered(&AnsweredRequest {
             method: request.method().as_str(),
             url: &url_of(request),
@@ -146,9 +161,9 @@ impl Transport {
     ) -> Result<Bytes, Failure> {
         let read = async {
             let mut body = BytesMut::new();
-            while let Some(chunk) = response.chunk().await? {
+            while let Some(chunk) = response.chunk().await.map_err(HttpFailure::from)? {
                 if body.len() + chunk.len() > limit {
-                    return Err(Failure::TooLong);
+                    return Err(HttpFailure::larger(limit).into());
                 }
                 self.client.observer().received(chunk.len() as u64);
                 body.extend_from_slice(&chunk);
@@ -157,57 +172,17 @@ impl Transport {
         };
         match timeout(self.stall, read).await {
             Ok(body) => body,
-            Err(_) => Err(Failure::Stalled("the answer stopped in the middle")),
+            Err(_) => Err(HttpFailure::timeout("the answer stopped in the middle").into()),
         }
-    }
-
-    /// Waits before the next attempt, the `made`-th having failed; false if there is none.
-    async fn again(
-        &self,
-        request: &HttpRequest,
-        made: u32,
-        failure: &Failure,
-        permit: Permit,
-    ) -> bool {
-        let Retry {
-            attempts,
-            delay,
-            delay_rate_limited,
-            max_delay,
-        } = self.client.retry_config();
-        let mut wait = backoff(*delay, made, *max_delay);
-        match failure {
-            Failure::Refused(refusal) if refusal.is_slow_down() => {
-                // S3 does not say how long, and means less than HTTP servers usually do.
-                let unsaid = backoff((*delay_rate_limited).min(SLOW_DOWN), made, *max_delay);
-                let asked = refusal.wait.map_or(unsaid, |wait| wait.min(*max_delay));
-                permit.slow_down(asked);
-                wait += asked;
-            }
-            _ => drop(permit),
-        }
-        if made >= *attempts {
-            return false;
-        }
-        self.client.observer().retrying(&RetriedRequest {
-            url: &url_of(request),
-            reason: &failure.to_string(),
-            wait,
-            attempt: made,
-            attempts: *attempts,
-        });
-        tokio::time::sleep(wait).await;
-        true
     }
 }
 
 #[async_trait]
 impl HttpService for Transport {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let mut made = 0;
+        let mut tries = self.tries(url_of(&request));
         loop {
-            made += 1;
-            let permit = self.limit.acquire().await;
+            let permit = tries.start().await;
             let failure = match self.attempt(&request).await {
                 Ok(response) => {
                     permit.succeeded();
@@ -215,12 +190,17 @@ impl HttpService for Transport {
                 }
                 Err(failure) => failure,
             };
-            if !failure.may_pass() {
+            let lost = matches!(failure, Failure::Http(HttpFailure::Broken { .. }));
+            if lost && begins_upload(&request) {
+                self.lost_creations.fetch_add(1, Ordering::Relaxed);
+            }
+            let again = failure.again();
+            if again == Again::Never {
                 // It was answered as it should be.
                 permit.succeeded();
                 return Err(failure.into());
             }
-            if !self.again(&request, made, &failure, permit).await {
+            if !tries.another(permit, again, &failure.reason()).await {
                 return Err(failure.into());
             }
         }
@@ -237,42 +217,31 @@ impl HttpConnector for Transport {
 #[derive(Debug)]
 enum Failure {
     Refused(Refusal),
-    Connection(reqwest::Error),
-    Stalled(&'static str),
-    TooLong,
-    Url(url::ParseError),
+    Http(HttpFailure),
 }
 
 impl Failure {
-    fn may_pass(&self) -> bool {
+    /// What went wrong, in a few words.
+    fn reason(&self) -> String {
         match self {
-            Failure::Refused(refusal) => refusal.may_pass(),
-            Failure::Connection(error) => !error.is_builder() && !is_tls(error),
-            Failure::Stalled(_) => true,
-            Failure::TooLong | Failure::Url(_) => false,
+            Failure::Refused(refusal) => refusal.to_string(),
+            Failure::Http(failure) => failure.reason(),
+        }
+    }
+
+    fn again(&self) -> Again {
+        match self {
+            Failure::Refused(refusal) if refusal.is_slow_down() => Again::SlowDown(refusal.wait),
+            Failure::Refused(refusal) if refusal.may_pass() => Again::Later,
+            Failure::Refused(_) => Again::Never,
+            Failure::Http(failure) => failure.again(),
         }
     }
 }
 
-/// In a few words.
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Failure::Refused(refusal) => refusal.fmt(f),
-            Failure::Connection(error) => match sources(error).last() {
-                Some(cause) => write!(f, "{cause}"),
-                None => write!(f, "{error}"),
-            },
-            Failure::Stalled(words) => f.write_str(words),
-            Failure::TooLong => f.write_str("the answer is too long"),
-            Failure::Url(error) => error.fmt(f),
-        }
-    }
-}
-
-impl From<reqwest::Error> for Failure {
-    fn from(error: reqwest::Error) -> Self {
-        Failure::Connection(error.without_url())
+impl From<HttpFailure> for Failure {
+    fn from(failure: HttpFailure) -> Self {
+        Failure::Http(failure)
     }
 }
 
@@ -281,14 +250,7 @@ impl From<Failure> for HttpError {
         let unknown = HttpErrorKind::Unknown;
         match failure {
             Failure::Refused(refusal) => HttpError::new(unknown, refusal),
-            Failure::Connection(error) => broken(error),
-            Failure::Stalled(what) => {
-                HttpError::new(unknown, io::Error::new(io::ErrorKind::TimedOut, what))
-            }
-            Failure::TooLong => {
-                HttpError::new(unknown, io::Error::other(Failure::TooLong.to_string()))
-            }
-            Failure::Url(error) => HttpError::new(unknown, error),
+            Failure::Http(failure) => HttpError::new(unknown, io::Error::from(failure)),
         }
     }
 }
@@ -301,18 +263,34 @@ fn url_of(request: &HttpRequest) -> String {
 }
 
 fn broken(error: reqwest::Error) -> HttpError {
-    HttpError::new(HttpErrorKind::Unknown, error.without_url())
+    Failure::Http(HttpFailure::from(error)).into()
 }
 
-fn ours(request: &HttpRequest) -> Result<reqwest::Request, Failure> {
-    let url = request.uri().to_string().parse().map_err(Failure::Url)?;
+/// The request as our client takes it. Its body goes in pieces, so that `progress` shows whether the
+/// service takes them.
+fn ours(request: &HttpRequest, progress: &Arc<Progress>) -> Result<reqwest::Request, Failure> {
+    let url = request.uri().to_string().parse();
+    let url = url.map_err(|e: url::ParseError| HttpFailure::Local(e.to_string()))?;
     let mut ours = reqwest::Request::new(request.method().clone(), url);
     *ours.headers_mut() = request.headers().clone();
-    let body: HttpRequestBody = request.body().clone();
-    if body.content_length() > 0 {
-        *ours.body_mut() = Some(reqwest::Body::wrap(body));
+    let length = request.body().content_length();
+    if length > 0 {
+        ours.headers_mut().insert(CONTENT_LENGTH, length.into());
+        let seen = progress.clone();
+        let body = BodyDataStream::new(request.body().clone());
+        let of_chunk =
+            move |bytes| stream::iter(pieces(bytes, seen.clone()).map(Ok::<_, HttpError>));
+        let body = body.map_ok(of_chunk);
+        *ours.body_mut() = Some(reqwest::Body::wrap_stream(body.try_flatten().boxed()));
     }
     Ok(ours)
+}
+
+/// Whether it asks to begin an upload in parts.
+fn begins_upload(request: &HttpRequest) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let mut settings = query.split('&');
+    request.method() == Method::POST && settings.any(|s| s == "uploads" || s == "uploads=")
 }
 
 /// Whether the answer is an object, of any size.
@@ -335,21 +313,6 @@ fn contains(body: &[u8], what: &[u8]) -> bool {
     body.windows(what.len()).any(|window| window == what)
 }
 
-/// Doubles with each attempt, and is between half of that and all of it, so that those who failed
-/// together do not come back together.
-fn backoff(first: Duration, made: u32, most: Duration) -> Duration {
-    let chance = RandomState::new().build_hasher().finish() as u32;
-    let part = 0.5 + f64::from(chance) / f64::from(u32::MAX) / 2.0;
-    let doubled = first.saturating_mul(1 << (made - 1).min(16));
-    doubled.min(most).mul_f64(part)
-}
-
-/// A certificate that is not trusted will not be in a second, either.
-fn is_tls(error: &reqwest::Error) -> bool {
-    let mut inner = sources(error).filter_map(|e| e.downcast_ref::<io::Error>()?.get_ref());
-    inner.any(|error| error.is::<rustls::Error>())
-}
-
 /// Requests at once, to begin with and at most. Each takes a connection.
 const START: usize = 32;
 const MOST: usize = 64;
@@ -358,12 +321,6 @@ const MOST: usize = 64;
 fn most() -> usize {
     (descriptors() / 8).clamp(1, MOST)
 }
-
-/// The first wait after a "slow down" that does not say how long.
-const SLOW_DOWN: Duration = Duration::from_secs(1);
-
-/// Bytes per second of the slowest line that an upload is expected to get through.
-const SLOWEST: u64 = 32 << 10;
 
 /// Bytes of an answer that is no object: a listing of 1,000 names.
 const MAX_ANSWER: usize = 8 << 20;

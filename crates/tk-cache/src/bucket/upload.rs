@@ -51,7 +51,8 @@ pub(super) async fn run(inner: &Arc<Inner>, upload: Upload<'_>) -> Result<()> {
                 attributes: attributes(upload.mime, class),
                 ..PutMultipartOptions::default()
             };
-            Session::begin(bucket, &key, upload.name, journal, part_size, options).await?
+            let lost = || inner.transport.lost_creations();
+            Session::begin(bucket, &key, upload.name, journal, part_size, options, lost).await?
         }
     };
     session.send(first, pieces, &*upload.sent).await
@@ -208,9 +209,11 @@ impl<'a> Session<'a> {
         journal: Option<&'a Journal>,
         part_size: u64,
         options: PutMultipartOptions,
+        lost: impl Fn() -> u64,
     ) -> Result<Self> {
+        let lost_before = lost();
         if let Some(journal) = journal {
-            journal.note_intent(name, part_size)?;
+            journal.note_intent(name, part_size);
         }
         let created = match bucket.uploads_last {
             true => bucket.multipart.create_multipart_opts(key, options).await,
@@ -228,7 +231,12 @@ impl<'a> Session<'a> {
             ended: false,
         };
         if let Some(journal) = journal {
-            journal.note_begun(name, &session.id, part_size)?;
+            if lost() != lost_before {
+                // The note of what was begun takes the place of one intent. The other stays, so
+                // that what may have been begun unheard is looked for and given up.
+                journal.note_intent(name, part_size);
+            }
+            journal.note_begun(name, &session.id, part_size);
         }
         Ok(session)
     }
@@ -356,7 +364,7 @@ impl<'a> Session<'a> {
                 size,
                 sha256,
             };
-            journal.note_part(self.name, &self.id, number, &part)?;
+            journal.note_part(self.name, &self.id, number, &part);
         }
         Ok(sent)
     }
@@ -368,7 +376,10 @@ impl<'a> Session<'a> {
             .complete_multipart(self.key, &self.id, parts)
             .await;
         let error = match completed {
-            Ok(_) => return self.note_ended(),
+            Ok(_) => {
+                self.note_ended();
+                return Ok(());
+            }
             Err(error) => error,
         };
         // It may have been completed, and only the answer been lost. Where a process was killed
@@ -380,7 +391,7 @@ impl<'a> Session<'a> {
                 ..GetOptions::default()
             };
             let there = self.bucket.store.get_opts(self.key, options).await;
-            self.note_ended()?;
+            self.note_ended();
             if there.is_ok_and(|object| object.meta.size == size) {
                 return Ok(());
             }
@@ -395,14 +406,14 @@ impl<'a> Session<'a> {
 
     async fn give_up(mut self) -> Result<()> {
         abort(self.bucket, self.key, self.name, &self.id).await?;
-        self.note_ended()
+        self.note_ended();
+        Ok(())
     }
 
-    fn note_ended(&mut self) -> Result<()> {
+    fn note_ended(&mut self) {
         self.ended = true;
-        match self.journal {
-            Some(journal) => journal.note_ended(self.name, Some(&self.id)),
-            None => Ok(()),
+        if let Some(journal) = self.journal {
+            journal.note_ended(self.name, Some(&self.id));
         }
     }
 

@@ -74,13 +74,15 @@ impl Refusal {
         )
     }
 
-    /// Whether it knows who asks, and does not allow it.
+    /// Whether it does not allow it to whoever asks, and does not say that it does not know them.
     pub(super) fn is_denied(&self) -> bool {
-        self.status == StatusCode::FORBIDDEN
-            && matches!(
-                self.code.as_str(),
-                "AccessDenied" | "AuthorizationFailure" | "AuthorizationPermissionMismatch"
-            )
+        matches!(
+            self.status,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        ) && matches!(
+            self.code.as_str(),
+            "" | "AccessDenied" | "AuthorizationFailure" | "AuthorizationPermissionMismatch"
+        )
     }
 
     pub(super) fn is(&self, code: &str) -> bool {
@@ -212,7 +214,12 @@ pub(super) fn sources<'a>(
     std::iter::successors(Some(error), |&e| e.source())
 }
 
-fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
+/// Whether the network is behind an error.
+pub(super) fn is_io(error: &(dyn StdError + 'static)) -> bool {
+    sources(error).any(|error| error.is::<io::Error>())
+}
+
+pub(super) fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
     let mut kinds = sources(error).filter_map(|e| Some(e.downcast_ref::<io::Error>()?.kind()));
     kinds.find(|kind| *kind != io::ErrorKind::Other)
 }

@@ -1,15 +1,11 @@
 //! Bodies of answers.
 
-use super::failure::Failure;
-use crate::{compress::decoder, observer::NetworkObserver, sentence::sentence_of};
+use super::{encoding::Encodings, failure::Failure};
+use crate::{observer::NetworkObserver, sentence::sentence_of};
 use bytes::{Bytes, BytesMut};
-use http::{
-    HeaderMap,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH},
-};
+use http::{HeaderMap, header::CONTENT_LENGTH};
 use reqwest::Response;
-use std::{io::Read, sync::Arc, time::Duration};
-use tk_narinfo::Compression;
+use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 
 /// What is offered to servers for metadata: what this was built with.
@@ -31,7 +27,7 @@ pub(super) const ACCEPT: Option<&str> = match (
 /// How slow a server may be: it may stop for the stall timeout, and all in all it may keep us
 /// waiting for twice that and the time that the slowest of lines needs for what has come.
 #[derive(Debug, Clone)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     stall: Duration,
     waited: Duration,
     received: u64,
@@ -39,7 +35,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(stall: Duration, observer: Arc<dyn NetworkObserver>) -> Self {
+    pub(crate) fn new(stall: Duration, observer: Arc<dyn NetworkObserver>) -> Self {
         Pace {
             stall,
             waited: Duration::ZERO,
@@ -48,15 +44,24 @@ impl Pace {
         }
     }
 
-    /// The next chunk. Time that the caller takes does not count.
+    /// The next chunk of an answer.
     pub(super) async fn chunk(
         &mut self,
         response: &mut Response,
     ) -> Result<Option<Bytes>, Failure> {
+        let chunk = async { response.chunk().await.map_err(Failure::from) };
+        self.wait(chunk).await
+    }
+
+    /// What comes next. Time that the caller takes between two does not count.
+    pub(crate) async fn wait(
+        &mut self,
+        chunk: impl Future<Output = Result<Option<Bytes>, Failure>>,
+    ) -> Result<Option<Bytes>, Failure> {
         let line = Duration::from_millis(self.received.saturating_mul(1000) / SLOWEST);
         let left = (self.stall.saturating_mul(2) + line).saturating_sub(self.waited);
         let start = Instant::now();
-        let chunk = timeout(left.min(self.stall), response.chunk()).await;
+        let chunk = timeout(left.min(self.stall), chunk).await;
         self.waited += start.elapsed();
         match chunk {
             Ok(chunk) => {
@@ -80,15 +85,15 @@ pub(super) async fn read(
     limit: usize,
     mut pace: Pace,
 ) -> Result<Bytes, Failure> {
-    let encodings = encodings(response.headers())?;
+    let encodings = Encodings::of(response.headers())?;
     if length(response.headers()).is_some_and(|length| length > limit as u64) {
-        return Err(larger(limit));
+        return Err(Failure::larger(limit));
     }
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(chunk) = pace.chunk(&mut response).await? {
         if first.len() + all.len() + chunk.len() > limit {
-            return Err(larger(limit));
+            return Err(Failure::larger(limit));
         }
         // Nearly always there is but one.
         if first.is_empty() && all.is_empty() {
@@ -102,12 +107,7 @@ pub(super) async fn read(
         true => first,
         false => all.freeze(),
     };
-    match encodings.is_empty() {
-        true => Ok(body),
-        false => tokio::task::spawn_blocking(move || decode(body, encodings, limit))
-            .await
-            .map_err(|e| Failure::Local(e.to_string()))?,
-    }
+    encodings.decode(body, limit).await
 }
 
 /// Reads what is left of an answer that is of no interest, so that its connection can be used
@@ -146,55 +146,8 @@ pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
         .ok()
 }
 
-/// The encodings to undo, the outermost last.
-pub(super) fn encodings(headers: &HeaderMap) -> Result<Vec<Compression>, Failure> {
-    let mut encodings = Vec::new();
-    for value in headers.get_all(CONTENT_ENCODING) {
-        let value = value.to_str().unwrap_or("?").to_ascii_lowercase();
-        for name in value.split(',').map(str::trim) {
-            encodings.push(match name {
-                "" | "identity" => continue,
-                "x-gzip" => Compression::Gzip,
-                // Nix sets its own names for what it packs itself.
-                name => name
-                    .parse()
-                    .map_err(|_| Failure::Nonsense("its Content-Encoding is unknown".to_owned()))?,
-            });
-        }
-    }
-    match encodings.len() {
-        0..=MAX_ENCODINGS => Ok(encodings),
-        _ => Err(Failure::Nonsense(
-            "too many layers of Content-Encoding".to_owned(),
-        )),
-    }
-}
-
-fn decode(mut body: Bytes, encodings: Vec<Compression>, limit: usize) -> Result<Bytes, Failure> {
-    for encoding in encodings.into_iter().rev() {
-        let broken = |e: &dyn std::fmt::Display| {
-            Failure::Nonsense(format!("its Content-Encoding {encoding}: {e}"))
-        };
-        let input = decoder(encoding, &body[..]).map_err(|e| broken(&e))?;
-        let mut plain = Vec::new();
-        let read = input.take(limit as u64 + 1).read_to_end(&mut plain);
-        read.map_err(|e| broken(&e))?;
-        if plain.len() > limit {
-            return Err(larger(limit));
-        }
-        body = plain.into();
-    }
-    Ok(body)
-}
-
-fn larger(limit: usize) -> Failure {
-    Failure::Nonsense(format!("it is larger than {limit} bytes"))
-}
-
 /// Bytes each second that are always fast enough.
 const SLOWEST: u64 = 1024;
 
 /// Bytes that are read only to keep a connection.
 const MAX_DRAINED: u64 = 16 << 10;
-
-const MAX_ENCODINGS: usize = 3;

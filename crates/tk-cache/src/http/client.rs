@@ -1,11 +1,11 @@
 //! Connections.
 
 use super::{
-    Auth, ClientConfig, Netrc, Proxies, Retry,
+    ClientConfig, Netrc, Proxies, Retry,
     body::Pace,
     failure::Failure,
     origin::{OnlyHttp2, Origins},
-    send::{self, Login},
+    send::{self, Login, UrlLogin},
     tls,
     tries::Tries,
 };
@@ -57,8 +57,16 @@ impl Client {
         Client::with_login(config, None)
     }
 
-    pub(super) fn for_cache(config: &ClientConfig, cache: &Url, auth: &Auth) -> Result<Self> {
-        Client::with_login(config, Login::new(cache, auth)?)
+    /// The same for the cache at a URL, with the login that stands in it unless another is given.
+    pub(super) fn for_cache(
+        config: &ClientConfig,
+        cache: &Url,
+        in_url: Option<UrlLogin>,
+    ) -> Result<Self> {
+        let credentials = &config.credentials;
+        let in_url = in_url.map(|login| login.login(cache, &credentials.netrc));
+        let login = Login::new(cache, &credentials.auth)?.or(in_url);
+        Client::with_login(config, login)
     }
 
     fn with_login(config: &ClientConfig, login: Option<Login>) -> Result<Self> {

@@ -45,6 +45,9 @@ pub(crate) enum Again {
     Never,
     /// It may pass, but rarely does at once: no such host, connection refused.
     Rarely,
+    /// Nothing came for as long as a server may be silent. A connection may have died unseen, but
+    /// whoever is silent twice will be the third time.
+    Once,
     Later,
     /// The server has too much to do, and may have said how long to wait.
     SlowDown(Option<Duration>),
@@ -69,6 +72,11 @@ impl Failure {
         }
     }
 
+    /// Of what is larger than it may be.
+    pub(crate) fn larger(limit: usize) -> Self {
+        Failure::Nonsense(format!("it is larger than {limit} bytes"))
+    }
+
     /// The same, of a server that a redirect named.
     pub(crate) fn elsewhere(self, url: &Url) -> Self {
         match self {
@@ -86,6 +94,7 @@ impl Failure {
                 Again::Never
             }
             Failure::Connect { .. } => Again::Rarely,
+            Failure::Broken { kind, .. } if *kind == io::ErrorKind::TimedOut => Again::Once,
             Failure::Broken { .. } => Again::Later,
             Failure::Status { status, wait, .. } => match status.as_u16() {
                 429 | 503 => Again::SlowDown(*wait),
@@ -120,11 +129,27 @@ impl Failure {
     }
 }
 
+/// For those who have nothing of the server's words in it.
+#[cfg(feature = "bucket")]
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Connect { kind, words, .. } | Failure::Broken { kind, words } => {
+                io::Error::new(kind, words)
+            }
+            Failure::Status { status, .. } => io::Error::other(format!("HTTP status {status}")),
+            Failure::Nonsense(words) => io::Error::new(io::ErrorKind::InvalidData, words),
+            Failure::Local(words) => io::Error::other(words),
+        }
+    }
+}
+
 impl From<reqwest::Error> for Failure {
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let kind = io_kind(&error);
-        let words = cause(&error);
+        // How rustls begins what is not its own.
+        let words = cause(&error).replacen("other error: ", "", 1);
         if error.is_builder() || is_local(&error) {
             return Failure::Local(words);
         }
@@ -234,6 +259,8 @@ fn is_tls(error: &(dyn StdError + 'static)) -> bool {
             Some(
                 rustls::Error::InvalidCertificate(_)
                     | rustls::Error::NoCertificatesPresented
+                    // There is nobody to trust.
+                    | rustls::Error::Other(_)
                     | rustls::Error::AlertReceived(_)
             )
         )

@@ -5,9 +5,11 @@
 //! default login USER password SECRET
 //! macdef NAME            # up to the next empty line: skipped
 //! ```
-//! Words are separated by blanks and line ends; `"…"` with `\"`, `\n`, `\r`, `\t` holds blanks; `#`
-//! at the start of a word begins a comment. The first entry for a machine counts, `default` where
-//! it stands.
+//! As curl reads it, byte by byte: words are separated by blanks and line ends; `"…"` with `\"`,
+//! `\n`, `\r`, `\t` holds blanks, but no line end; key words and names of machines in any case of
+//! letters; a line that begins with `#` is a comment, while a `#` elsewhere belongs to its word. The
+//! first entry for a machine counts, `default` where it stands; of those without a password (a
+//! token) only where there is none with one.
 
 use std::fmt;
 
@@ -18,42 +20,67 @@ pub struct Netrc(Vec<Entry>);
 #[derive(Clone, Default)]
 struct Entry {
     /// `None`: any machine.
-    machine: Option<String>,
-    login: String,
-    password: Option<String>,
+    machine: Option<Vec<u8>>,
+    login: Option<Vec<u8>>,
+    password: Option<Vec<u8>>,
 }
 
 impl Netrc {
-    /// Reads the text of a netrc file. As curl, what is not understood is skipped.
-    pub fn parse(text: &str) -> Self {
+    /// Reads the text of a netrc file, whatever its encoding. As curl, what is not understood is
+    /// skipped.
+    pub fn parse(text: impl AsRef<[u8]>) -> Self {
         let mut entries: Vec<Entry> = Vec::new();
-        let mut words = Words(text);
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "machine" => entries.extend(words.next().map(|machine| Entry {
-                    machine: Some(machine),
-                    ..Entry::default()
-                })),
-                "default" => entries.push(Entry::default()),
-                "login" => set(&mut entries, words.next(), |e, login| e.login = login),
-                "password" => set(&mut entries, words.next(), |e, p| e.password = Some(p)),
-                "account" => drop(words.next()),
-                "macdef" => words.skip_macro(),
-                _ => {}
+        let mut keyword = Vec::new();
+        let mut in_macro = false;
+        for line in text.as_ref().split(|byte| *byte == b'\n') {
+            let line = line.trim_ascii();
+            in_macro &= !line.is_empty();
+            if in_macro || line.starts_with(b"#") {
+                continue;
+            }
+            let mut words = Words(line);
+            while let Some(word) = words.next() {
+                // A word after a key word belongs to it, also on the next line.
+                match &*std::mem::take(&mut keyword) {
+                    b"machine" => entries.push(Entry {
+                        machine: Some(word),
+                        ..Entry::default()
+                    }),
+                    b"login" => entry(&mut entries, |e| &e.login, |e| e.login = Some(word)),
+                    b"password" => {
+                        entry(&mut entries, |e| &e.password, |e| e.password = Some(word))
+                    }
+                    b"account" => {}
+                    _ => match word.to_ascii_lowercase() {
+                        word if word == b"default" => entries.push(Entry::default()),
+                        word if word == b"macdef" => {
+                            in_macro = true;
+                            break;
+                        }
+                        word => keyword = word,
+                    },
+                }
             }
         }
         Netrc(entries)
     }
 
-    /// Login and password for `host` (a name without a port; case does not matter). An entry
-    /// without a password is no login.
-    pub fn find(&self, host: &str) -> Option<(&str, &str)> {
+    /// Login and password for `host` (a name without a port; case does not matter), of the user
+    /// `login` if one is given. An entry without a password has an empty one.
+    pub fn find(&self, host: &str, login: Option<&[u8]>) -> Option<(&[u8], &[u8])> {
+        let host = host.trim_matches(['[', ']']).as_bytes();
         let named = |e: &&Entry| {
             let machine = e.machine.as_deref();
             machine.is_none_or(|machine| machine.eq_ignore_ascii_case(host))
+                && login.is_none_or(|login| e.login.as_deref() == Some(login))
         };
-        let entry = self.0.iter().find(named)?;
-        Some((&entry.login, entry.password.as_deref()?))
+        let entries = || self.0.iter().filter(named);
+        let whole = entries().find(|e| e.password.is_some());
+        let entry = whole.or_else(|| entries().find(|e| e.login.is_some()))?;
+        Some((
+            entry.login.as_deref().unwrap_or_default(),
+            entry.password.as_deref().unwrap_or_default(),
+        ))
     }
 }
 
@@ -63,70 +90,68 @@ impl fmt::Debug for Netrc {
     }
 }
 
+/// Puts a value into the last entry, or where that has one already, into another of its machine.
 /// What stands before the first machine belongs to nobody.
-fn set(entries: &mut [Entry], value: Option<String>, put: impl FnOnce(&mut Entry, String)) {
-    if let (Some(entry), Some(value)) = (entries.last_mut(), value) {
-        put(entry, value);
+fn entry(
+    entries: &mut Vec<Entry>,
+    held: impl Fn(&Entry) -> &Option<Vec<u8>>,
+    put: impl FnOnce(&mut Entry),
+) {
+    if let Some(last) = entries.last()
+        && held(last).is_some()
+    {
+        let machine = last.machine.clone();
+        entries.push(Entry {
+            machine,
+            ..Entry::default()
+        });
+    }
+    if let Some(last) = entries.last_mut() {
+        put(last);
     }
 }
 
-struct Words<'a>(&'a str);
+/// The words of a line.
+struct Words<'a>(&'a [u8]);
 
 impl Words<'_> {
-    fn skip_macro(&mut self) {
-        let end = self.0.find("\n\n").map(|at| at + 2);
-        let end = end
-            .into_iter()
-            .chain(self.0.find("\n\r\n").map(|at| at + 3));
-        self.0 = &self.0[end.min().unwrap_or(self.0.len())..];
-    }
-
-    fn quoted(&mut self) -> String {
-        let mut word = String::new();
-        let mut chars = self.0.char_indices();
-        while let Some((at, c)) = chars.next() {
-            match c {
-                '"' => {
+    fn quoted(&mut self) -> Option<Vec<u8>> {
+        let mut word = Vec::new();
+        let mut bytes = self.0.iter().enumerate();
+        while let Some((at, byte)) = bytes.next() {
+            match byte {
+                b'"' => {
                     self.0 = &self.0[at + 1..];
-                    return word;
+                    return Some(word);
                 }
-                '\\' => word.extend(chars.next().map(|(_, c)| match c {
-                    'n' => '\n',
-                    'r' => '\r',
-                    't' => '\t',
-                    c => c,
+                b'\\' => word.extend(bytes.next().map(|(_, byte)| match byte {
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    byte => *byte,
                 })),
-                c => word.push(c),
+                byte => word.push(*byte),
             }
         }
-        self.0 = "";
-        word
+        self.0 = &[];
+        None
     }
 }
 
 impl Iterator for Words<'_> {
-    type Item = String;
+    type Item = Vec<u8>;
 
-    fn next(&mut self) -> Option<String> {
-        loop {
-            self.0 = self.0.trim_start();
-            match self.0.chars().next()? {
-                '#' => {
-                    let end = self.0.find('\n').unwrap_or(self.0.len());
-                    self.0 = &self.0[end..];
-                }
-                '"' => {
-                    self.0 = &self.0[1..];
-                    return Some(self.quoted());
-                }
-                _ => {
-                    let end = self.0.find(char::is_whitespace).unwrap_or(self.0.len());
-                    let (word, rest) = self.0.split_at(end);
-                    self.0 = rest;
-                    return Some(word.to_owned());
-                }
-            }
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let start = self.0.iter().position(|byte| *byte > b' ')?;
+        self.0 = &self.0[start..];
+        if let Some(rest) = self.0.strip_prefix(b"\"") {
+            self.0 = rest;
+            return self.quoted();
         }
+        let end = self.0.iter().position(|byte| *byte <= b' ');
+        let (word, rest) = self.0.split_at(end.unwrap_or(self.0.len()));
+        self.0 = rest;
+        Some(word.to_vec())
     }
 }
 
@@ -134,21 +159,53 @@ impl Iterator for Words<'_> {
 mod tests {
     use super::*;
 
+    fn find<'a>(netrc: &'a Netrc, host: &str) -> Option<(&'a str, &'a str)> {
+        let text = |bytes| std::str::from_utf8(bytes).unwrap();
+        let (login, password) = netrc.find(host, None)?;
+        Some((text(login), text(password)))
+    }
+
     #[test]
     fn logins() {
         let netrc = Netrc::parse(
-            "# comment machine no\nmachine a.example login me password p#1\n\
-             machine B.example\n\tpassword \"a \\\"b\\\" \\\\ c\"\n login you account x\n\
+            "# comment machine no\nmachine a.example login me password p#1\r\n\
+             MACHINE B.example\n\tPassword \"a \\\"b\\\" \\\\ c\"\n login\nyou account x\n\
              macdef init\nmachine evil login x password y\n\n\
              machine c.example login only\n\
              machine a.example login later password never\n\
-             default login any password one",
+               # machine d.example login no\n\
+             machine d.example login d password #q\n\
+             machine [::1] login six password p\n",
         );
-        assert_eq!(netrc.find("a.example"), Some(("me", "p#1")));
-        assert_eq!(netrc.find("b.example"), Some(("you", "a \"b\" \\ c")));
-        assert_eq!(netrc.find("c.example"), None);
-        assert_eq!(netrc.find("evil"), Some(("any", "one")));
+        assert_eq!(find(&netrc, "A.example"), Some(("me", "p#1")));
+        assert_eq!(find(&netrc, "b.example"), Some(("you", "a \"b\" \\ c")));
+        assert_eq!(find(&netrc, "c.example"), Some(("only", "")));
+        assert_eq!(find(&netrc, "d.example"), Some(("d", "#q")));
+        assert_eq!(find(&netrc, "evil"), None);
+        let later = netrc.find("a.example", Some(b"later"));
+        assert_eq!(later, Some((&b"later"[..], &b"never"[..])));
+        assert_eq!(netrc.find("a.example", Some(b"nobody")), None);
         assert!(!format!("{netrc:?}").contains("p#1"));
+    }
+
+    #[test]
+    fn the_first_that_has_a_password_counts() {
+        let text = "machine a login token\ndefault login any password one\n\
+                    machine b login b password 2\nmachine a login a password 3 login c password 4";
+        let netrc = Netrc::parse(text);
+        assert_eq!(find(&netrc, "a"), Some(("any", "one")));
+        assert_eq!(find(&netrc, "b"), Some(("any", "one")), "it comes before");
+        let of = |user: &'static str| netrc.find("a", Some(user.as_bytes())).map(|(_, p)| p);
+        assert_eq!(of("token"), Some(&b""[..]));
+        assert_eq!(of("a"), Some(&b"3"[..]));
+        assert_eq!(of("c"), Some(&b"4"[..]));
+    }
+
+    /// What curl sends are bytes, whatever they mean.
+    #[test]
+    fn bytes_of_any_encoding() {
+        let netrc = Netrc::parse(b"# caf\xe9\nmachine a login me password caf\xe9\n");
+        assert_eq!(netrc.find("a", None), Some((&b"me"[..], &b"caf\xe9"[..])));
     }
 
     #[test]
@@ -157,12 +214,15 @@ mod tests {
             "",
             "machine",
             "machine a login",
+            "machine a",
             "password x",
             "\"",
             "macdef x",
             "login \"\\",
+            "machine a login \"open",
+            "machine a\0",
         ] {
-            assert_eq!(Netrc::parse(text).find("a"), None, "{text}");
+            assert_eq!(Netrc::parse(text).find("a", None), None, "{text}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One request: whom it goes to, with which login, over what.
 
 use super::{
-    Auth, body,
+    Auth, Netrc, body,
     client::Client,
     failure::Failure,
     origin::{self, Origin},
@@ -51,22 +51,23 @@ impl Payload {
     pub(super) fn bytes(content: Bytes) -> Self {
         let progress = Arc::new(Progress::default());
         let seen = progress.clone();
-        let make = move || {
-            let (mut rest, seen) = (content.clone(), seen.clone());
-            let pieces = std::iter::from_fn(move || {
-                seen.moved();
-                let piece = rest.split_to(rest.len().min(PIECE));
-                (!piece.is_empty()).then_some(Ok(piece))
-            });
-            stream::iter(pieces).boxed()
-        };
+        let make = move || stream::iter(pieces(content.clone(), seen.clone()).map(Ok)).boxed();
         Payload::Stream(Box::new(make), progress)
     }
 }
 
+/// `content` in pieces, whose sending is seen.
+pub(crate) fn pieces(mut content: Bytes, seen: Arc<Progress>) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        seen.moved();
+        let piece = content.split_to(content.len().min(PIECE));
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 /// When the server last took something of a body.
 #[derive(Debug, Default)]
-pub(super) struct Progress(Mutex<Option<Instant>>);
+pub(crate) struct Progress(Mutex<Option<Instant>>);
 
 impl Progress {
     /// It took something, or the answer is awaited from now on.
@@ -82,6 +83,23 @@ impl Progress {
     /// When its time will have passed, if nothing happens.
     fn ends(&self, stall: Duration) -> Instant {
         self.lock().unwrap_or_else(Instant::now) + stall
+    }
+
+    /// Waits for `answer`, as long as the body moves.
+    pub(crate) async fn watch<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Failure>>,
+        stall: Duration,
+    ) -> Result<T, Failure> {
+        self.moved();
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            match timeout_at(self.ends(stall), &mut answer).await {
+                Ok(answer) => return answer,
+                Err(_) if self.ends(stall) > Instant::now() => {}
+                Err(_) => return Err(no_answer(stall)),
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -104,7 +122,7 @@ impl Login {
     pub(super) fn new(cache: &Url, auth: &Auth) -> Result<Option<Self>> {
         let header = match auth {
             Auth::None => return Ok(None),
-            Auth::Basic { user, password } => basic(user, password),
+            Auth::Basic { user, password } => basic(user.as_bytes(), password.as_bytes()),
             Auth::Bearer(token) => bearer(token).ok_or_else(|| {
                 Error::invalid("the token holds characters that cannot be sent, such as line ends")
             })?,
@@ -178,17 +196,18 @@ impl Client {
         )))
     }
 
-    fn login_for(&self, url: &Url, in_url: Option<Auth>, exposed: bool) -> Option<HeaderValue> {
+    fn login_for(&self, url: &Url, in_url: Option<UrlLogin>, exposed: bool) -> Option<HeaderValue> {
         let inner = self.inner();
         let own = inner.login.as_ref().filter(|l| l.origin == url.origin());
-        if let Some(own) = own {
-            return Some(own.header.clone());
+        match (own, in_url) {
+            (Some(own), _) => Some(own.header.clone()),
+            (None, Some(in_url)) => Some(in_url.header(url, &inner.netrc)),
+            (None, None) if exposed => None,
+            (None, None) => {
+                let found = inner.netrc.find(url.host_str()?, None);
+                found.map(|(user, password)| basic(user, password))
+            }
         }
-        if let Some(Auth::Basic { user, password }) = in_url {
-            return Some(basic(&user, &password));
-        }
-        let found = inner.netrc.find(url.host_str()?).filter(|_| !exposed);
-        found.map(|(user, password)| basic(user, password))
     }
 
     async fn send_to(
@@ -223,19 +242,9 @@ impl Client {
         let stall = self.inner().stall_timeout;
         let make = || request.make(url, login, &self.inner().observer);
         let answer = self.send_over(url, request.bulk, &make);
-        let Payload::Stream(_, progress) = &request.body else {
-            let answer = timeout(stall, answer).await;
-            return answer.unwrap_or_else(|_| Err(no_answer(stall)));
-        };
-        progress.moved();
-        let mut answer = std::pin::pin!(answer);
-        loop {
-            let ends = progress.ends(stall);
-            match timeout_at(ends, &mut answer).await {
-                Ok(answer) => return answer,
-                Err(_) if progress.ends(stall) > Instant::now() => {}
-                Err(_) => return Err(no_answer(stall)),
-            }
+        match &request.body {
+            Payload::Stream(_, progress) => progress.watch(answer, stall).await,
+            Payload::None => Progress::default().watch(answer, stall).await,
         }
     }
 
@@ -328,24 +337,51 @@ pub(crate) fn shown(url: &Url) -> String {
     url[..Position::AfterPath].to_owned()
 }
 
+/// What a URL says of who this is.
+pub(super) struct UrlLogin {
+    user: Vec<u8>,
+    password: Option<Vec<u8>>,
+}
+
+impl UrlLogin {
+    /// The header for it. As with curl, a user alone picks its entry for the host.
+    fn header(&self, url: &Url, netrc: &Netrc) -> HeaderValue {
+        let entry = || netrc.find(url.host_str()?, Some(&self.user));
+        let password = match &self.password {
+            Some(password) => Some(password.as_slice()),
+            None => entry().map(|(_, password)| password),
+        };
+        basic(&self.user, password.unwrap_or_default())
+    }
+
+    /// The same as a login for the cache at `url`.
+    pub(super) fn login(&self, url: &Url, netrc: &Netrc) -> Login {
+        Login {
+            origin: url.origin(),
+            header: self.header(url, netrc),
+        }
+    }
+}
+
 /// Takes the login out of a URL.
-pub(super) fn take_login(url: &mut Url) -> Option<Auth> {
+pub(super) fn take_login(url: &mut Url) -> Option<UrlLogin> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
     }
-    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-    let auth = Auth::Basic {
-        user: plain(url.username()),
-        password: plain(url.password().unwrap_or_default()),
+    let login = UrlLogin {
+        user: percent_decode_str(url.username()).collect(),
+        password: url
+            .password()
+            .map(|text| percent_decode_str(text).collect()),
     };
     // Both fail only for URLs that cannot have a login.
     let _ = url.set_username("");
     let _ = url.set_password(None);
-    Some(auth)
+    Some(login)
 }
 
-fn basic(user: &str, password: &str) -> HeaderValue {
-    let encoded = BASE64.encode(format!("{user}:{password}").as_bytes());
+fn basic(user: &[u8], password: &[u8]) -> HeaderValue {
+    let encoded = BASE64.encode(&[user, b":", password].concat());
     let mut header = HeaderValue::try_from(format!("Basic {encoded}"))
         .unwrap_or(HeaderValue::from_static("Basic"));
     header.set_sensitive(true);

@@ -1,32 +1,30 @@
 //! Large objects on their way here.
 //!
 //! A transfer that breaks is taken up where it stood, if it is sure that the object is still the
-//! same: by its strong `ETag`, its `Last-Modified`, or where there is neither, its size.
+//! same: by its strong `ETag`, its `Last-Modified`, or where there is neither, its size. A server
+//! that gives no parts of objects sends it again from the start, and what was handed on is skipped;
+//! that it is the same is seen by the hash of the whole.
 
 mod range;
 
 use super::{
     Inner,
-    body::{self, Pace},
+    body::Pace,
+    encoding::Encodings,
     failure::Failure,
-    send::Request,
+    send::{self, Request},
     tries::Tries,
 };
-use crate::compress::decoder;
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
 use http::{
     Method, StatusCode,
-    header::{IF_RANGE, RANGE},
+    header::{CONTENT_RANGE, IF_RANGE, RANGE},
 };
 use range::{Part, Whole};
 use reqwest::Response;
-use std::{
-    io::{self, BufReader, Read},
-    sync::Arc,
-};
-use tk_narinfo::Compression;
-use tk_store::{ByteStream, Error, Result, nar};
+use std::{io, sync::Arc};
+use tk_store::{ByteStream, Error, Result};
 use url::Url;
 
 /// The object at `url`, which is relative to the cache or not.
@@ -39,10 +37,9 @@ pub(super) async fn open(cache: &Arc<Inner>, url: &str) -> Result<Option<ByteStr
     let Some(response) = result.map_err(failed)? else {
         return Ok(None);
     };
-    let encodings = body::encodings(response.headers()).map_err(failed)?;
     let transfer = Transfer {
         whole: Whole::of(response.headers()),
-        resumable: encodings.is_empty(),
+        encodings: Encodings::of(response.headers()).map_err(failed)?,
         response: Some(response),
         pace: cache.client.pace(),
         tries: cache.client.tries(&request.url),
@@ -51,19 +48,18 @@ pub(super) async fn open(cache: &Arc<Inner>, url: &str) -> Result<Option<ByteStr
         given: 0,
         skip: 0,
         counted: 0,
-        broke: None,
+        gives_parts: true,
     };
-    let what = transfer.request.url.clone();
+    let what = format!("the answer for {}", send::shown(&transfer.request.url));
+    let encodings = transfer.encodings.clone();
     let chunks = futures::stream::try_unfold(transfer, |mut transfer| async move {
         match transfer.next().await {
             Ok(chunk) => Ok(chunk.map(|chunk| (chunk, transfer))),
             Err(failure) => Err(transfer.failed(failure)),
         }
     });
-    Ok(Some(match encodings.is_empty() {
-        true => chunks.boxed(),
-        false => decoded(chunks.boxed(), encodings, what),
-    }))
+    // Some pack what they were not asked to pack.
+    Ok(Some(encodings.decoded(chunks.boxed(), what)))
 }
 
 /// One object on its way.
@@ -73,7 +69,8 @@ struct Transfer {
     /// What is being received; `None`: it broke.
     response: Option<Response>,
     whole: Whole,
-    resumable: bool,
+    /// How it is packed for the way; all that is counted here are bytes of that.
+    encodings: Encodings,
     pace: Pace,
     tries: Tries,
     /// Bytes handed on.
@@ -82,8 +79,8 @@ struct Transfer {
     skip: u64,
     /// Bytes handed on when it last broke.
     counted: u64,
-    /// Why it last broke.
-    broke: Option<Failure>,
+    /// Whether the server may give the rest without the start.
+    gives_parts: bool,
 }
 
 impl Transfer {
@@ -101,7 +98,10 @@ impl Transfer {
                     None => continue,
                 },
                 Ok(None) if self.whole.size.is_none_or(|size| size == self.given) => {
-                    return Ok(None);
+                    return match self.skip {
+                        0 => Ok(None),
+                        _ => Err(range::changed()),
+                    };
                 }
                 Ok(None) => self.too_short(),
                 Err(failure) => failure,
@@ -135,7 +135,8 @@ impl Transfer {
     /// Waits before the next attempt, if it may be worth one.
     async fn broke(&mut self, failure: Failure) -> Result<(), Failure> {
         self.response = None;
-        if !self.resumable || !self.whole.can_be_told() {
+        // What is packed anew for each answer need not be the same twice.
+        if !self.encodings.is_empty() && !self.whole.has_strong_tag() {
             return Err(failure);
         }
         // A server that gives a byte each time makes no progress.
@@ -143,7 +144,6 @@ impl Transfer {
             self.counted = self.given;
             self.tries.progressed();
         }
-        self.broke = Some(failure.clone());
         let permit = self.tries.start().await;
         self.tries.again(permit, failure).await
     }
@@ -152,20 +152,20 @@ impl Transfer {
     async fn resume(&mut self) -> Result<bool, Failure> {
         let headers = &mut self.request.headers;
         headers.clear();
-        if self.given > 0 {
+        if self.given > 0 && self.gives_parts && self.whole.can_be_told() {
             headers.insert(RANGE, range::header(self.given));
             headers.extend(self.whole.validator().map(|v| (IF_RANGE, v)));
         }
         let permit = self.tries.start().await;
         match self.part().await {
-            Ok(Part::Unsure) => Err(self.broke.take().unwrap_or_else(|| self.too_short())),
             Ok(part) => {
                 permit.succeeded();
-                self.skip = match part {
+                match part {
                     Part::End => return Ok(false),
-                    Part::Rest | Part::Unsure => 0,
-                    Part::Again => self.given,
-                };
+                    Part::Rest => self.skip = 0,
+                    Part::Again => self.skip = self.given,
+                    Part::Refused => self.gives_parts = false,
+                }
                 Ok(true)
             }
             Err(failure) => self.tries.again(permit, failure).await.map(|()| true),
@@ -175,19 +175,27 @@ impl Transfer {
     async fn part(&mut self) -> Result<Part, Failure> {
         let response = self.cache.client.send(&self.request).await?;
         let (status, headers) = (response.status(), response.headers());
+        let asked = self.request.headers.contains_key(RANGE);
+        let whole = !asked || !headers.contains_key(CONTENT_RANGE);
         let part = match status {
             StatusCode::OK if self.given == 0 => {
                 self.whole = Whole::of(headers);
                 Part::Rest
             }
-            StatusCode::OK => self.whole.again(headers)?,
-            StatusCode::PARTIAL_CONTENT => self.whole.rest(headers, self.given)?,
-            StatusCode::RANGE_NOT_SATISFIABLE if self.whole.ends(headers, self.given) => Part::End,
+            StatusCode::OK if whole => self.whole.again(headers)?,
+            // Some say 200 and send a part all the same.
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT if asked => {
+                self.whole.rest(headers, self.given)?
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE if self.whole.ends(headers, self.given) => {
+                return Ok(Part::End);
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE if asked => return Ok(Part::Refused),
             _ => return Err(Failure::of(response, self.cache.client.pace()).await),
         };
-        if !body::encodings(headers)?.is_empty() {
+        if Encodings::of(headers)? != self.encodings {
             return Err(Failure::Nonsense(
-                "the rest of it has a Content-Encoding that the start had not".to_owned(),
+                "the rest of it has another Content-Encoding than the start".to_owned(),
             ));
         }
         self.response = Some(response);
@@ -203,11 +211,7 @@ async fn start(cache: &Inner, request: &Request) -> Result<Option<Response>, Fai
     let response = cache.client.send(request).await?;
     match response.status() {
         StatusCode::OK => Ok(Some(response)),
-        status if cache.absent(status) => {
-            body::drain(response, cache.client.pace()).await;
-            Ok(None)
-        }
-        _ => Err(Failure::of(response, cache.client.pace()).await),
+        _ => cache.absent(response, &request.url).await.map(|()| None),
     }
 }
 
@@ -216,7 +220,7 @@ fn resolve(cache: &Inner, url: &str) -> Result<Url> {
     let what = || {
         format!(
             "the URL {:?} in {}",
-            Url::parse(url).map_or(url.to_owned(), |u| super::send::shown(&u)),
+            Url::parse(url).map_or(url.to_owned(), |u| send::shown(&u)),
             cache.name
         )
     };
@@ -228,53 +232,5 @@ fn resolve(cache: &Inner, url: &str) -> Result<Url> {
     }
 }
 
-/// Undoes the encodings that a server put on what it was not asked to pack.
-fn decoded(body: ByteStream, encodings: Vec<Compression>, url: Url) -> ByteStream {
-    let source = nar::BlockingNar::new(body);
-    nar::produce(move |send| {
-        let what = format!("the answer for {}", super::send::shown(&url));
-        let source = Arc::new(std::sync::Mutex::new(source));
-        unpack(Shared(source.clone()), encodings, send).map_err(|error| {
-            let failed = source
-                .lock()
-                .ok()
-                .and_then(|mut source| source.take_error());
-            failed.unwrap_or_else(|| Error::malformed(what, error))
-        })
-    })
-}
-
-fn unpack(
-    source: impl Read + Send + 'static,
-    encodings: Vec<Compression>,
-    send: &mut dyn FnMut(Bytes) -> bool,
-) -> io::Result<()> {
-    let mut plain: Box<dyn Read + Send> = Box::new(source);
-    for encoding in encodings.into_iter().rev() {
-        plain =
-            decoder(encoding, BufReader::with_capacity(CHUNK, plain)).map_err(io::Error::other)?;
-    }
-    loop {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        plain.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
-        if chunk.is_empty() || !send(chunk.into()) {
-            return Ok(());
-        }
-    }
-}
-
-/// Kept by two, so that the reason is at hand when the decoder has only words for it.
-struct Shared(Arc<std::sync::Mutex<nar::BlockingNar>>);
-
-impl Read for Shared {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let mut source = self.0.lock().map_err(|e| io::Error::other(e.to_string()))?;
-        source.read(out)
-    }
-}
-
 /// Bytes that make another round of attempts worthwhile.
 const PROGRESS: u64 = 64 << 10;
-
-/// Bytes that are unpacked at once.
-const CHUNK: usize = 64 << 10;

@@ -24,7 +24,7 @@ pub(crate) struct Tries {
 }
 
 impl Tries {
-    pub(super) fn new(
+    pub(crate) fn new(
         retry: Retry,
         limit: Limit,
         observed: (String, Arc<dyn NetworkObserver>),
@@ -43,43 +43,48 @@ impl Tries {
     }
 
     /// Waits before the next attempt; the failure, if there is none.
-    pub(crate) async fn again(
-        &mut self,
-        mut permit: Permit,
-        failure: Failure,
-    ) -> Result<(), Failure> {
+    pub(crate) async fn again(&mut self, permit: Permit, failure: Failure) -> Result<(), Failure> {
+        let (again, reason) = (failure.again(), failure.reason());
+        match self.another(permit, again, &reason).await {
+            true => Ok(()),
+            false => Err(failure),
+        }
+    }
+
+    /// The same, of a failure of which only this is known; false if there is no other attempt.
+    pub(crate) async fn another(&mut self, mut permit: Permit, again: Again, reason: &str) -> bool {
         permit.give_back();
         self.made += 1;
         let Retry {
             attempts, delay, ..
         } = self.retry;
-        let (attempts, wait) = match failure.again() {
+        let (attempts, wait) = match again {
             Again::Never => (0, Duration::ZERO),
             Again::Rarely => (attempts.min(RARE_ATTEMPTS), self.delay(delay)),
+            Again::Once => (attempts.min(2), self.delay(delay)),
             Again::Later => (attempts, self.delay(delay)),
             Again::SlowDown(asked) => {
-                let all = asked.map(|wait| wait.min(self.retry.max_delay));
-                let wait = match all {
-                    Some(wait) => wait + self.delay(delay) / 4,
+                permit.slow_down();
+                let wait = match asked {
+                    Some(wait) => wait.min(self.retry.max_delay) + self.delay(delay) / 4,
                     None => self.delay(self.retry.delay_rate_limited),
                 };
-                permit.slow_down(all.unwrap_or(wait / 2));
-                (attempts, wait)
+                (self.retry.attempts_rate_limited(), wait)
             }
         };
         if self.made >= attempts {
-            return Err(failure);
+            return false;
         }
         let (url, observer) = &self.observed;
         observer.retrying(&RetriedRequest {
             url,
-            reason: &failure.reason(),
+            reason,
             wait,
             attempt: self.made,
             attempts,
         });
         tokio::time::sleep(wait).await;
-        Ok(())
+        true
     }
 
     /// It goes on since the last failure: from now on the count starts again.

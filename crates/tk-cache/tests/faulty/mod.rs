@@ -16,6 +16,7 @@ use std::{
 pub struct Faulty {
     port: u16,
     seen: Arc<Mutex<Vec<Seen>>>,
+    count: Arc<AtomicUsize>,
 }
 
 /// A request as it came.
@@ -128,6 +129,13 @@ impl Exchange<'_> {
         self.answer("200 OK", &[], body)
     }
 
+    /// Says and takes nothing more.
+    pub fn silence(&mut self) -> After {
+        loop {
+            thread::park();
+        }
+    }
+
     /// Sends `bytes` again and again, with a pause before each, until nobody takes them.
     pub fn drip(&mut self, bytes: &[u8], pause: Duration) -> After {
         while self.send(bytes) {
@@ -143,19 +151,16 @@ impl Faulty {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
-        let (answer, count, kept) = (
-            Arc::new(answer),
-            Arc::new(AtomicUsize::new(0)),
-            seen.clone(),
-        );
+        let count = Arc::<AtomicUsize>::default();
+        let (answer, counted, kept) = (Arc::new(answer), count.clone(), seen.clone());
         thread::spawn(move || {
             for (connection, stream) in listener.incoming().enumerate() {
-                let (answer, count, seen) = (answer.clone(), count.clone(), kept.clone());
+                let (answer, count, seen) = (answer.clone(), counted.clone(), kept.clone());
                 let stream = stream.unwrap();
                 thread::spawn(move || serve(stream, connection, &*answer, &count, &seen));
             }
         });
-        Faulty { port, seen }
+        Faulty { port, seen, count }
     }
 
     pub fn port(&self) -> u16 {
@@ -169,6 +174,11 @@ impl Faulty {
     /// The requests so far, in the order of their answers.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
+    }
+
+    /// How many requests came so far, answered or not.
+    pub fn begun(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
     }
 
     /// Waits until `count` requests are done with.

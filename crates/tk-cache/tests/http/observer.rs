@@ -1,8 +1,7 @@
 //! What those are told who watch the requests.
 
 use super::*;
-use std::sync::Mutex;
-use tk_cache::observer::{AnsweredRequest, NetworkObserver, RetriedRequest};
+use tk_cache::observer::{AnsweredRequest, RetriedRequest};
 
 #[derive(Debug, Default)]
 struct Watcher {
@@ -69,7 +68,7 @@ async fn what_is_tried_again_is_told_with_the_words_of_the_server() {
         "{lines:?}"
     );
     let why = "HTTP status 503 Service Unavailable: SlowDown: not[31m so fast";
-    assert_eq!(lines[1], format!("again {url} {why} 1/4"));
+    assert_eq!(lines[1], format!("again {url} {why} 1/7"));
     assert_eq!(lines[2], format!("GET {url} Ok(200) Some(4)"));
     assert!(watcher.received.load(Ordering::Relaxed) > 4);
 }
@@ -86,7 +85,7 @@ async fn a_server_that_says_nothing_is_told_of() {
     let (cache, watcher) = watched(&server.url(), Duration::from_millis(300));
     assert_eq!(read(&cache, "x").await.unwrap().unwrap(), "text");
     let again = watcher.lines().swap_remove(1);
-    assert!(again.contains("no answer for 300ms 1/4"), "{again}");
+    assert!(again.contains("no answer for 300ms 1/2"), "{again}");
 }
 
 #[tokio::test]

@@ -97,6 +97,11 @@ impl Reply {
         self
     }
 
+    /// Nothing, on a connection that stays open.
+    pub fn silence() -> Self {
+        Reply::new(1, "")
+    }
+
     /// No answer at all.
     pub fn hang_up() -> Self {
         let mut reply = Reply::new(0, "");
@@ -153,6 +158,9 @@ impl S3 {
         let mut connection = BufStream::new(connection);
         while let Some(request) = read_request(&mut connection).await {
             let reply = self.reply(&request);
+            if reply.status == 1 {
+                std::future::pending::<()>().await;
+            }
             let mut head = format!("HTTP/1.1 {} Words\r\n", reply.status);
             let mut length = reply.body.len().to_string();
             for (name, value) in &reply.headers {

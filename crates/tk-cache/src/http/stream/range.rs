@@ -21,8 +21,8 @@ pub(super) enum Part {
     Rest,
     /// All of it, from the start.
     Again,
-    /// The same, but nothing tells whether it is what it was.
-    Unsure,
+    /// Nothing: the server gives no parts of it.
+    Refused,
     /// Nothing, because there is no more.
     End,
 }
@@ -36,29 +36,40 @@ impl Whole {
         }
     }
 
-    /// Whether it can be told that it is still the same.
+    /// Whether it can be told that a part is one of the same.
     pub(super) fn can_be_told(&self) -> bool {
         self.validator().is_some() || self.size.is_some()
     }
 
+    /// Whether each byte is known to be the same where the tag is.
+    pub(super) fn has_strong_tag(&self) -> bool {
+        self.etag.as_ref().is_some_and(is_strong)
+    }
+
     /// For `If-Range`: a weak tag does not do there.
     pub(super) fn validator(&self) -> Option<HeaderValue> {
-        let strong = |tag: &&HeaderValue| !tag.as_bytes().starts_with(b"W/");
-        let tag = self.etag.as_ref().filter(strong);
+        let tag = self.etag.as_ref().filter(|tag| is_strong(tag));
         tag.or(self.modified.as_ref()).cloned()
     }
 
-    /// Of a 200 with all of it: it is of use only if it is known to be the same.
+    /// Of a 200 with all of it. Where nothing tells that it is the same, its hash will.
     pub(super) fn again(&self, headers: &HeaderMap) -> Result<Part, Failure> {
-        let new = Whole::of(headers);
-        match self.validator() {
-            None => Ok(Part::Unsure),
-            old if old == new.validator() && self.size == new.size => Ok(Part::Again),
-            _ => Err(changed()),
+        match self.differs(&Whole::of(headers)) {
+            true => Err(changed()),
+            false => Ok(Part::Again),
         }
     }
 
-    /// Of a 206 that should hold everything from `at` on.
+    fn differs(&self, new: &Whole) -> bool {
+        fn differ<T: PartialEq>(old: &Option<T>, new: &Option<T>) -> bool {
+            old.is_some() && new.is_some() && old != new
+        }
+        differ(&self.etag, &new.etag)
+            || differ(&self.modified, &new.modified)
+            || differ(&self.size, &new.size)
+    }
+
+    /// Of a part that should hold everything from `at` on.
     pub(super) fn rest(&mut self, headers: &HeaderMap, at: u64) -> Result<Part, Failure> {
         let range = headers.get(CONTENT_RANGE).and_then(|r| r.to_str().ok());
         let Some((start, end, size)) = range.and_then(parse) else {
@@ -67,15 +78,8 @@ impl Whole {
             ));
         };
         let new = Whole::of(headers);
-        let differs = |old: &Option<HeaderValue>, new: &Option<HeaderValue>| {
-            old.is_some() && new.is_some() && old != new
-        };
-        if differs(&self.etag, &new.etag)
-            || differs(&self.modified, &new.modified)
-            || self
-                .size
-                .is_some_and(|old| size.is_some_and(|new| old != new))
-        {
+        let length = new.size;
+        if self.differs(&Whole { size, ..new }) {
             return Err(changed());
         }
         let told = self.validator().is_some() || (self.size.is_some() && self.size == size);
@@ -83,9 +87,7 @@ impl Whole {
         if !told || self.size.or(size).is_none() {
             return Err(changed());
         }
-        let length = new
-            .size
-            .is_none_or(|length| end.checked_sub(start) == length.checked_sub(1));
+        let length = length.is_none_or(|length| end.checked_sub(start) == length.checked_sub(1));
         if start != at || end < start || !length || size.is_some_and(|size| end >= size) {
             return Err(Failure::Nonsense(format!(
                 "asked for everything from byte {at} on, it sent {start} to {end}"
@@ -101,6 +103,10 @@ impl Whole {
         let size = range.and_then(|r| r.trim().strip_prefix("bytes */")?.parse().ok());
         size == Some(at) && self.size.is_none_or(|size| size == at)
     }
+}
+
+fn is_strong(tag: &HeaderValue) -> bool {
+    !tag.as_bytes().starts_with(b"W/")
 }
 
 /// For `Range`: everything from `at` on.
@@ -120,7 +126,7 @@ fn parse(range: &str) -> Option<(u64, u64, Option<u64>)> {
     Some((start.trim().parse().ok()?, end.trim().parse().ok()?, size))
 }
 
-fn changed() -> Failure {
+pub(super) fn changed() -> Failure {
     Failure::Nonsense("it changed while it was read".to_owned())
 }
 
@@ -194,6 +200,10 @@ mod tests {
         assert!(rest(&[("content-range", "bytes 5-9/10")]));
         assert!(!rest(&[("content-range", "bytes 5-9/*")]));
         assert!(!Whole::of(&headers(&[])).can_be_told());
-        assert_eq!(Whole::of(&first).again(&first).unwrap(), Part::Unsure);
+        assert_eq!(Whole::of(&first).again(&first).unwrap(), Part::Again);
+        for other in [("content-length", "11"), ("etag", "W/\"b\"")] {
+            let other = headers(&[other]);
+            assert!(Whole::of(&first).again(&other).is_err(), "{other:?}");
+        }
     }
 }
