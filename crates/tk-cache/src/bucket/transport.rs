@@ -83,7 +83,7 @@ impl Transport {
         let progress = Arc::new(Progress::default());
         let ours = ours(request, &progress)?;
         let start = Instant::now();
-        let answer = self.client.raw().execute(ours).map_err(HttpFailure::from);
+        let answer = async { Ok::<_, HttpFailure>(self.client.raw().execute(ours).await?) };
         let answer = progress.watch(answer, self.stall).await;
         self.tell(request, &answer, start.elapsed());
         let response = answer?;
