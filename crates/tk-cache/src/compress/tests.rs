@@ -185,7 +185,7 @@ fn every_truncation_is_an_error() {
     }
 }
 
-/// Nix reads, and refuses, the same: libarchive stops behind the last member of some formats.
+/// Nix reads, and refuses, the same (zeros by fours are padding to xz, so there are others here): libarchive stops behind the last member of some formats.
 #[test]
 fn bytes_behind_the_end() {
     let content = sample(3_000);
@@ -205,7 +205,7 @@ fn bytes_behind_the_end() {
             &b"x"[..],
             b"garbage behind the end",
             &[0; 3],
-            &[0; 512],
+            &[0; 510],
             &[0],
         ] {
             let longer = [&packed[..], rest].concat();

@@ -321,7 +321,11 @@ mod tests {
         go.send(()).unwrap();
         go.send(()).unwrap();
         assert!(passed.next().await.is_none());
-        assert_eq!(*known.puts.lock().unwrap(), [1, 8]);
+        let puts = known.puts.lock().unwrap();
+        assert!(
+            puts.len() <= 2 && puts.iter().sum::<usize>() == 9,
+            "{puts:?}"
+        );
     }
 
     #[tokio::test]
