@@ -15,6 +15,7 @@ mod open;
 mod out_link;
 mod paths;
 mod settings;
+mod threads;
 mod ui;
 mod words;
 
@@ -22,6 +23,7 @@ use anyhow::Result;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, error::ErrorKind};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::{ffi::OsString, io, pin::Pin, process::ExitCode, time::Duration};
+use threads::Threads;
 use tk_store::Error;
 use ui::{ProgressMode, Ui};
 
@@ -155,6 +157,7 @@ impl Asked {
 pub struct Context {
     store: Vec<String>,
     settings: settings::Settings,
+    threads: Threads,
     ui: Ui,
     /// Cancelled when this process is told to end, for commands that say then what became of it.
     cancel: tk_nix::CancellationToken,
@@ -263,6 +266,10 @@ fn run(cli: Cli, ui: Ui) -> Result<Answer> {
     let context = Context {
         store: stores,
         settings: settings::Settings::load()?,
+        threads: match cli.command.moves_data() {
+            true => Threads::find()?,
+            false => Threads::default(),
+        },
         ui,
         cancel: tk_nix::CancellationToken::new(),
     };
@@ -271,7 +278,8 @@ fn run(cli: Cli, ui: Ui) -> Result<Answer> {
         true => tokio::runtime::Builder::new_multi_thread(),
         false => tokio::runtime::Builder::new_current_thread(),
     };
-    let runtime = runtime.enable_all().build()?;
+    runtime.enable_all();
+    let runtime = context.threads.runtime(runtime)?;
     let answer = match cli.command.runs_nix() {
         true => {
             let command = Box::pin(cli.command.run(&context));

@@ -230,7 +230,11 @@ pub struct Wish {
 /// Opens the store that `uri` names.
 pub async fn open(cx: &Context, uri: &str, wish: &Wish) -> Result<Opened> {
     let reference = reference(uri)?;
-    opened(cx, &reference, wish)
+    let wish = Wish {
+        jobs: cx.threads.jobs(wish.jobs),
+        ..wish.clone()
+    };
+    opened(cx, &reference, &wish)
         .await
         .with_context(|| format!("cannot open the store {}", shown(uri)))
 }

@@ -487,3 +487,52 @@ fn an_interrupted_push_says_how_to_go_on() {
         "{done:?}"
     );
 }
+
+#[test]
+fn few_threads_are_enough_or_told() {
+    // Nobody limits root, and only root can be somebody else.
+    let tools = ["setpriv", "prlimit"].map(|tool| {
+        std::process::Command::new(tool)
+            .arg("--version")
+            .output()
+            .is_ok()
+    });
+    let root = std::process::Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|id| id.stdout == b"0\n");
+    if !root || tools.contains(&false) {
+        return crate::support::skip("few threads", "only root can try, with setpriv and prlimit");
+    }
+    let scratch = crate::support::trees::Scratch::new();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let place = scratch.path().display().to_string();
+    fs::copy(
+        env!("CARGO_BIN_EXE_tk-store"),
+        scratch.path().join("tk-store"),
+    )
+    .unwrap();
+    let paths = made::fill(&scratch.path().join("from"), &[30_000; 24]);
+    let machine = Machine::new();
+    let last = &paths[23];
+    // Who has no other process.
+    let user = 700_000 + std::process::id() % 100_000;
+    for threads in [2, 5, 7, 12, 40, 100] {
+        for (n, line) in [
+            format!("push {last} --from local?root={place}/from&read-only=true --to file://{place}/cache{threads} --jobs 32"),
+            format!("pull {last} --from file://{place}/cache{threads} --to {place}/to{threads} --no-check-sigs --jobs 32"),
+        ].iter().enumerate() {
+            let mut run = std::process::Command::new("setpriv");
+            run.arg(format!("--reuid={user}")).args(["--regid=12345", "--clear-groups", "prlimit"]);
+            run.arg(format!("--nproc={threads}")).arg(format!("{place}/tk-store"));
+            run.args(line.split(' ')).env("HOME", &place).env("NIX_CONF_DIR", &place).env_remove("NIX_REMOTE");
+            let done = machine.done(run.output());
+            if threads < 7 {
+                assert_eq!(done.status, 2, "{n}: {done:?}");
+                assert!(done.err.contains("TasksMax"), "{done:?}");
+            } else {
+                assert_eq!(done.status, 0, "{threads}: {line}: {done:?}");
+            }
+        }
+    }
+}

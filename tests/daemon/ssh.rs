@@ -315,7 +315,7 @@ async fn ssh_that_fails() {
     let banner = format!("echo 'Welcome to this machine'; exec {fake} \"$@\"");
     let error = ask(far.script("banner", &banner)).await.unwrap_err();
     assert!(
-        error.contains("it begins with the text 'Welcome '"),
+        error.contains("it begins with the text 'Welcome to this machine'"),
         "{error}"
     );
 

@@ -60,6 +60,7 @@ impl Verify {
         };
         let jobs = self.jobs.or(std::thread::available_parallelism().ok());
         let jobs = jobs.map_or(1, NonZeroUsize::get);
+        let jobs = jobs.min(tk_nar::fs::trees_at_once().get());
         let meter = cx
             .ui
             .progress("verify", store.dir(), found.infos.len(), found.nar_size());

@@ -23,10 +23,15 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
         let mut bytes = begin.as_ref().map_or(Vec::new(), |begin| begin.to_vec());
         bytes.extend_from_slice(self.peek());
         bytes.truncate(LONGEST);
-        let text = String::from_utf8_lossy(&bytes);
-        let binary = |c: char| c.is_control() && !c.is_ascii_whitespace() && c != '\u{1b}';
-        let words = join_lines(&text);
-        (!words.is_empty() && !text.contains(binary)).then_some(words)
+        let binary = |b: &u8| b.is_ascii_control() && !b.is_ascii_whitespace() && *b != ESCAPE;
+        let mut text = &bytes[..];
+        if let Some(end) = bytes.iter().position(binary) {
+            // The protocol may come after all, with a line of its own.
+            let lines = bytes[..end].iter().rposition(|b| *b == b'\n')?;
+            text = &bytes[..lines];
+        }
+        let words = join_lines(&String::from_utf8_lossy(text));
+        (!words.is_empty()).then_some(words)
     }
 }
 
@@ -38,6 +43,7 @@ pub(crate) fn begins_with(text: &str, protocol: &str) -> String {
     )
 }
 
+const ESCAPE: u8 = 0x1b;
 /// Bytes of text that are shown.
 const LONGEST: usize = 512;
 /// How long the rest of a text may take.
