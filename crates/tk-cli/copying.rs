@@ -11,10 +11,10 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use std::{num::NonZeroUsize, sync::Arc, time::Instant};
-use tk_narinfo::{Compression, PathInfo};
+use tk_narinfo::Compression;
 use tk_path::StorePath;
 use tk_store::{
-    Existing, SigCheck, Store,
+    Existing, SigCheck, Store, TreeStore,
     copy::{CopyOptions, CopyReport, Plan, Reach, Unanswered, Upstreams, logs, plan},
 };
 
@@ -99,13 +99,13 @@ pub struct CopyVerb {
     pub past: &'static str,
     /// Whether signatures are demanded also of what goes into a binary cache.
     pub checks_for_caches: bool,
-    /// Whether files may be added to the source.
-    pub adds_files: bool,
 }
 
 /// A copy between two open stores.
 pub struct CopyJob<'a> {
     pub src: Opened,
+    /// Files as they lie, before `src`.
+    trees: Option<Arc<TreeStore>>,
     pub dst: Opened,
     args: &'a CopyArgs,
     verb: &'a CopyVerb,
@@ -114,12 +114,12 @@ pub struct CopyJob<'a> {
 }
 
 impl CopyArgs {
-    /// Opens the stores: the source that `texts` are in, and the destination.
+    /// Opens the stores: the source at `from`, as `source` wants it, and the destination.
     pub async fn open<'a>(
         &'a self,
         cx: &Context,
         verb: &'a CopyVerb,
-        from: Vec<String>,
+        (from, source): (Vec<String>, Wish),
         write: Option<&WriteArgs>,
         trust: &TrustArgs,
         reach: Reach,
@@ -127,12 +127,6 @@ impl CopyArgs {
         let start = Instant::now();
         let sign = write.map(|write| write.sign.keys()).transpose()?;
         let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
-        // Files may have to be added to the source of a push.
-        let source = Wish {
-            write: verb.adds_files && !self.dry_run,
-            dry_run: verb.adds_files && self.dry_run,
-            ..Wish::default()
-        };
         let src = open_several(cx, &from, &source).await?;
         let wish = Wish {
             from_afar: src.is_far(),
@@ -159,6 +153,7 @@ impl CopyArgs {
         };
         Ok(CopyJob {
             src: src.preferring(&options.check),
+            trees: None,
             dst,
             args: self,
             verb,
@@ -169,25 +164,29 @@ impl CopyArgs {
 }
 
 impl CopyJob<'_> {
-    /// Copies what is missing of `sources`; in a dry run only says what would go, with `files` that
-    /// were not added to the source, and gives `None`.
-    pub async fn run(
-        &self,
-        cx: &Context,
-        sources: Sources,
-        files: Vec<PathInfo>,
-    ) -> Result<Option<CopyReport>> {
-        let (src, dst) = (self.src.store(), self.dst.store());
+    /// Copies files as well, as they lie. The store behind them is the source.
+    pub fn with_trees(mut self, trees: Arc<TreeStore>) -> Self {
+        self.trees = Some(trees);
+        self
+    }
+
+    /// What is copied from.
+    fn from(&self) -> Arc<dyn Store> {
+        match &self.trees {
+            Some(trees) => trees.clone(),
+            None => self.src.store(),
+        }
+    }
+
+    /// Copies what is missing of `sources`; in a dry run only says what would go, and gives `None`.
+    pub async fn run(&self, cx: &Context, sources: Sources) -> Result<Option<CopyReport>> {
+        let (src, dst) = (self.from(), self.dst.store());
         let failed = || format!("cannot {} from {src} to {dst}", self.verb.present);
         let roots = sources.paths.iter().cloned().collect();
         let plan = plan(&*src, &*dst, &roots, &self.options);
         let plan = cx.ui.asking(&ui::paths(roots.len()), plan).await;
-        let mut plan = plan.with_context(failed)?;
+        let plan = plan.with_context(failed)?;
         if self.args.dry_run {
-            let paths = files.iter().map(|info| info.path.clone()).collect();
-            let there = dst.valid(&paths).await?;
-            let missing = files.into_iter().filter(|info| !there.contains(&info.path));
-            plan.missing.extend(missing);
             report::tell_plan(cx, &plan, &*dst, self.args.json)?;
             return Ok(None);
         }
@@ -198,8 +197,8 @@ impl CopyJob<'_> {
     /// Copies by `plan`, and after it what goes along.
     async fn transfer(&self, cx: &Context, plan: Plan, sources: Sources) -> Result<CopyReport> {
         let verb = self.verb.present;
-        let src = self.src.store();
-        tell_decisions(cx, &plan, &*src);
+        let src = self.from();
+        self.tell_decisions(cx, &plan);
         let (paths, size) = (plan.missing.len(), plan.nar_size());
         let meter = Arc::new(cx.ui.progress(verb, src.dir(), paths, size));
         let derivers = plan.derivers.clone();
@@ -213,6 +212,36 @@ impl CopyJob<'_> {
             logs(&self.src.abilities(), &dst, &derivers, &mut report).await;
         }
         Ok(report)
+    }
+
+    /// Says where each path comes from, and why the others stay where they are.
+    fn tell_decisions(&self, cx: &Context, plan: &Plan) {
+        for info in &plan.missing {
+            let why = match plan.replaced.contains(&info.path) {
+                true => "to be replaced",
+                false => "missing",
+            };
+            let (path, size) = (&info.path, ui::size(info.nar_size));
+            let file = self.trees.as_ref().and_then(|trees| trees.file(path));
+            let from = match (file, &self.src) {
+                (Some(file), _) => file.display().to_string(),
+                (None, Opened::Several(several, stores)) => {
+                    let origin = several.origin(path).and_then(|index| stores.get(index));
+                    origin.unwrap_or(&self.src).store().to_string()
+                }
+                (None, src) => src.store().to_string(),
+            };
+            cx.ui
+                .detail(format_args!("{path}: {why}, {size} from {from}"));
+        }
+        for (paths, why) in [
+            (&plan.present, "there already"),
+            (&plan.upstream, "left to an upstream cache"),
+        ] {
+            for path in paths {
+                cx.ui.detail(format_args!("{path}: {why}"));
+            }
+        }
     }
 
     /// Says what was copied; the answer that follows.
@@ -300,28 +329,6 @@ impl BesideArgs {
         match self.repair {
             true => Existing::Replace,
             false => Existing::Keep,
-        }
-    }
-}
-
-/// Says where each path comes from, and why the others stay where they are.
-fn tell_decisions(cx: &Context, plan: &Plan, from: &dyn Store) {
-    for info in &plan.missing {
-        let why = match plan.replaced.contains(&info.path) {
-            true => "to be replaced",
-            false => "missing",
-        };
-        let size = ui::size(info.nar_size);
-        let path = &info.path;
-        cx.ui
-            .detail(format_args!("{path}: {why}, {size} from {from}"));
-    }
-    for (paths, why) in [
-        (&plan.present, "there already"),
-        (&plan.upstream, "left to an upstream cache"),
-    ] {
-        for path in paths {
-            cx.ui.detail(format_args!("{path}: {why}"));
         }
     }
 }

@@ -306,15 +306,7 @@ pub async fn add_file(
     dry_run: bool,
 ) -> Result<PathInfo> {
     let doing = || format!("cannot add {}", file.display());
-    let name = match name {
-        Some(name) => name.to_owned(),
-        None => name_of(file).with_context(doing)?,
-    };
-    // The name is looked at before a gigabyte is read.
-    StorePath::from_digest(&[0; 20], &name)
-        .map_err(anyhow::Error::from)
-        .with_context(|| format!("'{name}' cannot be a name in the store; choose one with --name"))
-        .with_context(doing)?;
+    let name = name_in_store(file, name).with_context(doing)?;
     let dump = DumpOptions::default();
     if dry_run {
         let dir = store.store().dir().clone();
@@ -342,6 +334,20 @@ pub async fn add_file(
         ui::size(info.nar_size)
     ));
     Ok(info)
+}
+
+/// `name`, else the file's own, if it can be one in the store. That is looked at before a gigabyte is
+/// read.
+pub fn name_in_store(file: &Path, name: Option<&str>) -> Result<String> {
+    let name = match name {
+        Some(name) => name.to_owned(),
+        None => name_of(file)?,
+    };
+    let valid = StorePath::from_digest(&[0; 20], &name).map_err(anyhow::Error::from);
+    valid.with_context(|| {
+        format!("'{name}' cannot be a name in the store; choose one with --name")
+    })?;
+    Ok(name)
 }
 
 /// The file's own name, also of `.` and `..`.

@@ -18,7 +18,7 @@ fn cases(machine: &Machine) -> Vec<(String, Vec<String>, Vec<String>)> {
     };
     machine.write("file", "x");
     let cache = machine.cache("cache");
-    let path = machine.ok(&format!("push file --to {cache}"));
+    let path = machine.ok(&format!("push file --to {cache} --add"));
     let conf = "substituters = https://cache.nixos.org https://mine.example\n";
     machine.write("etc/nix.conf", conf);
     vec![

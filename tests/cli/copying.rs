@@ -19,7 +19,7 @@ fn two() -> Two {
     machine.write("two", "the second");
     let key = machine.ok("key generate up-1 --secret s --public p");
     let up = machine.cache("up");
-    let held = machine.ok(&format!("push one --to {up} --sign-key s"));
+    let held = machine.ok(&format!("push one --to {up} --sign-key s --add"));
     let other = machine.ok("add two");
     Two {
         machine,

@@ -19,6 +19,8 @@ fn refused(machine: &Machine, line: &str, words: &[&str]) {
 #[test]
 fn paths_that_are_none() {
     let machine = Machine::new();
+    machine.write("file", "x");
+    machine.ok("add file");
     let cache = machine.cache("cache");
     refused(
         &machine,

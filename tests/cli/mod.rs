@@ -10,6 +10,7 @@ mod files;
 mod misuse;
 mod progress;
 mod stores;
+mod straight;
 mod words;
 
 pub use crate::support::machine::{Done, Machine};

@@ -152,9 +152,10 @@ fn each_request_and_decision_on_demand() {
     // What was learnt is remembered, and that is said.
     let check = format!("check {top} --in {to} -v");
     machine.ok(&check);
-    let done = machine.run(&check);
     let remembered = format!("{url}/{narinfo}: remembered as there, not asked");
-    assert!(lines(&done.err).contains(&&*remembered), "{done:?}");
+    // It may end before all is remembered.
+    let is_remembered = |_| lines(&machine.run(&check).err).contains(&&*remembered);
+    assert!((0..30).any(is_remembered));
     machine.fails(2, &format!("{check} -q"));
 }
 

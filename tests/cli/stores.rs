@@ -20,7 +20,7 @@ fn pushed() -> Pushed {
     symlink("deep/b", machine.home().join("data/link")).unwrap();
     let key = machine.ok("key generate test-1 --secret s --public p");
     let cache = machine.cache("cache");
-    let path = machine.ok(&format!("push data --to {cache} --sign-key s"));
+    let path = machine.ok(&format!("push data --to {cache} --sign-key s --add"));
     Pushed {
         machine,
         path,

@@ -191,6 +191,7 @@ fn secret_keys_come_from_stdin_and_variables() {
     let pushed = pushed.env("TK_TO", machine.cache("cache9")).output();
     assert_eq!(machine.done(pushed).status, 0);
     assert!(machine.home().join("cache9/nix-cache-info").exists());
+    machine.ok("add file");
     let mut empty = machine.command(["store", "info"]);
     let empty = machine.done(empty.env("TK_STORE", "").output());
     assert_eq!(empty.status, 0, "as if it were not set: {empty:?}");

@@ -1,7 +1,7 @@
 use crate::{
     Answer, Context,
     copying::{CopyArgs, CopyVerb, TrustArgs, WriteArgs},
-    open,
+    open::{self, Wish},
     paths::Sources,
 };
 use anyhow::{Result, ensure};
@@ -42,7 +42,14 @@ impl Copy {
         let texts = copy.paths.texts()?;
         let from = open::sources_of(cx, &copy.from, &texts);
         let job = copy
-            .open(cx, &COPY, from, Some(write), trust, Reach::Closure)
+            .open(
+                cx,
+                &COPY,
+                (from, Wish::default()),
+                Some(write),
+                trust,
+                Reach::Closure,
+            )
             .await?;
         let sources = match self.all {
             false => Sources::find(&job.src, &texts).await?,
@@ -52,7 +59,7 @@ impl Copy {
             },
         };
         let roots = sources.paths.clone();
-        match job.run(cx, sources, Vec::new()).await? {
+        match job.run(cx, sources).await? {
             Some(report) => job.tell(cx, &report, &roots),
             None => Ok(Answer::Yes),
         }
@@ -63,7 +70,6 @@ const COPY: CopyVerb = CopyVerb {
     present: "copy",
     past: "copied",
     checks_for_caches: false,
-    adds_files: false,
 };
 
 const EXAMPLES: &str = "\

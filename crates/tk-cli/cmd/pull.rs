@@ -1,7 +1,7 @@
 use crate::{
     Answer, Context,
     copying::{CopyArgs, CopyVerb, TrustArgs},
-    open,
+    open::{self, Wish},
     out_link::OutLink,
     paths::{Sources, required},
 };
@@ -48,7 +48,14 @@ impl Pull {
             false => copy.from.clone(),
         };
         let job = copy
-            .open(cx, &PULL, from, None, trust, Reach::Missing)
+            .open(
+                cx,
+                &PULL,
+                (from, Wish::default()),
+                None,
+                trust,
+                Reach::Missing,
+            )
             .await?;
         let sources = Sources::find(&job.src, &texts).await?;
         let roots = sources.paths.clone();
@@ -59,7 +66,7 @@ impl Pull {
                 OutLink::prepare(&job.dst, path).await?;
             }
         }
-        let Some(report) = job.run(cx, sources, Vec::new()).await? else {
+        let Some(report) = job.run(cx, sources).await? else {
             return Ok(Answer::Yes);
         };
         if report.failed.is_empty() {
@@ -90,7 +97,6 @@ const PULL: CopyVerb = CopyVerb {
     present: "pull",
     past: "pulled",
     checks_for_caches: true,
-    adds_files: false,
 };
 
 const EXAMPLES: &str = "\

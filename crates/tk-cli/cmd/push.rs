@@ -1,19 +1,30 @@
 use crate::{
     Answer, Context,
     copying::{CopyArgs, CopyVerb, TrustArgs, WriteArgs},
-    keys, open,
-    paths::{Sources, add_file, required},
+    keys,
+    open::{self, Opened, Wish},
+    paths::{Sources, add_file, name_in_store, required},
 };
-use anyhow::Result;
-use std::path::{Path, PathBuf};
+use anyhow::{Context as _, Result};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tk_nar::fs::DumpOptions;
+use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method};
-use tk_store::copy::Reach;
+use tk_store::{
+    Error, TreeStore,
+    copy::{Progress, Reach},
+    nar,
+    progress::arriving,
+};
 
 /// Put paths and all they refer to into a binary cache
 ///
 /// PATH is a store path, a link to one (./result), an output of a derivation (DRV^OUT, with what is
-/// known of it), or any file or folder, which is added to the store first. Paths that the cache has
-/// are not sent again, and with --upstream not those that its readers have from elsewhere. On
+/// known of it), or any file or folder, which goes straight into the cache: it is left in a store of
+/// yours only if you name one (--store, --from), or with --add. Paths that the cache has are not sent again, and with --upstream not those that its readers have from elsewhere. On
 /// stdout comes one store path a line, in the order of the arguments.
 #[derive(clap::Args)]
 #[command(
@@ -27,7 +38,7 @@ use tk_store::copy::Reach;
         .hide_env_values(true)
         .help("The cache, such as file:///srv/cache; it is made if it is not there")),
     mut_arg("from", |arg| arg
-        .help("The store that has the paths, and to which files are added [default: --store]; \
+        .help("The store that has the paths, and that files are added to as well [default: --store]; \
                may be repeated, then each path comes from the first that has it")),
     mut_arg("no_closure", |arg| arg
         .help("Push only the paths given, even if what they refer to is not in the cache")),
@@ -38,6 +49,9 @@ pub struct Push {
     /// Make the file of --sign-key, and FILE.pub beside it, if there is none yet
     #[arg(long, requires = "sign_key")]
     create_key: bool,
+    /// Add files and folders to the source as well, also where that is not named
+    #[arg(long)]
+    add: bool,
     /// Name in the store for a file or folder, instead of its own
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -56,31 +70,90 @@ impl Push {
         self.create_keys(cx)?;
         let texts = copy.paths.texts()?;
         let from = open::sources_of(cx, &copy.from, &texts);
+        // Files need no store. One that nobody named is neither made nor filled for them.
+        let named = matches!((copy.from.len(), cx.store.len()), (1, _) | (0, 1));
+        let add = (self.add || named) && !copy.dry_run;
+        let source = Wish {
+            write: add,
+            dry_run: !add,
+            ..Wish::default()
+        };
         let job = copy
-            .open(cx, &PUSH, from, Some(write), trust, Reach::Closure)
+            .open(
+                cx,
+                &PUSH,
+                (from, source),
+                Some(write),
+                trust,
+                Reach::Closure,
+            )
             .await?;
+        let add = add && (self.add || job.src.add_content().is_ok());
         let mut sources = Sources::default();
-        // What is pushed, in the order of the arguments, and what of it was not added in a dry run.
-        let (mut roots, mut files) = (Vec::new(), Vec::new());
+        let mut trees = TreeStore::new(job.src.store());
         for text in &texts {
-            let known = sources.paths.len();
-            let Some(file) = sources.add(&job.src, text).await? else {
-                roots.extend_from_slice(&sources.paths[known..]);
-                continue;
-            };
-            let how = (Method::Nar, Algorithm::Sha256);
-            let name = self.name.as_deref();
-            let info = add_file(cx, &job.src, &file, name, how, copy.dry_run).await?;
-            roots.push(info.path.clone());
-            match copy.dry_run {
-                true => files.push(info),
-                false => sources.paths.push(info.path),
+            if let Some(file) = sources.add(&job.src, text).await? {
+                let name = self.name.as_deref();
+                let how = (Method::Nar, Algorithm::Sha256);
+                let info = match add {
+                    true => add_file(cx, &job.src, &file, name, how, false).await?,
+                    false => self.read(cx, &job.dst, &mut trees, file).await?,
+                };
+                sources.paths.push(info.path);
             }
         }
-        match job.run(cx, sources, files).await? {
-            Some(report) => job.tell(cx, &report, &roots),
-            None => Ok(Answer::Yes),
+        let roots = sources.paths.clone();
+        let trees = Arc::new(trees);
+        let job = job.with_trees(trees.clone());
+        let Some(report) = job.run(cx, sources).await? else {
+            return Ok(Answer::Yes);
+        };
+        for (path, error) in &report.failed {
+            if let (Some(file), Error::Mismatch { .. }) = (trees.file(path), error) {
+                let file = file.display();
+                cx.ui
+                    .error(format_args!("{file} changed while it was pushed"));
+            }
         }
+        job.tell(cx, &report, &roots)
+    }
+
+    /// Finds out which path `file` is. A cache in a folder packs it at the same time, unless it may
+    /// have it already: then nothing but reading it may be left to do.
+    async fn read(
+        &self,
+        cx: &Context,
+        dst: &Opened,
+        trees: &mut TreeStore,
+        file: PathBuf,
+    ) -> Result<PathInfo> {
+        let doing = || format!("cannot read {}", file.display());
+        let name = name_in_store(&file, self.name.as_deref()).with_context(doing)?;
+        let (how, dump) = ((Method::Nar, Algorithm::Sha256), DumpOptions::default());
+        let meter = Arc::new(cx.ui.reading("read"));
+        meter.name(&name);
+        let packs = match dst {
+            Opened::Cache(cache) if !self.copy.dry_run && !cache.may_have_name(&name).await? => {
+                Some(cache)
+            }
+            _ => None,
+        };
+        let info = match packs {
+            Some(cache) => {
+                let nar = nar::dump(file.clone(), dump.clone());
+                let nar = arriving(nar, &(meter.clone() as Arc<dyn Progress>));
+                let info = cache.pack_ahead(&name, how, nar).await;
+                let info = info.with_context(doing)?;
+                trees.insert(info.clone(), file, dump);
+                info
+            }
+            None => {
+                let read = trees.read(file.clone(), dump, &name, how, meter.clone());
+                read.await.with_context(doing)?
+            }
+        };
+        meter.clear();
+        Ok(info)
     }
 
     fn create_keys(&self, cx: &Context) -> Result<()> {
@@ -107,7 +180,6 @@ const PUSH: CopyVerb = CopyVerb {
     present: "push",
     past: "pushed",
     checks_for_caches: false,
-    adds_files: true,
 };
 
 const EXAMPLES: &str = "\

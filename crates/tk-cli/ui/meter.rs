@@ -147,6 +147,13 @@ impl Progress for Meter {
         self.job.ui.event("started", fields);
     }
 
+    /// Counts where there is nothing to do but to read.
+    fn advanced(&self, bytes: u64) {
+        if self.job.paths.is_none() {
+            self.moved(bytes);
+        }
+    }
+
     fn arrived(&self, bytes: u64) {
         self.moved(bytes);
     }
