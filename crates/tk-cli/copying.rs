@@ -11,11 +11,11 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use std::{num::NonZeroUsize, sync::Arc, time::Instant};
-use tk_narinfo::Compression;
+use tk_narinfo::{Compression, SecretKey};
 use tk_path::StorePath;
 use tk_store::{
     Existing, SigCheck, Store, TreeStore,
-    copy::{CopyOptions, CopyReport, Plan, Reach, Unanswered, Upstreams, logs, plan},
+    copy::{CopyOptions, CopyReport, Plan, Reach, Unanswered, Upstreams, logs, plan, sign_present},
 };
 
 /// What goes from where to where.
@@ -64,12 +64,39 @@ pub struct TrustArgs {
 impl TrustArgs {
     /// The demand on what is copied to `dst`.
     fn check(&self, cx: &Context, verb: &CopyVerb, dst: &Opened) -> Result<SigCheck> {
-        if self.no_check_sigs || (is_cache(dst) && !verb.checks_for_caches) {
-            return Ok(SigCheck::Skip);
+        match (self.no_check_sigs, verb.checks_for_caches) {
+            (true, _) => Ok(SigCheck::Skip),
+            (false, true) => keys::signed(cx, &self.trusted_key, self.sigs_needed),
+            (false, false) => demand(cx, dst, &self.trusted_key, self.sigs_needed),
         }
-        let policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
-        Ok(SigCheck::Require(Arc::new(policy)))
     }
+}
+
+/// What is demanded of what goes into `dst`. A binary cache takes what it is given: those who read it
+/// ask for signatures.
+pub fn demand(cx: &Context, dst: &Opened, keys: &[String], needed: usize) -> Result<SigCheck> {
+    match dst.is_cache() {
+        true => Ok(SigCheck::Skip),
+        false => keys::signed(cx, keys, needed),
+    }
+}
+
+/// Keys for what goes into `dst`: those that are `given`, and those that the cache signs with by
+/// itself.
+pub fn keys_for(dst: &Opened, given: &[Arc<SecretKey>]) -> Vec<Arc<SecretKey>> {
+    given.iter().chain(dst.signing_keys()).cloned().collect()
+}
+
+/// Says that `paths` paths of the cache `dst` have nobody who vouches for them.
+pub fn warn_unsigned(cx: &Context, dst: &Opened, paths: usize) {
+    if paths == 0 || !dst.is_cache() {
+        return;
+    }
+    let (paths, store) = (ui::paths(paths), dst.store());
+    cx.ui.warn(format_args!(
+        "{paths} in {store} without any signature: nobody takes them who checks signatures; \
+         do this again with --sign-key FILE, which signs what is there already, too"
+    ));
 }
 
 /// How what is new is written to a cache.
@@ -110,6 +137,8 @@ pub struct CopyJob<'a> {
     args: &'a CopyArgs,
     verb: &'a CopyVerb,
     options: CopyOptions,
+    /// Whether listings are wanted.
+    listing: bool,
     start: Instant,
 }
 
@@ -143,7 +172,7 @@ impl CopyArgs {
         let check = trust.check(cx, verb, &dst)?;
         let options = CopyOptions {
             reach: if self.no_closure { Reach::Roots } else { reach },
-            sign: sign.unwrap_or_default(),
+            sign: keys_for(&dst, &sign.unwrap_or_default()),
             existing: self.beside.existing(),
             upstreams: match write {
                 Some(write) => write.upstream.open(cx, &dst).await?,
@@ -158,6 +187,7 @@ impl CopyArgs {
             args: self,
             verb,
             options,
+            listing: wish.listing,
             start,
         })
     }
@@ -187,6 +217,7 @@ impl CopyJob<'_> {
         let plan = cx.ui.asking(&ui::paths(roots.len()), plan).await;
         let plan = plan.with_context(failed)?;
         if self.args.dry_run {
+            warn_unsigned(cx, &self.dst, plan.unsigned.len());
             report::tell_plan(cx, &plan, &*dst, self.args.json)?;
             return Ok(None);
         }
@@ -201,11 +232,14 @@ impl CopyJob<'_> {
         self.tell_decisions(cx, &plan);
         let (paths, size) = (plan.missing.len(), plan.nar_size());
         let meter = Arc::new(cx.ui.progress(verb, src.dir(), paths, size));
-        let derivers = plan.derivers.clone();
+        let (derivers, signatures) = (plan.derivers.clone(), plan.signatures.clone());
+        warn_unsigned(cx, &self.dst, plan.unsigned.len());
         let report = plan.run(&src, &*self.dst.store(), meter.clone()).await;
         meter.clear();
         let mut report = report?;
+        self.tell_listings(cx, &report);
         let dst = self.dst.abilities();
+        sign_present(&dst, signatures, &mut report).await;
         let CopyOptions { check, sign, .. } = &self.options;
         sources.outputs.copy(&dst, check, sign, &mut report).await;
         if self.args.beside.logs {
@@ -244,6 +278,24 @@ impl CopyJob<'_> {
         }
     }
 
+    /// Says which listings that were wanted (`--listing`) are not written.
+    fn tell_listings(&self, cx: &Context, report: &CopyReport) {
+        if !self.listing {
+            return;
+        }
+        if !self.dst.is_cache() {
+            let store = self.dst.store();
+            cx.ui.warn(format_args!(
+                "only binary caches have listings; {store} gets none"
+            ));
+        } else if !report.present.is_empty() {
+            let paths = ui::paths(report.present.len());
+            cx.ui.warn(format_args!(
+                "listings of {paths} that were there already are not written; --repair writes them"
+            ));
+        }
+    }
+
     /// Says what was copied; the answer that follows.
     pub fn tell(&self, cx: &Context, report: &CopyReport, roots: &[StorePath]) -> Result<Answer> {
         let (dst, json) = (self.dst.store(), self.args.json);
@@ -271,7 +323,7 @@ impl UpstreamArgs {
     /// Opens the caches. `dst` is where the copy goes.
     pub async fn open(&self, cx: &Context, dst: &Opened) -> Result<Upstreams> {
         let none = self.upstream.is_empty() && self.upstream_key.is_empty();
-        if !none && !is_cache(dst) {
+        if !none && !dst.is_cache() {
             bail!(
                 "{} is no binary cache: all that a path refers to must be in it, \
                  so nothing can be left to an --upstream",
@@ -331,12 +383,4 @@ impl BesideArgs {
             false => Existing::Keep,
         }
     }
-}
-
-/// Whether `store` takes what it is given, without asking for signatures.
-pub fn is_cache(store: &Opened) -> bool {
-    !matches!(
-        store,
-        Opened::Local(_) | Opened::Daemon(_) | Opened::Serve(_) | Opened::Absent(_)
-    )
 }

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 use tk_narinfo::{Policy, PublicKey, SecretKey, TrustedKeys};
+use tk_store::SigCheck;
 
 /// Keys that sign.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -132,6 +133,12 @@ pub fn public(text: &str) -> Result<PublicKey> {
             format!("'{text}' is neither a public key (name:base64) nor a file with one")
         }),
     }
+}
+
+/// That `threshold` of the keys given, or of nix.conf's, have signed each path.
+pub fn signed(cx: &Context, given: &[String], threshold: usize) -> Result<SigCheck> {
+    let policy = policy(cx, given, threshold)?;
+    Ok(SigCheck::Require(Arc::new(policy)))
 }
 
 /// Whom to trust: the keys given, or those of nix.conf, or Nix's default.

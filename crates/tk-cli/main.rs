@@ -71,6 +71,9 @@ struct Global {
         help_heading = "Global options"
     )]
     progress: Option<ProgressMode>,
+    /// Believe nothing that is remembered: ask caches again, evaluate again
+    #[arg(long, global = true, help_heading = "Global options")]
+    refresh: bool,
 }
 
 /// The arguments of one command, without those of the others.
@@ -156,6 +159,8 @@ impl Asked {
 #[derive(Clone)]
 pub struct Context {
     store: Vec<String>,
+    /// What is remembered is not believed.
+    refresh: bool,
     settings: settings::Settings,
     threads: Threads,
     ui: Ui,
@@ -265,6 +270,7 @@ fn run(cli: Cli, ui: Ui) -> Result<Answer> {
     );
     let context = Context {
         store: stores,
+        refresh: cli.global.refresh,
         settings: settings::Settings::load()?,
         threads: match cli.command.moves_data() {
             true => Threads::find()?,

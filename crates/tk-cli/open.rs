@@ -13,29 +13,33 @@ pub use nix::{NixOptions, store_dir};
 pub use remote::BuildOptions;
 
 use crate::{
-    Context,
+    Answer, Context,
     paths::root_of_all,
     settings::{data_folder, path_var},
 };
 use anyhow::{Context as _, Result, bail};
-use futures::future::join_all;
+use futures::{StreamExt, future::join_all, stream::BoxStream};
 use rustix::fs::{Access, access};
 use std::{
     borrow::Cow,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
-use tk_cache::{FolderCache, RemoteCache, checker::StoreInfos, objects::NarInfos};
+use tk_cache::{
+    FolderCache, RemoteCache,
+    checker::{Answer as CacheAnswer, Checker, StoreInfos},
+    objects::NarInfos,
+};
 use tk_daemon::{DaemonStore, serve::ServeStore};
 use tk_local::{LocalConfig, LocalStore};
-use tk_narinfo::Compression;
+use tk_narinfo::{Compression, NarInfo, SecretKey};
 use tk_path::{StoreDir, StorePath};
 use tk_store::{
-    Abilities, AddContent, AddSignatures, Graph, MemoryStore, SeveralStores, SigCheck, Store,
-    StoreReference, StoreVariant, reference::Settings,
+    Abilities, AddContent, AddSignatures, Closure, Graph, MemoryStore, SeveralStores, SigCheck,
+    Store, StoreReference, StoreVariant, reference::Settings,
 };
 
 /// An opened store, with what its kind can do beyond [`Store`].
@@ -125,24 +129,79 @@ impl Opened {
         }
     }
 
-    /// Every path that the store has.
-    pub async fn all_paths(&self) -> Result<Vec<StorePath>> {
-        let all = match self {
-            Opened::Local(store) => store.all().await?,
-            Opened::Cache(store) => store.all_paths().await?,
-            Opened::Remote(store) => store.all_paths().await?,
+    /// Everything that the store has, as far as it can be read. Each narinfo of a cache is read once.
+    pub async fn all(&self) -> Result<Listed> {
+        let mut listed = Listed::default();
+        let paths = match self {
+            Opened::Cache(store) => return listed.take(store.all_narinfos().await?).await,
+            Opened::Remote(store) => return listed.take(store.all_narinfos().await?).await,
+            Opened::Local(store) => {
+                let (paths, bad) = store.all_readable().await?;
+                listed.unreadable.extend(bad);
+                paths
+            }
             Opened::Daemon(store) => Graph::all_paths(&**store).await?,
             Opened::Serve(store) => bail!("{store} cannot list its paths; use ssh-ng://"),
             Opened::Several(_, stores) => {
-                let mut all = BTreeSet::new();
                 for store in stores {
-                    all.extend(Box::pin(store.all_paths()).await?);
+                    let all = Box::pin(store.all()).await?;
+                    listed.unreadable.extend(all.unreadable);
+                    for (path, narinfo) in all.narinfos {
+                        listed.narinfos.entry(path).or_insert(narinfo);
+                    }
                 }
-                all
+                return Ok(listed);
             }
-            Opened::Absent(_) => BTreeSet::new(),
+            Opened::Absent(_) => return Ok(listed),
         };
-        Ok(all.into_iter().collect())
+        let store = self.store();
+        let mut infos = StoreInfos::ask(&*store, futures::stream::iter(paths).boxed());
+        while let Some((path, found)) = infos.next().await {
+            match found {
+                // It may be gone since it was listed.
+                Ok(None) => {}
+                Ok(Some(narinfo)) => listed.add(narinfo),
+                Err(error) => listed.unreadable.push((path.to_string(), error)),
+            }
+        }
+        Ok(listed)
+    }
+
+    /// What the store says of `paths`, and of all they refer to if `closure`. What cannot be read
+    /// does not end the others.
+    pub async fn look(&self, paths: &[StorePath], closure: bool) -> Looked {
+        let checker = Checker::new(vec![self.narinfos()]).closure(closure);
+        let mut looked = Looked::default();
+        let paths = paths.to_vec();
+        let mut answers = checker.check(futures::stream::iter(paths));
+        while let Some(checked) = answers.next().await {
+            for answer in checked.answers {
+                match answer {
+                    CacheAnswer::Present(narinfo, _) => looked.listed.add(*narinfo),
+                    CacheAnswer::Absent => looked.absent.push(checked.path.clone()),
+                    CacheAnswer::NotAsked(error) => {
+                        let name = checked.path.to_string();
+                        looked.listed.unreadable.push((name, error));
+                    }
+                }
+            }
+        }
+        looked
+    }
+
+    /// The keys that a cache signs with by itself.
+    pub fn signing_keys(&self) -> &[Arc<SecretKey>] {
+        match self {
+            Opened::Cache(store) => store.signing_keys(),
+            Opened::Remote(store) => store.signing_keys(),
+            _ => &[],
+        }
+    }
+
+    /// Whether it is a binary cache: it takes what it is given, and those who read it ask for
+    /// signatures. A store asks when it is given something.
+    pub fn is_cache(&self) -> bool {
+        matches!(self, Opened::Cache(_) | Opened::Remote(_))
     }
 
     /// Where the files of its paths lie on this machine, if they do.
@@ -195,6 +254,61 @@ impl Opened {
             other => Arc::new(StoreInfos::new(other.store())),
         }
     }
+}
+
+/// What a store has.
+#[derive(Default)]
+pub struct Listed {
+    /// What it says of each path.
+    pub narinfos: BTreeMap<StorePath, NarInfo>,
+    /// What could not be read, by its name, and why.
+    pub unreadable: Vec<(String, tk_store::Error)>,
+}
+
+impl Listed {
+    async fn take(
+        mut self,
+        mut all: BoxStream<'_, (String, tk_store::Result<NarInfo>)>,
+    ) -> Result<Listed> {
+        while let Some((name, narinfo)) = all.next().await {
+            match narinfo {
+                Ok(narinfo) => self.add(narinfo),
+                Err(error) => self.unreadable.push((name, error)),
+            }
+        }
+        Ok(self)
+    }
+
+    fn add(&mut self, narinfo: NarInfo) {
+        self.narinfos.insert(narinfo.info.path.clone(), narinfo);
+    }
+
+    /// Says what could not be read; the answer that follows.
+    pub fn tell_unreadable(&self, cx: &Context) -> Answer {
+        for (_, error) in &self.unreadable {
+            cx.ui.error(error.to_line());
+        }
+        Answer::after(self.unreadable.iter().map(|(_, error)| error))
+    }
+
+    /// The same as a closure, in which nothing is absent.
+    pub fn closure(&self) -> Closure {
+        let infos = self.narinfos.iter();
+        let infos = infos.map(|(path, narinfo)| (path.clone(), narinfo.info.clone()));
+        Closure {
+            infos: infos.collect(),
+            ..Closure::default()
+        }
+    }
+}
+
+/// What a store says of some paths.
+#[derive(Default)]
+pub struct Looked {
+    /// What it has.
+    pub listed: Listed,
+    /// What it has not.
+    pub absent: Vec<StorePath>,
 }
 
 /// What a command wants of a store, beyond what its URI says.
@@ -339,6 +453,16 @@ impl FromArgs {
         let uris = sources_of(cx, &self.from, texts);
         open_several(cx, &uris, &Wish::default()).await
     }
+
+    /// The same, where what counts is what is there now, not what is remembered of it.
+    pub async fn open_anew(&self, cx: &Context, texts: &[OsString]) -> Result<Opened> {
+        let uris = sources_of(cx, &self.from, texts);
+        let wish = Wish {
+            refresh: true,
+            ..Wish::default()
+        };
+        open_several(cx, &uris, &wish).await
+    }
 }
 
 /// The URIs of the stores to read from: those of `--from`, else of `--store`, else the store in a
@@ -374,6 +498,7 @@ async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result
         Some("file") => {
             let folder = reference.path()?;
             caches::folder(
+                cx,
                 folder.context("it names no folder; write file:///the/folder")?,
                 &mut settings,
                 wish,

@@ -65,17 +65,6 @@ impl PathsOrAll {
     pub fn texts(&self) -> Result<Vec<OsString>> {
         self.paths.texts()
     }
-
-    /// The paths in `store` that `texts` name, or every path.
-    pub async fn find(&self, store: &Opened, texts: &[OsString]) -> Result<Sources> {
-        if self.all {
-            return Ok(Sources {
-                paths: store.all_paths().await?,
-                ..Sources::default()
-            });
-        }
-        Sources::find(store, texts).await
-    }
 }
 
 /// The lines of standard input that are not blank, without blanks around them. Several paths may be

@@ -143,7 +143,7 @@ fn the_json_of_a_check() {
     let counts = |present, absent, not_asked| {
         json!({
             "present": present, "absent": absent, "notAsked": not_asked, "untrusted": 0,
-            "narSize": 1000, "downloadSize": 300,
+            "narSize": 1000, "downloadSize": 300, "unknownSize": 0,
         })
     };
     let expected = json!({
@@ -155,7 +155,7 @@ fn the_json_of_a_check() {
         ],
         "summary": {
             "paths": 2, "present": 1, "absent": 0, "notAsked": 1, "untrusted": 0,
-            "notFollowed": 0, "narSize": 1000, "downloadSize": 300,
+            "notFollowed": 0, "narSize": 1000, "downloadSize": 300, "unknownSize": 0,
             "caches": {&one: counts(1, 1, 0), &two: counts(1, 0, 1)},
         },
     });
@@ -193,7 +193,12 @@ fn paths_come_from_stdin_too() {
     let done = fed(&format!("check {both}"), "/nix/store/nonsense\n");
     assert_eq!(done.status, 2, "{done:?}");
     assert!(done.err.contains("nonsense"), "{done:?}");
-    let done = fed(&format!("check --json {both}"), "");
+    assert_eq!(
+        fed(&format!("check {both}"), "").status,
+        2,
+        "nothing was named"
+    );
+    let done = fed(&format!("check --json --stdin {both}"), "");
     assert_eq!(done.status, 0);
     let found: Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!(found["paths"], json!([]));
@@ -302,8 +307,9 @@ fn the_caches_are_those_of_nix_conf_unless_named() {
     machine.write("gnu/nix-cache-info", "StoreDir: /gnu/store\n");
     let gnu = format!("{}?store=/gnu/store", machine.cache("gnu"));
     let one = machine.cache("one");
-    let error = machine.fails(2, &format!("check {a} --in {one} --in {gnu}"));
-    assert!(error.contains("/gnu/store"), "{error}");
+    let done = answered(&machine, 0, &format!("check {a} --in {one} --in {gnu}"));
+    assert!(done.err.contains("/gnu/store"), "{done:?}");
+    assert!(done.out.contains("\tpresent\terror\t"), "{done:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The program as people and scripts meet it: the words they rely on, exit status, and what comes
 //! out on stdout and stderr.
 
+mod caches;
 mod check;
 mod completions;
 mod copying;
@@ -9,6 +10,7 @@ mod examples;
 mod files;
 mod misuse;
 mod progress;
+mod signatures;
 mod stores;
 mod straight;
 mod words;

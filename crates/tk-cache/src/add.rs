@@ -96,12 +96,14 @@ pub(crate) async fn run<T: Target>(
     items: AddItems<'_>,
     options: &AddOptions,
 ) -> Result<AddReport> {
+    let there = options.asked.iter().filter(|(_, there)| **there);
+    let there = there.map(|(path, _)| path);
     let mut adding = Adding {
         cache: cache.clone(),
         options,
         report: AddReport::default(),
         nodes: HashMap::new(),
-        visible: HashSet::new(),
+        visible: there.cloned().collect(),
         present: HashSet::new(),
         queue: BinaryHeap::new(),
         uploads: 0,
@@ -232,7 +234,8 @@ impl<T: Target> Adding<'_, T> {
             .iter()
             .flat_map(|(info, _)| info.references.iter().chain([&info.path]));
         let known = |p: &StorePath| {
-            self.visible.contains(p)
+            self.options.asked.contains_key(p)
+                || self.visible.contains(p)
                 || self.nodes.contains_key(p)
                 || self.options.elsewhere.contains(p)
         };

@@ -3,16 +3,18 @@
 mod run;
 mod store_infos;
 mod summary;
+mod unreachable;
 
 pub use store_infos::StoreInfos;
 pub use summary::{CacheSummary, Summary};
+pub use unreachable::UnreachableCache;
 
 use crate::objects::NarInfos;
 use futures::{Stream, stream::BoxStream};
 use std::{num::NonZeroUsize, sync::Arc};
 use tk_narinfo::{NarInfo, Policy, Untrusted};
 use tk_path::{StoreDir, StorePath};
-use tk_store::{Error, Store};
+use tk_store::{Error, Store, closure::MAX_CLOSURE_PATHS};
 
 /// Asks caches about paths, or about whole closures.
 ///
@@ -44,6 +46,7 @@ pub struct Checker {
     closure: bool,
     policy: Option<Arc<Policy>>,
     window: NonZeroUsize,
+    most_paths: usize,
     references: Option<Arc<dyn Store>>,
 }
 
@@ -56,6 +59,7 @@ impl Checker {
             closure: false,
             policy: None,
             window: WINDOW,
+            most_paths: MAX_CLOSURE_PATHS,
             references: None,
         }
     }
@@ -88,6 +92,13 @@ impl Checker {
     /// cache. Default: 1,024. Each cache has a limit of its own for requests under way.
     pub fn window(mut self, paths: NonZeroUsize) -> Self {
         self.window = paths;
+        self
+    }
+
+    /// How many paths a closure may come to beside those that were asked for. One with more is taken for
+    /// invented: the check ends, and its last answer says so. Default: [`MAX_CLOSURE_PATHS`].
+    pub fn most_paths(mut self, paths: usize) -> Self {
+        self.most_paths = paths;
         self
     }
 

@@ -1,5 +1,5 @@
 //! The index of debug symbols: which NAR holds those of a build id, for debuggers
-//! (`debuginfo/<build id>`, as Nix's binary-cache-store.cc writes it).
+//! (`debuginfo/<build id>.debug`, as Nix's binary-cache-store.cc writes it).
 
 use crate::layout::DEBUG_FOLDER;
 use serde_json::json;
@@ -21,7 +21,7 @@ pub(crate) fn index(listing: &Listing, url: &str) -> Vec<(String, String)> {
                 continue;
             };
             if matches!(file, Node::Regular { .. }) {
-                let name = format!("{DEBUG_FOLDER}/{begin}{rest}");
+                let name = format!("{DEBUG_FOLDER}/{begin}{rest}{SUFFIX}");
                 let member = format!("lib/debug/.build-id/{begin}/{rest}{SUFFIX}");
                 let content = json!({ "archive": format!("../{url}"), "member": member });
                 objects.push((name, content.to_string()));
@@ -68,7 +68,7 @@ mod tests {
         let content = format!(
             r#"{{"archive":"../nar/x.nar.zst","member":"lib/debug/.build-id/ab/{rest}.debug"}}"#
         );
-        assert_eq!(found, [(format!("debuginfo/ab{rest}"), content)]);
+        assert_eq!(found, [(format!("debuginfo/ab{rest}.debug"), content)]);
         let plain = Listing::from_json(r#"{"version":1,"root":{"type":"regular","size":1}}"#);
         assert_eq!(index(&plain.unwrap(), "nar/x.nar"), []);
     }

@@ -46,10 +46,13 @@ pub struct DiskCacheConfig {
     pub negative: Duration,
     /// How long a `nix-cache-info` counts. Default: 7 days, as Nix.
     pub info: Duration,
-    /// The folder of Nix's own `binary-cache-v8.sqlite` (or `v7`), such as `~/.cache/nix`. What
+    /// The folder of Nix's own `binary-cache-v8.sqlite` (or `v7`, `v6`), such as `~/.cache/nix`. What
     /// Nix found present is believed for as long as our own answers; nothing is written there.
     /// Default: none.
     pub nix: Option<PathBuf>,
+    /// The most bytes of answers on disk. When there are more, the older half is forgotten.
+    /// Default: 256 MiB, about 200,000 narinfos.
+    pub max_bytes: u64,
     /// What time it is. Default: the system's clock.
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     /// Who is told of what people should know though the work goes on. Default: nobody.
@@ -63,6 +66,7 @@ impl Default for DiskCacheConfig {
             negative: Duration::from_secs(30),
             info: 7 * DAY,
             nix: None,
+            max_bytes: 256 << 20,
             clock: Arc::new(SystemTime::now),
             observer: Arc::new(()),
         }
@@ -76,6 +80,7 @@ impl fmt::Debug for DiskCacheConfig {
             .field("negative", &self.negative)
             .field("info", &self.info)
             .field("nix", &self.nix)
+            .field("max_bytes", &self.max_bytes)
             .finish_non_exhaustive()
     }
 }
@@ -122,10 +127,26 @@ impl DiskCache {
     /// without settings; for an HTTP cache its URL without a slash at the end. `dir` is the store
     /// directory for which it was asked.
     pub fn of(self: &Arc<Self>, identity: &str, dir: &StoreDir) -> Arc<dyn NarInfoCache> {
+        self.since(identity, dir, i64::MIN)
+    }
+
+    /// The same, but nothing counts that was remembered before this moment: the cache is asked again,
+    /// and its new answers take the place of the old ones.
+    pub fn of_now(self: &Arc<Self>, identity: &str, dir: &StoreDir) -> Arc<dyn NarInfoCache> {
+        self.since(identity, dir, self.now())
+    }
+
+    fn since(
+        self: &Arc<Self>,
+        identity: &str,
+        dir: &StoreDir,
+        since: i64,
+    ) -> Arc<dyn NarInfoCache> {
         Arc::new(OneCache {
             disk: self.clone(),
             identity: identity.to_owned(),
             dir: dir.clone(),
+            since,
         })
     }
 
@@ -173,6 +194,25 @@ impl DiskCache {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a cache invents without end does not fill the disk.
+    fn make_room(&self, tx: &Transaction<'_>) -> rusqlite::Result<()> {
+        let used: i64 = tx
+            .prepare_cached(
+                "select (page_count - freelist_count) * page_size \
+                 from pragma_page_count, pragma_freelist_count, pragma_page_size",
+            )?
+            .query_row([], |row| row.get(0))?;
+        if u64::try_from(used).unwrap_or(0) <= self.config.max_bytes {
+            return Ok(());
+        }
+        tx.execute(
+            "delete from answers where at <= (select at from answers order by at \
+             limit 1 offset (select count(*) / 2 from answers))",
+            [],
+        )?;
+        Ok(())
+    }
+
     /// Removes what no longer counts, at most once a day.
     fn purge(&self, tx: &Transaction<'_>, now: i64) -> rusqlite::Result<()> {
         let last: Option<i64> = tx
@@ -203,9 +243,15 @@ struct OneCache {
     disk: Arc<DiskCache>,
     identity: String,
     dir: StoreDir,
+    /// What was heard before this time does not count.
+    since: i64,
 }
 
 impl OneCache {
+    fn counts(&self, at: i64, now: i64, life: Duration) -> bool {
+        at >= self.since && at <= now && now.saturating_sub(at) < millis(life)
+    }
+
     /// Under which number the cache goes, if anything is known of it.
     fn id(&self, connection: &Connection) -> rusqlite::Result<Option<i64>> {
         let sql = "select id from caches where identity = ? and store_dir = ?";
@@ -232,6 +278,7 @@ impl OneCache {
         self.disk.with(|connection| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             self.disk.purge(&tx, now)?;
+            self.disk.make_room(&tx)?;
             let id = self.made_id(&tx)?;
             work(&tx, id, now)?;
             tx.commit()
@@ -266,7 +313,7 @@ impl OneCache {
             ABSENT => config.negative,
             _ => config.positive,
         };
-        if !is_alive(at, now, life) {
+        if !self.counts(at, now, life) {
             return Ok(Row::Nothing);
         }
         let text = row.get_ref(2)?.as_blob_or_null()?.unwrap_or_default();
@@ -293,7 +340,7 @@ impl OneCache {
         for (i, found) in open.into_iter().zip(found) {
             let Some((at, text)) = found else { continue };
             let forgotten = matches!(rows[i], Row::Forgotten(since) if at <= since);
-            if !forgotten && is_alive(at, now, self.disk.config.positive) {
+            if !forgotten && self.counts(at, now, self.disk.config.positive) {
                 rows[i] = Row::Known(Known::Present(text));
             }
         }
@@ -364,7 +411,8 @@ impl NarInfoCache for OneCache {
                 .optional()
         });
         let (info, at) = found??;
-        is_alive(at, now, self.disk.config.info).then(|| info.map(Bytes::from))
+        self.counts(at, now, self.disk.config.info)
+            .then(|| info.map(Bytes::from))
     }
 
     fn put_cache_info(&self, text: Option<&[u8]>) {
@@ -385,10 +433,6 @@ enum Row {
     Known(Known),
     /// At that time.
     Forgotten(i64),
-}
-
-fn is_alive(at: i64, now: i64, life: Duration) -> bool {
-    at <= now && now.saturating_sub(at) < millis(life)
 }
 
 fn millis(time: Duration) -> i64 {

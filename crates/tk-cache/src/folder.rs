@@ -8,19 +8,18 @@ mod nar;
 mod upload;
 
 use crate::{
-    add, blocking,
+    CacheWarning, CacheWarnings, add, blocking,
     compress::Compressor,
     layout::{self, CACHE_INFO, NAR_FOLDER},
     objects::NarInfos,
     pool::Pool,
 };
 use async_trait::async_trait;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
-    io::{self, Write},
+    fmt, fs, io,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -70,6 +69,11 @@ pub struct FolderConfig {
     pub priority: Option<i32>,
     /// The same, for whether the cache wants to be asked for many paths at once.
     pub want_mass_query: Option<bool>,
+    /// Whether a packed NAR is refused that is not the file its narinfo describes (`FileHash`,
+    /// `FileSize`), which Nix does not look at. Default: no, it is a warning.
+    pub strict_file_hash: bool,
+    /// Who is told what is wrong in the cache.
+    pub warnings: CacheWarnings,
 }
 
 impl FolderConfig {
@@ -89,6 +93,8 @@ impl FolderConfig {
             require_references: true,
             priority: None,
             want_mass_query: None,
+            strict_file_hash: false,
+            warnings: CacheWarnings::default(),
         }
     }
 }
@@ -200,9 +206,32 @@ impl FolderCache {
     }
 
     /// Everything that the cache has. Reads every narinfo.
+    ///
+    /// # Errors
+    /// A narinfo that cannot be read is an error: [`FolderCache::all_narinfos`] goes on.
     pub async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
+        let all = self.all_narinfos().await?;
+        let paths = all.map(|(_, narinfo)| narinfo.map(|narinfo| narinfo.info.path));
+        paths.try_collect().await
+    }
+
+    /// The narinfo of everything that the cache has, in no order, each with the name of its file.
+    /// One that cannot be read does not end the others.
+    pub async fn all_narinfos(&self) -> Result<BoxStream<'_, (String, Result<NarInfo>)>> {
         let inner = self.0.clone();
-        blocking(move || inner.all_paths()).await
+        let parts = blocking(move || inner.parts()).await?;
+        let found = self.by_parts(futures::stream::iter(parts).boxed(), |part| *part);
+        let named = |(part, found): (HashPart, Result<Option<NarInfo>>)| async move {
+            // It may be gone since it was listed.
+            let found = found.transpose()?;
+            Some((layout::narinfo(&part), found))
+        };
+        Ok(found.filter_map(named).boxed())
+    }
+
+    /// The keys that sign what is added.
+    pub fn signing_keys(&self) -> &[Arc<SecretKey>] {
+        &self.0.config.sign
     }
 
     /// The narinfo of a path; `None` if it is absent.
@@ -222,10 +251,18 @@ impl Store for FolderCache {
         &self.0.config.store_dir
     }
 
-    /// One `stat` for each path. No narinfo is opened.
+    /// Reads the narinfo of each path.
     async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
-        let (inner, paths) = (self.0.clone(), paths.clone());
-        blocking(move || inner.valid(paths)).await
+        Ok(self.0.present(paths.clone()).await?.into_keys().collect())
+    }
+
+    async fn present(
+        &self,
+        paths: &BTreeSet<StorePath>,
+    ) -> Result<BTreeMap<StorePath, Option<PathInfo>>> {
+        let present = self.0.present(paths.clone()).await?;
+        let some = |(path, info)| (path, Some(info));
+        Ok(present.into_iter().map(some).collect())
     }
 
     fn infos<'a>(
@@ -259,8 +296,9 @@ impl Store for FolderCache {
             .boxed()
     }
 
-    /// Checks file hash and size while the NAR passes: what differs is an error at the end of the
-    /// stream. It ends with an error, too, when more comes out than the NAR should have.
+    /// Ends with an error when more comes out than the NAR should have. Compares hash and size of the
+    /// packed file with the narinfo on the way: what differs is a warning, or with
+    /// `strict_file_hash` an error at the end of the stream.
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
         let (inner, path) = (self.0.clone(), path.clone());
         blocking(move || nar::open(inner, path))
@@ -410,28 +448,57 @@ impl Inner {
         files::sweep(&self.root.join(layout::DEBUG_FOLDER));
     }
 
-    fn valid(&self, mut paths: BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
-        use rustix::{fs, io::Errno};
-        let asking = |what: &Path, e: Errno| Error::io(format!("looking at {}", what.display()), e);
-        let flags = fs::OFlags::RDONLY | fs::OFlags::DIRECTORY | fs::OFlags::CLOEXEC;
-        let root = match fs::open(&self.root, flags, fs::Mode::empty()) {
-            Ok(root) => root,
-            Err(Errno::NOENT) if self.config.create => return Ok(BTreeSet::new()),
-            Err(error) => return Err(asking(&self.root, error)),
+    /// What is there of `paths`, with the narinfo of each. A broken one counts as absent.
+    async fn present(
+        self: &Arc<Self>,
+        paths: BTreeSet<StorePath>,
+    ) -> Result<BTreeMap<StorePath, PathInfo>> {
+        let inner = self.clone();
+        if !blocking(move || inner.is_there()).await? {
+            return Ok(BTreeMap::new());
+        }
+        let paths: Vec<_> = paths.into_iter().collect();
+        let batches: Vec<_> = paths.chunks(PRESENT_BATCH).map(<[_]>::to_vec).collect();
+        let look = |batch: Vec<StorePath>| {
+            let inner = self.clone();
+            blocking(move || {
+                let infos = batch.into_iter().map(|path| inner.present_info(path));
+                infos
+                    .filter_map(Result::transpose)
+                    .collect::<Result<Vec<_>>>()
+            })
         };
-        let mut failed = None;
-        paths.retain(|path| {
-            let name = layout::narinfo(&path.to_hash_part());
-            match fs::statat(&root, &name, fs::AtFlags::empty()) {
-                Ok(_) => true,
-                Err(Errno::NOENT) => false,
-                Err(error) => {
-                    failed.get_or_insert_with(|| asking(&self.root.join(name), error));
-                    false
-                }
+        let infos = futures::stream::iter(batches).map(look);
+        let mut infos = infos.buffer_unordered(self.config.jobs.get());
+        let mut present = BTreeMap::new();
+        while let Some(infos) = infos.try_next().await? {
+            present.extend(infos.into_iter().map(|info| (info.path.clone(), info)));
+        }
+        Ok(present)
+    }
+
+    /// Whether there is a folder; one that is still to be made has nothing in it.
+    fn is_there(&self) -> Result<bool> {
+        match fs::read_dir(&self.root) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.config.create => Ok(false),
+            Err(e) => Err(reading(&self.root, e)),
+        }
+    }
+
+    fn present_info(&self, path: StorePath) -> Result<Option<PathInfo>> {
+        match self.narinfo(&path) {
+            Ok(found) => Ok(found.map(|narinfo| narinfo.info)),
+            Err(error @ Error::Malformed { .. }) => {
+                self.config.warnings.tell(|| CacheWarning::BrokenNarInfo {
+                    path,
+                    store: self.to_string(),
+                    error,
+                });
+                Ok(None)
             }
-        });
-        failed.map_or(Ok(paths), Err)
+            Err(error) => Err(error),
+        }
     }
 
     /// As Nix, a narinfo with the same hash part and another name is no answer.
@@ -480,26 +547,21 @@ impl Inner {
         ahead.unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
-        let entries = match fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound && self.config.create => {
-                return Ok(BTreeSet::new());
-            }
-            Err(e) => return Err(reading(&self.root, e)),
-        };
-        let mut paths = BTreeSet::new();
-        for entry in entries {
-            let name = entry.map_err(|e| reading(&self.root, e))?.file_name();
-            let part = name.to_str().and_then(layout::part_of_narinfo);
-            // It may be gone since it was listed.
-            if let Some(part) = part
-                && let Some(narinfo) = self.narinfo_of_part(&part)?
-            {
-                paths.insert(narinfo.info.path);
-            }
+    /// The hash parts of all narinfos.
+    fn parts(&self) -> Result<Vec<HashPart>> {
+        if !self.is_there()? {
+            return Ok(Vec::new());
         }
-        Ok(paths)
+        let entries = fs::read_dir(&self.root).map_err(|e| reading(&self.root, e))?;
+        let part = |entry: io::Result<fs::DirEntry>| match entry {
+            Ok(entry) => entry
+                .file_name()
+                .to_str()
+                .and_then(layout::part_of_narinfo)
+                .map(Ok),
+            Err(error) => Some(Err(reading(&self.root, error))),
+        };
+        entries.filter_map(part).collect()
     }
 
     fn add_signatures(&self, path: &StorePath, signatures: BTreeSet<Signature>) -> Result<()> {
@@ -523,11 +585,8 @@ impl Inner {
         if narinfo.info.signatures.len() == before {
             return Ok(());
         }
-        let mut text = narinfo.print(&self.config.store_dir).into_bytes();
-        for (key, value) in &narinfo.extra {
-            let _ = writeln!(text, "{key}: {value}");
-        }
-        files::write(&file, &text).map_err(|e| writing(&file, e))
+        let text = layout::narinfo_text(&narinfo, &self.config.store_dir);
+        files::write(&file, text.as_bytes()).map_err(|e| writing(&file, e))
     }
 }
 
@@ -544,6 +603,8 @@ const BATCH: usize = 64;
 
 /// Narinfos that are read to find a name.
 const MOST_SEARCHED: usize = 2000;
+/// The same, where all are wanted and none is waited for.
+const PRESENT_BATCH: usize = 256;
 
 const MIB: u64 = 1 << 20;
 

@@ -6,7 +6,7 @@
 //! <hash part>.ls          what is in its NAR, as JSON
 //! nar/<file hash>.nar.zst the NAR; the name is free, the narinfo's URL decides
 //! nar/<NAR hash>-<encoding>.nar.zst  the same, where the name must be known before the bytes
-//! debuginfo/<build id>    which NAR holds debug symbols, as JSON
+//! debuginfo/<build id>.debug  which NAR holds debug symbols, as JSON
 //! log/<derivation>        a build log
 //! build-trace-v2/<derivation>/<output>.doi    what an output turned out to be, as JSON
 //! realisations/sha256:<hex>!<output>.doi      the same, for Nix up to 2.34
@@ -17,7 +17,7 @@ use tk_narinfo::{
     CacheInfo, Compression, NarInfo,
     realisation::{DrvOutput, legacy},
 };
-use tk_path::{Encoding, Hash, HashPart, NarHash, StorePath};
+use tk_path::{Encoding, Hash, HashPart, NarHash, StoreDir, StorePath};
 
 /// The name of [`CacheInfo`].
 pub const CACHE_INFO: &str = "nix-cache-info";
@@ -134,7 +134,7 @@ pub struct UrlError {
 
 /// What a new cache says about itself: what Nix writes, and what else is `Some`.
 pub(crate) fn cache_info(
-    dir: &tk_path::StoreDir,
+    dir: &StoreDir,
     want_mass_query: Option<bool>,
     priority: Option<i32>,
 ) -> CacheInfo {
@@ -146,6 +146,15 @@ pub(crate) fn cache_info(
 }
 
 const NARINFO: &str = ".narinfo";
+
+/// The text of a narinfo that was read, with the fields that are unknown here.
+pub(crate) fn narinfo_text(narinfo: &NarInfo, dir: &StoreDir) -> String {
+    let mut text = narinfo.print(dir);
+    for (key, value) in &narinfo.extra {
+        text.push_str(&format!("{key}: {value}\n"));
+    }
+    text
+}
 
 /// Five bits each: enough to tell the few ways of packing one NAR apart.
 const ENCODING_DIGITS: usize = 8;

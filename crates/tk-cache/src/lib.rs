@@ -28,9 +28,11 @@ pub mod remote;
 #[cfg(feature = "http")]
 mod sentence;
 mod unpack;
+mod warning;
 
 pub use folder::{FolderCache, FolderConfig};
 pub use remote::{RemoteCache, RemoteConfig};
+pub use warning::{CacheWarning, CacheWarnings};
 
 use tk_store::Error;
 

@@ -1,7 +1,8 @@
 //! One NAR on its way into a cache: read, checked, packed, hashed and counted in one pass.
 
-use crate::{add::Failure, compress::Compressor, debug_info, layout};
+use crate::{CacheWarning, add::Failure, compress::Compressor, debug_info, layout};
 use std::{
+    fmt::Display,
     io::{self, Write},
     sync::Arc,
 };
@@ -117,22 +118,25 @@ impl Packed {
         self.hash.unwrap_or_else(|| info.nar_hash.into())
     }
 
-    /// What goes beside the NAR of `info`: names and contents. `url` is that of the NAR.
+    /// What goes beside the NAR of `info`: names and contents. `url` is that of the NAR. A listing
+    /// that is wanted and cannot be is `skipped`.
     pub(crate) fn companions(
         &self,
         info: &PathInfo,
         url: &str,
-        listing: bool,
-        debug: bool,
+        (listing, debug): (bool, bool),
+        skipped: impl FnOnce(),
     ) -> Vec<(String, String)> {
         let Some(tree) = &self.listing else {
             return Vec::new();
         };
         let mut objects = Vec::new();
-        // JSON cannot hold other names.
         if listing && tree.is_utf8() {
             let name = layout::listing(&info.path.to_hash_part());
             objects.push((name, tree.to_json()));
+        } else if listing {
+            // JSON cannot hold other names.
+            skipped();
         }
         if debug {
             objects.extend(debug_info::index(tree, url));
@@ -160,6 +164,14 @@ pub(crate) fn narinfo(
     narinfo.file_hash = Some(file.0);
     narinfo.file_size = Some(file.1);
     Ok(narinfo.print(dir))
+}
+
+/// The warning for a listing that was skipped.
+pub(crate) fn no_listing(info: &PathInfo, cache: &dyn Display) -> CacheWarning {
+    CacheWarning::NoListing {
+        path: info.path.clone(),
+        store: cache.to_string(),
+    }
 }
 
 fn bad_nar(name: &str, error: tk_nar::NarError) -> Failure {

@@ -6,7 +6,7 @@ mod nar;
 mod upload;
 
 use crate::{
-    add, blocking,
+    CacheWarnings, add, blocking,
     compress::Compressor,
     journal::Journal,
     layout::{self, CACHE_INFO},
@@ -16,9 +16,9 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     num::NonZeroUsize,
     path::PathBuf,
@@ -74,6 +74,12 @@ pub struct RemoteConfig {
     /// where it stood. Where nothing can be written there, that is told to
     /// [`observer`](RemoteConfig::observer), and a killed push begins anew.
     pub journal: Option<(PathBuf, String)>,
+    /// Whether a packed NAR is refused that is not the file its narinfo describes (`FileHash`,
+    /// `FileSize`). Nix looks at neither, and proxies that pack anew leave them as they were.
+    /// Default: no, it is a warning.
+    pub strict_file_hash: bool,
+    /// Who is told what is wrong in the cache.
+    pub warnings: CacheWarnings,
 }
 
 impl Default for RemoteConfig {
@@ -99,6 +105,8 @@ impl Default for RemoteConfig {
             known: None,
             observer: Arc::new(()),
             journal: None,
+            strict_file_hash: false,
+            warnings: CacheWarnings::default(),
         }
     }
 }
@@ -120,6 +128,8 @@ struct Inner {
     compressor: Compressor,
     /// What the cache says about itself, once somebody asked; `None` within: nothing.
     info: OnceCell<Option<CacheInfo>>,
+    /// Of what another answer was given than was remembered, until somebody hears of it.
+    renewed: Mutex<BTreeSet<HashPart>>,
     /// Opened when something is uploaded; `None` within: it could not be.
     journal: Mutex<Option<Option<Arc<Journal>>>>,
     packers: Pool,
@@ -158,6 +168,7 @@ impl RemoteCache {
             config,
             compressor,
             info: OnceCell::new(),
+            renewed: Mutex::default(),
             journal: Mutex::default(),
             encoder_memory: Arc::new(Semaphore::new(memory as usize)),
             encoder_memory_of_all: memory,
@@ -204,22 +215,47 @@ impl RemoteCache {
     /// Everything that the cache has. Lists it, and reads every narinfo.
     ///
     /// # Errors
-    /// HTTP servers cannot list.
+    /// HTTP servers cannot list. A narinfo that cannot be read is an error too:
+    /// [`RemoteCache::all_narinfos`] goes on.
     pub async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
+        let all = self.all_narinfos().await?;
+        let paths = all.map(|(_, narinfo)| narinfo.map(|narinfo| narinfo.info.path));
+        paths.try_collect().await
+    }
+
+    /// The narinfo of everything that the cache has, in no order, each with its name. One that
+    /// cannot be read does not end the others. Each is read once, and from memory if it is known.
+    ///
+    /// # Errors
+    /// HTTP servers cannot list.
+    pub async fn all_narinfos(&self) -> Result<BoxStream<'_, (String, Result<NarInfo>)>> {
         let mut parts = Vec::new();
         let mut names = self.0.objects.list("");
         while let Some(name) = names.next().await {
             parts.extend(layout::part_of_narinfo(&name?));
         }
-        let mut found = futures::stream::iter(parts)
-            .map(|part| async move { self.0.fetch(&part).await })
-            .buffer_unordered(self.0.objects.parallel());
-        let mut paths = BTreeSet::new();
-        while let Some(narinfo) = found.next().await {
+        let found = lookup::narinfos(&self.0, futures::stream::iter(parts).boxed(), |part| *part);
+        let named = |(part, found): (HashPart, Result<Option<NarInfo>>)| async move {
             // It may be gone since it was listed.
-            paths.extend(narinfo?.map(|narinfo| narinfo.info.path));
-        }
-        Ok(paths)
+            let found = found.transpose()?;
+            Some((layout::narinfo(&part), found))
+        };
+        Ok(found.filter_map(named).boxed())
+    }
+
+    /// The keys that sign what is added.
+    pub fn signing_keys(&self) -> &[Arc<SecretKey>] {
+        &self.0.config.sign
+    }
+
+    /// Puts `narinfo` in place of what is there of its path, fields that are unknown here included.
+    /// The NAR that it names must be there.
+    pub async fn write_narinfo(&self, narinfo: &NarInfo) -> Result<()> {
+        let part = narinfo.info.path.to_hash_part();
+        let text = layout::narinfo_text(narinfo, &self.0.config.store_dir);
+        self.0.put(&layout::narinfo(&part), text.into()).await?;
+        self.0.forget(part).await;
+        Ok(())
     }
 
     /// The narinfo of a path; `None` if it is absent.
@@ -239,9 +275,18 @@ impl Store for RemoteCache {
         &self.0.config.store_dir
     }
 
-    /// One request for each path, and none is answered from memory. No narinfo is read.
+    /// One request for each path, and none is answered from memory: the narinfo is read.
     async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
-        self.0.valid(paths.clone()).await
+        Ok(self.0.present(paths.clone()).await?.into_keys().collect())
+    }
+
+    async fn present(
+        &self,
+        paths: &BTreeSet<StorePath>,
+    ) -> Result<BTreeMap<StorePath, Option<PathInfo>>> {
+        let present = self.0.present(paths.clone()).await?;
+        let some = |(path, info)| (path, Some(info));
+        Ok(present.into_iter().map(some).collect())
     }
 
     fn infos<'a>(
@@ -265,8 +310,9 @@ impl Store for RemoteCache {
             .boxed()
     }
 
-    /// Checks file hash and size while the NAR passes: what differs is an error at the end of the
-    /// stream. It ends with an error, too, when more comes out than the NAR should have.
+    /// Ends with an error when more comes out than the NAR should have. Compares hash and size of the
+    /// packed file with the narinfo on the way: what differs is a warning, or with
+    /// `strict_file_hash` an error at the end of the stream.
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
         self.0.nar(path).await
     }
@@ -285,6 +331,10 @@ impl Store for RemoteCache {
         Ok(found.map(|narinfo| narinfo.info.path))
     }
 
+    async fn renew(&self, path: &StorePath) -> Result<bool> {
+        self.0.renew(path.to_hash_part()).await
+    }
+
     async fn tidy(&self) -> Result<()> {
         self.0.finish_journal().await
     }
@@ -295,7 +345,13 @@ impl NarInfos for RemoteCache {
         &'a self,
         paths: BoxStream<'a, StorePath>,
     ) -> BoxStream<'a, (StorePath, Result<Option<NarInfo>>)> {
-        lookup::narinfos(&self.0, paths)
+        let found = lookup::narinfos(&self.0, paths, StorePath::to_hash_part);
+        // As Nix, a narinfo with the same hash part and another name is no answer.
+        let about = |(path, found): (StorePath, Result<Option<NarInfo>>)| {
+            let found = found.map(|found| found.filter(|narinfo| narinfo.info.path == path));
+            (path, found)
+        };
+        found.map(about).boxed()
     }
 }
 
@@ -343,7 +399,9 @@ impl Inner {
             CacheInfo::parse(text).map_err(|e| Error::malformed(format!("{self}/{CACHE_INFO}"), e))
         };
         let info = text.as_ref().map(parse).transpose()?;
-        if let (Some(known), Some(text)) = (self.known(), text) {
+        // Any page can be read as one that says nothing.
+        let says = info.as_ref().is_some_and(|info| info.store_dir.is_some());
+        if let (Some(known), Some(text)) = (self.known(), text.filter(|_| says)) {
             blocking(move || {
                 known.put_cache_info(Some(&text));
                 Ok(())

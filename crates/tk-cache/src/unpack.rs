@@ -1,6 +1,6 @@
 //! NARs as they come out of a cache: unpacked, and checked against their narinfo.
 
-use crate::compress::nar_decoder;
+use crate::{CacheWarning, CacheWarnings, compress::nar_decoder};
 use bytes::Bytes;
 use std::{
     io::{self, BufReader, Read},
@@ -21,6 +21,10 @@ pub(crate) struct Packed<S> {
     pub(crate) narinfo: NarInfo,
     /// The cache's URI.
     pub(crate) store: String,
+    /// Whether a packed file that is another one is an error.
+    pub(crate) strict: bool,
+    /// Who is told of it if not.
+    pub(crate) warnings: CacheWarnings,
 }
 
 /// Where the bytes of a packed NAR come from.
@@ -30,8 +34,8 @@ pub(crate) trait Source: Read + Send {
 }
 
 impl<S: Source> Packed<S> {
-    /// Sends the NAR, in chunks. Checks the hash and the size of the packed file, and that not
-    /// more comes out than the NAR should have.
+    /// Sends the NAR, in chunks. Compares the hash and the size of the packed file, and checks that
+    /// not more comes out than the NAR should have.
     pub(crate) fn unpack(mut self, send: &mut dyn FnMut(Bytes) -> bool) -> Result<()> {
         let hash = self.narinfo.file_hash;
         let mut hashed = Hashed {
@@ -50,9 +54,15 @@ impl<S: Source> Packed<S> {
         if let Some(error) = failed {
             return Err(self.source.failure(&self.name, error));
         }
-        match result? {
-            true => check.file(hasher.map(Hasher::finish), size),
-            false => Ok(()),
+        if !result? {
+            return Ok(());
+        }
+        match check.file(hasher.map(Hasher::finish), size) {
+            Err(error) if !self.strict => {
+                self.warnings.tell(|| CacheWarning::PackedFile { error });
+                Ok(())
+            }
+            checked => checked,
         }
     }
 }

@@ -19,12 +19,12 @@ use support::{add, chain, config, item, open, sample};
 use tempfile::TempDir;
 use tk_cache::{
     FolderCache,
-    checker::{Answer, Checked, Checker, StoreInfos, Summary, Trust},
+    checker::{Answer, Checked, Checker, StoreInfos, Summary, Trust, UnreachableCache},
     layout,
     objects::NarInfos,
 };
 use tk_narinfo::{Compression, NarInfo, PathInfo, Policy, SecretKey};
-use tk_path::{HashPart, StoreDir, StorePath};
+use tk_path::{Algorithm, Hash, HashPart, NarHash, StoreDir, StorePath};
 use tk_store::{
     AddItems, AddOptions, AddReport, Error, MemoryStore, NarStream, Result, SigCheck, Store,
     StoreExt, nar,
@@ -47,6 +47,8 @@ struct Fake {
     most: Arc<AtomicUsize>,
     /// How often it lets others go on before it answers, as a network does.
     latency: usize,
+    /// Invents references without end.
+    endless: bool,
     /// If set: answers only when `gate` was opened.
     gate: Option<Arc<Notify>>,
 }
@@ -85,6 +87,7 @@ impl NarInfos for Fake {
                 self.outstanding.fetch_sub(1, Ordering::SeqCst);
                 let answer = match self.failing.contains(&path) {
                     true => Err(Error::io("asking", std::io::ErrorKind::TimedOut)),
+                    false if self.endless => Ok(Some(invented(path.clone()))),
                     false => Ok(self.infos.get(&path).map(|info| {
                         let url = format!("nar/{}.nar", path.hash_part());
                         let mut narinfo = NarInfo::new(info.clone(), url, Compression::None);
@@ -149,6 +152,18 @@ impl fmt::Debug for Fake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Fake")
     }
+}
+
+/// The narinfo of a path with 4,000 references that were never named before.
+fn invented(path: StorePath) -> NarInfo {
+    let mut info = PathInfo::new(path.clone(), NarHash::from_bytes([0; 32]), 1);
+    let name = |n: u32| {
+        let seed = format!("{path} {n}");
+        let digest = Hash::digest(Algorithm::Sha256, seed.as_bytes()).compress(20);
+        StorePath::from_digest(&digest.try_into().unwrap(), "r").unwrap()
+    };
+    info.references = (0..4000).map(name).collect();
+    NarInfo::new(info, "x".to_owned(), Compression::None)
 }
 
 fn info(name: &str, references: &[&PathInfo]) -> PathInfo {
@@ -251,6 +266,40 @@ async fn what_the_answers_of_two_caches_mean() {
             .collect();
         assert_eq!(caches, said);
     }
+}
+
+#[tokio::test]
+async fn a_cache_that_cannot_be_opened_does_not_end_the_others() {
+    let [here, nowhere] = ["here", "nowhere"].map(|name| info(name, &[]));
+    let dead = UnreachableCache::new("https://dead.example", StoreDir::default(), "no route");
+    let alive = Fake::with([here.clone()]);
+    let checker = Checker::new(vec![Arc::new(dead) as _, Arc::new(alive) as _]);
+    let found = check(&checker, &[&here, &nowhere]).await;
+    assert_eq!(letters(&found[&here.path]), "EP");
+    assert!(found[&here.path].is_present());
+    assert_eq!(letters(&found[&nowhere.path]), "EA");
+    assert!(found[&nowhere.path].is_unknown(), "nobody could answer");
+    let Answer::NotAsked(error) = &found[&nowhere.path].answers[0] else {
+        panic!()
+    };
+    assert!(error.to_line().contains("no route"), "{error}");
+}
+
+/// It invents paths that refer to thousands that nobody heard of.
+#[tokio::test]
+async fn a_closure_without_end_is_given_up() {
+    let endless = Fake {
+        endless: true,
+        ..Fake::default()
+    };
+    let checker = checker([endless]).closure(true).most_paths(10_000);
+    let found = check(&checker, &[&info("root", &[])]).await;
+    let end = found.values().find(|checked| checked.is_unknown()).unwrap();
+    let Answer::NotAsked(error) = &end.answers[0] else {
+        panic!()
+    };
+    assert!(error.to_line().contains("10000 paths"), "{error}");
+    assert!(!end.followed);
 }
 
 #[tokio::test]

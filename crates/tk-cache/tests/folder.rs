@@ -10,11 +10,11 @@ use std::{
     fs,
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 use support::{add, assert_invariant, chain, config, item, nar_of, open, sample, tree};
 use tempfile::TempDir;
-use tk_cache::{FolderCache, FolderConfig};
+use tk_cache::{CacheWarnings, FolderCache, FolderConfig, layout};
 use tk_narinfo::{Compression, NarInfo, SecretKey};
 use tk_path::{HashPart, StoreDir, StorePath};
 use tk_store::{AddSignatures, Error, SigCheck, Store, StoreExt, conformance, verify};
@@ -359,6 +359,7 @@ impl Victim {
     async fn new(compression: Compression) -> Self {
         let folder = TempDir::new().unwrap();
         let mut config = config(folder.path());
+        config.strict_file_hash = true;
         config.compression = compression;
         config.level = (compression != Compression::None).then_some(1);
         let cache = open(config).await;
@@ -548,6 +549,88 @@ async fn narinfos_that_lie() {
         ),
         "{error:?}"
     );
+}
+
+/// As Nix, which looks at neither: the NAR hash decides, and it is what was signed.
+#[tokio::test]
+async fn the_packed_file_may_be_another_one() {
+    let victim = Victim::new(Compression::Zstd).await;
+    victim.set(
+        "FileHash",
+        "sha256:1w1fff338fvdw53sqgamddn1b2xgds473pv6y13gizdbqjv4i5p3",
+    );
+    victim.set("FileSize", "77");
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let mut config = config(victim.folder.path());
+    config.warnings = warnings(&told);
+    let cache = open(config).await;
+    let info = cache.require_info(&victim.path).await.unwrap();
+    verify(&cache, &info).await.unwrap();
+    let words = told.lock().unwrap().concat();
+    assert!(
+        words.contains("file size mismatch") && words.contains("77 bytes"),
+        "{words}"
+    );
+    victim.set(
+        "NarHash",
+        "sha256:1w1fff338fvdw53sqgamddn1b2xgds473pv6y13gizdbqjv4i5p3",
+    );
+    let info = cache.require_info(&victim.path).await.unwrap();
+    assert!(verify(&cache, &info).await.is_err());
+}
+
+fn warnings(told: &Arc<Mutex<Vec<String>>>) -> CacheWarnings {
+    let told = told.clone();
+    CacheWarnings::to(move |warning| told.lock().unwrap().push(warning.to_string()))
+}
+
+/// What is no narinfo of the path does not stand for it, and is written again.
+#[tokio::test]
+async fn broken_narinfos_are_written_again() {
+    let folder = TempDir::new().unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let mut config = config(folder.path());
+    config.warnings = warnings(&told);
+    let cache = open(config).await;
+    let links = chain(2);
+    let items = || links.iter().map(|(info, nar)| item(info, nar)).collect();
+    add(&cache, items()).await;
+    let paths: BTreeSet<_> = links.iter().map(|(info, _)| info.path.clone()).collect();
+    let files = links
+        .iter()
+        .map(|(info, _)| layout::narinfo(&info.path.to_hash_part()));
+    let files: Vec<_> = files.map(|name| folder.path().join(name)).collect();
+    let [good, other] = [&files[0], &files[1]].map(|file| fs::read_to_string(file).unwrap());
+    for broken in [
+        String::new(),
+        good[..good.len() / 2].to_owned(),
+        good.trim_end().to_owned(),
+        good.replace("/nix/store", "/gnu/store"),
+        other,
+        "<html>Sign in</html>\n".to_owned(),
+    ] {
+        fs::write(&files[0], &broken).unwrap();
+        let valid = cache.valid(&paths).await.unwrap();
+        assert_eq!(valid, BTreeSet::from([links[1].0.path.clone()]), "{broken}");
+        assert_eq!(told.lock().unwrap().len(), 1, "{broken}");
+        let report = add(&cache, items()).await;
+        assert_eq!((report.added.len(), report.failed.len()), (2, 0));
+        assert_eq!(fs::read_to_string(&files[0]).unwrap(), good);
+        told.lock().unwrap().clear();
+    }
+}
+
+#[tokio::test]
+async fn all_narinfos_go_on_past_a_broken_one() {
+    let victim = Victim::new(Compression::None).await;
+    let nobody = layout::narinfo(&HashPart::parse(&"0".repeat(32)).unwrap());
+    fs::write(victim.folder.path().join(&nobody), "").unwrap();
+    let all = victim.cache.all_narinfos().await.unwrap();
+    let all: std::collections::BTreeMap<_, _> = all.collect().await;
+    assert_eq!(all.len(), 2);
+    let error = all[&nobody].as_ref().unwrap_err().to_line();
+    assert!(error.contains(&nobody), "{error}");
+    assert!(all.values().flatten().all(|n| n.info.path == victim.path));
 }
 
 #[tokio::test]

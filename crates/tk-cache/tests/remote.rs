@@ -17,14 +17,15 @@ use std::{
 use support::{chain, item, sample};
 use tempfile::TempDir;
 use tk_cache::{
-    RemoteCache, RemoteConfig,
+    CacheWarnings, RemoteCache, RemoteConfig, layout,
     objects::{Known, Look, NarInfoCache, NarInfos, Objects, Upload},
 };
 use tk_narinfo::{Compression, NarInfo, PathInfo};
 use tk_path::{HashPart, StoreDir};
 use tk_store::{
-    AddItem, AddOptions, AddReport, ByteStream, Error, Existing, Result, SigCheck, Store, StoreExt,
-    conformance,
+    AddItem, AddOptions, AddReport, ByteStream, Error, Existing, MemoryStore, Result, SigCheck,
+    Store, StoreExt, conformance,
+    copy::{CopyOptions, Reach, plan},
 };
 
 /// Objects in memory. Every write checks the invariant of caches.
@@ -42,6 +43,8 @@ struct State {
     broken: BTreeSet<(&'static str, String)>,
     /// Whether incomplete closures are what is tested.
     incomplete: bool,
+    /// What every question is answered with, if this is no cache.
+    page: Option<Bytes>,
 }
 
 impl Memory {
@@ -120,7 +123,13 @@ impl fmt::Display for Memory {
 #[async_trait]
 impl Objects for Memory {
     async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
-        let content = self.request("get", name)?.objects.get(name).cloned();
+        let content = {
+            let state = self.request("get", name)?;
+            state
+                .page
+                .clone()
+                .or_else(|| state.objects.get(name).cloned())
+        };
         assert!(
             content
                 .as_ref()
@@ -291,7 +300,7 @@ async fn what_cannot_be_sent_takes_what_refers_to_it_along() {
     let objects = Memory::new();
     let cache = open(&objects, config()).await;
     let chain = chain(6);
-    objects.break_at("look", &format!("{}.narinfo", chain[3].0.path.hash_part()));
+    objects.break_at("get", &format!("{}.narinfo", chain[3].0.path.hash_part()));
     let options = AddOptions::from(SigCheck::Skip);
     let report = cache
         .add(stream::iter(all(&chain[..3])).boxed(), &options)
@@ -303,6 +312,7 @@ async fn what_cannot_be_sent_takes_what_refers_to_it_along() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains(".narinfo"), "{error}");
+    objects.state().broken.clear();
     let paths = cache.all_paths().await.unwrap();
     assert_eq!(
         paths.len(),
@@ -368,15 +378,209 @@ async fn references_may_be_elsewhere_when_that_is_said() {
     ));
     let mut options = AddOptions::from(SigCheck::Skip);
     options.elsewhere = Arc::new([chain[0].0.path.clone()].into());
-    let asked = objects.requests("look");
+    let asked = objects.requests("get");
     let items = stream::iter(all(&chain[1..])).boxed();
     let report = cache.add(items, &options).await.unwrap();
     assert_eq!(report.added.len(), 1, "{:?}", report.failed);
     assert_eq!(
-        objects.requests("look"),
+        objects.requests("get"),
         asked + 1,
         "what is elsewhere is not asked for"
     );
+}
+
+#[tokio::test]
+async fn what_was_asked_a_moment_ago_is_not_asked_again() {
+    let objects = Memory::new();
+    let cache = open(&objects, config()).await;
+    let chain = chain(3);
+    add(&cache, all(&chain[..1])).await;
+    let src = MemoryStore::default();
+    src.add(stream::iter(all(&chain)).boxed(), &SigCheck::Skip.into())
+        .await
+        .unwrap();
+    let src: Arc<dyn Store> = Arc::new(src);
+    let roots = BTreeSet::from([chain[2].0.path.clone()]);
+    let asked = objects.requests("get");
+    let plan = plan(&*src, &cache, &roots, &CopyOptions::new(SigCheck::Skip)).await;
+    let report = plan.unwrap().run(&src, &cache, Arc::new(())).await.unwrap();
+    assert_eq!((report.copied.len(), report.present.len()), (2, 1));
+    assert_eq!(objects.requests("get") - asked, 3, "one question a path");
+}
+
+/// What is no narinfo of the path does not stand for it, and is written again.
+#[tokio::test]
+async fn broken_narinfos_are_written_again() {
+    let objects = Memory::new();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let mut config = config();
+    let sink = told.clone();
+    config.warnings = CacheWarnings::to(move |warning| {
+        sink.lock().unwrap().push(warning.to_string());
+    });
+    let cache = open(&objects, config).await;
+    let chain = chain(2);
+    add(&cache, all(&chain)).await;
+    let paths: BTreeSet<_> = chain.iter().map(|(info, _)| info.path.clone()).collect();
+    let names = chain
+        .iter()
+        .map(|(info, _)| layout::narinfo(&info.path.to_hash_part()));
+    let names: Vec<_> = names.collect();
+    let [good, other] = [&names[0], &names[1]].map(|name| objects.state().objects[name].clone());
+    let foreign = String::from_utf8_lossy(&good).replace("/nix/store", "/gnu/store");
+    for broken in [
+        Bytes::new(),
+        good.slice(..good.len() / 2),
+        foreign.into(),
+        other,
+        "<html>Sign in</html>\n".into(),
+    ] {
+        objects
+            .state()
+            .objects
+            .insert(names[0].clone(), broken.clone());
+        let valid = cache.valid(&paths).await.unwrap();
+        assert_eq!(
+            valid,
+            BTreeSet::from([chain[1].0.path.clone()]),
+            "{broken:?}"
+        );
+        assert_eq!(told.lock().unwrap().len(), 1, "{broken:?}");
+        let report = add(&cache, all(&chain)).await;
+        assert_eq!((report.added.len(), report.failed.len()), (2, 0));
+        assert_eq!(objects.state().objects[&names[0]], good);
+        told.lock().unwrap().clear();
+    }
+}
+
+/// A parked domain, a sign-in page, a console: it has no paths, and it takes none.
+#[tokio::test]
+async fn a_place_that_answers_everything_is_no_cache() {
+    let chain = chain(2);
+    let paths = chain.iter().map(|(info, _)| info.path.clone()).collect();
+    for page in ["<html>Welcome</html>", "", "OK\n", "a: b\n"] {
+        let objects = Memory::new();
+        objects.state().page = Some(page.into());
+        let cache = open(&objects, config()).await;
+        let error = cache.valid(&paths).await.unwrap_err();
+        assert!(
+            error.to_line().contains("no binary cache is there"),
+            "{error}"
+        );
+        let items = stream::iter(all(&chain)).boxed();
+        assert!(cache.add(items, &SigCheck::Skip.into()).await.is_err());
+        assert_eq!(objects.requests("put"), 0, "{page:?}");
+    }
+}
+
+/// Else a moment behind a sign-in page would count for a month.
+#[tokio::test]
+async fn nonsense_is_not_remembered() {
+    let objects = Memory::new();
+    let chain = chain(1);
+    let path = &chain[0].0.path;
+    add(&open(&objects, config()).await, all(&chain)).await;
+    let known = Arc::new(Remembered::default());
+    let mut config = config();
+    config.create = false;
+    config.known = Some(known.clone());
+    let cache = open(&objects, config).await;
+    objects.state().page = Some("<html>Sign in</html>\n".into());
+    assert!(cache.info(path).await.is_err());
+    assert!(cache.find(&path.to_hash_part()).await.is_err());
+    assert!(known.0.lock().unwrap().is_empty());
+    objects.state().page = None;
+    assert!(cache.info(path).await.unwrap().is_some());
+    // What an older version remembered is asked again.
+    let nonsense = (path.to_hash_part(), Some(Bytes::from_static(b"<html>")));
+    known.put(&[nonsense]);
+    assert!(cache.info(path).await.unwrap().is_some());
+}
+
+/// The path is the same, and so is the URL; what is remembered is the old narinfo.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_was_rebuilt_is_asked_for_again() {
+    for (rename, reference) in [(false, false), (true, false), (false, true)] {
+        let objects = Memory::new();
+        let known = Arc::new(Remembered::default());
+        let mut config = config();
+        config.known = Some(known.clone());
+        let (old, nar) = sample("rebuilt", b"old", []);
+        let (base, base_nar) = sample("base", b"base", []);
+        let cache = open(&objects, config).await;
+        add(&cache, vec![item(&old, &nar)]).await;
+        let before = cache.narinfo(&old.path).await.unwrap().unwrap();
+        let references = reference.then(|| base.path.clone());
+        let (new, nar) = sample("rebuilt", b"new", references);
+        assert_eq!(new.path, old.path);
+        let other = open(
+            &objects,
+            RemoteConfig {
+                compression: Compression::None,
+                ..self::config()
+            },
+        )
+        .await;
+        add(&other, vec![item(&base, &base_nar)]).await;
+        let mut options = AddOptions::from(SigCheck::Skip);
+        options.existing = Existing::Replace;
+        let items = stream::iter([item(&new, &nar)]).boxed();
+        other.add(items, &options).await.unwrap();
+        let mut narinfo = other.narinfo(&new.path).await.unwrap().unwrap();
+        if !rename {
+            // Where the old one was.
+            let mut state = objects.state();
+            let packed = state.objects.remove(&narinfo.url).unwrap();
+            state.objects.insert(before.url.clone(), packed);
+            narinfo.url = before.url.clone();
+            let name = layout::narinfo(&new.path.to_hash_part());
+            let text = narinfo.print(&StoreDir::default());
+            state.objects.insert(name, text.into());
+        } else {
+            objects.state().objects.remove(&before.url);
+        }
+        let src: Arc<dyn Store> = Arc::new(cache);
+        let remembered = src.info(&old.path).await.unwrap().unwrap();
+        assert_eq!(remembered.nar_hash, old.nar_hash, "by the old narinfo");
+        let dst = MemoryStore::default();
+        let roots = [old.path.clone()].into();
+        let options = CopyOptions {
+            reach: Reach::Missing,
+            ..CopyOptions::new(SigCheck::Skip)
+        };
+        let plan = plan(&*src, &dst, &roots, &options).await.unwrap();
+        let report = plan.run(&src, &dst, Arc::new(())).await.unwrap();
+        assert!(
+            report.failed.is_empty(),
+            "{rename} {reference}: {:?}",
+            report.failed
+        );
+        let found = dst.info(&old.path).await.unwrap().unwrap();
+        assert_eq!(found.nar_hash, new.nar_hash);
+    }
+}
+
+/// One request each, whatever is broken among them.
+#[tokio::test]
+async fn all_narinfos_are_read_once_and_past_a_broken_one() {
+    let objects = Memory::new();
+    let cache = open(&objects, config()).await;
+    let chain = chain(5);
+    add(&cache, all(&chain)).await;
+    let nobody = layout::narinfo(&HashPart::parse(&"0".repeat(32)).unwrap());
+    objects.state().objects.insert(nobody.clone(), Bytes::new());
+    let asked = objects.requests("get");
+    let all: BTreeMap<_, _> = cache.all_narinfos().await.unwrap().collect().await;
+    assert_eq!(objects.requests("get") - asked, 6);
+    assert_eq!(all.values().filter(|found| found.is_ok()).count(), 5);
+    assert!(
+        all[&nobody]
+            .as_ref()
+            .unwrap_err()
+            .to_line()
+            .contains(&nobody)
+    );
+    assert!(cache.all_paths().await.is_err());
 }
 
 /// A push that broke off is taken up where it stood: what arrived is not sent again.

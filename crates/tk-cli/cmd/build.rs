@@ -18,7 +18,7 @@ use tk_nix::{
     or_cancelled,
 };
 use tk_path::StoreDir;
-use tk_store::{BuildMode, SigCheck, Store, log::LogSink as _};
+use tk_store::{BuildMode, Store, log::LogSink as _};
 
 /// Build packages of flakes, files or derivations, and push what was built
 ///
@@ -238,8 +238,7 @@ impl Build {
         if caches.is_empty() {
             bail!("--prefer-cache knows no cache; name one with --push, --upstream or --from");
         }
-        let policy = keys::policy(cx, &self.trusted_key, 1)?;
-        let check = SigCheck::Require(Arc::new(policy));
+        let check = keys::signed(cx, &self.trusted_key, 1)?;
         let store = ready.builder.store();
         let fetched = tk_nix::fetch(store, &caches, targets, &check, Arc::new(())).await;
         let fetched = fetched.context("cannot find out what the caches have")?;

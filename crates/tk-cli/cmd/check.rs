@@ -6,12 +6,20 @@ use crate::{
     open::{Opened, Wish, open, substituters},
     paths::PathArgs,
 };
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 use futures::StreamExt;
 use show::Show;
-use std::collections::{BTreeMap, BTreeSet};
-use tk_cache::checker::{Answer as Said, Checked, Checker, Summary, Trust};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+use tk_cache::{
+    checker::{Answer as Said, Checked, Checker, Summary, Trust, UnreachableCache},
+    objects::NarInfos,
+};
 use tk_narinfo::Untrusted;
+use tk_path::StoreDir;
 
 /// Ask caches which paths they have
 ///
@@ -54,17 +62,16 @@ pub struct Check {
     /// How many trusted keys must have signed each path
     #[arg(long, value_name = "N", default_value_t = 1)]
     sigs_needed: usize,
-    /// Ask again what the caches said before
-    #[arg(long)]
-    refresh: bool,
 }
 
 impl Check {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let caches = self.open_caches(cx).await?;
-        let wanted = wanted::find(cx, &self, &caches).await?;
-        let mut checker = Checker::new(caches.iter().map(Opened::narinfos).collect());
+        let opened: Vec<_> = caches.iter().filter_map(Place::opened).cloned().collect();
+        let wanted = wanted::find(cx, &self, &opened).await?;
+        let all = caches.iter().map(Place::narinfos).collect();
+        let mut checker = Checker::new(all);
         checker = checker.closure(self.closure);
         if let Some(store) = &wanted.store {
             checker = checker.references_from(store.store());
@@ -82,43 +89,56 @@ impl Check {
         drop(answers);
         show.end(&tally.summary)?;
         let known = wanted.unknown_outputs == 0;
+        let dead = caches.iter().filter(|place| place.opened().is_none());
+        let dead = dead.map(Place::to_string).collect();
         Ok(tally
-            .tell(cx, &checker, wanted.store.is_some())
+            .tell(cx, &checker, &dead, wanted.store.is_some())
             .max(match known {
                 true => Answer::Yes,
                 false => Answer::Failed,
             }))
     }
 
-    /// The caches, each once.
-    async fn open_caches(&self, cx: &Context) -> Result<Vec<Opened>> {
+    /// The caches, each once. One that cannot be opened is told of at once, and stays as one that
+    /// could not be asked.
+    async fn open_caches(&self, cx: &Context) -> Result<Vec<Place>> {
         let uris = match self.caches.is_empty() {
             true => substituters(cx, "--in")?,
             false => self.caches.clone(),
         };
-        let wish = Wish {
-            refresh: self.refresh,
-            ..Wish::default()
+        let wish = Wish::default();
+        let opening = uris.iter().map(|uri| async {
+            let opened = open(cx, uri, &wish).await;
+            if let Err(error) = &opened {
+                cx.ui.warn(format_args!("{error:#}; the others are asked"));
+            }
+            opened
+        });
+        let mut opened = futures::future::join_all(opening).await;
+        let dir = opened.iter().flatten().next();
+        let Some(dir) = dir.map(|cache| cache.store().dir().clone()) else {
+            // Each was told of; the first is the answer.
+            let first = opened.swap_remove(0).map(drop);
+            return Err(first.err().context("there is no cache to ask")?);
         };
         let mut seen = BTreeSet::new();
-        let mut caches: Vec<Opened> = Vec::new();
-        for uri in uris {
-            let cache = open(cx, &uri, &wish).await?;
-            let store = cache.store();
-            if let Some(first) = caches.first().map(Opened::store)
-                && first.dir() != store.dir()
-            {
-                bail!(
-                    "{first} holds paths of {}, {store} those of {}; check them one by one",
-                    first.dir(),
-                    store.dir()
-                );
-            }
-            if seen.insert(store.to_string()) {
-                caches.push(cache);
+        let mut places = Vec::new();
+        for (uri, cache) in uris.into_iter().zip(opened) {
+            let place = match cache {
+                Ok(cache) if *cache.store().dir() == dir => Place::Open(cache),
+                Ok(cache) => {
+                    let store = cache.store();
+                    let why = format!("it holds paths of {}, not of {dir}", store.dir());
+                    cx.ui.warn(format_args!("{store} is not asked: {why}"));
+                    Place::closed(store.to_string(), &dir, why)
+                }
+                Err(error) => Place::closed(uri, &dir, format!("{error:#}")),
+            };
+            if seen.insert(place.to_string()) {
+                places.push(place);
             }
         }
-        Ok(caches)
+        Ok(places)
     }
 
     fn what(&self) -> What {
@@ -127,6 +147,41 @@ impl Check {
             (_, true, _) => What::Missing,
             (_, _, true) => What::Present,
             _ => What::All,
+        }
+    }
+}
+
+/// A cache that is asked, or that would be.
+enum Place {
+    Open(Opened),
+    Closed(Arc<UnreachableCache>),
+}
+
+impl Place {
+    fn closed(uri: String, dir: &StoreDir, why: String) -> Self {
+        Place::Closed(Arc::new(UnreachableCache::new(uri, dir.clone(), why)))
+    }
+
+    fn narinfos(&self) -> Arc<dyn NarInfos> {
+        match self {
+            Place::Open(cache) => cache.narinfos(),
+            Place::Closed(cache) => cache.clone(),
+        }
+    }
+
+    fn opened(&self) -> Option<&Opened> {
+        match self {
+            Place::Open(cache) => Some(cache),
+            Place::Closed(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Open(cache) => cache.store().fmt(f),
+            Place::Closed(cache) => cache.fmt(f),
         }
     }
 }
@@ -178,7 +233,13 @@ impl Tally {
     }
 
     /// Says what was found, and gives the answer that follows.
-    fn tell(&self, cx: &Context, checker: &Checker, store: bool) -> Answer {
+    fn tell(
+        &self,
+        cx: &Context,
+        checker: &Checker,
+        dead: &BTreeSet<String>,
+        store: bool,
+    ) -> Answer {
         let summary = &self.summary;
         let caches = checker
             .caches()
@@ -187,6 +248,10 @@ impl Tally {
             .zip(&self.errors);
         for ((cache, said), error) in caches {
             let Some(error) = error else { continue };
+            if dead.contains(&cache.to_string()) && summary.unknown == 0 {
+                // It was told of when it was opened.
+                continue;
+            }
             let paths = crate::ui::paths(said.not_asked);
             let line = format!("{cache} could not be asked about {paths}: {error}");
             // Where the others make up for it, it is not what decides.

@@ -51,18 +51,23 @@ impl Copy {
                 Reach::Closure,
             )
             .await?;
+        let mut readable = Answer::Yes;
         let sources = match self.all {
             false => Sources::find(&job.src, &texts).await?,
-            true => Sources {
-                paths: job.src.all_paths().await?,
-                ..Sources::default()
-            },
+            true => {
+                let all = job.src.all().await?;
+                readable = all.tell_unreadable(cx);
+                Sources {
+                    paths: all.narinfos.into_keys().collect(),
+                    ..Sources::default()
+                }
+            }
         };
         let roots = sources.paths.clone();
-        match job.run(cx, sources).await? {
-            Some(report) => job.tell(cx, &report, &roots),
-            None => Ok(Answer::Yes),
-        }
+        Ok(match job.run(cx, sources).await? {
+            Some(report) => job.tell(cx, &report, &roots)?.max(readable),
+            None => readable,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 use crate::{
     Answer, Context,
-    open::{FromArgs, Opened},
-    paths::PathsOrAll,
+    open::{FromArgs, Listed, Opened},
+    paths::{PathsOrAll, Sources},
     ui,
 };
 use anyhow::{Result, bail};
@@ -54,11 +54,21 @@ impl PathInfo {
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let texts = self.paths.texts()?;
         let opened = self.from.open(cx, &texts).await?;
-        let roots = self.paths.find(&opened, &texts).await?.paths;
+        let (roots, listed) = match self.paths.all {
+            true => {
+                let listed = opened.all().await?;
+                (listed.narinfos.keys().cloned().collect(), listed)
+            }
+            false => (
+                Sources::find(&opened, &texts).await?.paths,
+                Listed::default(),
+            ),
+        };
         let store = opened.store();
-        let found = match self.recursive || self.closure_size {
-            true => closure(&*store, roots.clone()).await?,
-            false => Closure::only(&*store, roots.clone()).await?,
+        let found = match (self.paths.all, self.recursive || self.closure_size) {
+            (true, _) => listed.closure(),
+            (false, true) => closure(&*store, roots.clone()).await?,
+            (false, false) => Closure::only(&*store, roots.clone()).await?,
         };
         let shown: Vec<StorePath> = match self.recursive {
             true => found
@@ -73,7 +83,8 @@ impl PathInfo {
         } else {
             self.print_table(&*store, &found, &shown)?;
         }
-        Ok(super::tell_absent(cx, &found, &*store))
+        let absent = super::tell_absent(cx, &found, &*store);
+        Ok(absent.max(listed.tell_unreadable(cx)))
     }
 
     fn print_table(&self, store: &dyn Store, found: &Closure, shown: &[StorePath]) -> Result<()> {

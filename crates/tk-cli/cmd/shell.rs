@@ -170,9 +170,6 @@ pub struct EnvOptions {
 /// How an environment is found and kept.
 #[derive(Args)]
 pub struct FindOptions {
-    /// Evaluate, whatever is known
-    #[arg(long)]
-    refresh: bool,
     /// A file or folder that it depends on, beside Nix files, data files and local inputs (may be
     /// repeated)
     #[arg(long, value_name = "PATH")]
@@ -257,7 +254,7 @@ impl FindOptions {
         let wanted = Wanted {
             eval: self.nix.eval(),
             watch: self.watch.clone(),
-            refresh: self.refresh,
+            refresh: cx.refresh,
             lease: LeaseOptions {
                 owner: owner(&self.owner)?,
                 ttl: self.ttl,

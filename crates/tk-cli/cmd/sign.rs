@@ -1,7 +1,14 @@
-use crate::{Answer, Context, keys::KeyFileArgs, open::FromArgs, paths::PathsOrAll, ui};
+use crate::{
+    Answer, Context,
+    keys::KeyFileArgs,
+    open::{FromArgs, Opened},
+    paths::{PathsOrAll, Sources},
+    ui,
+};
 use anyhow::Result;
+use futures::{StreamExt, stream};
 use std::collections::BTreeSet;
-use tk_store::{StoreExt, closure};
+use tk_narinfo::{NarInfo, Signature};
 
 /// Sign paths that are in a store or cache
 ///
@@ -24,43 +31,70 @@ impl Sign {
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let keys = self.keys.keys()?;
         let texts = self.paths.texts()?;
-        let opened = FromArgs::default().open(cx, &texts).await?;
-        let roots = self.paths.find(&opened, &texts).await?.paths;
+        // A narinfo is written anew: what is remembered of it will not do.
+        let opened = FromArgs::default().open_anew(cx, &texts).await?;
         let store = opened.store();
-        let infos = if self.recursive {
-            let found = closure(&*store, roots).await?;
-            found.require_complete(&*store)?;
-            found.infos.into_values().collect()
-        } else {
-            let mut infos = Vec::new();
-            for path in &roots {
-                infos.push(store.require_info(path).await?);
+        let listed = match self.paths.all {
+            true => opened.all().await?,
+            false => {
+                let roots = Sources::find(&opened, &texts).await?.paths;
+                let looked = opened.look(&roots, self.recursive).await;
+                if let Some(path) = looked.absent.into_iter().next() {
+                    let store = store.to_string();
+                    return Err(tk_store::Error::NotFound { path, store }.into());
+                }
+                looked.listed
             }
-            infos
         };
-        let (mut signed, total) = (0, infos.len());
-        for mut info in infos {
-            let before = info.signatures.clone();
+        let mut answer = listed.tell_unreadable(cx);
+        let (mut signed, total) = (0, listed.narinfos.len());
+        let added = listed.narinfos.into_values().map(|mut narinfo| async {
+            let before = narinfo.info.signatures.clone();
             for key in &keys {
-                info.sign(store.dir(), key)?;
+                narinfo.info.sign(store.dir(), key)?;
             }
-            let new: BTreeSet<_> = info.signatures.difference(&before).cloned().collect();
+            let new = &narinfo.info.signatures - &before;
             if !new.is_empty() {
-                opened
-                    .add_signatures()?
-                    .add_signatures(&info.path, &new)
-                    .await?;
-                signed += new.len();
+                add(&opened, &narinfo, &new).await?;
             }
-            ui::out(store.dir().display(&info.path))?;
+            anyhow::Ok((narinfo.info.path, new.len()))
+        });
+        let mut added = stream::iter(added).buffered(SIGNED_AT_ONCE);
+        while let Some(added) = added.next().await {
+            match added {
+                Ok((path, new)) => {
+                    signed += new;
+                    ui::out(store.dir().display(&path))?;
+                }
+                Err(error) => {
+                    cx.ui.error(format_args!("{error:#}"));
+                    answer = Answer::Failed;
+                }
+            }
         }
         cx.ui.say(format_args!(
             "added {signed} signatures to {} of {store}",
             ui::paths(total)
         ));
-        Ok(Answer::Yes)
+        Ok(answer)
     }
 }
+
+/// Adds the signatures `new`, which `narinfo` has already, to what the store has.
+async fn add(opened: &Opened, narinfo: &NarInfo, new: &BTreeSet<Signature>) -> Result<()> {
+    match opened {
+        // It was read a moment ago: one request is enough.
+        Opened::Remote(cache) => cache.write_narinfo(narinfo).await?,
+        other => {
+            let path = &narinfo.info.path;
+            other.add_signatures()?.add_signatures(path, new).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Paths whose signatures are on their way at once.
+const SIGNED_AT_ONCE: usize = 16;
 
 const EXAMPLES: &str = "\
 Example:

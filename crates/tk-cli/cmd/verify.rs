@@ -1,10 +1,16 @@
-use crate::{Answer, Context, failures, keys, open::FromArgs, paths::PathsOrAll, ui};
+use crate::{
+    Answer, Context, failures, keys,
+    open::{FromArgs, Looked},
+    paths::{PathsOrAll, Sources},
+    ui,
+};
 use anyhow::Result;
 use futures::{StreamExt, stream};
 use serde_json::json;
-use std::{num::NonZeroUsize, sync::Arc};
+use std::num::NonZeroUsize;
 use tk_narinfo::PathInfo;
-use tk_store::{Closure, Error, SigCheck, Store, closure, copy::Progress, verify};
+use tk_path::StorePath;
+use tk_store::{Error, SigCheck, Store, copy::Progress, verify};
 
 /// Check that content is what its hash says, and that trusted keys signed it
 ///
@@ -45,61 +51,82 @@ impl Verify {
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let trust = match self.no_trust {
             true => SigCheck::Skip,
+            false => keys::signed(cx, &self.trusted_key, self.sigs_needed)?,
+        };
+        // What counts is what is there, not what is remembered of it.
+        let texts = self.paths.texts()?;
+        let opened = self.from.open_anew(cx, &texts).await?;
+        let looked = match self.paths.all {
+            true => Looked {
+                listed: opened.all().await?,
+                absent: Vec::new(),
+            },
             false => {
-                let policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
-                SigCheck::Require(Arc::new(policy))
+                let roots = Sources::find(&opened, &texts).await?.paths;
+                opened.look(&roots, self.recursive).await
             }
         };
-        let texts = self.paths.texts()?;
-        let opened = self.from.open(cx, &texts).await?;
-        let roots = self.paths.find(&opened, &texts).await?.paths;
         let store = opened.store();
-        let found = match self.recursive {
-            true => closure(&*store, roots).await?,
-            false => Closure::only(&*store, roots).await?,
-        };
+        let Looked { listed, absent } = looked;
+        let unreadable = listed.unreadable.iter();
+        let infos: Vec<_> = listed.narinfos.values().map(|n| &n.info).collect();
+        let nar_size = infos
+            .iter()
+            .fold(0u64, |sum, i| sum.saturating_add(i.nar_size));
         let jobs = self.jobs.or(std::thread::available_parallelism().ok());
         let jobs = jobs.map_or(1, NonZeroUsize::get);
         let jobs = jobs.min(tk_nar::fs::trees_at_once().get());
-        let meter = cx
-            .ui
-            .progress("verify", store.dir(), found.infos.len(), found.nar_size());
-        let checks = stream::iter(found.infos.values())
+        let meter = cx.ui.progress("verify", store.dir(), infos.len(), nar_size);
+        let checks = stream::iter(&infos)
             .map(|info| self.check(&*store, info, &trust, &meter))
             .buffer_unordered(jobs);
         let bad: Vec<_> = checks.filter_map(|bad| async { bad }).collect().await;
         meter.clear();
-        let mut answer = Answer::after(bad.iter().map(|(_, error)| error));
-        if !found.absent.is_empty() {
+        let errors = bad.iter().map(|(_, error)| error);
+        let mut answer = Answer::after(errors.chain(unreadable.clone().map(|(_, error)| error)));
+        if !absent.is_empty() {
             answer = answer.max(Answer::No);
         }
-        let absent = found.absent.iter().map(|(path, referrer)| {
+        let dir = store.dir();
+        let absent = absent.iter().map(|path| {
+            let referrer = infos.iter().find(|info| info.references.contains(path));
             let why = match referrer {
                 None => format!("{path} is not in {store}"),
-                Some(referrer) => format!("{path}, which {referrer} refers to, is not in {store}"),
+                Some(info) => {
+                    format!("{path}, which {} refers to, is not in {store}", info.path)
+                }
             };
-            (path, why)
+            (dir.path(path), why)
         });
+        let unreadable = unreadable.map(|(name, error)| {
+            let path = StorePath::parse(name);
+            let name = path.map_or_else(|_| name.clone(), |path| dir.path(&path));
+            (name, failures::line_of(error), error.kind())
+        });
+        let unreadable: Vec<_> = unreadable.collect();
         let absent: Vec<_> = absent.collect();
         failures::tell(cx, bad.iter().map(|(info, error)| (&info.path, error)));
         for (_, line) in &absent {
             cx.ui.error(line);
         }
-        let count = bad.len() + absent.len();
+        for (_, line, _) in &unreadable {
+            cx.ui.error(line);
+        }
+        let count = bad.len() + absent.len() + unreadable.len();
         if self.json {
-            let dir = store.dir();
             let bad = bad
                 .iter()
                 .map(|(info, error)| failures::to_json(dir, &info.path, error));
-            let absent = absent.iter().map(
-                |(path, line)| json!({ "path": dir.path(path), "error": line, "kind": "notFound" }),
-            );
-            let bad: Vec<_> = bad.chain(absent).collect();
-            ui::out(
-                json!({ "store": store.to_string(), "verified": found.infos.len(), "bad": bad }),
-            )?;
+            let absent = absent
+                .iter()
+                .map(|(path, line)| json!({ "path": path, "error": line, "kind": "notFound" }));
+            let unreadable = unreadable
+                .iter()
+                .map(|(name, line, kind)| json!({ "path": name, "error": line, "kind": kind }));
+            let bad: Vec<_> = bad.chain(absent).chain(unreadable).collect();
+            ui::out(json!({ "store": store.to_string(), "verified": infos.len(), "bad": bad }))?;
         }
-        let (paths, size) = (ui::paths(found.infos.len()), ui::size(found.nar_size()));
+        let (paths, size) = (ui::paths(infos.len()), ui::size(nar_size));
         cx.ui.say(format_args!(
             "verified {paths} ({size}) of {store}: {count} bad"
         ));

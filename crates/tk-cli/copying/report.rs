@@ -23,6 +23,7 @@ pub fn tell_plan(cx: &Context, plan: &Plan, dst: &dyn Store, json: bool) -> Resu
             "narSize": bytes,
             "upstream": list(dst.dir(), &plan.upstream),
             "wouldReplace": list(dst.dir(), &plan.replaced),
+            "wouldSign": list(dst.dir(), plan.signatures.keys()),
             "warnings": lines(&plan.warnings),
         }))?;
     } else {
@@ -37,6 +38,11 @@ pub fn tell_plan(cx: &Context, plan: &Plan, dst: &dyn Store, json: bool) -> Resu
     let (paths, size) = (ui::paths(missing.len()), ui::size(bytes));
     cx.ui
         .say(format_args!("would copy {paths} ({size}) to {dst}{left}"));
+    if !plan.signatures.is_empty() {
+        let paths = ui::paths(plan.signatures.len());
+        cx.ui
+            .say(format_args!("would sign {paths} that are there already"));
+    }
     Ok(Answer::Yes)
 }
 
@@ -71,6 +77,7 @@ pub fn tell_report(
             "upstream": list(dir, &report.upstream),
             "realisations": report.realisations,
             "logs": list(dir, &report.logs),
+            "signed": list(dir, &report.signed),
             "warnings": lines(&report.warnings),
         }))?;
     } else {
@@ -92,6 +99,11 @@ pub fn tell_report(
     cx.ui.say(format_args!(
         "{verb} {paths} ({size}{written}) to {dst} in {time}; {there} were there already{left}"
     ));
+    if !report.signed.is_empty() {
+        let paths = ui::paths(report.signed.len());
+        cx.ui
+            .say(format_args!("signed {paths} that were there already"));
+    }
     let (told, logs) = (report.realisations.len(), report.logs.len());
     if told + logs > 0 {
         cx.ui.say(format_args!(

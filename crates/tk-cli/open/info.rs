@@ -2,10 +2,7 @@
 
 use super::Opened;
 use anyhow::Result;
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 use tk_daemon::worker::Trust;
 use tk_path::StoreDir;
 
@@ -26,7 +23,7 @@ pub struct Info {
     pub writable: Option<bool>,
     pub priority: Option<i32>,
     pub want_mass_query: Option<bool>,
-    /// The time of the shortest question and its answer.
+    /// The time of the shortest question and its answer, of what is not on this machine.
     pub latency: Option<Duration>,
 }
 
@@ -65,6 +62,9 @@ impl Opened {
                 let said = cache.cache_info().await?;
                 info.priority = said.priority;
                 info.want_mass_query = said.want_mass_query;
+                let start = Instant::now();
+                cache.read_cache_info().await?;
+                info.latency = Some(start.elapsed());
             }
             Opened::Daemon(daemon) => {
                 let said = daemon.server_info().await?;
@@ -84,9 +84,6 @@ impl Opened {
                 return Ok(info);
             }
         }
-        let start = Instant::now();
-        store.valid(&BTreeSet::new()).await?;
-        info.latency = Some(start.elapsed());
         Ok(info)
     }
 }

@@ -80,7 +80,7 @@ pub async fn remote(
     settings: &mut Settings,
     wish: &Wish,
 ) -> Result<Opened> {
-    let shared = CacheSettings::take(settings, wish)?;
+    let shared = CacheSettings::take(cx, settings, wish)?;
     let defaults = RemoteConfig::default();
     let config = RemoteConfig {
         known: known(cx, &identity, &shared.store_dir, wish),
@@ -94,6 +94,8 @@ pub async fn remote(
         sign: shared.sign,
         priority: shared.priority,
         want_mass_query: shared.want_mass_query,
+        strict_file_hash: shared.strict_file_hash,
+        warnings: shared.warnings,
         create: wish.write || wish.dry_run,
         require_references: !wish.incomplete,
         jobs: wish.jobs.unwrap_or(defaults.jobs),
@@ -212,13 +214,14 @@ fn known(
     dir: &StoreDir,
     wish: &Wish,
 ) -> Option<Arc<dyn NarInfoCache>> {
-    if wish.refresh {
-        return None;
-    }
     /// One for all caches, so that what is wrong with it is told once.
     static SHARED: OnceLock<Option<Arc<DiskCache>>> = OnceLock::new();
     let shared = SHARED.get_or_init(|| disk_cache(cx));
-    shared.as_ref().map(|disk| disk.of(identity, dir))
+    let disk = shared.as_ref()?;
+    Some(match wish.refresh || cx.refresh {
+        true => disk.of_now(identity, dir),
+        false => disk.of(identity, dir),
+    })
 }
 
 /// What all caches said before. A machine without a folder for that works without.

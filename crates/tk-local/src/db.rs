@@ -129,6 +129,23 @@ impl Database {
         self.paths("select path from ValidPaths", [])
     }
 
+    /// The same, going on past names that are none; those are errors.
+    pub fn all_readable(&self) -> Result<(BTreeSet<StorePath>, Vec<(String, Error)>)> {
+        let reader = self.reader();
+        let texts: Vec<String> = self.read(|| {
+            let mut statement = reader.prepare_cached("select path from ValidPaths")?;
+            statement.query_map([], |row| row.get(0))?.collect()
+        })?;
+        let (mut paths, mut bad) = (BTreeSet::new(), Vec::new());
+        for text in texts {
+            match self.parse(&text, "a path") {
+                Ok(path) => drop(paths.insert(path)),
+                Err(error) => bad.push((text, error)),
+            }
+        }
+        Ok((paths, bad))
+    }
+
     /// The valid paths that refer to `path`.
     pub fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
         let sql = "select path from Refs join ValidPaths on referrer = id \

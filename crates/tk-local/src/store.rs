@@ -87,6 +87,13 @@ impl LocalStore {
         self.run("listing the store", |store| store.db.all()).await
     }
 
+    /// The same, going on past entries that name no path: each of these with what is wrong. Older
+    /// versions of Nix took names that are none any more.
+    pub async fn all_readable(&self) -> Result<(BTreeSet<StorePath>, Vec<(String, Error)>)> {
+        self.run("listing the store", |store| store.db.all_readable())
+            .await
+    }
+
     /// The valid paths that refer to `path`, with itself if it does.
     pub async fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
         let path = path.clone();

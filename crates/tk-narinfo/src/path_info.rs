@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 use tk_path::{ContentAddress, NarHash, References, StoreDir, StorePath};
 
-use crate::keys::{KeyError, SecretKey, Signature, TrustedKeys};
+use crate::keys::{SecretKey, Signature, TrustedKeys};
 
 /// What is known about a store path (Nix's `ValidPathInfo`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl PathInfo {
     /// address counts nothing: see [`Policy`](crate::Policy) for whether to trust.
     ///
     /// # Errors
-    /// [`SignatureError::NoSize`], and [`SignatureError::Damaged`] for a signature of a known key that is not 64 bytes long.
+    /// [`SignatureError::NoSize`].
     pub fn valid_signatures(
         &self,
         dir: &StoreDir,
@@ -111,10 +111,7 @@ impl PathInfo {
         keys: &TrustedKeys,
     ) -> Result<BTreeMap<&str, Verdict>, SignatureError> {
         let text = self.fingerprint(dir)?;
-        verdicts(&text, &self.signatures, keys).map_err(|source| SignatureError::Damaged {
-            path: self.path.clone(),
-            source,
-        })
+        Ok(verdicts(&text, &self.signatures, keys))
     }
 
     /// Whether the content address makes exactly this path, with these references. Such a path needs no signature: whoever
@@ -128,25 +125,26 @@ impl PathInfo {
     }
 }
 
-/// What `signatures` over `text` are worth, by key name.
+/// What `signatures` over `text` are worth, by key name. One that is damaged is wrong, and takes
+/// nothing from a good one beside it: else anybody could make a path worthless by adding it.
 pub(crate) fn verdicts<'a>(
     text: &str,
     signatures: &'a BTreeSet<Signature>,
     keys: &TrustedKeys,
-) -> Result<BTreeMap<&'a str, Verdict>, KeyError> {
+) -> BTreeMap<&'a str, Verdict> {
     let mut verdicts = BTreeMap::new();
     for signature in signatures {
         let verdict = verdicts
             .entry(signature.key_name())
             .or_insert(Verdict::UnknownKey);
-        let found = keys.verify(text.as_bytes(), signature)?;
+        let found = keys.verify(text.as_bytes(), signature);
         *verdict = (*verdict).max(match found {
-            None => Verdict::UnknownKey,
-            Some(false) => Verdict::Wrong,
-            Some(true) => Verdict::Valid,
+            Ok(None) => Verdict::UnknownKey,
+            Ok(Some(false)) | Err(_) => Verdict::Wrong,
+            Ok(Some(true)) => Verdict::Valid,
         });
     }
-    Ok(verdicts)
+    verdicts
 }
 
 /// How many different keys there are among the valid ones: one key under two names is one voice.
@@ -165,7 +163,7 @@ pub(crate) fn distinct_valid(verdicts: &BTreeMap<&str, Verdict>, keys: &TrustedK
 pub enum Verdict {
     /// The key is not a trusted one.
     UnknownKey,
-    /// The key is trusted, but the signature is over something else.
+    /// The key is trusted, but the signature is over something else, or damaged.
     Wrong,
     /// The key is trusted and has signed exactly this.
     Valid,
@@ -180,14 +178,6 @@ pub enum SignatureError {
     NoSize {
         /// The path.
         path: StorePath,
-    },
-    /// A signature of a known key has the wrong length.
-    #[error("{path} has a damaged signature")]
-    Damaged {
-        /// The path.
-        path: StorePath,
-        /// What is wrong with it.
-        source: KeyError,
     },
 }
 
@@ -281,19 +271,21 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_signature_of_a_known_key_is_an_error() {
+    fn a_damaged_signature_of_a_known_key_is_wrong_and_spoils_no_good_one() {
         let dir = StoreDir::default();
         let mut info = info();
         info.signatures
             .insert(Signature::parse("a-1:YWJj").unwrap());
         assert_eq!(info.valid_signatures(&dir, &TrustedKeys::new()), Ok(0));
-        let trusted = [SecretKey::generate("a-1").unwrap().public()]
-            .into_iter()
-            .collect();
-        assert!(matches!(
-            info.valid_signatures(&dir, &trusted),
-            Err(SignatureError::Damaged { .. })
-        ));
+        let key = SecretKey::generate("a-1").unwrap();
+        let trusted = [key.public()].into_iter().collect();
+        assert_eq!(info.valid_signatures(&dir, &trusted), Ok(0));
+        assert_eq!(
+            info.verdicts(&dir, &trusted).unwrap()["a-1"],
+            Verdict::Wrong
+        );
+        info.sign(&dir, &key).unwrap();
+        assert_eq!(info.valid_signatures(&dir, &trusted), Ok(1));
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Policy {
     /// `Ok` if enough trusted keys have signed `info`, or if it needs none.
     ///
     /// # Errors
-    /// [`Untrusted`], also when a trusted key's signature is damaged, even if others would suffice (as in Nix).
+    /// [`Untrusted`]. A damaged signature counts nothing, and takes nothing from the others.
     pub fn check(&self, dir: &StoreDir, info: &PathInfo) -> Result<(), Untrusted> {
         if info.is_content_addressed(dir) {
             return Ok(());
@@ -62,11 +62,7 @@ impl Policy {
         signatures: &BTreeSet<Signature>,
     ) -> Result<(), Untrusted> {
         let verdicts = verdicts(text, signatures, &self.keys);
-        let damaged = |source| SignatureError::Damaged {
-            path: path.clone(),
-            source,
-        };
-        self.judge(path, verdicts.map_err(damaged), false)
+        self.judge(path, Ok(verdicts), false)
     }
 
     fn judge(
@@ -307,23 +303,35 @@ mod tests {
     #[test]
     fn what_cannot_be_verified_is_not_trusted() {
         let bar = SecretKey::generate("bar-1").unwrap();
-        let mut damaged = info(&[&bar]);
-        damaged
-            .signatures
-            .insert(Signature::parse("bar-1:YWJj").unwrap());
         let unsized_ = PathInfo {
             nar_size: 0,
             ..info(&[&bar])
         };
-        for info in [damaged, unsized_] {
-            let error = policy(&[&bar], 1)
-                .check(&StoreDir::default(), &info)
-                .unwrap_err();
-            assert!(
-                error.source.is_some() && error.to_string().contains("cannot be verified"),
-                "{error}"
-            );
-        }
+        let error = policy(&[&bar], 1)
+            .check(&StoreDir::default(), &unsized_)
+            .unwrap_err();
+        assert!(
+            error.source.is_some() && error.to_string().contains("cannot be verified"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_signature_does_not_outweigh_a_good_one() {
+        let bar = SecretKey::generate("bar-1").unwrap();
+        let policy = policy(&[&bar], 1);
+        let damaged = Signature::parse("bar-1:YWJj").unwrap();
+        let mut info = info(&[]);
+        info.signatures.insert(damaged);
+        let error = policy.check(&StoreDir::default(), &info).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("is not what was signed by bar-1"),
+            "{error}"
+        );
+        info.sign(&StoreDir::default(), &bar).unwrap();
+        assert_eq!(policy.check(&StoreDir::default(), &info), Ok(()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Closures: everything a path refers to, directly or not.
 
-use crate::{Error, Result, Store, StoreExt, store::unanswered};
+use crate::{Error, Result, SigCheck, Store, StoreExt, store::unanswered};
 use futures::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use tk_narinfo::PathInfo;
@@ -97,9 +97,27 @@ impl Closure {
 
 /// Walks from `roots` along the references. References are asked for as they become known, in one
 /// stream of questions, so that a distant store is never waited for path by path.
+///
+/// # Errors
+/// Also when the references lead to more than [`MAX_CLOSURE_PATHS`] paths: then the store invents
+/// them.
 pub async fn closure(
     store: &dyn Store,
     roots: impl IntoIterator<Item = StorePath>,
+) -> Result<Closure> {
+    walk(store, roots, None, ClosureSize::default()).await
+}
+
+/// What is demanded of paths, and where paths are of which nothing is demanded any more.
+pub(crate) type Demand<'a> = (&'a SigCheck, &'a dyn Store);
+
+/// As [`closure`], but does not go beyond paths that do not meet `demand`: whoever invents paths
+/// does not sign them.
+pub(crate) async fn walk(
+    store: &dyn Store,
+    roots: impl IntoIterator<Item = StorePath>,
+    demand: Option<Demand<'_>>,
+    mut size: ClosureSize,
 ) -> Result<Closure> {
     let mut closure = Closure::default();
     let (ask, questions) = mpsc::unbounded_channel();
@@ -114,40 +132,69 @@ pub async fn closure(
         questions.recv().await.map(|path| (path, questions))
     });
     let mut answers = store.infos(questions.boxed());
+    // Paths that nobody trusted has signed.
+    let mut doubtful = BTreeSet::new();
     // The store does not know when the questions end: it is this count that tells.
     let mut open = asked.len();
-    while open > 0 {
-        let Some(answer) = answers.next().await else {
-            return Err(unanswered(store, open));
-        };
-        let (path, info) = answer?;
-        open -= 1;
-        match info {
-            None => {
+    loop {
+        while open > 0 {
+            let Some(answer) = answers.next().await else {
+                return Err(unanswered(store, open));
+            };
+            let (path, info) = answer?;
+            open -= 1;
+            let Some(info) = info else {
                 let referrer = asked.get(&path).cloned().flatten();
                 closure.absent.insert(path, referrer);
+                continue;
+            };
+            size.add(store, &info)?;
+            if demand.is_some_and(|(check, _)| check.check(store.dir(), &info).is_err()) {
+                doubtful.insert(path.clone());
+            } else {
+                open += follow(store, &info, &mut asked, &ask, &mut size)?;
             }
-            Some(info) => {
-                for reference in &info.references {
-                    let new = enqueue(reference.clone(), Some(&path), &mut asked, &ask);
-                    open += usize::from(new);
-                }
-                closure.infos.insert(path, info);
+            closure.infos.insert(path, info);
+        }
+        let Some((_, trusting)) = demand.filter(|_| !doubtful.is_empty()) else {
+            return Ok(closure);
+        };
+        for path in trusting.valid(&std::mem::take(&mut doubtful)).await? {
+            if let Some(info) = closure.infos.get(&path) {
+                open += follow(store, info, &mut asked, &ask, &mut size)?;
             }
         }
     }
-    Ok(closure)
+}
+
+/// Asks for what `info` refers to; how many questions that are.
+fn follow(
+    store: &dyn Store,
+    info: &PathInfo,
+    asked: &mut BTreeMap<StorePath, Option<StorePath>>,
+    ask: &mpsc::UnboundedSender<StorePath>,
+    size: &mut ClosureSize,
+) -> Result<usize> {
+    let mut new = 0;
+    for reference in &info.references {
+        new += usize::from(enqueue(reference.clone(), Some(&info.path), asked, ask));
+    }
+    size.discover(store, new)?;
+    Ok(new)
 }
 
 /// As [`closure`], but does not go beyond paths that `present` has: by the invariant of stores
-/// their references are there as well. Returns what is missing, and what was found present.
+/// their references are there as well. Nor beyond those that do not meet `check`. Returns what is
+/// missing, and what was found present.
 pub async fn missing_closure(
     store: &dyn Store,
     present: &dyn Store,
     roots: impl IntoIterator<Item = StorePath>,
+    check: &SigCheck,
 ) -> Result<(Closure, BTreeSet<StorePath>)> {
     let mut closure = Closure::default();
     let mut found = BTreeSet::new();
+    let mut size = ClosureSize::default();
     let mut referrers: BTreeMap<StorePath, Option<StorePath>> =
         roots.into_iter().map(|root| (root, None)).collect();
     let mut wave: BTreeSet<StorePath> = referrers.keys().cloned().collect();
@@ -164,17 +211,78 @@ pub async fn missing_closure(
                 closure.absent.insert(path, referrer);
                 continue;
             };
-            for reference in &info.references {
-                if let Entry::Vacant(new) = referrers.entry(reference.clone()) {
-                    new.insert(Some(path.clone()));
-                    wave.insert(reference.clone());
+            size.add(store, &info)?;
+            let before = wave.len();
+            if check.check(store.dir(), &info).is_ok() {
+                for reference in &info.references {
+                    if let Entry::Vacant(new) = referrers.entry(reference.clone()) {
+                        new.insert(Some(path.clone()));
+                        wave.insert(reference.clone());
+                    }
                 }
             }
+            size.discover(store, wave.len() - before)?;
             closure.infos.insert(path, info);
         }
     }
     Ok((closure, found))
 }
+
+/// How much a closure may still come to, beside its roots.
+#[derive(Debug)]
+pub(crate) struct ClosureSize {
+    paths: usize,
+    /// Of names and signatures.
+    bytes: usize,
+}
+
+impl Default for ClosureSize {
+    fn default() -> Self {
+        ClosureSize {
+            paths: MAX_CLOSURE_PATHS,
+            bytes: MAX_CLOSURE_BYTES,
+        }
+    }
+}
+
+impl ClosureSize {
+    /// Counts paths that were not known before.
+    fn discover(&mut self, store: &dyn Store, paths: usize) -> Result<()> {
+        match self.paths.checked_sub(paths) {
+            Some(left) => self.paths = left,
+            None => return Err(endless(store, &format!("{MAX_CLOSURE_PATHS} paths"))),
+        }
+        Ok(())
+    }
+
+    /// Counts what is held of one path.
+    fn add(&mut self, store: &dyn Store, info: &PathInfo) -> Result<()> {
+        let names = info.references.iter().map(|path| path.as_str().len());
+        let signatures = info.signatures.iter().map(|signature| {
+            let name = signature.key_name().len();
+            name + signature.bytes().len()
+        });
+        match self.bytes.checked_sub(names.chain(signatures).sum()) {
+            Some(left) => self.bytes = left,
+            None => {
+                let most = format!("{} MiB of references", MAX_CLOSURE_BYTES >> 20);
+                return Err(endless(store, &most));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn endless(store: &dyn Store, most: &str) -> Error {
+    let why = format!("it comes to more than {most}, as only an invented one does");
+    Error::malformed(format!("the closure that {store} tells of"), why)
+}
+
+/// The most paths that references may lead to. All of Nixpkgs is a tenth of it.
+pub const MAX_CLOSURE_PATHS: usize = 1 << 20;
+
+/// The most bytes of names and signatures that are held of one closure.
+const MAX_CLOSURE_BYTES: usize = 256 << 20;
 
 fn enqueue(
     path: StorePath,
@@ -215,4 +323,53 @@ fn circle(path: &StorePath) -> Error {
 enum Visit {
     Open,
     Done,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AddItem, MemoryStore, nar};
+    use tk_path::NarHash;
+
+    /// A hundred paths, each of which refers to the one before it.
+    async fn chain() -> (MemoryStore, StorePath) {
+        let content: Vec<u8> = ["nix-archive-1", "(", "type", "directory", ")"]
+            .iter()
+            .flat_map(|word| {
+                let mut token = (word.len() as u64).to_le_bytes().to_vec();
+                token.extend(word.as_bytes());
+                token.resize(token.len().next_multiple_of(8), 0);
+                token
+            })
+            .collect();
+        let path = |n: usize| -> StorePath { format!("{n:032}-a").parse().unwrap() };
+        let item = |n: usize| -> Result<AddItem> {
+            let mut info = PathInfo::new(path(n), NarHash::digest(&content), content.len() as u64);
+            info.references = (n.max(1) - 1..n).map(path).collect();
+            Ok((info, nar::from_bytes(content.clone())))
+        };
+        let store = MemoryStore::default();
+        let items = stream::iter((0..100).map(item).collect::<Vec<_>>()).boxed();
+        let report = store.add(items, &SigCheck::Skip.into()).await.unwrap();
+        assert_eq!(report.added.len(), 100);
+        (store, path(99))
+    }
+
+    #[tokio::test]
+    async fn closures_are_bounded() {
+        let (store, top) = chain().await;
+        // 99 others, and as many names of 34 bytes.
+        for (paths, bytes, words) in [
+            (99, 99 * 34, ""),
+            (98, 99 * 34, "more than 1048576 paths"),
+            (99, 99 * 34 - 1, "more than 256 MiB of references"),
+        ] {
+            let size = ClosureSize { paths, bytes };
+            let found = walk(&store, [top.clone()], None, size).await;
+            match found {
+                Ok(found) => assert_eq!((found.infos.len(), words), (100, "")),
+                Err(error) => assert!(!words.is_empty() && error.to_line().contains(words)),
+            }
+        }
+    }
 }

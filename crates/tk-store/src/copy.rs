@@ -15,18 +15,19 @@ pub use beside::{Outputs, logs};
 pub use upstream::{Unanswered, Upstreams};
 
 use crate::{
-    AddOptions, AddReport, Closure, Error, Existing, NarStream, Result, SigCheck, Store,
-    closure::{closure, missing_closure},
+    Abilities, AddOptions, AddReport, Closure, Error, Existing, NarStream, Result, SigCheck, Store,
+    closure::{ClosureSize, missing_closure, walk},
     nar,
 };
 use futures::{StreamExt, stream};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::{self, Debug},
+    io,
     sync::Arc,
 };
-use tk_narinfo::{PathInfo, SecretKey};
-use tk_path::StorePath;
+use tk_narinfo::{PathInfo, SecretKey, Signature};
+use tk_path::{StoreDir, StorePath};
 use upstream::Held;
 
 /// How far from the roots a copy goes.
@@ -86,8 +87,14 @@ pub struct Plan {
     pub upstream: BTreeSet<StorePath>,
     /// Derivations that made what the plan looked at, also of what is there already.
     pub derivers: BTreeSet<StorePath>,
+    /// Signatures by the keys of [`CopyOptions::sign`] that paths lack which the destination has
+    /// already: see [`Plan::run`] and [`sign_present`].
+    pub signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
+    /// Paths that need a signature, and that the destination has or will have without any.
+    pub unsigned: BTreeSet<StorePath>,
     /// What went wrong without standing in the way.
     pub warnings: Vec<Warning>,
+    options: CopyOptions,
     add: AddOptions,
 }
 
@@ -110,6 +117,8 @@ pub struct CopyReport {
     pub realisations: Vec<String>,
     /// Derivations whose build logs were copied.
     pub logs: Vec<StorePath>,
+    /// Paths that were there before, and that got signatures.
+    pub signed: Vec<StorePath>,
     /// What went wrong without standing in the way.
     pub warnings: Vec<Warning>,
 }
@@ -132,6 +141,13 @@ pub enum Warning {
         store: String,
         /// Why not.
         error: Error,
+    },
+    /// What the destination has under a path is not what the source has, so that it is not signed.
+    AnotherBuild {
+        /// The path.
+        path: StorePath,
+        /// The destination.
+        store: String,
     },
     /// What an output turned out to be cannot be told to the destination.
     Realisation {
@@ -165,6 +181,11 @@ impl fmt::Display for Warning {
                 "what an earlier push left open at {store} could not be given up: {}",
                 error.to_line()
             ),
+            Warning::AnotherBuild { path, store } => write!(
+                f,
+                "{path} is another build in {store} than here, so it is not signed there; \
+                 --repair replaces it"
+            ),
             Warning::Realisation { id, error } => {
                 write!(f, "the realisation {id} is not copied: {}", error.to_line())
             }
@@ -181,10 +202,42 @@ impl fmt::Display for Warning {
 
 /// Finds what of `roots` (and their closure) has to go from `src` to `dst`.
 ///
+/// Where signatures are demanded, they are looked at here already: what a path refers to that will
+/// be refused is not asked for.
+///
 /// # Errors
 /// When a path is in neither store nor upstream, when one of them could not be asked, or when
 /// their store directories differ.
 pub async fn plan(
+    src: &dyn Store,
+    dst: &dyn Store,
+    roots: &BTreeSet<StorePath>,
+    options: &CopyOptions,
+) -> Result<Plan> {
+    for _ in 0..STALE_ANSWERS {
+        match plan_once(src, dst, roots, options).await {
+            Err(error) if is_stale(src, &error).await => {}
+            planned => return planned,
+        }
+    }
+    plan_once(src, dst, roots, options).await
+}
+
+/// Whether something is absent only by what `src` remembered.
+async fn is_stale(src: &dyn Store, error: &Error) -> bool {
+    match error {
+        Error::NotFound { path, .. } => src.renew(path).await.unwrap_or(false),
+        Error::MissingReference {
+            path, reference, ..
+        } => {
+            let [path, reference] = [path, reference].map(|path| src.renew(path));
+            path.await.unwrap_or(false) | reference.await.unwrap_or(false)
+        }
+        _ => false,
+    }
+}
+
+async fn plan_once(
     src: &dyn Store,
     dst: &dyn Store,
     roots: &BTreeSet<StorePath>,
@@ -197,9 +250,18 @@ pub async fn plan(
             ours: src.dir().clone(),
         });
     }
-    let (mut found, mut present) = look(src, dst, roots, options).await?;
+    let Seen {
+        mut found,
+        mut present,
+        told,
+    } = look(src, dst, roots, options).await?;
     let derivers = found.infos.values().filter_map(|info| info.deriver.clone());
     let derivers = derivers.collect();
+    let all = found.infos.keys().chain(found.absent.keys());
+    let asked = all
+        .chain(&present)
+        .map(|path| (path.clone(), present.contains(path)));
+    let asked = asked.collect();
     found.absent.retain(|path, _| !present.contains(path));
     let replaced: BTreeSet<_> = match options.existing {
         Existing::Keep => BTreeSet::new(),
@@ -210,6 +272,13 @@ pub async fn plan(
             replaced
         }
     };
+    let mut signing = Signing::default();
+    for theirs in told.into_values().flatten() {
+        if present.contains(&theirs.path) {
+            let ours = found.infos.get(&theirs.path);
+            signing.look_at(&theirs, ours, dst, options)?;
+        }
+    }
     found.infos.retain(|path, _| !present.contains(path));
     let held = hold(src, &found, &present, &replaced, options).await?;
     let all = found.infos.keys().chain(found.absent.keys());
@@ -220,45 +289,133 @@ pub async fn plan(
     found.require_complete(src)?;
     let mut missing = Vec::with_capacity(found.infos.len());
     for info in found.references_first()? {
-        missing.push(outgoing(info, src, options)?);
+        let info = outgoing(info, src, options)?;
+        if is_unsigned(src.dir(), &info) {
+            signing.unsigned.insert(info.path.clone());
+        }
+        missing.push(info);
     }
+    signing.warnings.extend(held.warnings);
     Ok(Plan {
         missing,
         replaced,
         present,
         upstream,
         derivers,
-        warnings: held.warnings,
+        signatures: signing.signatures,
+        unsigned: signing.unsigned,
+        warnings: signing.warnings,
+        options: options.clone(),
         add: AddOptions {
             check: options.check.clone(),
             existing: options.existing,
             elsewhere: Arc::new(held.paths),
             progress: Arc::new(()),
+            asked: Arc::new(asked),
         },
     })
 }
 
 /// What the source has within reach, and what of it the destination has.
+struct Seen {
+    found: Closure,
+    present: BTreeSet<StorePath>,
+    /// What the destination said of `present`, as far as it did.
+    told: BTreeMap<StorePath, Option<PathInfo>>,
+}
+
 async fn look(
     src: &dyn Store,
     dst: &dyn Store,
     roots: &BTreeSet<StorePath>,
     options: &CopyOptions,
-) -> Result<(Closure, BTreeSet<StorePath>)> {
-    match (options.reach, options.existing) {
-        (Reach::Missing, Existing::Keep) => missing_closure(src, dst, roots.iter().cloned()).await,
+) -> Result<Seen> {
+    let roots = roots.iter().cloned();
+    let found = match (options.reach, options.existing) {
+        (Reach::Missing, Existing::Keep) => {
+            let missing = missing_closure(src, dst, roots, &options.check).await;
+            let (found, present) = missing?;
+            let told = BTreeMap::new();
+            return Ok(Seen {
+                found,
+                present,
+                told,
+            });
+        }
         (Reach::Closure | Reach::Missing, _) => {
-            let found = closure(src, roots.iter().cloned()).await?;
-            let all = found.infos.keys().chain(found.absent.keys()).cloned();
-            let present = dst.valid(&all.collect()).await?;
-            Ok((found, present))
+            let demand = Some((&options.check, dst));
+            walk(src, roots, demand, ClosureSize::default()).await?
         }
-        (Reach::Roots, _) => {
-            let present = dst.valid(roots).await?;
-            let found = Closure::only(src, roots.iter().cloned()).await?;
-            Ok((found, present))
+        (Reach::Roots, _) => Closure::only(src, roots).await?,
+    };
+    let all = found.infos.keys().chain(found.absent.keys()).cloned();
+    let told = dst.present(&all.collect()).await?;
+    Ok(Seen {
+        found,
+        present: told.keys().cloned().collect(),
+        told,
+    })
+}
+
+/// What there is to say of signatures at the destination.
+#[derive(Default)]
+struct Signing {
+    signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
+    unsigned: BTreeSet<StorePath>,
+    warnings: Vec<Warning>,
+}
+
+impl Signing {
+    /// What the destination has is signed only if it is what the source has: nobody signs what he
+    /// has not seen.
+    fn look_at(
+        &mut self,
+        theirs: &PathInfo,
+        ours: Option<&PathInfo>,
+        dst: &dyn Store,
+        options: &CopyOptions,
+    ) -> Result<()> {
+        let path = &theirs.path;
+        let signed_by = |name| theirs.signatures.iter().any(|s| s.key_name() == name);
+        let keys = options.sign.iter().filter(|key| !signed_by(key.name()));
+        let keys: Vec<_> = keys.collect();
+        let mut signed = theirs.clone();
+        match ours {
+            Some(ours) if !keys.is_empty() && is_same_build(ours, theirs) => {
+                for key in keys {
+                    sign(&mut signed, dst.dir(), key)?;
+                }
+                let new = &signed.signatures - &theirs.signatures;
+                self.signatures.insert(path.clone(), new);
+            }
+            Some(_) if !keys.is_empty() => self.warnings.push(Warning::AnotherBuild {
+                path: path.clone(),
+                store: dst.to_string(),
+            }),
+            _ => {}
         }
+        if is_unsigned(dst.dir(), &signed) {
+            self.unsigned.insert(path.clone());
+        }
+        Ok(())
     }
+}
+
+fn is_same_build(ours: &PathInfo, theirs: &PathInfo) -> bool {
+    ours.nar_hash == theirs.nar_hash
+        && ours.references == theirs.references
+        && (ours.nar_size == theirs.nar_size || ours.nar_size == 0)
+}
+
+/// Whether nobody vouches for it, where somebody has to.
+fn is_unsigned(dir: &StoreDir, info: &PathInfo) -> bool {
+    info.signatures.is_empty() && !info.is_content_addressed(dir)
+}
+
+fn sign(info: &mut PathInfo, dir: &StoreDir, key: &SecretKey) -> Result<()> {
+    let signed = info.sign(dir, key);
+    signed.map_err(|e| Error::invalid(format!("{} cannot be signed: {e}", info.path)))?;
+    Ok(())
 }
 
 /// What upstream caches hold of what would be copied, and of what that refers to.
@@ -289,9 +446,32 @@ impl Plan {
 
     /// Copies what is missing. `src` and `dst` are those that the plan was made for.
     ///
+    /// What fails because `src` remembered another answer than it would give now is tried once more
+    /// with the new one.
+    ///
     /// # Errors
     /// Only what ended the whole copy; what concerns single paths is in the report.
     pub async fn run(
+        self,
+        src: &Arc<dyn Store>,
+        dst: &dyn Store,
+        progress: Arc<dyn Progress>,
+    ) -> Result<CopyReport> {
+        let options = self.options.clone();
+        let mut report = self.transfer(src, dst, progress.clone()).await?;
+        if !any_stale(&**src, &report.failed).await {
+            return Ok(report);
+        }
+        let failed = report.failed.iter().map(|(path, _)| path.clone()).collect();
+        // If there is no other plan, what failed has failed.
+        if let Ok(plan) = plan(&**src, dst, &failed, &options).await {
+            let again = plan.transfer(src, dst, progress).await?;
+            report.tried_again(again);
+        }
+        Ok(report)
+    }
+
+    async fn transfer(
         mut self,
         src: &Arc<dyn Store>,
         dst: &dyn Store,
@@ -335,14 +515,69 @@ impl Plan {
     }
 }
 
+impl CopyReport {
+    /// What failed was planned and run again.
+    fn tried_again(&mut self, again: CopyReport) {
+        self.copied.extend(again.copied);
+        self.replaced.extend(again.replaced);
+        self.present.extend(again.present);
+        self.upstream.extend(again.upstream);
+        self.failed = again.failed;
+        self.written += again.written;
+        self.warnings.extend(again.warnings);
+        for info in &self.copied {
+            self.present.remove(&info.path);
+        }
+    }
+}
+
+/// Whether `src` has other answers now for some of what failed by what it said. All of them are
+/// asked for, so that one more try is enough.
+async fn any_stale(src: &dyn Store, failed: &[(StorePath, Error)]) -> bool {
+    let by_answer = |error: &Error| match error {
+        Error::Mismatch { .. }
+        | Error::Malformed { .. }
+        | Error::Untrusted { .. }
+        | Error::NotFound { .. } => true,
+        Error::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    };
+    let doubtful = failed.iter().filter(|(_, error)| by_answer(error));
+    let renewed = stream::iter(doubtful.map(|(path, _)| path).cloned().collect::<Vec<_>>())
+        .map(|path| async move { src.renew(&path).await.unwrap_or(false) })
+        .buffer_unordered(RENEWALS);
+    renewed.fold(false, async |any, one| any | one).await
+}
+
+/// Adds [`Plan::signatures`] to what `dst` had before the copy. What cannot be signed has failed.
+pub async fn sign_present(
+    dst: &Abilities,
+    signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
+    report: &mut CopyReport,
+) {
+    let Some(store) = &dst.signatures else {
+        return;
+    };
+    let signed = signatures.into_iter().map(|(path, new)| async move {
+        let added = store.add_signatures(&path, &new).await;
+        (path, added)
+    });
+    let mut signed = stream::iter(signed).buffer_unordered(RENEWALS);
+    while let Some((path, added)) = signed.next().await {
+        match added {
+            Ok(()) => report.signed.push(path),
+            Err(error) => report.failed.push((path, error)),
+        }
+    }
+}
+
 /// The metadata as the destination gets it: what only the source can know is left out.
 fn outgoing(info: &PathInfo, src: &dyn Store, options: &CopyOptions) -> Result<PathInfo> {
     let mut info = info.clone();
     info.ultimate = false;
     info.registration_time = 0;
     for key in &options.sign {
-        info.sign(src.dir(), key)
-            .map_err(|e| Error::invalid(format!("{} cannot be signed: {e}", info.path)))?;
+        sign(&mut info, src.dir(), key)?;
     }
     Ok(info)
 }
@@ -363,3 +598,9 @@ fn watched(src: Arc<dyn Store>, path: StorePath, progress: Arc<dyn Progress>) ->
     let finish = stream::once(async move { end.finished(&path) }).filter_map(|()| async { None });
     counted.chain(finish).boxed()
 }
+
+/// How often a plan is made again because something absent was there after all.
+const STALE_ANSWERS: usize = 3;
+
+/// Paths that are asked about again, or signed, at once.
+const RENEWALS: usize = 16;

@@ -386,6 +386,15 @@ impl Store for SeveralStores {
         self.answers_from(0, Arc::default(), paths)
     }
 
+    /// What a store remembered is asked again; if it says the same still, another store is asked next.
+    async fn renew(&self, path: &StorePath) -> Result<bool> {
+        let mut new = false;
+        for member in &self.members {
+            new |= member.store().renew(path).await.unwrap_or(false);
+        }
+        Ok(new || self.bar(path))
+    }
+
     /// From the store that gave the metadata, or else the next that has it. One that breaks off is
     /// made up for by another that has the same NAR.
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {

@@ -5,7 +5,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::{Debug, Display},
     sync::Arc,
 };
@@ -25,7 +25,21 @@ pub trait Store: Debug + Display + Send + Sync {
     fn dir(&self) -> &StoreDir;
 
     /// The subset of `paths` that is present. One batch, however the store asks.
+    ///
+    /// A path is present when the store could give its metadata: what is broken, or about something
+    /// else, counts as absent here, so that whoever adds the path writes it again. Nothing is
+    /// answered from memory.
     async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>>;
+
+    /// As [`Store::valid`], with the metadata of those paths of which the store reads it on the way.
+    /// `None`: the path is there, and more is not known.
+    async fn present(
+        &self,
+        paths: &BTreeSet<StorePath>,
+    ) -> Result<BTreeMap<StorePath, Option<PathInfo>>> {
+        let valid = self.valid(paths).await?;
+        Ok(valid.into_iter().map(|path| (path, None)).collect())
+    }
 
     /// Metadata in the order it arrives; `None` means absent, which is no error.
     ///
@@ -74,6 +88,13 @@ pub trait Store: Debug + Display + Send + Sync {
 
     /// The path whose base name starts with `part`, if the store has it.
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>>;
+
+    /// Asks again about `path`, where what was said of it may have been remembered. True if the
+    /// answer is another one now: then what failed may be tried again.
+    async fn renew(&self, path: &StorePath) -> Result<bool> {
+        let _ = path;
+        Ok(false)
+    }
 
     /// Gives up what uploads that were killed left open. [`Store::add`] does so at its end; this is
     /// for those who find that there is nothing left to add. Most stores have nothing to give up.
@@ -126,6 +147,9 @@ pub struct AddOptions {
     pub elsewhere: Arc<BTreeSet<StorePath>>,
     /// Who is told what has arrived, and which paths have become visible.
     pub progress: Arc<dyn Progress>,
+    /// What the store itself said a moment ago: whether these paths are there. A cache is not asked
+    /// about them again.
+    pub asked: Arc<BTreeMap<StorePath, bool>>,
 }
 
 impl AddOptions {
@@ -136,6 +160,7 @@ impl AddOptions {
             existing: Existing::default(),
             elsewhere: Arc::default(),
             progress: Arc::new(()),
+            asked: Arc::default(),
         }
     }
 

@@ -114,6 +114,13 @@ impl Store for TreeStore {
         Ok(there)
     }
 
+    async fn renew(&self, path: &StorePath) -> Result<bool> {
+        match self.trees.contains_key(path) {
+            true => Ok(false),
+            false => self.behind.renew(path).await,
+        }
+    }
+
     fn infos<'a>(
         &'a self,
         paths: BoxStream<'a, StorePath>,

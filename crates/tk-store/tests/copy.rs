@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc, Mutex,
@@ -13,9 +13,9 @@ use std::{
 use tk_narinfo::{PathInfo, Policy, SecretKey, TrustedKeys};
 use tk_path::{Algorithm, Encoding, HashPart, Method, References, StoreDir, StorePath};
 use tk_store::{
-    AddContent, AddItems, AddOptions, AddReport, Error, MemoryStore, NarStream, Result, SigCheck,
-    Store, StoreExt, closure,
-    copy::{CopyOptions, Progress, Reach, plan},
+    Abilities, AddContent, AddItems, AddOptions, AddReport, Error, MemoryStore, NarStream, Result,
+    SigCheck, Store, StoreExt, closure,
+    copy::{CopyOptions, Progress, Reach, Warning, plan, sign_present},
     nar,
 };
 
@@ -112,6 +112,124 @@ async fn signs_what_it_copies_and_nothing_is_ultimate() {
         assert!(!info.ultimate);
         policy.check(dst.dir(), &info).unwrap();
         assert_eq!(info.signatures.len(), 1);
+    }
+}
+
+/// What is there gets the signature only if it is what the source has.
+#[tokio::test]
+async fn signs_what_is_there_and_the_same() {
+    let (src, paths) = chain(2).await;
+    let key = Arc::new(SecretKey::generate("copy-1").unwrap());
+    let options = CopyOptions {
+        sign: vec![key.clone()],
+        ..options(Reach::Closure)
+    };
+    let dst = Told::over(&src, &paths).await;
+    let nothing = plan(&*src, &dst, &roots(&paths), &self::options(Reach::Closure)).await;
+    assert!(nothing.unwrap().signatures.is_empty());
+    let mut planned = plan(&*src, &dst, &roots(&paths), &options).await.unwrap();
+    assert!(planned.missing.is_empty() && planned.warnings.is_empty());
+    assert_eq!(roots(&paths), planned.signatures.keys().cloned().collect());
+    let signatures = std::mem::take(&mut planned.signatures);
+    let mut report = planned.run(&src, &dst, Arc::new(())).await.unwrap();
+    let able = Abilities {
+        signatures: Some(dst.inner.clone()),
+        ..Abilities::of(dst.inner.clone())
+    };
+    sign_present(&able, signatures, &mut report).await;
+    assert_eq!(report.signed.len(), 2);
+    let keys = TrustedKeys::from_iter([key.public()]);
+    for path in &paths {
+        let info = dst.inner.require_info(path).await.unwrap();
+        assert_eq!(info.valid_signatures(dst.dir(), &keys), Ok(1));
+    }
+    let again = plan(&*src, &dst, &roots(&paths), &options).await.unwrap();
+    assert!(again.signatures.is_empty(), "once is enough");
+
+    let mut dst = Told::over(&src, &paths).await;
+    dst.changed = Some(paths[1].clone());
+    let planned = plan(&*src, &dst, &roots(&paths), &options).await.unwrap();
+    assert_eq!(planned.signatures.len(), 1);
+    assert!(
+        matches!(&planned.warnings[..], [Warning::AnotherBuild { path, .. }] if *path == paths[1])
+    );
+}
+
+/// A store that tells what it has of the paths that are there, as caches do.
+struct Told {
+    inner: Arc<MemoryStore>,
+    /// Of this it has another build.
+    changed: Option<StorePath>,
+}
+
+impl Told {
+    async fn over(src: &Arc<dyn Store>, paths: &[StorePath]) -> Self {
+        let inner = Arc::new(MemoryStore::default());
+        copy(src, &*inner, &roots(paths), &options(Reach::Closure)).await;
+        Told {
+            inner,
+            changed: None,
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Told {
+    fn dir(&self) -> &StoreDir {
+        self.inner.dir()
+    }
+
+    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        self.inner.valid(paths).await
+    }
+
+    async fn present(
+        &self,
+        paths: &BTreeSet<StorePath>,
+    ) -> Result<BTreeMap<StorePath, Option<PathInfo>>> {
+        let mut present = BTreeMap::new();
+        for path in paths {
+            let mut info = self.inner.info(path).await?;
+            if let Some(info) = info
+                .as_mut()
+                .filter(|_| self.changed.as_ref() == Some(path))
+            {
+                info.nar_size += 1;
+            }
+            present.insert(path.clone(), info);
+        }
+        Ok(present)
+    }
+
+    fn infos<'a>(
+        &'a self,
+        paths: BoxStream<'a, StorePath>,
+    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
+        self.inner.infos(paths)
+    }
+
+    async fn nar(&self, path: &StorePath) -> Result<NarStream> {
+        self.inner.nar(path).await
+    }
+
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        self.inner.add(items, options).await
+    }
+
+    async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
+        self.inner.find(part).await
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("told://")
+    }
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Told")
     }
 }
 

@@ -21,7 +21,7 @@ async fn what_is_left_unanswered_is_not_absent() {
     words(store.require_info(&path).await.unwrap_err());
     words(Closure::only(&store, [path.clone()]).await.unwrap_err());
     let empty = MemoryStore::default();
-    let missing = missing_closure(&store, &empty, [path.clone()]);
+    let missing = missing_closure(&store, &empty, [path.clone()], &SigCheck::Skip);
     words(missing.await.unwrap_err());
     let answers: Vec<_> = store.infos_of([path].into()).collect().await;
     assert!(matches!(answers[..], [Err(_)]), "{answers:?}");

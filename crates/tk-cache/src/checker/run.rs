@@ -1,4 +1,5 @@
 use super::{Answer, Checked, Checker, StoreInfos};
+use crate::objects::NarInfos;
 use futures::{
     Stream, StreamExt,
     stream::{BoxStream, SelectAll, select_all},
@@ -7,6 +8,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     future::poll_fn,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 use tk_narinfo::NarInfo;
@@ -33,6 +35,8 @@ struct Run<'a> {
     /// Those that wait for room.
     waiting: VecDeque<StorePath>,
     open: HashMap<StorePath, Open>,
+    /// Paths that are only known from references.
+    discovered: usize,
     /// A channel to each cache, and behind them to the store with the references, if there is one.
     questions: Vec<mpsc::UnboundedSender<StorePath>>,
     replies: SelectAll<BoxStream<'a, Reply>>,
@@ -92,6 +96,7 @@ impl<'a> Run<'a> {
             seen: HashSet::new(),
             waiting: VecDeque::new(),
             open: HashMap::new(),
+            discovered: 0,
             questions,
             replies: select_all(replies),
             done: VecDeque::new(),
@@ -203,9 +208,33 @@ impl<'a> Run<'a> {
             && self.checker.closure
         {
             open.followed = true;
+            let known = self.seen.len();
             references.into_iter().for_each(|path| self.want(path));
+            self.discovered += self.seen.len() - known;
+            if self.discovered > self.checker.most_paths {
+                return self.give_up_endless(path);
+            }
         }
         self.complete(path);
+    }
+
+    /// A closure that comes to more paths than there are is invented. Nothing more is asked, and the
+    /// last path is where it is told.
+    fn give_up_endless(&mut self, path: StorePath) {
+        let checker = self.checker;
+        let error = |cache: &Arc<dyn NarInfos>| {
+            let why = format!("it comes to more than {} paths", checker.most_paths);
+            let what = format!("the closure that {cache} and the others tell of");
+            Answer::NotAsked(Error::malformed(what, why))
+        };
+        self.input = None;
+        self.waiting.clear();
+        self.open.clear();
+        self.done.push_back(Checked {
+            path,
+            answers: checker.caches.iter().map(error).collect(),
+            followed: false,
+        });
     }
 
     /// A cache that stops answering leaves its questions open.

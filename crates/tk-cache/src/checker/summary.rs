@@ -21,6 +21,8 @@ pub struct Summary {
     /// Bytes to fetch for what is present, from the first cache that has it each time; as far as
     /// the caches tell.
     pub download_size: u64,
+    /// Paths that are present and of which the caches do not tell how much is to be fetched.
+    pub unknown_size: usize,
     /// The same for each cache.
     pub caches: Vec<CacheSummary>,
 }
@@ -40,6 +42,8 @@ pub struct CacheSummary {
     pub nar_size: u64,
     /// Bytes to fetch for what it has, as far as it tells.
     pub download_size: u64,
+    /// Paths that it has and of which it does not tell that.
+    pub unknown_size: usize,
 }
 
 impl Summary {
@@ -54,8 +58,9 @@ impl Summary {
             self.untrusted += usize::from(!checked.is_trusted());
             // A cache may claim any size.
             self.nar_size = self.nar_size.saturating_add(narinfo.info.nar_size);
-            let size = narinfo.file_size.unwrap_or(0);
-            self.download_size = self.download_size.saturating_add(size);
+            let size = narinfo.file_size;
+            self.unknown_size += usize::from(size.is_none());
+            self.download_size = self.download_size.saturating_add(size.unwrap_or(0));
         }
         if self.caches.len() < checked.answers.len() {
             let caches = checked.answers.len();
@@ -76,8 +81,9 @@ impl CacheSummary {
                 self.present += 1;
                 self.untrusted += usize::from(matches!(trust, Trust::Untrusted(_)));
                 self.nar_size = self.nar_size.saturating_add(narinfo.info.nar_size);
-                let size = narinfo.file_size.unwrap_or(0);
-                self.download_size = self.download_size.saturating_add(size);
+                let size = narinfo.file_size;
+                self.unknown_size += usize::from(size.is_none());
+                self.download_size = self.download_size.saturating_add(size.unwrap_or(0));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What Nix remembers in its own `binary-cache-v7.sqlite` and `binary-cache-v8.sqlite`.
+//! What Nix remembers in its own `binary-cache-v6.sqlite` (2.4 to 2.26), `-v7` and `-v8`.
 //!
 //! Read only, and so that nothing in the folder changes: SQLite would make the files of its log
 //! (`-wal`, `-shm`) even for a reader. Nix removes the log when its last process ends, and then the
@@ -187,8 +187,12 @@ fn is_about(dir: &StoreDir, part: &HashPart, text: &str) -> bool {
     NarInfo::parse(dir, text).is_ok_and(|narinfo| narinfo.expect(part).is_ok())
 }
 
-/// The newer form first. They are alike in what is read here.
-const NAMES: [&str; 2] = ["binary-cache-v8.sqlite", "binary-cache-v7.sqlite"];
+/// The newest form first. They are alike in what is read here.
+const NAMES: [&str; 3] = [
+    "binary-cache-v8.sqlite",
+    "binary-cache-v7.sqlite",
+    "binary-cache-v6.sqlite",
+];
 
 /// Whoever holds Nix's file for longer has it for himself.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -5,7 +5,7 @@ use crate::{
     add::{Failure, Publishing, Target, Uploaded},
     blocking,
     layout::{self, NAR_FOLDER},
-    pack::{ContentCheck, Packed, Unpacked, narinfo, pack},
+    pack::{ContentCheck, Packed, Unpacked, narinfo, no_listing, pack},
 };
 use futures::{FutureExt, future::BoxFuture};
 use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc};
@@ -38,7 +38,7 @@ impl Target for Inner {
         self: Arc<Self>,
         paths: BTreeSet<StorePath>,
     ) -> BoxFuture<'static, Result<BTreeSet<StorePath>>> {
-        blocking(move || Inner::valid(&self, paths)).boxed()
+        async move { Ok(self.present(paths).await?.into_keys().collect()) }.boxed()
     }
 
     fn upload(
@@ -169,8 +169,9 @@ fn upload(
     if replace || !is_there(&file, packed.size).map_err(broken)? {
         temporary.rename(&file).map_err(broken)?;
     }
-    let (listing, debug) = (config.write_listing, config.index_debug_info);
-    for (name, content) in packed.companions(&info, &url, listing, debug) {
+    let wanted = (config.write_listing, config.index_debug_info);
+    let skipped = || config.warnings.tell(|| no_listing(&info, cache));
+    for (name, content) in packed.companions(&info, &url, wanted, skipped) {
         let file = cache.root.join(name);
         write_companion(&file, &content).map_err(|e| Failure::Cache(writing(&file, e)))?;
     }

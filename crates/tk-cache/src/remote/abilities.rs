@@ -64,14 +64,7 @@ impl AddSignatures for RemoteCache {
         if narinfo.info.signatures.len() == before {
             return Ok(());
         }
-        let mut text = narinfo.print(&self.0.config.store_dir);
-        for (key, value) in &narinfo.extra {
-            text.push_str(&format!("{key}: {value}\n"));
-        }
-        let name = layout::narinfo(&part);
-        self.0.put(&name, text.into()).await?;
-        self.0.forget(part).await;
-        Ok(())
+        self.write_narinfo(&narinfo).await
     }
 }
 
@@ -191,7 +184,7 @@ impl Inner {
     }
 
     /// Writes a small object.
-    async fn put(&self, name: &str, content: Bytes) -> Result<()> {
+    pub(super) async fn put(&self, name: &str, content: Bytes) -> Result<()> {
         let mime = layout::mime_type(name);
         let written = self.objects.write(name, content, mime, false).await;
         written.map(drop)

@@ -2,84 +2,92 @@
 
 use super::Inner;
 use crate::{
-    blocking, layout,
+    CacheWarning, blocking, layout,
     objects::{Known, NarInfoCache},
 };
 use bytes::Bytes;
-use futures::{
-    FutureExt, Stream, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream,
-};
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::{SystemTime, UNIX_EPOCH},
 };
-use tk_narinfo::{MAX_NARINFO_BYTES, NarInfo};
-use tk_path::{HashPart, StorePath};
+use tk_narinfo::{MAX_NARINFO_BYTES, NarInfo, PathInfo};
+use tk_path::{Algorithm, Hash, HashPart, StorePath};
 use tk_store::{Error, Result};
 
-/// See [`NarInfos::narinfos`](crate::objects::NarInfos::narinfos).
-pub(super) fn narinfos<'a>(
+/// Says what the cache has of each of `keys`, as it arrives; `part` is what to ask for.
+///
+/// Only what makes sense is remembered: a page that answers in the place of a cache, or a narinfo
+/// that is being written, must not count for a month.
+pub(super) fn narinfos<'a, K: Send + Sync + 'a>(
     cache: &'a Inner,
-    paths: BoxStream<'a, StorePath>,
-) -> BoxStream<'a, (StorePath, Result<Option<NarInfo>>)> {
+    keys: BoxStream<'a, K>,
+    part: fn(&K) -> HashPart,
+) -> BoxStream<'a, (K, Result<Option<NarInfo>>)> {
     let parallel = cache.objects.parallel();
-    let look = move |path: StorePath| async move {
-        let found = cache.ask(&path.to_hash_part()).await;
-        (path, found)
-    };
     let Some(known) = cache.known() else {
-        let asked = paths.map(look).buffer_unordered(parallel);
-        return asked.map(|(path, text)| cache.answer(path, text)).boxed();
+        let look = move |key: K| async move {
+            let found = cache.fetch(&part(&key)).await;
+            (key, found)
+        };
+        return keys.map(look).buffer_unordered(parallel).boxed();
     };
     let remembered = {
         let known = known.clone();
         // What is at hand is looked up together.
-        let batches = paths.ready_chunks(BATCH);
-        batches.then(move |batch| remembered(known.clone(), batch))
+        let batches = keys.ready_chunks(BATCH);
+        batches.then(move |batch| remembered(known.clone(), batch, part))
     };
     let answers = remembered
         .flat_map(stream::iter)
-        .map(move |(path, known)| async move {
-            match known {
-                Some(known) => {
-                    let text = cache.remembered(&path.to_hash_part(), known);
-                    (path, Ok(text), false)
+        .map(move |(key, known)| async move {
+            let part = part(&key);
+            if let Some(found) = known.and_then(|known| cache.recall(&part, known)) {
+                return (key, Ok(found), None);
+            }
+            match cache.ask(&part).await {
+                Ok(text) => {
+                    let found = text.as_ref().map(|text| cache.parse(&part, text));
+                    let found = found.transpose();
+                    let note = found.is_ok().then_some((part, text));
+                    (key, found, note)
                 }
-                None => {
-                    let (path, text) = look(path).await;
-                    (path, text, true)
-                }
+                Err(error) => (key, Err(error), None),
             }
         })
         .buffer_unordered(parallel);
-    let answers = remembering(known, answers.boxed());
-    answers.map(|(path, text)| cache.answer(path, text)).boxed()
+    remembering(known, answers.boxed()).boxed()
 }
 
-/// A path, what the cache said of it, and whether it said so just now.
-type Asked = (StorePath, Result<Option<Bytes>>, bool);
+/// What was asked, the answer, and what is to be remembered of it.
+type Asked<K> = (K, Result<Option<NarInfo>>, Option<Note>);
 
-/// What is known of each of `paths`.
-async fn remembered(
+/// The text of a narinfo, or `None` for "absent".
+type Note = (HashPart, Option<Bytes>);
+
+/// What is known of each of `keys`.
+async fn remembered<K>(
     known: Arc<dyn NarInfoCache>,
-    paths: Vec<StorePath>,
-) -> Vec<(StorePath, Option<Known>)> {
-    let parts: Vec<_> = paths.iter().map(StorePath::to_hash_part).collect();
+    keys: Vec<K>,
+    part: fn(&K) -> HashPart,
+) -> Vec<(K, Option<Known>)> {
+    let parts: Vec<_> = keys.iter().map(part).collect();
     let found = blocking(move || Ok(known.get(&parts))).await;
     // What cannot be remembered is asked.
     let mut found = found.unwrap_or_default().into_iter();
-    let known = |path| (path, found.next().flatten());
-    paths.into_iter().map(known).collect()
+    let known = |key| (key, found.next().flatten());
+    keys.into_iter().map(known).collect()
 }
 
 /// Passes answers on and, beside that, remembers what the cache said just now. Ends when all of it
 /// is remembered; who drops it before waits for that.
-fn remembering(
+fn remembering<'a, K: Send + 'a>(
     known: Arc<dyn NarInfoCache>,
-    answers: BoxStream<'_, Asked>,
-) -> impl Stream<Item = (StorePath, Result<Option<Bytes>>)> + Send {
+    answers: BoxStream<'a, Asked<K>>,
+) -> impl Stream<Item = (K, Result<Option<NarInfo>>)> + Send + 'a {
     let waiting = Arc::new(Waiting {
         known,
         answers: Mutex::default(),
@@ -92,12 +100,12 @@ fn remembering(
     let mut answers = answers.ready_chunks(BATCH).fuse();
     let noted = stream::poll_fn(move |cx| {
         notes.write(cx);
-        if notes.waiting.answers().len() >= MOST_WAITING {
+        if notes.is_full() {
             return Poll::Pending;
         }
         match answers.poll_next_unpin(cx) {
-            Poll::Ready(Some(batch)) => {
-                notes.take(&batch);
+            Poll::Ready(Some(mut batch)) => {
+                notes.take(&mut batch);
                 notes.write(cx);
                 Poll::Ready(Some(batch))
             }
@@ -105,7 +113,7 @@ fn remembering(
             _ => Poll::Pending,
         }
     });
-    noted.flat_map(|batch| stream::iter(batch.into_iter().map(|(path, text, _)| (path, text))))
+    noted.flat_map(|batch| stream::iter(batch.into_iter().map(|(key, found, _)| (key, found))))
 }
 
 /// What is to be remembered. What comes while some of it is written goes together: each time costs
@@ -117,7 +125,7 @@ struct Notes {
 
 struct Waiting {
     known: Arc<dyn NarInfoCache>,
-    answers: Mutex<Vec<(HashPart, Option<Bytes>)>>,
+    answers: Mutex<Vec<Note>>,
     /// Held by whoever writes.
     turn: Mutex<()>,
 }
@@ -131,19 +139,22 @@ impl Waiting {
         }
     }
 
-    fn answers(&self) -> MutexGuard<'_, Vec<(HashPart, Option<Bytes>)>> {
+    fn answers(&self) -> MutexGuard<'_, Vec<Note>> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Notes {
-    fn take(&mut self, answers: &[Asked]) {
-        let fresh = |(path, text, fresh): &Asked| match text {
-            Ok(text) if *fresh => Some((path.to_hash_part(), text.clone())),
-            _ => None,
-        };
-        let fresh = answers.iter().filter_map(fresh);
-        self.waiting.answers().extend(fresh);
+    fn take<K>(&mut self, answers: &mut [Asked<K>]) {
+        let notes = answers.iter_mut().filter_map(|(_, _, note)| note.take());
+        self.waiting.answers().extend(notes);
+    }
+
+    fn is_full(&self) -> bool {
+        let answers = self.waiting.answers();
+        let texts = answers.iter().flat_map(|(_, text)| text);
+        let bytes: usize = texts.map(Bytes::len).sum();
+        answers.len() >= MOST_WAITING || bytes >= MOST_WAITING_BYTES
     }
 
     /// Goes on, as far as it does without waiting.
@@ -176,18 +187,6 @@ impl Drop for Notes {
 }
 
 impl Inner {
-    /// The text of a narinfo that is known, if there is one; whoever watches is told of it.
-    fn remembered(&self, part: &HashPart, known: Known) -> Option<Bytes> {
-        let text = match known {
-            Known::Present(text) => Some(text),
-            Known::Absent => None,
-        };
-        let name = layout::narinfo(part);
-        let observer = &self.config.observer;
-        observer.remembered(self, &name, text.is_some());
-        text
-    }
-
     /// The text of the narinfo of the path that starts with `part`, from the cache itself.
     async fn ask(&self, part: &HashPart) -> Result<Option<Bytes>> {
         self.objects
@@ -195,17 +194,17 @@ impl Inner {
             .await
     }
 
-    /// What `text` says of `path`. As Nix, a narinfo with the same hash part and another name is
-    /// no answer.
-    fn answer(
-        &self,
-        path: StorePath,
-        text: Result<Option<Bytes>>,
-    ) -> (StorePath, Result<Option<NarInfo>>) {
-        let parse = |text: Bytes| self.parse(&path.to_hash_part(), &text);
-        let found = text.and_then(|text| text.map(parse).transpose());
-        let found = found.map(|found| found.filter(|narinfo| narinfo.info.path == path));
-        (path, found)
+    /// What is remembered of `part`, which whoever watches is told; `None` if that makes no sense, and
+    /// has to be asked again.
+    fn recall(&self, part: &HashPart, known: Known) -> Option<Option<NarInfo>> {
+        let found = match known {
+            Known::Absent => None,
+            Known::Present(text) => Some(self.parse(part, &text).ok()?),
+        };
+        let name = layout::narinfo(part);
+        let observer = &self.config.observer;
+        observer.remembered(self, &name, found.is_some());
+        Some(found)
     }
 
     pub(super) fn parse(&self, part: &HashPart, text: &[u8]) -> Result<NarInfo> {
@@ -223,39 +222,73 @@ impl Inner {
 
     /// The same, from memory if it is known.
     pub(super) async fn narinfo_of_part(&self, part: &HashPart) -> Result<Option<NarInfo>> {
-        let Some(known) = self.known() else {
-            return self.fetch(part).await;
-        };
-        let (memory, key) = (known.clone(), *part);
-        let remembered = blocking(move || Ok(memory.get(&[key]).pop().flatten())).await?;
-        let text = match remembered {
-            Some(known) => self.remembered(part, known),
-            None => {
-                let text = self.ask(part).await?;
-                let fresh = [(*part, text.clone())];
-                let put = move || {
-                    known.put(&fresh);
-                    Ok(())
-                };
-                let _ = blocking(put).await;
-                text
-            }
-        };
-        text.map(|text| self.parse(part, &text)).transpose()
+        let one = stream::iter([*part]).boxed();
+        let mut answers = narinfos(self, one, |part| *part);
+        let answer = answers.next().await;
+        // To the end, for what is new is remembered then.
+        while answers.next().await.is_some() {}
+        answer.map_or(Ok(None), |(_, found)| found)
     }
 
-    pub(super) async fn valid(&self, paths: BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+    /// What is there now of `paths`, with the narinfo of each. A broken one counts as absent.
+    ///
+    /// # Errors
+    /// Also when something else answers in the place of the cache.
+    pub(super) async fn present(
+        &self,
+        paths: BTreeSet<StorePath>,
+    ) -> Result<BTreeMap<StorePath, PathInfo>> {
         let look = |path: StorePath| async move {
-            let name = layout::narinfo(&path.to_hash_part());
-            let found = self.objects.look(&name).await?;
-            Ok(found.map(|_| path))
+            let part = path.to_hash_part();
+            let text = self.ask(&part).await?;
+            let found = text.map(|text| self.parse(&part, &text));
+            Ok::<_, Error>((path, found))
         };
-        stream::iter(paths)
+        let mut answers = stream::iter(paths)
             .map(look)
-            .buffer_unordered(self.objects.parallel())
-            .try_filter_map(|path| async move { Ok(path) })
-            .try_collect()
-            .await
+            .buffer_unordered(self.objects.parallel());
+        let mut present = BTreeMap::new();
+        let mut is_cache = false;
+        while let Some(answer) = answers.next().await {
+            match answer? {
+                (path, Some(Ok(narinfo))) if narinfo.info.path == path => {
+                    present.insert(path, narinfo.info);
+                }
+                (path, Some(Err(error))) => {
+                    if !is_cache {
+                        self.require_absences().await?;
+                        is_cache = true;
+                    }
+                    self.config.warnings.tell(|| CacheWarning::BrokenNarInfo {
+                        path,
+                        store: self.to_string(),
+                        error,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(present)
+    }
+
+    /// That the cache says of something that nobody can have that it is absent. Parked domains,
+    /// sign-in pages and consoles answer everything with a page.
+    async fn require_absences(&self) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let seed = format!("{self} {:?}", now.unwrap_or_default());
+        let nobody = Hash::digest(Algorithm::Sha256, seed.as_bytes()).compress(20);
+        let nobody: [u8; 20] = nobody.try_into().unwrap_or_default();
+        let name = layout::narinfo(&HashPart::from_digest(&nobody));
+        match self.objects.read(&name, MAX_NARINFO_BYTES).await? {
+            None => Ok(()),
+            Some(_) => Err(Error::Refused {
+                who: self.to_string(),
+                words: "it answers also for a path that nobody can have, and not with a narinfo: \
+                        no binary cache is there, but a page, such as a sign-in or that of a \
+                        parked domain"
+                    .to_owned(),
+            }),
+        }
     }
 }
 
@@ -264,6 +297,9 @@ const BATCH: usize = 512;
 
 /// Answers that wait to be remembered, before no more are taken.
 const MOST_WAITING: usize = 4 * BATCH;
+
+/// The same in bytes.
+const MOST_WAITING_BYTES: usize = 16 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -310,7 +346,9 @@ mod tests {
         // One at a time, as they come; the last is not fresh.
         let answers = stream::iter(0..10).then(move |n| async move {
             tokio::task::yield_now().await;
-            (path(n), Ok(None), n < 9)
+            let path = path(n);
+            let note = (n < 9).then(|| (path.to_hash_part(), None));
+            (path, Ok(None), note)
         });
         let mut passed = std::pin::pin!(remembering(known.clone(), answers.boxed()));
         for n in 0..10 {
@@ -336,7 +374,11 @@ mod tests {
             puts: Mutex::default(),
         });
         let path = |n: usize| -> StorePath { format!("{n:032}-a").parse().unwrap() };
-        let answers = stream::iter(0..10).map(move |n| (path(n), Ok(None), true));
+        let answers = stream::iter(0..10).map(move |n| {
+            let path = path(n);
+            let note = (path.to_hash_part(), None);
+            (path, Ok(None), Some(note))
+        });
         let mut passed = Box::pin(remembering(known.clone(), answers.boxed()));
         for n in 0..10 {
             assert_eq!(passed.next().await.unwrap().0, path(n));

@@ -1,10 +1,17 @@
 //! NARs out of the cache.
 
 use super::Inner;
-use crate::unpack::{Packed, Source};
-use std::io;
+use crate::{
+    blocking,
+    unpack::{Packed, Source},
+};
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::{MutexGuard, PoisonError},
+};
 use tk_narinfo::NarInfo;
-use tk_path::StorePath;
+use tk_path::{HashPart, StorePath};
 use tk_store::{
     ByteStream, Error, NarStream, Result,
     nar::{self, BlockingNar},
@@ -21,27 +28,74 @@ impl Inner {
         {
             return Ok(self.unpack(narinfo.clone(), bytes));
         }
-        let mut now = None;
-        if self.config.known.is_some() {
-            self.forget(part).await;
-            now = self.fetch(&part).await?.filter(named);
+        let not_found = || Error::NotFound {
+            path: path.clone(),
+            store: self.to_string(),
+        };
+        if self.config.known.is_none() {
+            return Err(remembered.map_or_else(not_found, |narinfo| self.no_nar(&narinfo)));
         }
-        let narinfo = match (remembered, now) {
-            (Some(old), Some(now)) if old.url != now.url => now,
-            (None, Some(now)) => now,
-            (Some(_), Some(now)) => return Err(self.no_nar(&now)),
-            (Some(old), None) if self.config.known.is_none() => return Err(self.no_nar(&old)),
-            _ => {
-                return Err(Error::NotFound {
+        let now = self.ask_again(&part).await?.filter(named);
+        let now = now.ok_or_else(not_found)?;
+        match &remembered {
+            Some(old) if old.url == now.url => {
+                self.forget(part).await;
+                return Err(self.no_nar(&now));
+            }
+            // Whoever asked for it expects the old one.
+            Some(old) if old.info.nar_hash != now.info.nar_hash => {
+                return Err(Error::Mismatch {
+                    what: "NAR hash",
                     path: path.clone(),
-                    store: self.to_string(),
+                    from: self.to_string(),
+                    expected: old.info.nar_hash.to_string(),
+                    actual: now.info.nar_hash.to_string(),
                 });
             }
-        };
-        match self.objects.stream(&narinfo.url).await? {
-            Some(bytes) => Ok(self.unpack(narinfo, bytes)),
-            None => Err(self.no_nar(&narinfo)),
+            _ => {}
         }
+        match self.objects.stream(&now.url).await? {
+            Some(bytes) => Ok(self.unpack(now, bytes)),
+            None => Err(self.no_nar(&now)),
+        }
+    }
+
+    /// What the cache says now in the place of what is remembered. [`Inner::renew`] tells of it.
+    async fn ask_again(&self, part: &HashPart) -> Result<Option<NarInfo>> {
+        self.forget(*part).await;
+        let now = self.narinfo_of_part(part).await?;
+        self.renewed().insert(*part);
+        Ok(now)
+    }
+
+    /// See [`Store::renew`](tk_store::Store::renew).
+    pub(super) async fn renew(&self, part: HashPart) -> Result<bool> {
+        let Some(known) = self.known() else {
+            return Ok(false);
+        };
+        // It was asked again already, and what was said before is no more.
+        if self.renewed().remove(&part) {
+            return Ok(true);
+        }
+        let look = || {
+            let known = known.clone();
+            blocking(move || Ok(known.get(&[part]).pop().flatten()))
+        };
+        let before = look().await?;
+        if before.is_none() {
+            return Ok(false);
+        }
+        self.forget(part).await;
+        let now = self.narinfo_of_part(&part).await?;
+        Ok(match look().await? {
+            // It cannot be remembered.
+            None => now.is_some(),
+            now => now != before,
+        })
+    }
+
+    fn renewed(&self) -> MutexGuard<'_, BTreeSet<HashPart>> {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unpack(&self, narinfo: NarInfo, bytes: ByteStream) -> NarStream {
@@ -50,6 +104,8 @@ impl Inner {
             name: format!("{} in {self}", narinfo.url),
             narinfo,
             store: self.to_string(),
+            strict: self.config.strict_file_hash,
+            warnings: self.config.warnings.clone(),
         };
         nar::produce(move |send| packed.unpack(send))
     }

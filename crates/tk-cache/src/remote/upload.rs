@@ -11,7 +11,7 @@ use crate::{
     journal::Arrived,
     layout,
     objects::Upload,
-    pack::{Packed, Unpacked, narinfo, pack},
+    pack::{Packed, Unpacked, narinfo, no_listing, pack},
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -56,7 +56,7 @@ impl Target for Inner {
         self: Arc<Self>,
         paths: BTreeSet<StorePath>,
     ) -> BoxFuture<'static, Result<BTreeSet<StorePath>>> {
-        async move { Inner::valid(&self, paths).await }.boxed()
+        async move { Ok(self.present(paths).await?.into_keys().collect()) }.boxed()
     }
 
     fn upload(
@@ -183,8 +183,9 @@ impl Inner {
         url: &str,
         packed: &Packed,
     ) -> Result<(), Failure> {
-        let (listing, debug) = (self.config.write_listing, self.config.index_debug_info);
-        let objects = packed.companions(info, url, listing, debug);
+        let wanted = (self.config.write_listing, self.config.index_debug_info);
+        let skipped = || self.config.warnings.tell(|| no_listing(info, self));
+        let objects = packed.companions(info, url, wanted, skipped);
         let write = |(name, content): (String, String)| async move {
             let mime = layout::mime_type(&name);
             self.objects.write(&name, content.into(), mime, false).await

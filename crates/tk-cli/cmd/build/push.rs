@@ -2,7 +2,7 @@
 
 use crate::{
     Context,
-    copying::UpstreamArgs,
+    copying::{UpstreamArgs, demand, keys_for, warn_unsigned},
     failures,
     keys::SignKeyArgs,
     open::{Opened, Wish, open},
@@ -11,14 +11,17 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tk_narinfo::{Compression, SecretKey};
 use tk_nix::BuildResult;
 use tk_path::{OutputName, OutputsSpec, StorePath};
 use tk_store::{
     Error, SigCheck, Store,
-    copy::{CopyOptions, Outputs, Reach, Upstreams, plan},
+    copy::{CopyOptions, Outputs, Reach, Upstreams, plan, sign_present},
 };
 use tokio::sync::{Mutex, mpsc::UnboundedReceiver};
 
@@ -45,6 +48,9 @@ pub struct PushArgs {
         allow_negative_numbers = true
     )]
     level: Option<i32>,
+    /// Push also into a store that is no cache what no trusted key has signed
+    #[arg(long, requires = "push")]
+    no_check_sigs: bool,
     #[command(flatten)]
     upstream: UpstreamArgs,
 }
@@ -57,6 +63,10 @@ impl PushArgs {
             "--sign-key is for what is pushed; say where to with --push"
         );
         let mut places = Vec::new();
+        let sign = match self.push.is_empty() {
+            true => Vec::new(),
+            false => self.sign.keys()?,
+        };
         for uri in &self.push {
             let wish = Wish {
                 write: true,
@@ -67,8 +77,14 @@ impl PushArgs {
             let cache = open(cx, uri, &wish).await?;
             let upstreams = self.upstream.open(cx, &cache).await?;
             places.push(Place {
+                check: match self.no_check_sigs {
+                    true => SigCheck::Skip,
+                    false => demand(cx, &cache, &[], 1)?,
+                },
+                sign: keys_for(&cache, &sign),
                 cache,
                 upstreams,
+                told_unsigned: AtomicBool::new(false),
                 turn: Mutex::default(),
             });
         }
@@ -81,10 +97,6 @@ impl PushArgs {
             source: source.store(),
             places,
             upstreams,
-            sign: match self.push.is_empty() {
-                true => Vec::new(),
-                false => self.sign.keys()?,
-            },
             results_only: self.push_results_only,
         })
     }
@@ -95,13 +107,16 @@ pub struct Pusher {
     source: Arc<dyn Store>,
     places: Vec<Place>,
     upstreams: Vec<Arc<dyn Store>>,
-    sign: Vec<Arc<SecretKey>>,
     results_only: bool,
 }
 
 struct Place {
     cache: Opened,
     upstreams: Upstreams,
+    check: SigCheck,
+    sign: Vec<Arc<SecretKey>>,
+    /// Whether it was said that readers will not take what is pushed there.
+    told_unsigned: AtomicBool,
     /// One push at a time: two closures have much in common, and each push is many at once.
     turn: Mutex<()>,
 }
@@ -311,16 +326,21 @@ impl Pusher {
         }
         let options = CopyOptions {
             reach: Reach::Closure,
-            check: SigCheck::Skip,
-            sign: self.sign.clone(),
+            check: place.check.clone(),
+            sign: place.sign.clone(),
             existing: tk_store::Existing::Keep,
             upstreams: place.upstreams.clone(),
         };
         let plan = plan(&*self.source, &*cache, &roots, &options).await?;
+        if !plan.unsigned.is_empty() && !place.told_unsigned.swap(true, Ordering::Relaxed) {
+            warn_unsigned(cx, &place.cache, plan.unsigned.len());
+        }
+        let signatures = plan.signatures.clone();
         let mut report = plan.run(&self.source, &*cache, Arc::new(())).await?;
         let target = place.cache.abilities();
+        sign_present(&target, signatures, &mut report).await;
         outputs
-            .copy(&target, &SigCheck::Skip, &self.sign, &mut report)
+            .copy(&target, &place.check, &place.sign, &mut report)
             .await;
         for warning in &report.warnings {
             cx.ui.warn(format_args!("{warning}"));

@@ -103,15 +103,15 @@ impl Show {
         let mut row = vec![self.dir.path(&checked.path)];
         row.extend(checked.answers.iter().map(|answer| word(answer).to_owned()));
         let first = checked.first().map(|(_, narinfo, _)| narinfo);
-        let sizes = [
-            first.map(|narinfo| narinfo.info.nar_size),
-            first.and_then(|narinfo| narinfo.file_size),
-        ];
-        row.extend(sizes.map(|size| match size {
-            None => "-".to_owned(),
-            Some(size) if self.table.is_some() => ui::size(size),
-            Some(size) => size.to_string(),
-        }));
+        let sizes = first.map(|narinfo| {
+            let nar_size = Some(narinfo.info.nar_size).filter(|&size| size != 0);
+            [nar_size, narinfo.file_size].map(|size| match size {
+                None => "unknown".to_owned(),
+                Some(size) if self.table.is_some() => ui::size(size),
+                Some(size) => size.to_string(),
+            })
+        });
+        row.extend(sizes.unwrap_or_else(|| ["-", "-"].map(str::to_owned)));
         row
     }
 
@@ -167,6 +167,7 @@ impl Show {
                 "untrusted": of.untrusted,
                 "narSize": of.nar_size,
                 "downloadSize": of.download_size,
+                "unknownSize": of.unknown_size,
             });
             (uri.clone(), value)
         });
@@ -179,6 +180,7 @@ impl Show {
             "notFollowed": summary.not_followed,
             "narSize": summary.nar_size,
             "downloadSize": summary.download_size,
+            "unknownSize": summary.unknown_size,
             "caches": caches.collect::<Map<_, _>>(),
         })
     }
@@ -229,12 +231,19 @@ fn distrust(trust: &Trust) -> Option<String> {
 
 /// The last line, for people.
 pub fn sum(summary: &Summary) -> String {
+    let fetch = match (summary.unknown_size, summary.present) {
+        (0, _) => ui::size(summary.download_size),
+        (unknown, present) if unknown == present => "an unknown size".to_owned(),
+        (unknown, _) => format!(
+            "{} and {unknown} of unknown size",
+            ui::size(summary.download_size)
+        ),
+    };
     let mut line = format!(
-        "{} checked: {} there ({}, {} to fetch), {} missing",
+        "{} checked: {} there ({}, {fetch} to fetch), {} missing",
         ui::paths(summary.paths),
         summary.present,
         ui::size(summary.nar_size),
-        ui::size(summary.download_size),
         summary.missing
     );
     if summary.untrusted > 0 {

@@ -156,7 +156,14 @@ fn texts(args: &PathArgs) -> Result<Vec<OsString>> {
         !io::stdin().is_terminal(),
         "there is nothing to check; name store paths, or give them on stdin"
     );
-    lines_of_stdin()
+    let texts = lines_of_stdin()?;
+    // Such as `check $EMPTY` where stdin is empty as well.
+    ensure!(
+        !texts.is_empty(),
+        "there is nothing to check: no paths were named, and stdin is empty; \
+         with --stdin that is no error"
+    );
+    Ok(texts)
 }
 
 fn is_derivation(path: &StorePath) -> bool {
