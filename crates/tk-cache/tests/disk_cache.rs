@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use tk_cache::{
     disk_cache::{DiskCache, DiskCacheConfig},
     objects::{Known, NarInfoCache},
+    observer::NetworkObserver,
 };
 use tk_narinfo::{Compression, NarInfo, PathInfo};
 use tk_path::{Algorithm, Hash, HashPart, NarHash, StoreDir, StorePath};
@@ -379,6 +380,45 @@ fn a_file_of_somebody_else_is_moved_aside_unharmed() {
         .query_row("select x from precious", [], |row| row.get(0))
         .unwrap();
     assert_eq!(x, 42);
+}
+
+/// What people are warned of.
+#[derive(Debug, Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl NetworkObserver for Warnings {
+    fn warned(&self, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
+}
+
+/// A stopped process, a backup, a home on another machine: thousands of paths do not wait for it.
+#[test]
+fn who_holds_the_lock_is_waited_for_once() {
+    let folder = TempDir::new().unwrap();
+    let told = Arc::new(Warnings::default());
+    let config = DiskCacheConfig {
+        observer: told.clone(),
+        ..DiskCacheConfig::default()
+    };
+    let cache = one(&open(folder.path(), config));
+    put_present(&*cache, "before");
+    let other = Connection::open(folder.path().join("narinfo.sqlite")).unwrap();
+    other.execute_batch("begin immediate").unwrap();
+    // Waiting for each would take an hour.
+    for n in 0..2_000 {
+        put_present(&*cache, &format!("{n}"));
+        assert_eq!(cache.get(&[part("before")]), [present("before")]);
+    }
+    let warnings = told.0.lock().unwrap().clone();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("locked"), "{warnings:?}");
+    other.execute_batch("rollback").unwrap();
+    put_present(&*cache, "after");
+    assert_eq!(
+        cache.get(&[part("after"), part("0")]),
+        [present("after"), None]
+    );
 }
 
 #[test]

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use tk_cache::{
     CacheWarnings, RemoteCache, RemoteConfig, layout,
     objects::{Known, Look, NarInfoCache, NarInfos, Objects, Upload},
+    observer::NetworkObserver,
 };
 use tk_narinfo::{Compression, NarInfo, PathInfo};
 use tk_path::{HashPart, StoreDir};
@@ -608,6 +609,36 @@ async fn what_arrived_is_not_sent_again() {
     assert_eq!(objects.requests("put nar/"), 8, "each NAR once, over both");
     let left: Vec<_> = std::fs::read_dir(journal).unwrap().collect();
     assert!(left.is_empty(), "the journal of what is done: {left:?}");
+}
+
+/// What people are warned of.
+#[derive(Debug, Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl NetworkObserver for Warnings {
+    fn warned(&self, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
+}
+
+/// A home that is not there, or may not be written: the journal is a convenience.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_cannot_be_written_is_done_without() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("a file");
+    std::fs::write(&file, "").unwrap();
+    let objects = Memory::new();
+    let told = Arc::new(Warnings::default());
+    let mut config = config();
+    config.journal = Some((file.join("journal"), "memory".to_owned()));
+    config.observer = told.clone();
+    let cache = open(&objects, config).await;
+    let report = add(&cache, all(&chain(8))).await;
+    assert_eq!(report.added.len(), 8, "{:?}", report.failed);
+    cache.tidy().await.unwrap();
+    let warnings = told.0.lock().unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("a file/journal"), "{warnings:?}");
 }
 
 /// What this process uploaded is not what the server said.

@@ -153,3 +153,81 @@ fn in_pem(file: &Path, error: pem::Error) -> Error {
         error => Error::malformed(file.display().to_string(), error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::pem::PemObject;
+    use std::time::Duration;
+
+    /// As `openssl req -x509` makes it for localhost and 127.0.0.1: its own issuer, and an authority.
+    const SELF_SIGNED: &str = "\
+-----BEGIN CERTIFICATE-----\n\
+MIIBmTCCAT+gAwIBAgIUMQESSIum2iSu0b6ptoxItKscpHowCgYIKoZIzj0EAwIw\n\
+FDESMBAGA1UEAwwJbG9jYWxob3N0MB4XDTI2MTEyOTIzNTE1OFoXDTM2MTEyNjIz\n\
+NTE1OFowFDESMBAGA1UEAwwJbG9jYWxob3N0MFkwEwYHKoZIzj0CAQYIKoZIzj0D\n\
+AQcDQgAE7wcA+O5Qjl83TAEZl3uVZ9urwBFFlpNwNkgVY/1h8D0r4Ymww2qaauHD\n\
+T+5OqXEc1mqTKWQ5UrEXOb/IBLIgJaNvMG0wHQYDVR0OBBYEFFCyw2SzX2Ze6V84\n\
+XunSXJL4plMEMB8GA1UdIwQYMBaAFFCyw2SzX2Ze6V84XunSXJL4plMEMA8GA1Ud\n\
+EwEB/wQFMAMBAf8wGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMAoGCCqGSM49\n\
+BAMCA0gAMEUCIQDsclflxLPA5E5T4jkOyAKAJH+3p9MapMf3igU2ppRLBgIgChjD\n\
+/k1mf+5vyF4Glx2m2ZWymRTNR+KWo8dV+3TM/Jo=\n\
+-----END CERTIFICATE-----\n\n";
+
+    fn trust(text: &str) -> Trust {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, text).unwrap();
+        trust_file(&file)
+    }
+
+    fn trust_file(file: &Path) -> Trust {
+        let config = ClientConfig {
+            ca_file: Some(file.to_owned()),
+            ..ClientConfig::default()
+        };
+        Trust::new(&config, &Arc::new(ring::default_provider()))
+    }
+
+    fn verify(trust: &Trust, name: &'static str, seconds: u64) -> Option<TlsError> {
+        let shown = CertificateDer::from_pem_slice(SELF_SIGNED.as_bytes()).unwrap();
+        let name = ServerName::try_from(name).unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        trust.verify_server_cert(&shown, &[], &name, &[], now).err()
+    }
+
+    #[test]
+    fn a_certificate_that_is_trusted_itself() {
+        const JANUARY_2027: u64 = 1_800_000_000;
+        let itself = trust(SELF_SIGNED);
+        for name in ["localhost", "127.0.0.1"] {
+            assert_eq!(verify(&itself, name, JANUARY_2027), None, "{name}");
+        }
+        // For its names and its time only.
+        for (name, seconds) in [
+            ("elsewhere", JANUARY_2027),
+            ("localhost", 1_000_000_000),
+            ("localhost", 2_200_000_000),
+        ] {
+            let error = verify(&itself, name, seconds);
+            let refused = matches!(error, Some(TlsError::InvalidCertificate(_)));
+            assert!(refused, "{name} at {seconds}: {error:?}");
+        }
+        let system = Trust::new(&ClientConfig::default(), &itself.provider);
+        assert!(verify(&system, "localhost", JANUARY_2027).is_some());
+    }
+
+    #[test]
+    fn nobody_to_trust_is_said_when_it_matters() {
+        for (trust, words) in [
+            (trust(""), "has no certificate to trust"),
+            (
+                trust_file(Path::new("/nonexistent/ca.pem")),
+                "reading /nonexistent/ca.pem",
+            ),
+        ] {
+            let error = verify(&trust, "localhost", 1_800_000_000).unwrap();
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+}

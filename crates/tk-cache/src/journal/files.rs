@@ -48,6 +48,12 @@ impl JournalFile {
         ))
     }
 
+    /// From now on it is written there.
+    #[cfg(test)]
+    pub(super) fn write_to(&mut self, file: File) {
+        self.file = file;
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

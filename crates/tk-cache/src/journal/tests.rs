@@ -204,3 +204,26 @@ proptest! {
         prop_assert_eq!(journal.open_uploads(), []);
     }
 }
+
+/// On a full disk what is noted is known to this process, and the fault is told once.
+#[test]
+fn what_cannot_be_written_is_known_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), CACHE).unwrap();
+    let full = std::fs::OpenOptions::new()
+        .append(true)
+        .open("/dev/full")
+        .unwrap();
+    journal.state().file.write_to(full);
+    notes(&journal);
+    assert_eq!(journal.arrived("nar/a"), Some(arrived(1)));
+    assert!(
+        journal
+            .open_uploads()
+            .iter()
+            .any(|open| open.name == "nar/d")
+    );
+    let fault = journal.fault().unwrap().to_line();
+    assert!(fault.contains("No space left"), "{fault}");
+    assert!(journal.fault().is_none());
+}
