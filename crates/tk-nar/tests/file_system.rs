@@ -237,6 +237,18 @@ fn depth_is_limited() {
     );
     fs::remove_dir(&path).expect("the last");
     dumped(&place.at("root"));
+    // A file or a link is a node too: no decoder would take it.
+    let leaf = path.with_file_name("f");
+    fs::write(&leaf, "x").expect("a new file");
+    let error = dump(&place.at("root"), &DumpOptions::default(), &mut Vec::new());
+    let error = error.expect_err("65 nodes");
+    assert!(
+        matches!(&error, DumpError::TooDeep { path: deep } if *deep == leaf),
+        "{error}"
+    );
+    fs::remove_file(&leaf).expect("there");
+    std::os::unix::fs::symlink("x", &leaf).expect("a new link");
+    dump(&place.at("root"), &DumpOptions::default(), &mut Vec::new()).expect_err("65 nodes");
 }
 
 #[test]

@@ -136,6 +136,7 @@ impl Walk {
     }
 
     fn advance(&mut self, batch: &mut Batch) -> Result<(), DumpError> {
+        let depth = self.levels.len();
         let Some((directory, next)) = self.levels.last_mut() else {
             return Ok(());
         };
@@ -148,6 +149,11 @@ impl Walk {
                 &grammar::CLOSE_BOTH
             });
             return Ok(());
+        }
+        // Whatever it is: a file is a node as well.
+        if depth >= MAX_DEPTH {
+            let path = directory.path_of(*next);
+            return Err(DumpError::TooDeep { path });
         }
         let most = names.len().min(*next + MAX_ENTRIES - batch.entries);
         let leaf = |index: &usize| {
@@ -188,9 +194,6 @@ impl Walk {
                 path,
                 kind: kind_name(parent.names.kind(index)),
             });
-        }
-        if self.levels.len() >= MAX_DEPTH {
-            return Err(DumpError::TooDeep { path });
         }
         batch.raw().put_entry(parent.names.in_archive(index));
         batch.raw().put(&grammar::DIRECTORY);
