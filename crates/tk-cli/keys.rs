@@ -1,7 +1,7 @@
 //! Keys as the command line takes them: files, stdin or variables for secrets, text or files for public
 //! ones. Whatever is given where, no secret is ever repeated.
 
-use crate::{Context, words::is_base64};
+use crate::{Context, open::Opened, words::is_base64};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     env,
@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 use tk_narinfo::{Policy, PublicKey, SecretKey, TrustedKeys};
+use tk_nix::nix_conf::DEFAULT_TRUSTED_KEY;
 use tk_store::SigCheck;
 
 /// Keys that sign.
@@ -80,6 +81,10 @@ pub fn secret(file: &Path) -> Result<SecretKey> {
         )
         .context("stdin does not hold a secret key");
     }
+    secret_in(file)
+}
+
+fn secret_in(file: &Path) -> Result<SecretKey> {
     let text = File::open(file).and_then(|mut file| read(&mut file));
     let text = text.with_context(|| format!("reading the secret key {}", file.display()))?;
     parsed(&text).with_context(|| format!("{} does not hold a secret key", file.display()))
@@ -143,18 +148,33 @@ pub fn signed(cx: &Context, given: &[String], threshold: usize) -> Result<SigChe
 
 /// Whom to trust: the keys given, or those of nix.conf, or Nix's default.
 pub fn policy(cx: &Context, given: &[String], threshold: usize) -> Result<Policy> {
-    let configured;
-    let keys: Vec<&str> = if given.is_empty() {
-        configured = cx.settings.list("trusted-public-keys");
-        configured.unwrap_or_else(|| vec![crate::settings::DEFAULT_TRUSTED_KEY])
-    } else {
-        given.iter().map(String::as_str).collect()
+    let keys = match given.is_empty() {
+        true => configured(cx)?,
+        false => given.iter().map(|key| public(key)).collect::<Result<_>>()?,
     };
-    let keys: Result<Vec<_>> = keys.into_iter().map(public).collect();
-    Ok(Policy {
-        keys: TrustedKeys::from_iter(keys?),
-        threshold,
-    })
+    Ok(Policy { keys, threshold })
+}
+
+/// The keys that nix.conf trusts, or Nix's default: also what this machine signs with is trusted, as
+/// far as this user may read it.
+fn configured(cx: &Context) -> Result<TrustedKeys> {
+    let named = cx.settings.list("trusted-public-keys");
+    let named = named.unwrap_or_else(|| vec![DEFAULT_TRUSTED_KEY]);
+    let mut keys: TrustedKeys = named.into_iter().map(public).collect::<Result<_>>()?;
+    for file in cx.settings.paths("secret-key-files") {
+        refuse_secret(&file)?;
+        if File::open(&file).is_ok() {
+            keys.insert(secret_in(&file)?.public());
+        }
+    }
+    Ok(keys)
+}
+
+/// Whether a path needs a signature to come into `dst`: a store on disk is what `require-sigs` of nix.conf is
+/// about, a daemon heeds its own. Keys that are `given` are wanted for a reason.
+pub fn are_required(cx: &Context, given: &[String], dst: &Opened) -> bool {
+    let required = cx.settings.is_on("require-sigs").unwrap_or(true);
+    required || !given.is_empty() || !matches!(dst, Opened::Local(_))
 }
 
 /// Whether the text may be a secret, or a part of one: more base64 than a public key has, or than

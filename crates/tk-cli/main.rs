@@ -21,9 +21,13 @@ mod words;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, error::ErrorKind};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::{
+    fs::Mode,
+    process::{Resource, getrlimit, setrlimit, umask},
+};
 use std::{ffi::OsString, io, pin::Pin, process::ExitCode, time::Duration};
 use threads::Threads;
+use tk_nix::nix_conf::NixConf;
 use tk_store::Error;
 use ui::{ProgressMode, Ui};
 
@@ -161,7 +165,7 @@ pub struct Context {
     store: Vec<String>,
     /// What is remembered is not believed.
     refresh: bool,
-    settings: settings::Settings,
+    settings: NixConf,
     threads: Threads,
     ui: Ui,
     /// Cancelled when this process is told to end, for commands that say then what became of it.
@@ -169,7 +173,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// The URI of the store to work on: `--store`, `TK_STORE`, `NIX_REMOTE`, nix.conf's `store`, or `auto`.
+    /// The URI of the store to work on: `--store`, `TK_STORE`, nix.conf's `store`, `NIX_REMOTE`, or `auto`.
     fn store_uri(&self) -> String {
         let remote = || {
             std::env::var("NIX_REMOTE")
@@ -181,8 +185,8 @@ impl Context {
             .store
             .first()
             .cloned()
-            .or_else(remote)
-            .or_else(configured);
+            .or_else(configured)
+            .or_else(remote);
         given.unwrap_or_else(|| "auto".into())
     }
 }
@@ -218,6 +222,9 @@ fn main() -> ExitCode {
         Err(error) => return words::tell_usage(&error),
     };
     if cli.command.moves_data() {
+        // As Nix: a store or a cache is for others too, and nobody else writes it, whatever the user's
+        // own files are to be. Those whom the user runs get the user's.
+        umask(Mode::WGRP | Mode::WOTH);
         tk_heap::few();
         if !cli.command.runs_nix() {
             raise_descriptors();
@@ -271,7 +278,7 @@ fn run(cli: Cli, ui: Ui) -> Result<Answer> {
     let context = Context {
         store: stores,
         refresh: cli.global.refresh,
-        settings: settings::Settings::load()?,
+        settings: settings::load()?,
         threads: match cli.command.moves_data() {
             true => Threads::find()?,
             false => Threads::default(),

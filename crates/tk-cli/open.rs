@@ -15,7 +15,7 @@ pub use remote::BuildOptions;
 use crate::{
     Answer, Context,
     paths::root_of_all,
-    settings::{data_folder, path_var},
+    settings::{data_folder, default_store_dir, path_var},
 };
 use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt, future::join_all, stream::BoxStream};
@@ -615,13 +615,11 @@ fn local_config(
     let root = settings.take_path("root")?.or(root);
     let mut config = match &root {
         Some(root) => LocalConfig::chroot(root),
-        None => system()?,
+        None => system(),
     };
-    if let Some(dir) = settings.take_store_dir()? {
-        if root.is_none() {
-            config.real = dir.as_str().into();
-        }
-        config.dir = dir;
+    config.dir = take_store_dir(settings)?;
+    if root.is_none() {
+        config.real = config.dir.as_str().into();
     }
     for (name, field) in [
         ("state", &mut config.state),
@@ -644,20 +642,23 @@ fn local_config(
     Ok(config)
 }
 
+/// The directory that the paths of a store name: the setting of its URI, or that of all stores.
+fn take_store_dir(settings: &mut Settings) -> Result<StoreDir> {
+    settings
+        .take_store_dir()?
+        .map_or_else(default_store_dir, Ok)
+}
+
 /// The store that is in use on this machine, as Nix's environment variables have it.
-fn system() -> Result<LocalConfig> {
+fn system() -> LocalConfig {
     let mut config = LocalConfig::system();
-    if let Some(dir) = path_var("NIX_STORE_DIR") {
-        config.dir = StoreDir::new(&dir.to_string_lossy()).context("NIX_STORE_DIR")?;
-        config.real = dir;
-    }
     if let Some(state) = path_var("NIX_STATE_DIR") {
         config.state = state;
     }
     if let Some(log) = path_var("NIX_LOG_DIR") {
         config.log = log;
     }
-    Ok(config)
+    config
 }
 
 /// Leaves out settings that are known, and that make no difference here.

@@ -3,10 +3,10 @@
 use crate::open::Opened;
 use anyhow::{Context as _, Result, bail};
 use std::{
-    fs, io,
-    os::unix::fs::symlink,
+    fs,
     path::{Path, PathBuf},
 };
+use tk_nar::fs::replace_link;
 use tk_path::StorePath;
 use tk_store::Roots;
 
@@ -17,16 +17,19 @@ pub struct OutLink {
 }
 
 impl OutLink {
-    /// The link `base` with `suffix`, which may replace a link but nothing else.
+    /// The link `base` with `suffix`, which may replace a link into a store but nothing else.
     pub fn new(base: &Path, suffix: &str) -> Result<Self> {
         let mut name = base.to_owned().into_os_string();
         name.push(suffix);
         let place = std::path::absolute(PathBuf::from(name))?;
+        let shown = place.display();
         match fs::symlink_metadata(&place) {
-            Ok(there) if !there.is_symlink() => bail!(
-                "{} is in the way of the link: it exists and is no link",
-                place.display()
-            ),
+            Ok(there) if !there.is_symlink() => {
+                bail!("{shown} is in the way of the link: it exists and is no link")
+            }
+            Ok(_) if !leads_into_store(&fs::read_link(&place)?) => {
+                bail!("{shown} is in the way of the link: it is a link of yours, to no store path")
+            }
             _ => Ok(OutLink { place }),
         }
     }
@@ -37,17 +40,28 @@ impl OutLink {
         Ok(())
     }
 
-    /// Makes it, in one step if a link is there, and tells the store.
+    /// Makes it with the folders above it, in one step if a link is there, and tells the store.
     pub async fn make(&self, store: &Opened, path: &StorePath) -> Result<()> {
         let target = match store.real_dir() {
             Some(folder) => folder.join(path.as_str()),
             None => store.store().dir().path(path).into(),
         };
-        link(&self.place, &target)
+        if let Some(folder) = self.place.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("making the folder {}", folder.display()))?;
+        }
+        replace_link(&self.place, &target, leads_into_store)
             .with_context(|| format!("making the link {}", self.place.display()))?;
         roots(store)?.add_indirect_root(&self.place).await?;
         Ok(())
     }
+}
+
+/// Whether the text of a link is a path of some store, or in one: the links of all stores take turns at a
+/// place.
+fn leads_into_store(text: &Path) -> bool {
+    let mut steps = text.iter().filter_map(|step| step.to_str());
+    text.is_absolute() && steps.any(|step| StorePath::parse(step).is_ok())
 }
 
 /// The roots of a store on this machine.
@@ -62,10 +76,21 @@ fn roots(store: &Opened) -> Result<&dyn Roots> {
     }
 }
 
-fn link(place: &Path, target: &Path) -> io::Result<()> {
-    let mut aside = place.as_os_str().to_owned();
-    aside.push(format!(".tmp-{}", std::process::id()));
-    let aside = PathBuf::from(aside);
-    symlink(target, &aside)?;
-    fs::rename(&aside, place).inspect_err(|_| drop(fs::remove_file(&aside)))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_people_are_not_those_of_stores() {
+        let name = "g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-foo";
+        for (text, expected) in [
+            (format!("/nix/store/{name}"), true),
+            (format!("/home/me/root/nix/store/{name}/bin"), true),
+            (format!("../{name}"), false),
+            ("/etc/passwd".to_owned(), false),
+            ("nowhere".to_owned(), false),
+        ] {
+            assert_eq!(leads_into_store(text.as_ref()), expected, "{text}");
+        }
+    }
 }

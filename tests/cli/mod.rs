@@ -10,6 +10,7 @@ mod examples;
 mod files;
 mod misuse;
 mod progress;
+mod settings;
 mod signatures;
 mod stores;
 mod straight;

@@ -273,7 +273,7 @@ async fn ssh_that_fails() {
     let serve = |ssh: PathBuf| {
         let mut config = SshConfig::serve(SshHost::parse("me@far").unwrap());
         config.ssh = ssh;
-        config.program = vec![far.server("serve-ssh")];
+        config.program = far.server("serve-ssh");
         serve_store(config)
     };
     let ask = async |ssh: PathBuf| {
@@ -346,7 +346,7 @@ async fn ssh_ends_with_its_connection() {
     let lines = Lines::default();
     let mut config = SshConfig::serve(SshHost::parse("far").unwrap());
     config.ssh = far.script("ssh", &script);
-    config.program = vec![far.server("serve-ssh")];
+    config.program = far.server("serve-ssh");
     config.stderr = SshStderr::Log(Arc::new(lines.sink()));
     let store = serve_store(config);
     store.server_info().await.unwrap();
@@ -388,10 +388,10 @@ async fn a_slow_line() {
     }
     let mut serve = SshConfig::serve(SshHost::parse("far").unwrap());
     serve.ssh = ssh.clone();
-    serve.program = vec![far.server("serve-ssh")];
+    serve.program = far.server("serve-ssh");
     let mut worker = SshConfig::worker(SshHost::parse("far").unwrap());
     worker.ssh = ssh;
-    worker.program = vec![far.server("daemon")];
+    worker.program = far.server("daemon");
     let daemon = SshTransport::new(worker);
     let daemon = DaemonStore::new(Arc::new(daemon), DaemonConfig::new("ssh-ng://far"));
     let stores: [&dyn Store; 2] = [&serve_store(serve), &daemon];
@@ -524,7 +524,7 @@ impl FarEnd {
     }
 
     /// The words that run a program of real Nix with its own `/nix`.
-    fn inside(&self, rig: &Rig, program: &str) -> Vec<String> {
+    fn inside(&self, rig: &Rig, program: &str) -> String {
         let with = rig.with_daemon();
         let rigs = with.get_envs().find(|(name, _)| *name == "NIX_RIG_DIR");
         let rigs = rigs
@@ -535,8 +535,7 @@ impl FarEnd {
         let script = with.get_program().to_str().unwrap();
         let state = self.path("real");
         let line = format!("env NIX_RIG_DIR={rigs} {script} --no-daemon --state {state}");
-        let words = line.split(' ').chain([rig.version, "--", program]);
-        words.map(str::to_owned).collect()
+        format!("{line} {} -- {program}", rig.version)
     }
 
     /// How often ssh was started.
@@ -550,8 +549,8 @@ impl FarEnd {
         let file = self.path("drvs.nix");
         fs::write(&file, DERIVATIONS).unwrap();
         let words = self.inside(rig, "nix-instantiate");
-        let out = process::Command::new(&words[0])
-            .args(&words[1..])
+        let out = process::Command::new(words.split(' ').next().unwrap())
+            .args(words.split(' ').skip(1))
             .arg(&file)
             .output()
             .unwrap();

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
 use tk_nix::{CacheConfig, CacheStore, configure, nix_conf};
+use tk_store::StoreReference;
 
 /// Look after binary caches
 #[derive(clap::Subcommand)]
@@ -177,10 +178,14 @@ impl Use {
 
 /// The URI; elsewhere a plain folder is a local store, here only a cache can be meant.
 fn cache_uri(uri: &str) -> Result<String> {
-    Ok(match uri.contains("://") {
-        true => uri.to_owned(),
-        false => format!("file://{}", std::path::absolute(uri)?.display()),
-    })
+    if uri.contains("://") {
+        return Ok(uri.to_owned());
+    }
+    match uri.strip_prefix("file:") {
+        // As it is elsewhere, but whole, wherever it is read.
+        Some(_) => Ok(StoreReference::parse(uri, &std::env::current_dir()?)?.to_string()),
+        None => Ok(format!("file://{}", std::path::absolute(uri)?.display())),
+    }
 }
 
 const INIT: &str = "\

@@ -2,7 +2,7 @@ use crate::{
     Answer, Context,
     open::{Opened, Wish, open},
     paths::{Named, named},
-    settings::path_var,
+    settings::default_store_dir,
     ui,
 };
 use anyhow::{Context as _, Result, bail};
@@ -235,10 +235,7 @@ impl Shelf {
         };
         let dir = match &opened {
             Some(opened) => opened.store().dir().clone(),
-            None => match path_var("NIX_STORE_DIR") {
-                Some(dir) => StoreDir::new(&dir.to_string_lossy()).context("NIX_STORE_DIR")?,
-                None => StoreDir::default(),
-            },
+            None => default_store_dir()?,
         };
         Ok(Shelf { opened, dir })
     }

@@ -160,7 +160,7 @@ impl Push {
     }
 
     fn create_keys(&self, cx: &Context) -> Result<()> {
-        let new = |file: &&PathBuf| self.create_key && !file.exists() && *file != Path::new("-");
+        let new = |file: &&PathBuf| self.create_key && *file != Path::new("-");
         for file in self.write.sign.sign_key.iter().filter(new) {
             keys::refuse_secret(file)?;
             let mut public = file.clone().into_os_string();
@@ -169,7 +169,11 @@ impl Push {
                 .file_stem()
                 .and_then(|stem| stem.to_str())
                 .unwrap_or("tk-store");
-            let key = super::key::generate(&format!("{name}-1"), file, public.as_ref())?;
+            let name = format!("{name}-1");
+            let (key, new) = super::key::find_or_generate(&name, file, public.as_ref())?;
+            if !new {
+                continue;
+            }
             cx.ui.say(format_args!(
                 "made the key {}; readers need --trusted-key {key}",
                 file.display()

@@ -73,7 +73,7 @@ impl RemoteArgs {
                 "no machine is named; name some with --builder ssh-ng://host, --builders, or in nix.conf"
             );
         }
-        let substitute = cx.settings.get("builders-use-substitutes") == Some("true");
+        let substitute = cx.settings.is_on("builders-use-substitutes") == Some(true);
         let sign = self
             .builders_sign_key
             .iter()

@@ -1,6 +1,6 @@
 //! Opening binary caches: what all kinds have in common, and folders.
 
-use super::{Opened, STORE_SETTINGS, Wish, skip};
+use super::{Opened, STORE_SETTINGS, Wish, skip, take_store_dir};
 use crate::{Context, keys};
 use anyhow::Result;
 use std::{
@@ -49,7 +49,7 @@ impl CacheSettings {
         skip(settings, STORE_SETTINGS);
         skip(settings, IGNORED);
         Ok(CacheSettings {
-            store_dir: settings.take_store_dir()?.unwrap_or_default(),
+            store_dir: take_store_dir(settings)?,
             compression: compression.unwrap_or(Compression::Zstd),
             // Nix's -1: the default of the compression.
             level: wish.level.or(level).filter(|level: &i32| *level != -1),

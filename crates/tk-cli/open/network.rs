@@ -122,7 +122,7 @@ pub fn client(cx: &Context, settings: &mut Settings) -> Result<ClientConfig> {
     config.ca_file = ["NIX_SSL_CERT_FILE", "SSL_CERT_FILE"]
         .into_iter()
         .find_map(path_var)
-        .or_else(|| cx.settings.get("ssl-cert-file").map(PathBuf::from));
+        .or_else(|| cx.settings.path("ssl-cert-file"));
     config.proxies = proxies();
     if let Some(suffix) = cx.settings.get("user-agent-suffix") {
         config.user_agent = format!("{} {suffix}", config.user_agent);
@@ -176,7 +176,7 @@ fn proxies() -> Proxies {
 
 /// The file that nix.conf names, else Nix's default one, else the user's own.
 fn netrc(cx: &Context) -> Result<Netrc> {
-    let named = cx.settings.get("netrc-file").map(PathBuf::from);
+    let named = cx.settings.path("netrc-file");
     let conf = path_var("NIX_CONF_DIR").unwrap_or_else(|| "/etc/nix".into());
     let own = path_var("NETRC").or_else(|| path_var("HOME").map(|home| home.join(".netrc")));
     let files = match named {

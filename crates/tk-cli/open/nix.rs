@@ -1,6 +1,6 @@
 //! The nix binary, and stores that build with it where they cannot build themselves.
 
-use super::{BuildOptions, Opened, Pick, Wish, local_config, open, pick, remote};
+use super::{BuildOptions, Opened, Pick, Wish, local_config, open, pick, remote, take_store_dir};
 use crate::{
     Context,
     settings::{data_folder, path_var},
@@ -122,17 +122,7 @@ impl NixOptions {
 pub fn store_dir(cx: &Context) -> Result<StoreDir> {
     let cwd = std::env::current_dir().context("finding the current directory")?;
     let reference = StoreReference::parse(&store_for_nix(cx)?, &cwd)?;
-    let mut settings = reference.settings();
-    if let Some(dir) = settings.take_store_dir()? {
-        return Ok(dir);
-    }
-    match reference.scheme() {
-        Some("local") => {
-            let wish = Wish::default();
-            Ok(local_config(reference.path()?, &mut settings, &wish)?.dir)
-        }
-        _ => Ok(StoreDir::default()),
-    }
+    take_store_dir(&mut reference.settings())
 }
 
 /// The store of the command, if it is one on disk.

@@ -1,6 +1,6 @@
 //! Opening stores behind a daemon's socket or over ssh.
 
-use super::{Opened, STORE_SETTINGS, Wish, skip};
+use super::{Opened, STORE_SETTINGS, Wish, skip, take_store_dir};
 use crate::{Context, settings::path_var};
 use anyhow::{Context as _, Result};
 use std::{
@@ -14,7 +14,7 @@ use std::{
 use tk_daemon::{
     DaemonConfig, DaemonStore, UnixTransport,
     serve::{self, ServeConfig, ServeStore},
-    ssh::{HostKey, SshConfig, SshHost, SshStderr, SshTransport},
+    ssh::{HostKey, SshConfig, SshHost, SshStderr, SshTransport, split_options},
     worker::ops::SetOptions,
 };
 use tk_store::{
@@ -64,7 +64,7 @@ impl BuildOptions {
         }
         let configured = |key: &str| cx.settings.get(key);
         let number = |key: &str| configured(key).and_then(|text| text.parse().ok());
-        let yes = |key: &str| configured(key) == Some("true");
+        let yes = |key: &str| cx.settings.is_on(key) == Some(true);
         let jobs = match configured("max-jobs") {
             Some("auto") => std::thread::available_parallelism()
                 .ok()
@@ -89,7 +89,7 @@ impl BuildOptions {
                 .unwrap_or(0)
                 .into(),
             build_cores: self.cores.or(number("cores")).unwrap_or(0),
-            use_substitutes: !self.no_substitute && configured("substitute") != Some("false"),
+            use_substitutes: !self.no_substitute && cx.settings.is_on("substitute") != Some(false),
             overrides,
             ..SetOptions::default()
         }))
@@ -205,9 +205,7 @@ pub fn ssh_serve(
 ) -> Result<Opened> {
     let transport = ssh(cx, SshConfig::serve(host(reference)?), settings)?;
     let mut config = ServeConfig::new(reference.to_string());
-    if let Some(dir) = settings.take_store_dir()? {
-        config.dir = dir;
-    }
+    config.dir = take_store_dir(settings)?;
     if let Some(connections) = connections(settings)? {
         config.max_connections = connections;
     }
@@ -231,7 +229,7 @@ fn host(reference: &StoreReference) -> Result<SshHost> {
 
 fn ssh(cx: &Context, mut config: SshConfig, settings: &mut Settings) -> Result<SshTransport> {
     if let Some(options) = env::var("NIX_SSHOPTS").ok().filter(|text| !text.is_empty()) {
-        config.options = shell_words::split(&options).context("NIX_SSHOPTS")?;
+        config.options = split_options(&options).context("NIX_SSHOPTS")?;
     }
     config.key = settings.take_path("ssh-key")?;
     if let Some(key) = settings
@@ -242,7 +240,7 @@ fn ssh(cx: &Context, mut config: SshConfig, settings: &mut Settings) -> Result<S
     }
     config.compress = settings.take_bool("compress")?.unwrap_or(false);
     if let Some(program) = settings.take("remote-program") {
-        config.program = program.split_whitespace().map(str::to_owned).collect();
+        config.program = program;
     }
     config.remote_store = settings.take("remote-store").filter(|uri| !uri.is_empty());
     let ui = cx.ui;
@@ -256,9 +254,7 @@ fn ssh(cx: &Context, mut config: SshConfig, settings: &mut Settings) -> Result<S
 
 fn config(cx: &Context, uri: String, settings: &mut Settings, wish: &Wish) -> Result<DaemonConfig> {
     let mut config = DaemonConfig::new(uri);
-    if let Some(dir) = settings.take_store_dir()? {
-        config.dir = dir;
-    }
+    config.dir = take_store_dir(settings)?;
     if let Some(connections) = connections(settings)? {
         config.max_connections = connections;
     }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
 };
-use tk_store::{Error, Result};
+use tk_store::{Error, Result, SocketName};
 use tokio::net::UnixStream;
 
 /// A daemon on this machine, behind a socket (`unix://`).
@@ -30,8 +30,10 @@ impl UnixTransport {
 #[async_trait]
 impl Transport for UnixTransport {
     async fn connect(&self) -> Result<Channel> {
-        let stream = UnixStream::connect(&self.socket).await;
-        let stream = stream.map_err(|error| Error::io(format!("connecting to {self}"), error))?;
+        let connecting = |error| Error::io(format!("connecting to {self}"), error);
+        let name = SocketName::of(&self.socket).map_err(connecting)?;
+        let stream = UnixStream::connect(name.as_path()).await;
+        let stream = stream.map_err(connecting)?;
         let (reader, writer) = stream.into_split();
         Ok(Channel::new(reader, writer))
     }

@@ -8,9 +8,10 @@ use std::{
     sync::Arc,
 };
 use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
-use tk_path::{OutputName, StorePath};
+use tk_path::{Derivation, OutputName, StorePath};
 use tk_store::{
     Abilities, ByteStream, Error, Graph, Logs, Realisations, Result, Root, Roots, SigCheck,
+    derivation,
 };
 
 impl LocalStore {
@@ -43,9 +44,11 @@ impl Graph for LocalStore {
     }
 
     async fn output_map(&self, drv: &StorePath) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
-        let drv = drv.clone();
-        self.run("looking for outputs", move |store| store.output_map(&drv))
-            .await
+        let path = drv.clone();
+        let found = self.run("looking for outputs", move |store| store.output_map(&path));
+        let (read, mut outputs) = found.await?;
+        derivation::fill_in(self, drv, &read, self, &mut outputs).await?;
+        Ok(outputs)
     }
 }
 
@@ -137,8 +140,8 @@ impl Realisations for LocalStore {
 }
 
 impl Inner {
-    /// What the derivation says of its outputs, and what the database knows of the others.
-    fn output_map(&self, path: &StorePath) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
+    /// The derivation, what it says of its outputs, and what the database knows of the others.
+    fn output_map(&self, path: &StorePath) -> Result<(Derivation, OutputMap)> {
         if !self.is_valid(path)? {
             return Err(Error::NotFound {
                 path: path.clone(),
@@ -148,25 +151,14 @@ impl Inner {
         let mut known = self.db.outputs(path)?;
         let drv = self.derivation(path)?;
         let mut outputs = BTreeMap::new();
-        for (name, how) in drv.outputs {
-            let mut output = how
-                .path(&self.config.dir, &drv.name, &name)
+        for (name, how) in &drv.outputs {
+            let output = how
+                .path(&self.config.dir, &drv.name, name)
                 .map_err(|e| Error::malformed(self.config.dir.path(path), e))?;
-            output = output.or_else(|| known.remove(&name));
-            if output.is_none() {
-                output = self.realised(path, &name)?;
-            }
-            outputs.insert(name, output);
+            outputs.insert(name.clone(), output.or_else(|| known.remove(name)));
         }
-        Ok(outputs)
-    }
-
-    fn realised(&self, drv: &StorePath, output: &OutputName) -> Result<Option<StorePath>> {
-        let (drv, output) = (drv.clone(), output.clone());
-        match self.db.realisation(&DrvOutput { drv, output }) {
-            Ok(found) => Ok(found.map(|found| found.out_path)),
-            Err(Error::Unsupported { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok((drv, outputs))
     }
 }
+
+type OutputMap = BTreeMap<OutputName, Option<StorePath>>;

@@ -20,10 +20,10 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read},
-    os::unix::{ffi::OsStrExt, fs::symlink},
+    os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
+use tk_nar::fs::replace_link;
 use tk_path::{Algorithm, Hash, StorePath, nix32};
 use tk_store::{Error, Result, Root};
 
@@ -34,7 +34,7 @@ impl Inner {
         let link = clean(link)?;
         let hash = Hash::digest(Algorithm::Sha1, link.as_os_str().as_bytes());
         let auto = self.config.state.join("gcroots/auto");
-        make_link(&auto.join(nix32::encode(hash.as_bytes())), &link)
+        make_link(&auto.join(nix32::encode(hash.as_bytes())), &link, |_| true)
     }
 
     /// See [`tk_store::Roots::add_perm_root`].
@@ -55,7 +55,10 @@ impl Inner {
                 "{shown} is in the way of the link: it exists and does not lead into the store"
             )));
         }
-        make_link(&link, Path::new(&self.config.dir.path(path)))?;
+        let target = self.config.dir.path(path);
+        make_link(&link, Path::new(&target), |text| {
+            self.in_store(text).is_some()
+        })?;
         self.add_indirect_root(&link)
     }
 
@@ -260,22 +263,16 @@ fn clean(path: &Path) -> Result<PathBuf> {
     Ok(cleaned)
 }
 
-/// Makes `link` point to `target`, in one step if a link is there.
-fn make_link(link: &Path, target: &Path) -> Result<()> {
-    let mut aside = link.as_os_str().to_owned();
-    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-    aside.push(format!(".tmp-{}-{n}", std::process::id()));
+/// Makes `link` point to `target`, in one step if a link is there that `may_replace` lets go.
+fn make_link(link: &Path, target: &Path, may_replace: impl Fn(&Path) -> bool) -> Result<()> {
     let make = || -> io::Result<()> {
         if let Some(folder) = link.parent() {
             fs::create_dir_all(folder)?;
         }
-        symlink(target, &aside)?;
-        fs::rename(&aside, link).inspect_err(|_| drop(fs::remove_file(&aside)))
+        replace_link(link, target, may_replace)
     };
     make().map_err(|e| Error::io(format!("making the link {}", link.display()), e))
 }
-
-static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// Folders within folders that are looked at; Nix goes on until the stack ends.
 const DEPTH: usize = 64;

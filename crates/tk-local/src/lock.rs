@@ -66,10 +66,34 @@ impl Drop for CancelOnDrop {
 
 /// Opens the lock file `path`, which need not exist.
 pub(crate) fn open_lock_file(path: &Path) -> Result<File> {
+    open_or_create(path, 0o600)
+}
+
+fn open_or_create(path: &Path, mode: u32) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
-    let file = options.mode(0o600).open(path);
-    file.map_err(|e| Error::io(format!("opening the lock file {}", path.display()), e))
+    let file = options.mode(mode).open(path);
+    file.map_err(|e| Error::io(format!("opening {}", path.display()), e))
+}
+
+/// The file at `path`, which is made if it is not there, once nobody else holds it.
+pub(crate) fn lock_file_at(path: &Path, mode: u32, cancel: &Cancel) -> Result<File> {
+    loop {
+        let file = open_or_create(path, mode)?;
+        lock(&file, path, Kind::Exclusive, cancel)?;
+        // Whoever held it before may have removed or renamed it.
+        if is_at(&file, path) {
+            return Ok(file);
+        }
+    }
+}
+
+/// Whether the open `file` is the one that `path` names.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.symlink_metadata()) {
+        (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
+        _ => false,
+    }
 }
 
 /// Takes the lock if nobody holds it against us; says whether it did.

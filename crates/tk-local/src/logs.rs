@@ -7,7 +7,7 @@
 //! ```
 
 use crate::{
-    lock::Cancel,
+    lock::{Cancel, lock_file_at},
     store::{Inner, blocking},
 };
 use bzip2::{Compression, bufread::MultiBzDecoder, write::BzEncoder};
@@ -15,10 +15,7 @@ use std::{
     fs::{self, File},
     io::{self, BufReader, Read, Write},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 use tk_path::StorePath;
 use tk_store::{
@@ -100,13 +97,22 @@ fn compressed(place: &Path) -> PathBuf {
     name.into()
 }
 
-/// Writes all of `log`, compressed, or nothing.
+/// Writes all of `log`, compressed, or nothing. What a process left that was killed is written anew.
 fn write(place: &Path, log: BlockingNar, cancel: &Cancel) -> Result<()> {
+    let failed = |e| Error::io(format!("writing {}", place.display()), e);
+    if let Some(folder) = place.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
     let mut aside = place.as_os_str().to_owned();
-    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-    aside.push(format!(".tmp-{}-{n}", std::process::id()));
+    aside.push(".new");
     let aside = PathBuf::from(aside);
-    let written = write_file(&aside, place, log, cancel);
+    let file = lock_file_at(&aside, LOG_MODE, cancel)?;
+    let written = match place.exists() {
+        // Somebody was faster.
+        true => fs::remove_file(&aside).map_err(failed),
+        false => write_file(file, log, cancel, failed)
+            .and_then(|()| fs::rename(&aside, place).map_err(failed)),
+    };
     if written.is_err() {
         // If it stays, it is in nobody's way.
         let _ = fs::remove_file(&aside);
@@ -114,22 +120,22 @@ fn write(place: &Path, log: BlockingNar, cancel: &Cancel) -> Result<()> {
     written
 }
 
-fn write_file(aside: &Path, place: &Path, log: BlockingNar, cancel: &Cancel) -> Result<()> {
-    let failed = |e| Error::io(format!("writing {}", place.display()), e);
-    if let Some(folder) = place.parent() {
-        fs::create_dir_all(folder).map_err(failed)?;
-    }
-    let file = File::create_new(aside).map_err(failed)?;
+fn write_file(
+    file: File,
+    log: BlockingNar,
+    cancel: &Cancel,
+    failed: impl Fn(io::Error) -> Error,
+) -> Result<()> {
+    file.set_len(0).map_err(&failed)?;
     let mut encoder = BzEncoder::new(file, Compression::best());
     for chunk in log {
         cancel.check()?;
-        encoder.write_all(&chunk?).map_err(failed)?;
+        encoder.write_all(&chunk?).map_err(&failed)?;
     }
-    encoder.finish().map_err(failed)?;
-    fs::rename(aside, place).map_err(failed)
+    encoder.finish().map(drop).map_err(failed)
 }
 
-static COUNTER: AtomicU64 = AtomicU64::new(0);
-
+/// As Nix's.
+const LOG_MODE: u32 = 0o644;
 /// In bytes.
 const CHUNK: usize = 64 << 10;

@@ -1,4 +1,4 @@
-use crate::lock::{Cancel, Kind, lock, open_lock_file, try_lock};
+use crate::lock::{Cancel, Kind, is_at, lock, open_lock_file, try_lock};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 use tk_path::{StoreDir, StorePath};
-use tk_store::{Error, Result};
+use tk_store::{Error, Result, SocketName};
 
 /// Paths that this process uses and that must not be collected while it lives.
 ///
@@ -96,7 +96,7 @@ impl Inner {
             return Ok(());
         }
         let _all = registry();
-        let path = state.join("temproots").join(std::process::id().to_string());
+        let path = own_file(&state.join("temproots"))?;
         let file = loop {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -139,7 +139,8 @@ impl Inner {
     fn tell_collector(&mut self, state: &Path, full: &str) -> io::Result<()> {
         if self.collector.is_none() {
             let socket = state.join("gc-socket/socket");
-            self.collector = Some(UnixStream::connect(socket)?);
+            let name = SocketName::of(&socket)?;
+            self.collector = Some(UnixStream::connect(name.as_path())?);
         }
         let socket = self.collector.as_mut().expect("it was connected above");
         socket.write_all(format!("{full}\n").as_bytes())?;
@@ -169,12 +170,25 @@ impl Drop for GcLock {
     }
 }
 
-/// Whether the open `file` is the one that `path` names.
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), path.symlink_metadata()) {
-        (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
-        _ => false,
+/// The file that is named after this process, or after a number that no process has, if somebody in
+/// another container with the same number holds it. To all versions of Nix each number will do.
+fn own_file(folder: &Path) -> Result<PathBuf> {
+    let own = u64::from(std::process::id());
+    for round in 0..ROUNDS {
+        let path = folder.join((own + round * MORE_THAN_PROCESSES).to_string());
+        let free = match File::open(&path) {
+            Ok(file) => try_lock(&file, Kind::Exclusive),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(e),
+        };
+        if free.map_err(|e| Error::io(format!("looking at {}", path.display()), e))? {
+            return Ok(path);
+        }
     }
+    Err(Error::invalid(format!(
+        "all files in {} for the roots of process {own} are in use",
+        folder.display()
+    )))
 }
 
 fn registry() -> MutexGuard<'static, Registry> {
@@ -186,6 +200,10 @@ type Registry = BTreeMap<PathBuf, Weak<TempRoots>>;
 static REGISTRY: Mutex<Registry> = Mutex::new(BTreeMap::new());
 
 const PAUSE: Duration = Duration::from_millis(100);
+/// The largest number of a process, and one (`PID_MAX_LIMIT`).
+const MORE_THAN_PROCESSES: u64 = 1 << 22;
+/// So that the largest name is a number that Nix can read.
+const ROUNDS: u64 = 500;
 
 #[cfg(test)]
 mod tests {

@@ -48,10 +48,10 @@ pub(crate) fn check_schema(db: &Path) -> Result<bool> {
     })
 }
 
-/// Writes `<db>/schema`, whole or not at all.
+/// Writes `<db>/schema`, whole or not at all. One process at a time.
 pub(crate) fn write_schema(db: &Path) -> Result<()> {
     let path = db.join("schema");
-    let temporary = db.join(format!("schema.tmp-{}", std::process::id()));
+    let temporary = db.join("schema.new");
     let write = || {
         let mut file = fs::File::create(&temporary)?;
         file.write_all(SCHEMA.to_string().as_bytes())?;

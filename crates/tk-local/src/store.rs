@@ -279,7 +279,15 @@ impl Inner {
             false => Some(big_lock(&db_dir)?),
         };
         let uri = config.to_string();
-        let known = schema::check_schema(&db_dir)?;
+        let mut known = schema::check_schema(&db_dir)?;
+        // One of several first users makes the database, the others wait for it.
+        let making = match known || !create {
+            true => None,
+            false => Some(lock_folder(&db_dir)?),
+        };
+        if making.is_some() {
+            known = schema::check_schema(&db_dir)?;
+        }
         let mode = match (config.read_only, known || !create) {
             (true, _) => Mode::ReadOnly,
             (false, true) => Mode::ReadWrite(config.durability),
@@ -288,8 +296,9 @@ impl Inner {
         let db = Database::open(&file, &config.dir, uri.clone(), mode)?;
         if let Mode::Create(_) = mode {
             schema::write_schema(&db_dir)?;
-            reserve(&db_dir.join("reserved"))?;
+            reserve(&db_dir.join("reserved"));
         }
+        drop(making);
         let inner = Inner {
             derivations: Derivations::new(config.dir.clone()),
             roots: TempRoots::of(&config.state),
@@ -340,10 +349,19 @@ fn big_lock(db_dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Space that the collector gives free when the disk is full, so that it can write the database.
-fn reserve(path: &Path) -> Result<()> {
+/// Waits until nobody else holds the lock on the folder itself.
+fn lock_folder(folder: &Path) -> Result<File> {
+    let opened = File::open(folder);
+    let file = opened.map_err(|e| Error::io(format!("opening {}", folder.display()), e))?;
+    lock(&file, folder, Kind::Exclusive, &Cancel::default())?;
+    Ok(file)
+}
+
+/// Space that the collector gives free when the disk is full, so that it can write the database. Without
+/// it, on a disk that is nearly full, all else works (as with Nix).
+fn reserve(path: &Path) {
     if path.metadata().is_ok_and(|meta| meta.len() == RESERVED) {
-        return Ok(());
+        return;
     }
     let write = || {
         let file = open_lock_file(path).map_err(io::Error::other)?;
@@ -355,7 +373,10 @@ fn reserve(path: &Path) -> Result<()> {
             Err(error) => Err(error.into()),
         }
     };
-    write().map_err(|e| Error::io(format!("reserving space in {}", path.display()), e))
+    if write().is_err() {
+        // A part of it is better used for what is to be stored.
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// Paths that are looked up in one go.

@@ -196,3 +196,19 @@ fn listing(folder: &Path) -> BTreeMap<String, (u64, SystemTime)> {
     }
     files
 }
+
+/// Several first users of a store make it once, and none of them fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn first_users_at_once() {
+    for _ in 0..10 {
+        let folder = tempfile::tempdir().unwrap();
+        let config = LocalConfig::chroot(folder.path());
+        let opened = (0..8).map(|_| tokio::spawn(LocalStore::open(config.clone())));
+        for opened in opened.collect::<Vec<_>>() {
+            opened.await.unwrap().unwrap();
+        }
+        let state = folder.path().join("nix/var/nix/db");
+        assert_eq!(fs::read_to_string(state.join("schema")).unwrap(), "10");
+        assert!(!state.join("schema.new").exists());
+    }
+}

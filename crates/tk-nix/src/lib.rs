@@ -26,7 +26,6 @@ mod fetch;
 mod finishing;
 pub mod flake;
 mod installable;
-mod legacy;
 pub mod machines;
 mod nix;
 pub mod nix_conf;

@@ -152,17 +152,14 @@ impl Content {
         match self {
             Content::NarHash | Content::Nar(_) => Ok(()),
             Content::File(hasher) => match event {
-                Event::Regular {
-                    executable: false, ..
-                }
-                | Event::EndRegular
-                | Event::End => Ok(()),
+                // Whether it is executable makes another NAR, but no other address.
+                Event::Regular { .. } | Event::EndRegular | Event::End => Ok(()),
                 Event::Contents(piece) => {
                     hasher.update(piece);
                     Ok(())
                 }
                 _ => Err(Error::invalid(
-                    "only a plain file that is not executable can be added as text or flat file",
+                    "only a plain file can be added as text or flat file",
                 )),
             },
             Content::Git(git) => git.event(event),

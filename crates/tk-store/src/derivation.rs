@@ -1,11 +1,17 @@
 //! Derivations as stores hold them: files whose names end in `.drv`.
 
 use crate::{Error, Realisations, Result, Store};
-use futures::StreamExt;
-use std::collections::BTreeMap;
+use futures::{StreamExt, TryStreamExt, stream};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tk_nar::{Decoder, Event};
-use tk_narinfo::realisation::DrvOutput;
-use tk_path::{Derivation, OutputName, StoreDir, StorePath};
+use tk_narinfo::realisation::{DrvOutput, legacy};
+use tk_path::{
+    Derivation, Hash, OutputName, StoreDir, StorePath,
+    modulo::{LoadError, Modulo},
+};
 
 /// Derivations above this size are refused, in bytes. The largest in use have some hundred KiB.
 pub const MAX_DERIVATION_BYTES: usize = 64 << 20;
@@ -66,31 +72,108 @@ pub async fn output_map(
     for (output, how) in &drv.outputs {
         let known = how.path(store.dir(), &drv.name, output);
         let known = known.map_err(|e| Error::malformed(path.to_string(), e))?;
-        let known = match (known, realisations) {
-            (None, Some(realisations)) => realised(realisations, path, output).await?,
-            (known, _) => known,
-        };
         outputs.insert(output.clone(), known);
+    }
+    if let Some(realisations) = realisations {
+        fill_in(store, path, &drv, realisations, &mut outputs).await?;
     }
     Ok(outputs)
 }
 
-async fn realised(
+/// Looks in `realisations`, in both forms, for those `outputs` of the derivation `drv` at `path`
+/// that are not known yet.
+pub async fn fill_in(
+    store: &dyn Store,
+    path: &StorePath,
+    drv: &Derivation,
     realisations: &dyn Realisations,
-    drv: &StorePath,
-    output: &OutputName,
-) -> Result<Option<StorePath>> {
-    let id = DrvOutput {
-        drv: drv.clone(),
-        output: output.clone(),
+    outputs: &mut BTreeMap<OutputName, Option<StorePath>>,
+) -> Result<()> {
+    for (output, known) in outputs.iter_mut().filter(|(_, known)| known.is_none()) {
+        let id = DrvOutput {
+            drv: path.clone(),
+            output: output.clone(),
+        };
+        let found = if_known(realisations.realisation(&id).await)?;
+        *known = found.map(|found| found.out_path);
+    }
+    if outputs.values().all(Option::is_some) {
+        return Ok(());
+    }
+    let Some(hash) = legacy_hash_if_there(drv, store).await? else {
+        return Ok(());
     };
-    match realisations.realisation(&id).await {
-        Ok(found) => Ok(found.map(|found| found.out_path)),
+    for (output, known) in outputs.iter_mut().filter(|(_, known)| known.is_none()) {
+        let id = legacy::DrvOutput {
+            hash,
+            output: output.clone(),
+        };
+        let found = if_known(realisations.legacy_realisation(&id).await)?;
+        *known = found.map(|found| found.out_path);
+    }
+    Ok(())
+}
+
+/// [`legacy_hash`], or `None` where a derivation that it depends on is not in `store`.
+pub async fn legacy_hash_if_there(drv: &Derivation, store: &dyn Store) -> Result<Option<Hash>> {
+    let mut modulo = Modulo::for_realisations(store.dir().clone());
+    match legacy_hash(&mut modulo, drv, store).await {
+        Err(Error::NotFound { .. }) => Ok(None),
+        hash => hash,
+    }
+}
+
+/// The hash in the names that Nix up to 2.34 has for the realisations of `drv`; `None` if it has none.
+/// Input derivations that `modulo` (a [`Modulo::for_realisations`]) does not know are read from `store`.
+///
+/// # Errors
+/// [`Error::NotFound`] when one of them is not there.
+pub async fn legacy_hash(
+    modulo: &mut Modulo,
+    drv: &Derivation,
+    store: &dyn Store,
+) -> Result<Option<Hash>> {
+    let mut known: BTreeMap<StorePath, Arc<Derivation>> = BTreeMap::new();
+    let mut wave: BTreeSet<StorePath> = modulo.missing(drv).cloned().collect();
+    while !wave.is_empty() {
+        if known.len() + wave.len() > MAX_CLOSURE {
+            let words = format!("{} needs more than {MAX_CLOSURE} derivations", drv.name);
+            return Err(Error::invalid(words));
+        }
+        let reads = stream::iter(wave).map(|path| async move {
+            let read = read(store, &path).await?;
+            Ok::<_, Error>((path, Arc::new(read)))
+        });
+        let found: Vec<_> = reads.buffer_unordered(AT_ONCE).try_collect().await?;
+        let inputs = found.iter().flat_map(|(_, drv)| modulo.missing(drv));
+        wave = inputs.cloned().collect();
+        known.extend(found);
+        wave.retain(|path| !known.contains_key(path));
+    }
+    let wrong = |error: LoadError| Error::malformed(format!("the inputs of {}", drv.name), error);
+    let loaded = modulo.load(drv, |path| {
+        let found = known.get(path).cloned();
+        found.ok_or_else(|| format!("{path} was not read").into())
+    });
+    loaded.map_err(wrong)?;
+    modulo
+        .realisation_hash(drv)
+        .map_err(|error| wrong(error.into()))
+}
+
+/// A form of realisations that a store does not know holds nothing.
+pub(crate) fn if_known<T>(answer: Result<Option<T>>) -> Result<Option<T>> {
+    match answer {
         Err(Error::Unsupported { .. }) => Ok(None),
-        Err(error) => Err(error),
+        answer => answer,
     }
 }
 
 fn too_large(size: u64) -> String {
     format!("it has {size} bytes, where a derivation has at most {MAX_DERIVATION_BYTES}")
 }
+
+/// Derivations that are read for one name.
+const MAX_CLOSURE: usize = 100_000;
+/// Derivations that are read at once.
+const AT_ONCE: usize = 8;

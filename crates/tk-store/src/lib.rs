@@ -27,6 +27,7 @@ pub mod progress;
 pub mod realisations;
 pub mod reference;
 mod several;
+mod socket;
 mod store;
 mod tree;
 mod verify;
@@ -43,6 +44,7 @@ pub use memory::MemoryStore;
 pub use nar::NarStream;
 pub use reference::{ReferenceError, StoreReference, StoreVariant};
 pub use several::SeveralStores;
+pub use socket::SocketName;
 pub use store::{
     AddContent, AddItem, AddItems, AddOptions, AddReport, AddSignatures, Existing, SigCheck, Store,
     StoreExt,

@@ -2,15 +2,16 @@
 //!
 //! ```text
 //! reference = ( "" | "auto" | "daemon" | "local" | path | url ) [ "?" setting *( "&" setting ) ]
-//! path      = text with a "/" and without "://"    ; a store on disk, relative to the current folder
+//! path      = text with a "/", without a scheme     ; a store on disk, relative to the current folder
 //! url       = scheme "://" [ host ] path           ; also scheme ":" path
+//!           | "file:" text                         ; a cache, relative to the current folder
 //! host      = [ user "@" ] ( name | "[" IPv6 [ "%25" zone ] "]" | IPv6 [ "%" zone ] ) [ ":" port ]
 //! setting   = key "=" value                        ; percent-encoded
 //! ```
 //! The attempts are made in Nix's order: URL, words, path, and last an IPv6 address without its
 //! brackets (which therefore cannot have a port). Mirrors `store-reference.cc`; what is printed is
-//! what Nix prints. More lenient than Nix in one thing: bytes that should have been encoded in the
-//! path of a URL are, instead of being refused.
+//! what Nix prints. More lenient than Nix 2.34 in two things: bytes that should have been encoded in the
+//! path of a URL are, instead of being refused; and `file:./cache` is what it is to older ones.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use std::{
@@ -73,12 +74,14 @@ impl StoreReference {
                 "" | "auto" => StoreVariant::Auto,
                 "daemon" => StoreVariant::Daemon,
                 "local" => StoreVariant::Local,
-                _ if base.contains('/') && !base.contains("://") => local(&cwd.join(base)),
-                _ => return Err(fail(Fault::Kind)),
+                _ => match split_scheme(base) {
+                    Some((scheme, rest)) => of_folder(scheme, rest, cwd).map_err(fail)?,
+                    None if base.contains('/') && !base.contains("://") => local(&cwd.join(base)),
+                    None => return Err(fail(Fault::Kind)),
+                },
             },
         };
-        let is_url = split_url(base).is_some();
-        if is_url && text.contains('#') {
+        if split_scheme(base).is_some() && text.contains('#') {
             return Err(fail(Fault::Fragment));
         }
         Ok(Self::new(variant, decode_query(query).map_err(fail)?))
@@ -300,14 +303,33 @@ pub enum Fault {
 
 /// Scheme and rest, if `base` has the shape of a URL.
 fn split_url(base: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = split_scheme(base)?;
+    let rest = rest.starts_with('/').then_some(rest)?;
+    Some((scheme, rest.strip_prefix("//").unwrap_or(rest)))
+}
+
+/// What stands in front of a `:` if it may be a scheme, and what is behind it.
+fn split_scheme(base: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = base.split_once(':')?;
     let word = scheme
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
-    if !word || !scheme.starts_with(|c: char| c.is_ascii_alphabetic()) || !rest.starts_with('/') {
-        return None;
+    (word && scheme.starts_with(|c: char| c.is_ascii_alphabetic())).then_some((scheme, rest))
+}
+
+/// What `scheme:path` means, where `path` begins in the folder `cwd`.
+fn of_folder(scheme: &str, path: &str, cwd: &Path) -> Result<StoreVariant, Fault> {
+    match scheme {
+        "file" if !path.is_empty() => {
+            let path = OsString::from_vec(decode(path)?);
+            Ok(StoreVariant::Specified {
+                scheme: scheme.to_owned(),
+                authority: encoded(&cwd.join(path)),
+            })
+        }
+        "file" | "local" | "unix" => Err(Fault::Relative),
+        _ => Err(Fault::Kind),
     }
-    Some((scheme, rest.strip_prefix("//").unwrap_or(rest)))
 }
 
 /// Host and path in their canonical spelling: brackets around IPv6, the path encoded anew.
@@ -382,6 +404,14 @@ fn is_port(text: &str) -> bool {
 }
 
 fn local(path: &Path) -> StoreVariant {
+    StoreVariant::Specified {
+        scheme: "local".to_owned(),
+        authority: encoded(path),
+    }
+}
+
+/// An absolute path, clean and percent-encoded.
+fn encoded(path: &Path) -> String {
     let mut clean = PathBuf::from("/");
     for component in path.components() {
         match component {
@@ -390,10 +420,7 @@ fn local(path: &Path) -> StoreVariant {
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
     }
-    StoreVariant::Specified {
-        scheme: "local".to_owned(),
-        authority: percent_encode(clean.as_os_str().as_bytes(), PATH).to_string(),
-    }
+    percent_encode(clean.as_os_str().as_bytes(), PATH).to_string()
 }
 
 /// A setting without `=` has an empty value, where Nix warns and forgets it: so the caller learns
@@ -493,6 +520,22 @@ mod tests {
             ("file:///a/b/", specified("file", "/a/b/"), "file:///a/b/"),
             ("file:/a", specified("file", "/a"), "file:///a"),
             (
+                "file:./a%20b?x=1",
+                specified("file", "/home/me/a%20b"),
+                "file:///home/me/a%20b?x=1",
+            ),
+            ("file:../c", specified("file", "/home/c"), "file:///home/c"),
+            (
+                "file:c",
+                specified("file", "/home/me/c"),
+                "file:///home/me/c",
+            ),
+            (
+                "./file:c",
+                specified("local", "/home/me/file:c"),
+                "local:///home/me/file:c",
+            ),
+            (
                 "file:///a b%7e%41!",
                 specified("file", "/a%20b~A%21"),
                 "file:///a%20b~A%21",
@@ -547,6 +590,13 @@ mod tests {
         for (text, fault) in [
             ("deamon", Fault::Kind),
             ("foo:bar", Fault::Kind),
+            ("foo:./bar", Fault::Kind),
+            ("http:x/y", Fault::Kind),
+            ("ssh:./x", Fault::Kind),
+            ("local:./x", Fault::Relative),
+            ("unix:s", Fault::Relative),
+            ("file:", Fault::Relative),
+            ("file:%zz", Fault::Escape),
             (r"C:\foo\bar?trusted=true", Fault::Kind),
             ("a/b://c", Fault::Kind),
             ("://x/y", Fault::Kind),

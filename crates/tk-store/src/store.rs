@@ -239,8 +239,9 @@ pub trait AddContent: Store {
     /// Adds the tree whose NAR is `nar` under the path that its content, `name` and `references`
     /// make, and returns its metadata.
     ///
-    /// With [`Method::Flat`] and [`Method::Text`] the NAR must be that of a single file that is
-    /// not executable. Content that is there already is not written again.
+    /// With [`Method::Flat`] and [`Method::Text`] the NAR must be that of a single file. If that is
+    /// executable it stays so, under the path of one that is not. Content that is there already is
+    /// not written again.
     async fn add_content(
         &self,
         name: &str,

@@ -336,6 +336,30 @@ async fn content_gets_the_paths_that_nix_gives_it() {
         assert_eq!(info.ca.as_ref().map(|ca| ca.method), Some(method));
         assert_eq!(store.require_info(&info.path).await.unwrap(), info);
     }
+    // Executable it is another archive under the same path.
+    let executable = nar::from_bytes(tokens(&[
+        b"nix-archive-1",
+        b"(",
+        b"type",
+        b"regular",
+        b"executable",
+        b"",
+        b"contents",
+        b"hello\n",
+        b")",
+    ]));
+    let other = MemoryStore::default();
+    let flat = other.add_content(
+        "hello.txt",
+        Method::Flat,
+        Algorithm::Sha256,
+        &none,
+        executable,
+    );
+    let flat = flat.await.unwrap();
+    assert_eq!(flat.path.to_string(), FLAT_SHA256);
+    let plain = store.require_info(&flat.path).await.unwrap();
+    assert!(flat.ca == plain.ca && flat.nar_hash != plain.nar_hash);
     // As git says of the same files: `git hash-object`, and `git mktree` of a tree with both.
     let git = store.add_content(
         "x",

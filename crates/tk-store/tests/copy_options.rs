@@ -2,13 +2,19 @@
 
 mod support;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use support::{Library, Upstream, file_nar};
 use tk_narinfo::{
     PathInfo, Policy, SecretKey, TrustedKeys,
     realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy},
 };
-use tk_path::{Algorithm, Hash, NarHash, OutputName, OutputsSpec, StoreDir, StorePath};
+use tk_path::{
+    Algorithm, ContentAddress, Derivation, DerivationOutput, Hash, InputOutputs, Inputs, Method,
+    NarHash, OutputName, OutputsSpec, StoreDir, StorePath, modulo::Modulo,
+};
 use tk_store::{
     Abilities, AddOptions, AddSignatures, Error, Existing, MemoryStore, Realisations, SigCheck,
     Store, StoreExt,
@@ -238,6 +244,69 @@ async fn realisations_go_after_their_paths() {
         "{report:?}"
     );
     assert!(report.failed.is_empty());
+}
+
+/// By the derivation alone, as people name outputs, and with another derivation in between.
+#[tokio::test]
+async fn older_realisations_are_found_by_the_derivation() {
+    let (src, paths) = chain(2).await;
+    let dir = StoreDir::default();
+    let hash = Hash::digest(Algorithm::Sha256, b"");
+    let how = ContentAddress {
+        method: Method::Nar,
+        hash,
+    };
+    let mut modulo = Modulo::for_realisations(dir.clone());
+    let mut drvs = BTreeMap::new();
+    let mut last = None;
+    for (n, path) in paths.iter().enumerate() {
+        let drv = Derivation {
+            name: format!("floating{n}"),
+            outputs: [(
+                OutputName::out(),
+                DerivationOutput::Floating(how.method_algorithm()),
+            )]
+            .into(),
+            inputs: Inputs {
+                drvs: std::mem::take(&mut drvs),
+                ..Inputs::default()
+            },
+            platform: "any".into(),
+            builder: "/bin/sh".into(),
+            args: vec![],
+            env: BTreeMap::new(),
+        };
+        let drv_path = drv.path(&dir).unwrap();
+        let text = file_nar(&drv.to_aterm(&dir).unwrap());
+        let mut info = PathInfo::new(drv_path.clone(), NarHash::digest(&text), text.len() as u64);
+        info.references = drv.inputs.drvs.keys().cloned().collect();
+        let added = src.add_one(info, nar::from_bytes(text), &SigCheck::Skip.into());
+        added.await.unwrap();
+        let hash = modulo.realisation_hash(&drv).unwrap().unwrap();
+        let output = OutputName::out();
+        let known = legacy::Realisation::new(legacy::DrvOutput { hash, output }, path.clone());
+        src.register_legacy(&known, &SigCheck::Skip).await.unwrap();
+        modulo.add(drv_path.clone(), &drv).unwrap();
+        let needed = InputOutputs {
+            outputs: [OutputName::out()].into(),
+            ..InputOutputs::default()
+        };
+        drvs.insert(drv_path.clone(), needed);
+        last = Some((drv_path, known));
+    }
+    let (drv, known) = last.unwrap();
+    let from = able(&src);
+    let map = from.output_map(&drv).await.unwrap();
+    assert_eq!(map[&OutputName::out()].as_ref(), Some(&paths[1]));
+    let mut outputs = Outputs::default();
+    let found = outputs.find(&from, &drv, &OutputsSpec::All).await.unwrap();
+    assert_eq!(found, paths[1..]);
+    let dst = Arc::new(MemoryStore::default());
+    let (_, mut report) = copy(&src, &dst, &paths, &keep()).await;
+    let to = able(&dst);
+    outputs.copy(&to, &SigCheck::Skip, &[], &mut report).await;
+    let told = dst.legacy_realisation(&known.id).await.unwrap();
+    assert_eq!(told, Some(known));
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use crate::{
     build_log::BuildLog,
     failure::tell_failure,
     open::{BuildOptions, NixOptions, Opened, Wish, open},
+    settings::default_store_dir,
     ui,
 };
 use anyhow::Result;
@@ -16,7 +17,6 @@ use tk_nix::{
         wanted,
     },
 };
-use tk_path::StoreDir;
 use tk_store::Abilities;
 
 /// Build again, or ask several stores, and tell where the results differ
@@ -74,7 +74,7 @@ impl Check {
 
     async fn build_again(&self, cx: &Context, told: &mut Told) -> Result<()> {
         let build = self.build.keeping_failed();
-        let (builder, opened) = match self.refs.all_in_store(&StoreDir::default()) {
+        let (builder, opened) = match self.refs.all_in_store(&default_store_dir()?) {
             true => self.nix.builder_of_derivations(cx, &build).await?,
             false => self.nix.builder(cx, &build).await?,
         };

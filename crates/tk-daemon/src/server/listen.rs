@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tk_store::{Error, Result};
+use tk_store::{Error, Result, SocketName};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Semaphore, watch},
@@ -34,7 +34,8 @@ pub async fn bind(path: &Path, mode: u32) -> Result<UnixListener> {
         }
         Ok(_) => {
             // A full queue of a living server does not refuse, it lets wait.
-            let answer = timeout(ANSWER, UnixStream::connect(path)).await;
+            let name = SocketName::of(path).map_err(doing)?;
+            let answer = timeout(ANSWER, UnixStream::connect(name.as_path())).await;
             if !matches!(&answer, Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused) {
                 let why = "another server answers there";
                 return Err(doing(io::Error::new(io::ErrorKind::AddrInUse, why)));
@@ -43,7 +44,8 @@ pub async fn bind(path: &Path, mode: u32) -> Result<UnixListener> {
     }
     let temporary = beside(path);
     let _ = fs::remove_file(&temporary);
-    let bound = UnixListener::bind(&temporary).and_then(|listener| {
+    let name = SocketName::of(&temporary).map_err(doing)?;
+    let bound = UnixListener::bind(name.as_path()).and_then(|listener| {
         fs::set_permissions(&temporary, fs::Permissions::from_mode(mode))?;
         fs::rename(&temporary, path)?;
         Ok(listener)
@@ -157,6 +159,21 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let left = fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(left, 1, "no temporary name is left");
+    }
+
+    #[tokio::test]
+    async fn a_path_may_be_longer_than_the_name_of_a_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("d".repeat(100)).join("e".repeat(100));
+        fs::create_dir_all(&deep).unwrap();
+        let path = deep.join("socket");
+        let first = bind(&path, 0o666).await.unwrap();
+        let error = bind(&path, 0o666).await.unwrap_err().to_line();
+        assert!(error.ends_with("another server answers there"), "{error}");
+        drop(first);
+        let _second = bind(&path, 0o600).await.unwrap();
+        let name = SocketName::of(&path).unwrap();
+        UnixStream::connect(name.as_path()).await.unwrap();
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use std::{
     fmt,
     net::Ipv6Addr,
@@ -23,12 +23,14 @@ pub struct SshHostError {
 }
 
 impl SshHost {
-    /// Parses the authority of a store URI: `[user@]host[:port]`, percent-encoded. An IPv6 address
-    /// stands in brackets, with its zone behind `%25` (or `%`).
+    /// Parses the authority of a store URI: `[user[:password]@]host[:port]`, percent-encoded. An IPv6
+    /// address stands in brackets, with its zone behind `%25` (or `%`). A password is left out, as
+    /// ssh takes none there. The user may hold any letter, such as `user%40domain@host`.
     ///
     /// # Security
     /// The text may come from somebody else. User and host that begin with `-` are refused, since
-    /// ssh would take them for options that run programs; so are blanks and control characters.
+    /// ssh would take them for options that run programs; so are control characters, and blanks in
+    /// the host.
     pub fn parse(text: &str) -> Result<Self, SshHostError> {
         parse(text).map_err(|fault| SshHostError {
             text: text.to_owned(),
@@ -64,7 +66,7 @@ impl SshHost {
 impl fmt::Display for SshHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(user) = &self.user {
-            write!(f, "{user}@")?;
+            write!(f, "{}@", utf8_percent_encode(user, RESERVED))?;
         }
         match self.name.contains(':') {
             true => write!(f, "[{}]", self.name.replace('%', "%25"))?,
@@ -79,7 +81,10 @@ impl fmt::Display for SshHost {
 
 fn parse(text: &str) -> Result<SshHost, Fault> {
     let (user, rest) = match text.rsplit_once('@') {
-        Some((user, rest)) => (Some(decoded(user)?), rest),
+        Some((user, rest)) => {
+            let user = user.split(':').next().unwrap_or_default();
+            (Some(decoded(user, "")?), rest)
+        }
         None => (None, text),
     };
     let (name, port) = match rest.strip_prefix('[') {
@@ -89,10 +94,11 @@ fn parse(text: &str) -> Result<SshHost, Fault> {
         }
         None => {
             let (name, port) = rest.split_at(rest.find(':').unwrap_or(rest.len()));
-            (decoded(name)?, port)
+            (decoded(name, IN_NO_HOST)?, port)
         }
     };
     let port = match port.strip_prefix(':') {
+        Some("") => None,
         Some(port) => Some(port.parse()?),
         None if port.is_empty() => None,
         None => return Err(Fault::Address),
@@ -101,10 +107,10 @@ fn parse(text: &str) -> Result<SshHost, Fault> {
 }
 
 /// A name that is safe as a word of ssh's command line.
-fn decoded(text: &str) -> Result<String, Fault> {
+fn decoded(text: &str, never: &str) -> Result<String, Fault> {
     let text = percent_decode_str(text).decode_utf8();
     let text = text.map_err(|_| Fault::Letters)?;
-    let odd = |c: char| c.is_whitespace() || c.is_control() || "/@[]".contains(c);
+    let odd = |c: char| c.is_control() || never.contains(c);
     match text.chars().next() {
         None => Err(Fault::Empty),
         Some('-') => Err(Fault::Option),
@@ -120,10 +126,24 @@ fn address_with_zone(text: &str) -> Result<String, Fault> {
     };
     let address: Ipv6Addr = address.parse().map_err(|_| Fault::Address)?;
     match zone {
-        Some(zone) => Ok(format!("{address}%{}", decoded(zone)?)),
+        Some(zone) => Ok(format!("{address}%{}", decoded(zone, IN_NO_HOST)?)),
         None => Ok(address.to_string()),
     }
 }
+
+/// Letters that no host's name has.
+const IN_NO_HOST: &str = " /@[]";
+/// In a user's name these stand for something else in a URI.
+const RESERVED: &AsciiSet = &CONTROLS
+    .add(b'%')
+    .add(b'@')
+    .add(b':')
+    .add(b'/')
+    .add(b'?')
+    .add(b'#')
+    .add(b'[')
+    .add(b']')
+    .add(b' ');
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Fault {
@@ -166,6 +186,22 @@ mod tests {
             ("[fe80::1%eth0]", "fe80::1%eth0", None, "[fe80::1%25eth0]"),
             // A domain in the user's name.
             ("a%5Cb@host", "a\\b@host", None, "a\\b@host"),
+            (
+                "user%40corp@host",
+                "user@corp@host",
+                None,
+                "user%40corp@host",
+            ),
+            (
+                "us%20er%2F%3A@host",
+                "us er/:@host",
+                None,
+                "us%20er%2F%3A@host",
+            ),
+            // What real Nix makes of a password, and of a port that is not said.
+            ("user:secret@host:22", "user@host", Some(22), "user@host:22"),
+            ("host:", "host", None, "host"),
+            ("[::1]:", "::1", None, "[::1]"),
         ] {
             let host = SshHost::parse(text).unwrap();
             assert_eq!(host.argument(), argument, "{text}");
@@ -190,11 +226,11 @@ mod tests {
             ("a%00b", "character"),
             ("%ff", "character"),
             ("host/path", "character"),
-            ("a@b@host", "character"),
+            ("a%40b", "character"),
+            (":secret@host", "missing"),
             ("[::1", "brackets"),
             ("[::1]x", "brackets"),
             ("[host]", "brackets"),
-            ("host:", "port"),
             ("host:0", "port"),
             ("host:65536", "port"),
             ("::1", "missing"),

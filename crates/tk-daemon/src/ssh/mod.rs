@@ -11,15 +11,17 @@
 //! connections (`ControlMaster`); only how often ssh asks a silent host for a sign of life is said here
 //! (see [`SshConfig::alive_interval`]). Passwords are asked for by ssh itself, at the terminal.
 //!
-//! Where real Nix does otherwise: every word of the command is quoted for the shell at the far end
-//! (2.26 and later quote none); a host key that was given is the only one that is taken, at any
-//! port; `max-connections` are so many processes of ssh.
+//! Where real Nix does otherwise: the URI of the far end's store is quoted for the shell there (2.26 and
+//! later do not); a host key that was given is the only one that is taken, at any port;
+//! `max-connections` are so many processes of ssh.
 
 mod command;
 mod host;
+mod options;
 mod process;
 
 pub use host::{SshHost, SshHostError};
+pub use options::{UnfinishedWord, split_options};
 pub use process::SshGuard;
 
 use crate::client::{Channel, Transport};
@@ -46,9 +48,9 @@ pub struct SshConfig {
     pub alive_interval: Option<Duration>,
     /// Compress what goes over the line (`compress`).
     pub compress: bool,
-    /// The program at the far end and its first arguments (`remote-program`). A leading `~/` is
-    /// the home folder there; nothing else means anything to the shell.
-    pub program: Vec<String>,
+    /// The program at the far end and its first arguments (`remote-program`), in the words of the
+    /// shell there, which may have a home folder or variables in them.
+    pub program: String,
     /// What makes the program speak the protocol. Not quoted.
     pub arguments: Vec<&'static str>,
     /// The store that the program is to open (`remote-store`).
@@ -99,7 +101,7 @@ impl SshConfig {
             host_key: None,
             alive_interval: Some(ALIVE_INTERVAL),
             compress: false,
-            program: vec![program.to_owned()],
+            program: program.to_owned(),
             arguments: arguments.to_vec(),
             remote_store: None,
             ssh: "ssh".into(),

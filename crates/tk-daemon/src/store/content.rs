@@ -7,12 +7,16 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::{
     collections::BTreeSet,
+    io::{self, Read, Seek, SeekFrom, Write},
     sync::{Arc, Mutex, PoisonError},
 };
 use tk_nar::{Decoder, Event};
 use tk_narinfo::{PathInfo, Signature};
 use tk_path::{Algorithm, Method, MethodAlgorithm, References, StorePath};
-use tk_store::{AddContent, AddSignatures, ContentHasher, Error, NarStream, Result, StoreExt};
+use tk_store::{
+    AddContent, AddSignatures, ContentHasher, Error, NarStream, Result, SigCheck, StoreExt, nar,
+};
+use tokio::task::spawn_blocking;
 
 #[async_trait]
 impl AddContent for DaemonStore {
@@ -30,6 +34,15 @@ impl AddContent for DaemonStore {
             )));
         }
         let hasher = ContentHasher::new(method, algorithm)?;
+        let mut nar = nar;
+        if matches!(method, Method::Flat | Method::Text) {
+            let (executable, whole) = look_at_start(nar).await?;
+            // What goes over as plain bytes is no longer executable.
+            if executable {
+                return self.add_spooled(name, hasher, references, whole).await;
+            }
+            nar = whole;
+        }
         let (dir, own_name, own_references) =
             (self.config.dir.clone(), name.to_owned(), references.clone());
         let finish = move |hasher: ContentHasher| hasher.finish(&dir, &own_name, &own_references);
@@ -69,7 +82,9 @@ impl AddContent for DaemonStore {
             AddedContent::Info(info) => info,
             AddedContent::Path(path) => self.require_info(&path).await?,
         };
-        if info.path == expected.path && info.nar_hash == expected.nar_hash {
+        // A file that is there already may be executable under the same path.
+        let plain = matches!(method, Method::Flat | Method::Text);
+        if info.path == expected.path && (plain || info.nar_hash == expected.nar_hash) {
             return Ok(info);
         }
         Err(Error::Mismatch {
@@ -79,6 +94,48 @@ impl AddContent for DaemonStore {
             expected: expected.path.to_string(),
             actual: info.path.to_string(),
         })
+    }
+}
+
+impl DaemonStore {
+    /// Adds content with its NAR, where the daemon would not make the right one; which path that is has
+    /// to be known first.
+    async fn add_spooled(
+        &self,
+        name: &str,
+        mut hasher: ContentHasher,
+        references: &References,
+        mut nar: NarStream,
+    ) -> Result<PathInfo> {
+        let keeping = |e| Error::io("keeping what is to be added in a temporary file", e);
+        let mut file = tempfile::tempfile().map_err(keeping)?;
+        while let Some(chunk) = nar.next().await {
+            let chunk = chunk?;
+            hasher.update(&chunk)?;
+            let write = move || file.write_all(&chunk).map(|()| file);
+            let written = spawn_blocking(write).await.map_err(io::Error::other);
+            file = written.and_then(|file| file).map_err(keeping)?;
+        }
+        let info = hasher.finish(&self.config.dir, name, references)?;
+        let known = StoreExt::info(self, &info.path).await?;
+        // As elsewhere: what is there is not written again.
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let nar = nar::produce(move |send| {
+            file.seek(SeekFrom::Start(0)).map_err(keeping)?;
+            loop {
+                let mut piece = vec![0; PIECE];
+                let n = file.read(&mut piece).map_err(keeping)?;
+                piece.truncate(n);
+                if n == 0 || !send(piece.into()) {
+                    return Ok(());
+                }
+            }
+        });
+        self.add_one(info.clone(), nar, &SigCheck::Skip.into())
+            .await?;
+        self.require_info(&info.path).await
     }
 }
 
@@ -130,6 +187,33 @@ fn hashed(
     stream::try_unfold((nar, hasher, finish, made), next).boxed()
 }
 
+/// Whether `nar` is that of an executable file, and all of it again.
+async fn look_at_start(mut nar: NarStream) -> Result<(bool, NarStream)> {
+    let (mut decoder, mut seen, mut first) = (Decoder::new(), Vec::new(), None);
+    while first.is_none()
+        && let Some(chunk) = nar.next().await
+    {
+        let chunk = chunk?;
+        let mut rest = &chunk[..];
+        while first.is_none() && !rest.is_empty() {
+            let fed = decoder.feed(rest).map_err(malformed)?;
+            rest = &rest[fed.consumed..];
+            first = fed.event.map(|event| {
+                matches!(
+                    event,
+                    Event::Regular {
+                        executable: true,
+                        ..
+                    }
+                )
+            });
+        }
+        seen.push(Ok(chunk));
+    }
+    let whole = stream::iter(seen).chain(nar).boxed();
+    Ok((first == Some(true), whole))
+}
+
 /// The contents of the single file that `nar` is.
 fn flat(nar: NarStream) -> NarStream {
     let contents = |decoder: &mut Decoder, chunk: Result<Bytes>| {
@@ -168,5 +252,7 @@ fn malformed(error: tk_nar::NarError) -> Error {
     Error::malformed("the NAR of the content to add", error)
 }
 
+/// Bytes read in one go.
+const PIECE: usize = 64 << 10;
 /// In bytes: what is sent as a string, where there is no other way.
 const MAX_TEXT: usize = 64 << 20;

@@ -4,12 +4,8 @@ use crate::{
     worker::ops::{AddIndirectRoot, AddPermRoot, AddTempRoot, FindRoots, Op},
 };
 use async_trait::async_trait;
-use std::{
-    collections::BTreeSet,
-    io,
-    os::unix::{ffi::OsStrExt, fs::symlink},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, io, os::unix::ffi::OsStrExt, path::Path};
+use tk_nar::fs::replace_link;
 use tk_path::StorePath;
 use tk_store::{Error, Result, Root, Roots};
 use tokio::sync::Mutex;
@@ -106,20 +102,12 @@ fn require_absolute(link: &Path) -> Result<()> {
 
 /// Makes or replaces a link to `target`; what is there and is no link into `dir` stays.
 fn make_link(link: &Path, target: &str, dir: &str) -> io::Result<()> {
-    if link.symlink_metadata().is_ok() {
-        let leads = link.read_link().is_ok_and(|to| to.starts_with(dir));
-        if !leads {
+    let made = replace_link(link, Path::new(target), |text| text.starts_with(dir));
+    made.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
             let text = format!("something else is there, which is no link into {dir}");
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            io::Error::new(io::ErrorKind::AlreadyExists, text)
         }
-    }
-    let folder = link.parent().unwrap_or(Path::new("/"));
-    let mut name = link.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".tmp-{}", std::process::id()));
-    let temporary: PathBuf = folder.join(name);
-    let _ = std::fs::remove_file(&temporary);
-    symlink(target, &temporary)?;
-    std::fs::rename(&temporary, link).inspect_err(|_| {
-        let _ = std::fs::remove_file(&temporary);
+        _ => error,
     })
 }

@@ -7,6 +7,7 @@ mod block;
 mod descriptors;
 mod dump;
 mod encode_batch;
+mod link;
 mod make;
 mod names;
 mod pool;
@@ -18,6 +19,7 @@ mod walk;
 pub use block::Chunk;
 pub use descriptors::{descriptors, trees_at_once};
 pub use dump::{Dump, DumpError, DumpOptions, dump};
+pub use link::replace_link;
 pub use remove::remove_tree;
 pub use unpack::{Metadata, UnpackError, UnpackOptions, Unpacker, unpack, unpack_from};
 

@@ -8,14 +8,13 @@
 //! between 2.8 and later ones, which hash it differently.
 
 use super::{RemoteConfig, graph::Node};
-use crate::legacy::legacy_hash;
 use std::collections::BTreeMap;
 use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
 use tk_path::{
     Algorithm, BasicDerivation, Derivation, Hash, Inputs, OutputName, StoreDir, StorePath,
     modulo::Modulo,
 };
-use tk_store::{Abilities, Error, Realisations, Result, SigCheck};
+use tk_store::{Abilities, Error, Realisations, Result, SigCheck, derivation::legacy_hash};
 use tokio::sync::Mutex;
 
 /// The hashes of derivations that were needed so far.

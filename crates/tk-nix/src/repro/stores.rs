@@ -1,14 +1,14 @@
 //! Whether several stores hold the same, without building.
 
 use super::{Instance, InstanceState, Verdict, mismatch};
-use crate::{Cause, Failure, Result, Target, legacy::legacy_hash};
+use crate::{Cause, Failure, Result, Target};
 use futures::future::join_all;
 use std::sync::Arc;
 use tk_narinfo::{
     PathInfo,
     realisation::{DrvOutput, legacy},
 };
-use tk_path::{Derivation, DerivedPath, SingleDerivedPath, StoreDir, StorePath, modulo::Modulo};
+use tk_path::{Derivation, DerivedPath, SingleDerivedPath, StoreDir, StorePath};
 use tk_store::{Abilities, Compared, Error, Store, StoreExt, compare, derivation};
 
 /// One output to be compared.
@@ -67,8 +67,7 @@ pub async fn wanted(target: &Target, stores: &[Abilities]) -> Result<Vec<Wanted>
     }
     if all.iter().any(|wanted| wanted.path.is_none()) {
         // Where it cannot be reckoned, stores that know the newer names can still answer.
-        let mut modulo = Modulo::for_realisations(store.dir().clone());
-        let hash = legacy_hash(&mut modulo, &drv, &*store).await;
+        let hash = derivation::legacy_hash_if_there(&drv, &*store).await;
         let hash = hash.ok().flatten();
         for wanted in &mut all {
             let output = wanted.output.as_ref().map(|id| id.output.clone());

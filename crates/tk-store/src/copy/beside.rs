@@ -1,5 +1,8 @@
 use super::{CopyReport, Warning};
-use crate::{Abilities, Error, Result, SigCheck, derivation};
+use crate::{
+    Abilities, Error, Result, SigCheck,
+    derivation::{self, if_known},
+};
 use futures::{StreamExt, stream};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,13 +12,13 @@ use tk_narinfo::{
     SecretKey,
     realisation::{DrvOutput, Realisation, legacy},
 };
-use tk_path::{OutputName, OutputsSpec, StorePath};
+use tk_path::{Derivation, OutputName, OutputsSpec, StorePath};
 
 /// What says which paths some outputs of derivations are.
 ///
 /// A path whose derivation tells it needs no more than the derivation. What the output of a
 /// content-addressed one turned out to be is knowledge of its own: a realisation, in the newer
-/// form or in that of Nix up to 2.34. The older form is found by its own ids only.
+/// form or in that of Nix up to 2.34.
 #[derive(Debug, Clone, Default)]
 pub struct Outputs {
     realisations: Vec<Realisation>,
@@ -65,7 +68,7 @@ impl Outputs {
             let path = output.path(src.store.dir(), &read.name, name);
             let path = match path.map_err(|e| Error::malformed(drv.to_string(), e))? {
                 Some(path) => Some(path),
-                None => match self.realised(src, drv, name).await? {
+                None => match self.realised_either_way(src, drv, &read, name).await? {
                     Some(path) => Some(path),
                     None => built(src, drv, name).await?,
                 },
@@ -78,6 +81,30 @@ impl Outputs {
             })?);
         }
         Ok(paths)
+    }
+
+    /// Looks for the realisation of one output of `read`, the derivation `drv`, in both forms.
+    async fn realised_either_way(
+        &mut self,
+        src: &Abilities,
+        drv: &StorePath,
+        read: &Derivation,
+        output: &OutputName,
+    ) -> Result<Option<StorePath>> {
+        if let Some(path) = self.realised(src, drv, output).await? {
+            return Ok(Some(path));
+        }
+        if src.realisations.is_none() {
+            return Ok(None);
+        }
+        let output = output.clone();
+        match derivation::legacy_hash_if_there(read, &*src.store).await? {
+            Some(hash) => {
+                self.find_legacy(src, &legacy::DrvOutput { hash, output })
+                    .await
+            }
+            None => Ok(None),
+        }
     }
 
     /// Looks for the realisation of one output, in the newer form.
@@ -94,7 +121,7 @@ impl Outputs {
             drv: drv.clone(),
             output: output.clone(),
         };
-        let Some(value) = known(store.realisation(&id).await)? else {
+        let Some(value) = if_known(store.realisation(&id).await)? else {
             return Ok(None);
         };
         let path = value.out_path.clone();
@@ -119,7 +146,7 @@ impl Outputs {
             if seen {
                 continue;
             }
-            if let Some(realisation) = known(store.legacy_realisation(&id).await)? {
+            if let Some(realisation) = if_known(store.legacy_realisation(&id).await)? {
                 wave.extend(realisation.dependent.keys().cloned());
                 found.insert(id, realisation);
             }
@@ -239,14 +266,6 @@ async fn built(src: &Abilities, drv: &StorePath, output: &OutputName) -> Result<
     match &src.graph {
         Some(graph) => Ok(graph.output_map(drv).await?.remove(output).flatten()),
         None => Ok(None),
-    }
-}
-
-/// A form that the store does not know holds nothing.
-fn known<T>(answer: Result<Option<T>>) -> Result<Option<T>> {
-    match answer {
-        Err(Error::Unsupported { .. }) => Ok(None),
-        answer => answer,
     }
 }
 

@@ -1,35 +1,26 @@
 //! Caches in a nix.conf, for nix to fetch from.
 //!
 //! ```text
-//! file  = line { "\n" line }
-//! line  = [ name "=" words | "include" FILE | "!include" FILE ] [ "#" anything ]
 //! ours  = "# tk-store cache: " URL "\n"
 //!         [ "extra-substituters = " URL "\n" ] [ "extra-trusted-public-keys = " KEY "\n" ]
 //! ```
-//! Lines count in their order: a name sets, `extra-` and a name adds to what was set before. So what
-//! is ours stands at the end of the file and only adds: it holds whatever the user's own lines
+//! What is ours stands at the end of the file and only adds: it holds whatever the user's own lines
 //! say, and takes nothing from them. What the file already says is not said again. All other bytes stay as
 //! they are.
 //!
 //! The file is replaced at once (written beside it and renamed), keeps its mode, and if it is a link
 //! that stays and its target is replaced. Two processes that change it wait for each other.
 
+use super::read::{Assignment, canonical, is_absent, parse, read, words};
 use rustix::fs::{FlockOperation, flock};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU64, Ordering},
 };
 use tk_narinfo::PublicKey;
 use tk_store::{Error, Result};
-
-/// Bytes of a nix.conf, and of one that it includes.
-pub const MAX_CONF_BYTES: usize = 1 << 20;
-/// Files within files.
-pub const MAX_INCLUDES: usize = 32;
 
 /// What a file says of caches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,8 +57,8 @@ pub fn add(path: &Path, url: &str, key: Option<&PublicKey>) -> Result<Change> {
             return Err(Error::invalid(what));
         }
     }
-    change(path, |text, folder| {
-        let said = Caches::read(text, folder)?;
+    change(path, |text, file| {
+        let said = Caches::read(text, file)?;
         let has_url = said.has(url);
         let has_key = key.as_ref().is_none_or(|key| said.keys.contains(key));
         if has_url && has_key {
@@ -112,8 +103,8 @@ pub fn remove(path: &Path, url: &str) -> Result<Change> {
 impl Caches {
     /// What the file at `path` says, with those that it includes; of one that is not there, nothing.
     pub fn of_file(path: &Path) -> Result<Caches> {
-        let text = read(path)?.unwrap_or_default();
-        Caches::read(&text, path.parent().unwrap_or(Path::new("/")))
+        let text = read_if_there(path)?.unwrap_or_default();
+        Caches::read(&text, path)
     }
 
     /// Whether `url` is among the caches, with whatever parameters.
@@ -121,56 +112,24 @@ impl Caches {
         self.substituters.iter().any(|other| same(other, url))
     }
 
-    fn read(text: &[u8], folder: &Path) -> Result<Caches> {
+    fn read(text: &[u8], path: &Path) -> Result<Caches> {
         let mut caches = Caches::default();
-        caches.text(text, folder, 0)?;
-        Ok(caches)
-    }
-
-    fn text(&mut self, text: &[u8], folder: &Path, depth: usize) -> Result<()> {
-        if depth > MAX_INCLUDES {
-            let what = "the files that nix.conf includes are nested too deeply";
-            return Err(Error::invalid(what));
-        }
-        for line in text.split(|byte| *byte == b'\n') {
-            let line = line.split(|byte| *byte == b'#').next().unwrap_or_default();
-            let line = String::from_utf8_lossy(line);
-            let words: Vec<_> = line.split_whitespace().collect();
-            match &words[..] {
-                ["include", file] => self.include(&folder.join(file), true, depth)?,
-                ["!include", file] => self.include(&folder.join(file), false, depth)?,
-                [name, "=", values @ ..] => self.set(name, values),
-                _ => {}
+        for Assignment { name, value } in parse(text, path)?.unwrap_or_default() {
+            let Some((name, extra)) = canonical(&name) else {
+                continue;
+            };
+            let list = match name {
+                "substituters" => &mut caches.substituters,
+                "trusted-public-keys" => &mut caches.keys,
+                _ => continue,
+            };
+            if !extra {
+                list.clear();
             }
+            let words = words(&value).map(|word| String::from_utf8_lossy(word).into_owned());
+            list.extend(words);
         }
-        Ok(())
-    }
-
-    fn include(&mut self, file: &Path, required: bool, depth: usize) -> Result<()> {
-        match read(file)? {
-            Some(text) => self.text(&text, file.parent().unwrap_or(Path::new("/")), depth + 1),
-            None if required => Err(Error::invalid(format!(
-                "nix.conf includes {}, which is not there: nix would fail",
-                file.display()
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    fn set(&mut self, name: &str, values: &[&str]) {
-        let (name, extra) = match name.strip_prefix("extra-") {
-            Some(name) => (name, true),
-            None => (name, false),
-        };
-        let list = match name {
-            "substituters" | "binary-caches" => &mut self.substituters,
-            "trusted-public-keys" | "binary-cache-public-keys" => &mut self.keys,
-            _ => return,
-        };
-        if !extra {
-            list.clear();
-        }
-        list.extend(values.iter().map(|value| (*value).to_owned()));
+        Ok(caches)
     }
 }
 
@@ -195,8 +154,8 @@ fn change(
     // Held until this is done.
     let lock = File::open(folder).map_err(changing)?;
     flock(&lock, FlockOperation::LockExclusive).map_err(|e| changing(e.into()))?;
-    let old = read(&file)?;
-    let new = edit(old.as_deref().unwrap_or_default(), folder)?;
+    let old = read_if_there(&file)?;
+    let new = edit(old.as_deref().unwrap_or_default(), &file)?;
     let changed = new.is_some();
     if let Some(new) = new {
         replace(&file, &new).map_err(changing)?;
@@ -218,54 +177,51 @@ fn target(path: &Path) -> Result<PathBuf> {
     Err(doing(io::Error::other("it is a link that leads to itself")))
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let doing = |e: io::Error| Error::io(format!("reading {}", path.display()), e);
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(doing(e)),
-    };
-    let mut text = Vec::new();
-    let read = file.take(MAX_CONF_BYTES as u64 + 1).read_to_end(&mut text);
-    match read.map_err(doing)? {
-        0..=MAX_CONF_BYTES => Ok(Some(text)),
-        _ => Err(doing(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("it is larger than {MAX_CONF_BYTES} bytes"),
-        ))),
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if is_absent(&e) => Ok(None),
+        Err(e) => Err(Error::io(format!("reading {}", path.display()), e)),
     }
 }
 
 /// Puts `text` at `file` at once, with the mode and the owner of what was there.
 fn replace(file: &Path, text: &[u8]) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let new = file.with_extension(format!("tk-store-{}-{n}", process::id()));
-    let written = write_new(file, &new, text).and_then(|()| fs::rename(&new, file));
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written
-}
-
-fn write_new(file: &Path, new: &Path, text: &[u8]) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let mut made = options.write(true).create_new(true).mode(0o644).open(new)?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let mode = fs::Permissions::from_mode(0o644);
+    sweep(folder);
+    let mut new = tempfile::Builder::new();
+    let mut new = new.prefix(ASIDE).permissions(mode).tempfile_in(folder)?;
     match fs::metadata(file) {
         Ok(old) => {
+            let made = new.as_file();
             let now = made.metadata()?;
             if (old.uid(), old.gid()) != (now.uid(), now.gid()) {
-                std::os::unix::fs::fchown(&made, Some(old.uid()), Some(old.gid()))?;
+                std::os::unix::fs::fchown(made, Some(old.uid()), Some(old.gid()))?;
             }
             made.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
-    made.write_all(text)?;
-    made.sync_all()
+    new.write_all(text)?;
+    new.as_file().sync_all()?;
+    new.persist(file)?;
+    Ok(())
 }
 
+/// Removes what others left who were killed while they wrote; whoever writes now holds the lock.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(ASIDE) {
+            // It is in nobody's way.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Begins the name of a file that takes the place of another.
+const ASIDE: &str = ".nix.conf-tk-store-";
 const MARK: &str = "# tk-store cache: ";
 const OURS: [&str; 2] = ["extra-substituters = ", "extra-trusted-public-keys = "];
 const MAX_LINKS: usize = 40;
@@ -313,6 +269,10 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("{own}\n"));
         assert!(!remove(&file, URL).unwrap().changed);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        // Somebody was killed here.
+        fs::write(folder.path().join(format!("{ASIDE}x")), "half").unwrap();
+        add(&file, URL, None).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
@@ -336,8 +296,12 @@ mod tests {
         assert!(Caches::of_file(&file).unwrap().has(URL));
         fs::write(&file, "include absent\n").unwrap();
         assert!(add(&file, URL, None).is_err());
-        fs::write(&file, "include nix.conf\n").unwrap();
-        assert!(add(&file, URL, None).is_err());
+        // What nix would not read, and what it would not take after the change.
+        for text in ["include nix.conf\n", "cores=4\n"] {
+            fs::write(&file, text).unwrap();
+            assert!(add(&file, URL, None).is_err());
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        }
         for url in ["", "https://a b", "https://a#b", "https://a\nbuilders = x"] {
             assert!(
                 matches!(add(&file, url, None), Err(Error::Invalid { .. })),
@@ -366,11 +330,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn other_bytes_stay(own in "[a-z#=\n ]{0,100}") {
+        fn other_bytes_stay(own in "([a-z]{1,5} = [a-z=\t ]{0,9}\n| *#[a-z=]{0,9}\n|\n){0,8}") {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("nix.conf");
             fs::write(&file, &own).unwrap();
-            // `include` of nothing is the only text that is refused.
             add(&file, URL, None).unwrap();
             let text = fs::read_to_string(&file).unwrap();
             prop_assert!(text.starts_with(&own));
