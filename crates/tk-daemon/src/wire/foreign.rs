@@ -48,3 +48,43 @@ const ESCAPE: u8 = 0x1b;
 const LONGEST: usize = 512;
 /// How long the rest of a text may take.
 const MOMENT: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::Serve;
+    use tk_path::StoreDir;
+
+    /// The text that is made of `bytes`, of which the first eight were taken for a number.
+    async fn text_of(bytes: &[u8]) -> Option<String> {
+        let mut reader = Reader::new(bytes, Serve::new(StoreDir::default(), 0));
+        let begin = reader.u64().await.ok();
+        reader.foreign_text(begin).await
+    }
+
+    #[tokio::test]
+    async fn text_is_told_from_a_protocol() {
+        let long = "x".repeat(600);
+        for (bytes, text) in [
+            (&b"Welcome!"[..], Some("Welcome!")),
+            (b"bash: \n\tno such thing\n", Some("bash: no such thing")),
+            (b"no", Some("no")),
+            (b"\x1b[31mred\x1b[0m\n", Some("red")),
+            (
+                b"hello\nthere\n\xcb\xee\x52\x54\0\0\0\0",
+                Some("hello; there"),
+            ),
+            (b"hello the\xcb\xee\x52\x54\0\0\0\0", None),
+            (b"\xcb\xee\x52\x54\0\0\0\0", None),
+            (b"", None),
+            (long.as_bytes(), Some(&long[..LONGEST])),
+        ] {
+            assert_eq!(
+                text_of(bytes).await.as_deref(),
+                text,
+                "{}",
+                bytes.escape_ascii()
+            );
+        }
+    }
+}

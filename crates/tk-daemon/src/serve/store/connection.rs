@@ -449,19 +449,3 @@ impl DerefMut for NarLease {
 const AHEAD: usize = 32 << 10;
 /// Less data than this, in bytes, is sent together with what comes next.
 const SMALL: usize = 4 << 10;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_banner_is_told_as_text() {
-        let number = |text: &[u8; 8]| u64::from_le_bytes(*text);
-        assert_eq!(text_of(number(b"Welcome!")).as_deref(), Some("Welcome!"));
-        assert_eq!(
-            text_of(number(b"bash: \n\t")).as_deref(),
-            Some("bash: \\n\\t")
-        );
-        assert_eq!(text_of(0x5452_eecb), None);
-    }
-}
