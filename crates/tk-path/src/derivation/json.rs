@@ -413,7 +413,7 @@ mod tests {
         let mut both: Value = serde_json::from_str(V4).expect("JSON");
         let text = r#"{ "b":1.5, "a":[] }"#;
         both["env"]["__json"] = text.into();
-        let both = Derivation::from_json(&both).expect("derivation");
+        let both: Derivation = Derivation::from_json(&both).expect("derivation");
         assert_eq!(
             both.structured_attrs().map(|t| &***t),
             Some(text.as_bytes())
