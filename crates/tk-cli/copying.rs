@@ -156,6 +156,8 @@ impl CopyArgs {
     ) -> Result<CopyJob<'a>> {
         let start = Instant::now();
         let sign = write.map(|write| write.sign.keys()).transpose()?;
+        // Before anything is opened: what is no key is noticed first.
+        keys::policy(cx, &trust.trusted_key, trust.sigs_needed)?;
         let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
         let src = open_several(cx, &from, &source).await?;
         let wish = Wish {

@@ -25,8 +25,9 @@ fn cached() -> Cached {
     machine.write("file", "a file");
     machine.ok("key generate k-1 --secret s --public p");
     let uri = machine.cache("cache");
-    let path = machine.ok(&format!(
-        "push file --to {uri}?compression=none --sign-key s"
+    let path = machine.ok("add file");
+    machine.ok(&format!(
+        "push {path} --to {uri}?compression=none --sign-key s"
     ));
     Cached { machine, path, uri }
 }
@@ -166,7 +167,7 @@ fn a_push_writes_again_what_is_no_narinfo() {
         cached.done(2, &format!("check {path} --in {uri}"));
         let up = format!(
             "push {path} --to {} --upstream {uri}",
-            machine.cache("other")
+            machine.cache(&format!("other{n}"))
         );
         let done = cached.done(0, &up);
         assert!(done.err.contains("broken narinfo"), "{done:?}");
@@ -260,7 +261,8 @@ fn listings_that_are_not_written_are_told() {
     let again = machine.run(&format!("push tree --to {cache} --listing"));
     assert!(again.err.contains("--repair writes them"), "{again:?}");
     let path = done.out.trim_end();
-    let done = machine.run(&format!("copy {path} --to ./store2 --listing"));
+    let copy = format!("copy {path} --from {cache} --to ./store2 --listing");
+    let done = machine.run(&copy);
     assert!(
         done.err.contains("only binary caches have listings"),
         "{done:?}"

@@ -212,7 +212,7 @@ fn flags_that_are_none() {
         "frobnicate",
         "push",
         "push x",
-        "pull x",
+        "pull",
         "path-info --json-format 9 x",
     ] {
         let err = machine.fails(2, line);

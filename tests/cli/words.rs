@@ -231,7 +231,10 @@ fn one_cause_is_told_once() {
     let cache = machine.cache("cache");
     let last = &paths[19];
     machine.ok(&format!("push {last} --to {cache} --sign-key s"));
-    let pull = format!("pull {last} --from {cache} --to ./n --trusted-key q");
+    // What is not trusted is not followed; so each is asked for.
+    let all: Vec<_> = paths.iter().map(ToString::to_string).collect();
+    let all = all.join(" ");
+    let pull = format!("pull {all} --from {cache} --to ./n --trusted-key q");
     let err = machine.fails(1, &pull);
     let lines: Vec<_> = err
         .lines()
