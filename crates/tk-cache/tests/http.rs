@@ -140,7 +140,7 @@ async fn forbidden_is_absent_where_the_cache_can_be_read() {
             assert_eq!(read(&cache, "x.narinfo").await.unwrap(), None);
             assert_eq!(cache.look("x.narinfo").await.unwrap(), None);
             assert!(cache.stream("nar/x").await.unwrap().is_none());
-            let told = told.0.lock().unwrap();
+            let told = told.0.lock().unwrap().clone();
             let [text] = &told[..] else {
                 panic!("{told:?}");
             };

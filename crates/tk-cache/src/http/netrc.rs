@@ -38,8 +38,7 @@ impl Netrc {
             if in_macro || line.starts_with(b"#") {
                 continue;
             }
-            let mut words = Words(line);
-            while let Some(word) = words.next() {
+            for word in Words(line) {
                 // A word after a key word belongs to it, also on the next line.
                 match &*std::mem::take(&mut keyword) {
                     b"machine" => entries.push(Entry {
