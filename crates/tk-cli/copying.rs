@@ -10,12 +10,13 @@ use crate::{
     ui,
 };
 use anyhow::{Context as _, Result, bail};
-use std::{num::NonZeroUsize, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Instant};
 use tk_narinfo::{Compression, SecretKey};
 use tk_path::StorePath;
 use tk_store::{
-    Existing, SigCheck, Store, TreeStore,
+    Existing, SigCheck, Store, TreeStore, closure,
     copy::{CopyOptions, CopyReport, Plan, Reach, Unanswered, Upstreams, logs, plan, sign_present},
+    log::{Level, LogEvent, strip_ansi},
 };
 
 /// What goes from where to where.
@@ -197,6 +198,40 @@ impl CopyArgs {
 }
 
 impl CopyJob<'_> {
+    /// Lets the destination fetch what others have of `roots` and all that they refer to.
+    async fn substitute(
+        &self,
+        cx: &Context,
+        src: &dyn Store,
+        roots: &BTreeSet<StorePath>,
+    ) -> Result<()> {
+        let dst = self.dst.abilities();
+        let Some(fetching) = dst.substitutes else {
+            bail!(
+                "{} has no substituters of its own: --substitute-on-destination is for daemons \
+                 and stores over ssh",
+                dst.store
+            );
+        };
+        let wanted = match self.options.reach {
+            Reach::Roots => roots.clone(),
+            _ => {
+                let found = closure(src, roots.iter().cloned()).await?;
+                found.infos.into_keys().collect()
+            }
+        };
+        let ui = cx.ui;
+        let log = move |event: LogEvent| {
+            if let LogEvent::Message { level, text } = event
+                && level <= Level::Notice
+            {
+                ui.say(strip_ansi(&text));
+            }
+        };
+        fetching.valid_or_fetched(&wanted, &log).await?;
+        Ok(())
+    }
+
     /// Copies files as well, as they lie. The store behind them is the source.
     pub fn with_trees(mut self, trees: Arc<TreeStore>) -> Self {
         self.trees = Some(trees);
@@ -215,7 +250,11 @@ impl CopyJob<'_> {
     pub async fn run(&self, cx: &Context, sources: Sources) -> Result<Option<CopyReport>> {
         let (src, dst) = (self.from(), self.dst.store());
         let failed = || format!("cannot {} from {src} to {dst}", self.verb.present);
-        let roots = sources.paths.iter().cloned().collect();
+        let roots: BTreeSet<_> = sources.paths.iter().cloned().collect();
+        if self.args.beside.substitute_on_destination && !self.args.dry_run {
+            let fetched = self.substitute(cx, &*src, &roots).await;
+            fetched.with_context(failed)?;
+        }
         let plan = plan(&*src, &*dst, &roots, &self.options);
         let plan = cx.ui.asking(&ui::paths(roots.len()), plan).await;
         let plan = plan.with_context(failed)?;
@@ -376,6 +415,10 @@ pub struct BesideArgs {
     /// Take along the build logs of the paths' derivations, as far as there are any
     #[arg(long)]
     logs: bool,
+    /// Let the destination fetch from its own substituters what they have, and send the rest. For
+    /// daemons and stores over ssh
+    #[arg(long)]
+    substitute_on_destination: bool,
 }
 
 impl BesideArgs {

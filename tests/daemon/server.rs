@@ -541,6 +541,20 @@ fn log_and_end() {
     assert_eq!(ask().status.code(), Some(1));
 }
 
+/// The socket of a store that only its owner can read is for the owner.
+#[test]
+fn private_stores_have_private_sockets() {
+    let place = Place::new();
+    let closed = place.path("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    for (store, mode) in [(place.path("open"), 0o666), (closed.join("root"), 0o600)] {
+        let server = place.serve(&store, &[]);
+        let permissions = fs::metadata(&server.socket).unwrap().permissions();
+        assert_eq!(permissions.mode() & 0o777, mode, "{}", store.display());
+    }
+}
+
 /// Systemd passes a socket, and is told when the server is ready.
 #[test]
 fn socket_activation() {

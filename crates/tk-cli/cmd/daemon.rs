@@ -1,18 +1,20 @@
 use crate::{
     Answer, Context, keys,
-    open::{Wish, open},
+    open::{Opened, Wish, open},
     words::of_client,
 };
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use listenfd::ListenFd;
 use nix::unistd::{Group, User};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeSet,
     io::{self, Write},
-    path::PathBuf,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     process,
     sync::Arc,
     time::SystemTime,
@@ -21,6 +23,8 @@ use tk_daemon::{
     server::{Observer, Server, ServerConfig, ServerEvent, TrustRule, bind},
     worker::Trust,
 };
+use tk_nar::fs::{descriptors, trees_at_once};
+use tk_store::log::escape_controls;
 use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
@@ -43,9 +47,10 @@ pub struct Daemon {
     /// Listen at PATH [default: the sockets that systemd passes]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Permissions of the new socket: who may connect
-    #[arg(long, value_name = "OCTAL", default_value = "0666", value_parser = octal, requires = "socket")]
-    socket_mode: u32,
+    /// Permissions of the new socket: who may connect [default: 0666 if everybody can read the store
+    /// anyhow, else 0600]
+    #[arg(long, value_name = "OCTAL", value_parser = octal, requires = "socket")]
+    socket_mode: Option<u32>,
     /// Trust the user NAME, the members of @GROUP, or everybody (*) (may be repeated)
     #[arg(long, value_name = "NAME")]
     trusted_user: Vec<String>,
@@ -62,7 +67,8 @@ pub struct Daemon {
     /// How many trusted keys must have signed each path
     #[arg(long, value_name = "N", default_value_t = 1)]
     sigs_needed: usize,
-    /// Connections at once; more wait
+    /// Connections at once of those who are trusted, and as many of others; more wait. One user who
+    /// is not trusted gets three quarters of them
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_connections: usize,
     /// Tell about connections and refusals (text), or about every operation (json, one object a
@@ -85,6 +91,7 @@ impl Daemon {
         if !self.stdio && self.socket.is_none() && passed.is_empty() {
             bail!("say where to listen: --socket PATH, --stdio, or a socket passed by systemd");
         }
+        raise_descriptors();
         let wish = Wish {
             write: true,
             ..Wish::default()
@@ -93,7 +100,10 @@ impl Daemon {
         let server = Server::new(store.abilities(), self.config(cx)?);
         match self.stdio {
             true => self.serve_stdio(&server).await,
-            false => self.listen(cx, &server, passed).await,
+            false => {
+                let mode = self.socket_mode.unwrap_or_else(|| default_mode(&store));
+                self.listen(cx, &server, passed, mode).await
+            }
         }
     }
 
@@ -101,7 +111,8 @@ impl Daemon {
         Ok(ServerConfig {
             trust: self.rule()?,
             policy: Arc::new(keys::policy(cx, &self.trusted_key, self.sigs_needed)?),
-            max_connections: self.max_connections,
+            max_connections: self.max_connections.min(descriptors() / SHARE).max(1),
+            max_nars: trees_at_once().get().min(MOST_NARS),
             spool: std::env::temp_dir(),
             observer: match self.log_format {
                 Some(format) => Arc::new(Log(format)),
@@ -136,11 +147,22 @@ impl Daemon {
         cx: &Context,
         server: &Server,
         mut listeners: Vec<UnixListener>,
+        mode: u32,
     ) -> Result<Answer> {
+        // Its name goes with it.
+        let mut _file = None;
         if let Some(path) = &self.socket {
-            listeners.push(bind(path, self.socket_mode).await?);
+            let (listener, file) = bind(path, mode).await?;
+            listeners.push(listener);
+            _file = Some(file);
             let (store, path) = (cx.store_uri(), path.display());
-            cx.ui.say(format_args!("serving {store} at {path}"));
+            let who = match mode & 0o077 {
+                0 => "this user only",
+                0o066 => "everybody on this machine",
+                _ => "some users",
+            };
+            cx.ui
+                .say(format_args!("serving {store} at {path}, for {who}"));
         }
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -154,11 +176,44 @@ impl Daemon {
             let _ = sd_notify::notify(&[NotifyState::Stopping]);
         };
         server.listen(listeners, stop).await;
-        if let Some(path) = &self.socket {
-            let _ = std::fs::remove_file(path);
-        }
         Ok(Answer::Yes)
     }
+}
+
+/// As many files open as the system lets this process have: by default it is far fewer, for programs that are
+/// older than such numbers.
+fn raise_descriptors() {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        maximum: limits.maximum,
+    };
+    // With what there is, less is done at once.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
+/// The socket is as private as the store: open to all if everybody can read that on this machine anyhow.
+fn default_mode(store: &Opened) -> u32 {
+    let folder = match store {
+        Opened::Cache(cache) => Some(cache.path()),
+        other => other.real_dir(),
+    };
+    if folder.is_some_and(everybody_can_read) {
+        0o666
+    } else {
+        0o600
+    }
+}
+
+fn everybody_can_read(folder: &Path) -> bool {
+    let Ok(folder) = folder.canonicalize() else {
+        return false;
+    };
+    let allows = |path: &Path, bits: u32| {
+        let meta = path.metadata();
+        meta.is_ok_and(|meta| meta.mode() & bits == bits)
+    };
+    allows(&folder, 0o005) && folder.ancestors().all(|above| allows(above, 0o001))
 }
 
 /// The listening sockets of systemd's socket activation.
@@ -220,7 +275,10 @@ struct Log(LogFormat);
 impl Observer for Log {
     fn event(&self, connection: u64, event: ServerEvent<'_>) {
         let line = match self.0 {
-            LogFormat::Text => text(connection, &event),
+            // What clients say stands in there.
+            LogFormat::Text => {
+                text(connection, &event).map(|line| escape_controls(&line).into_owned())
+            }
             LogFormat::Json => Some(json(connection, &event).to_string()),
         };
         if let Some(line) = line {
@@ -303,6 +361,12 @@ fn json(connection: u64, event: &ServerEvent<'_>) -> Value {
     Value::Object(object)
 }
 
+/// One connection of this many descriptors: those who are trusted, the others and those who wait each have
+/// their number, many of them with a file of temporary roots, and a half is for the store.
+const SHARE: usize = 10;
+/// NARs that are read at once. It is the disk and the processors that set the pace.
+const MOST_NARS: usize = 8;
+
 const EXAMPLES: &str = "\
 Examples:
   tk-store daemon --store /srv/store --socket /run/my-store.socket
@@ -335,6 +399,30 @@ mod tests {
             let error = trust_rule(&[name.into()]).unwrap_err();
             assert!(error.to_string().starts_with("there is no"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_closed_folder_makes_a_closed_socket() {
+        use std::{fs, os::unix::fs::PermissionsExt};
+        let folder = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        for (outer, own, open) in [
+            (0o755, 0o755, true),
+            (0o711, 0o755, true),
+            (0o700, 0o755, false),
+            (0o750, 0o755, false),
+            (0o755, 0o711, false),
+            (0o755, 0o700, false),
+        ] {
+            let set = |path: &Path, mode| {
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            };
+            set(folder.path(), outer);
+            set(&inner, own);
+            assert_eq!(everybody_can_read(&inner), open, "{outer:o} {own:o}");
+        }
+        assert!(!everybody_can_read(Path::new("/no/such/folder")));
     }
 
     #[test]

@@ -28,8 +28,11 @@ mod content;
 mod graph;
 mod infos;
 mod logs;
+mod maintain;
 mod realisations;
 mod roots;
+mod sessions;
+mod substitute;
 
 /// A store behind a daemon that speaks the worker protocol, whatever the way to it.
 ///
@@ -37,8 +40,9 @@ mod roots;
 /// path waits for a round trip of its own.
 pub struct DaemonStore {
     config: DaemonConfig,
+    transport: Arc<dyn Transport>,
     pool: Arc<Pool>,
-    temp_roots: roots::TempRoots,
+    temp_roots: Arc<roots::TempRoots>,
 }
 
 /// How a daemon is talked to.
@@ -113,6 +117,14 @@ pub struct ServerInfo {
 impl DaemonStore {
     /// The store that `transport` leads to. Connects when it is first asked something.
     pub fn new(transport: Arc<dyn Transport>, config: DaemonConfig) -> Self {
+        DaemonStore::with_roots(transport, config, Arc::default())
+    }
+
+    fn with_roots(
+        transport: Arc<dyn Transport>,
+        config: DaemonConfig,
+        temp_roots: Arc<roots::TempRoots>,
+    ) -> Self {
         let settings = ConnectionSettings {
             name: config.uri.as_str().into(),
             dir: config.dir.clone(),
@@ -124,8 +136,9 @@ impl DaemonStore {
         };
         let (connections, age) = (config.max_connections, config.max_connection_age);
         DaemonStore {
-            pool: Pool::new(transport, settings, connections, age),
-            temp_roots: roots::TempRoots::default(),
+            pool: Pool::new(transport.clone(), settings, connections, age),
+            transport,
+            temp_roots,
             config,
         }
     }
@@ -187,6 +200,9 @@ impl DaemonStore {
             graph: Some(self.clone()),
             logs: Some(self.clone()),
             realisations: Some(self.clone()),
+            substitutes: Some(self.clone()),
+            maintenance: Some(self.clone()),
+            sessions: Some(self.clone()),
             store: self,
         }
     }

@@ -168,7 +168,7 @@ everywhere!(
     |from| {
         check_build_trace(from.protocol())?;
         let out_path = from.path().await?;
-        let signatures = from.value().await?;
+        let signatures = read_signatures(from).await?;
         Ok(UnkeyedRealisation {
             out_path,
             signatures,
@@ -240,6 +240,20 @@ impl<P: Protocol, T: Decode<P> + Ord> Decode<P> for BTreeSet<T> {
         }
         Ok(set)
     }
+}
+
+/// Signatures of something that is known by more than them. Nix takes any text for one: those that are none
+/// are passed over, so that they do not make the others, and all the rest, unreadable.
+pub(crate) async fn read_signatures<R: AsyncRead + Unpin + Send, P: Protocol>(
+    from: &mut Reader<R, P>,
+) -> Result<BTreeSet<Signature>, WireError> {
+    let count = from.count("signatures", size_of::<Signature>()).await?;
+    let mut signatures = BTreeSet::new();
+    for _ in 0..count {
+        let text = from.text("a signature", MAX_SIGNATURE as usize, MAX_SIGNATURE);
+        signatures.extend(Signature::parse(&text.await?));
+    }
+    Ok(signatures)
 }
 
 impl<P: Protocol, K: Encode<P>, V: Encode<P>> Encode<P> for BTreeMap<K, V> {

@@ -26,7 +26,7 @@ use tk_daemon::{
 };
 use tk_nar::Encoder;
 use tk_narinfo::{
-    PathInfo, Policy, SecretKey,
+    PathInfo, Policy, SecretKey, Signature,
     build_result::{BuildResult, BuildStatus, KeyedBuildResult},
 };
 use tk_path::{
@@ -34,8 +34,9 @@ use tk_path::{
     References, SingleDerivedPath, StoreDir, StorePath,
 };
 use tk_store::{
-    Abilities, AddContent, AddItems, AddOptions, AddReport, Build, BuildMode, Error, Graph,
-    MemoryStore, Missing, NarStream, Result, SigCheck, Store, StoreExt, conformance,
+    Abilities, AddContent, AddItems, AddOptions, AddReport, Build, BuildMode, ClientSettings,
+    Error, Graph, MemoryStore, Missing, NarStream, Result, Sessions, SigCheck, Store, StoreExt,
+    conformance,
     log::{Level, LogEvent, LogSink},
     nar,
 };
@@ -719,7 +720,7 @@ async fn slow_clients() {
 async fn stopping() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
-    let listener = bind(&socket, 0o600).await.unwrap();
+    let (listener, _file) = bind(&socket, 0o600).await.unwrap();
     let builder = Arc::new(Builder::default());
     let server = builder.served();
     let stop = Arc::new(Notify::new());
@@ -763,7 +764,7 @@ async fn stopping() {
 async fn several_connections() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
-    let listener = bind(&socket, 0o600).await.unwrap();
+    let (listener, _file) = bind(&socket, 0o600).await.unwrap();
     let lines = Arc::new(Mutex::new(Vec::new()));
     let seen = lines.clone();
     let observe = move |number: u64, event: ServerEvent<'_>| {
@@ -830,6 +831,252 @@ async fn several_connections() {
         "1 IsValidPath true".into(),
     ] {
         assert!(lines.contains(&line), "{line}: {lines:#?}");
+    }
+}
+
+/// Roots that are made through one connection are not those of another, and settings reach the store that can use
+/// them, without what those may not set who are not trusted.
+#[tokio::test]
+async fn each_client_has_a_session_of_its_own() {
+    let sessions = Arc::new(Recorded::default());
+    let store = Arc::new(MemoryStore::default());
+    let server = || {
+        let mut abilities = abilities(&store);
+        abilities.sessions = Some(Arc::new(RecordedSessions {
+            store: store.clone(),
+            seen: sessions.clone(),
+        }));
+        Server::new(abilities, ServerConfig::default())
+    };
+    let mut options = ops::SetOptions::default();
+    options.overrides.insert("timeout".into(), "7".into());
+    options
+        .overrides
+        .insert("post-build-hook".into(), "/x".into());
+    for (trust, set) in [(Trust::Trusted, 2), (Trust::NotTrusted, 1)] {
+        let mut raw = Raw::connect(server(), trust).await;
+        raw.request(&options);
+        // A word about what is ignored comes only to those who want to see so much.
+        assert!(raw.answer().await.is_ok());
+        let last = sessions.settings.lock().unwrap().pop().unwrap();
+        assert_eq!(last.overrides.len(), set);
+        assert!(raw.hang_up().await.is_ok());
+    }
+    assert_eq!(sessions.begun.load(Ordering::Relaxed), 2);
+}
+
+/// Junk signatures are bounded, and leave what trusted keys have signed alone.
+#[tokio::test]
+async fn junk_signatures() {
+    let key = SecretKey::generate("good-1").unwrap();
+    let store = Arc::new(MemoryStore::default());
+    let (info, nar) = sample("signed", b"signed", &[]);
+    let any = AddOptions::new(SigCheck::Skip);
+    let add = store.add_one(info.clone(), nar::from_bytes(nar), &any);
+    add.await.unwrap();
+    let config = ServerConfig {
+        policy: Arc::new(Policy::new([key.public()].into_iter().collect())),
+        ..ServerConfig::default()
+    };
+    let server = Server::new(abilities(&store), config);
+    let client = client(server, Trust::NotTrusted, |_| {});
+    let junk = |n: usize| Signature::new(&format!("junk-{n}"), [n as u8; 64]);
+    let add = async |signatures: BTreeSet<Signature>| {
+        let path = info.path.clone();
+        let request = ops::AddSignatures { path, signatures };
+        client.call(&request).await.map(drop)
+    };
+    add((0..100).map(junk).collect()).await.unwrap();
+    let error = add((100..1000).map(junk).collect()).await.unwrap_err();
+    assert!(error.to_line().contains("too many"), "{}", error.to_line());
+    let mut signed = info.clone();
+    signed.sign(&StoreDir::default(), &key).unwrap();
+    add(signed.signatures.clone()).await.unwrap();
+    let now = store.info(&info.path).await.unwrap().unwrap();
+    assert_eq!(now.signatures.len(), 101);
+    assert!(now.signatures.is_superset(&signed.signatures));
+
+    // The same on the way in with a path.
+    let (mut info, nar) = sample("other", b"other", &[]);
+    info.sign(&StoreDir::default(), &key).unwrap();
+    let good = info.signatures.clone();
+    info.signatures.extend((0..1000).map(junk));
+    let path = info.path.clone();
+    let added = client.add_one(info, nar::from_bytes(nar), &any);
+    added.await.unwrap();
+    let now = store.info(&path).await.unwrap().unwrap();
+    assert!(now.signatures.is_superset(&good));
+    assert!(now.signatures.len() < 300, "{}", now.signatures.len());
+}
+
+/// A trusted client may say that signatures are not needed, or whose; another one may not.
+#[tokio::test]
+async fn settings_about_signatures() {
+    let key = SecretKey::generate("own-1").unwrap();
+    let own = key.public().to_string();
+    let cases = [
+        ("require-sigs", "false", false, Trust::Trusted, true),
+        ("require-sigs", "false", false, Trust::NotTrusted, false),
+        (
+            "extra-trusted-public-keys",
+            &own,
+            true,
+            Trust::Trusted,
+            true,
+        ),
+        (
+            "extra-trusted-public-keys",
+            &own,
+            false,
+            Trust::Trusted,
+            false,
+        ),
+        ("trusted-public-keys", &own, true, Trust::NotTrusted, false),
+    ];
+    for (i, (name, value, sign, trust, taken)) in cases.into_iter().enumerate() {
+        let mut options = ops::SetOptions::default();
+        options.overrides.insert(name.into(), value.into());
+        let server = served(MemoryStore::default());
+        let client = client(server, trust, |config| config.settings = Some(options));
+        let (mut info, nar) = sample(&format!("n{i}"), b"content", &[]);
+        if sign {
+            info.sign(&StoreDir::default(), &key).unwrap();
+        }
+        let request = ops::AddToStoreNar {
+            info,
+            repair: false,
+            dont_check_signatures: false,
+        };
+        let data = stream::iter([Ok(Bytes::from(nar))]);
+        let mut connection = client.connection().await.unwrap();
+        let added = connection.upload(&request, data, &()).await;
+        assert_eq!(added.is_ok(), taken, "{name} {trust:?}: {added:?}");
+    }
+}
+
+/// A client who is silent keeps nobody out who is trusted, nor all the places.
+#[tokio::test]
+async fn silent_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let (listener, _file) = bind(&socket, 0o600).await.unwrap();
+    let config = ServerConfig {
+        trust: TrustRule::Nobody,
+        max_connections: 2,
+        idle_limit: Duration::from_millis(1),
+        ..ServerConfig::default()
+    };
+    let server = Server::new(abilities(&Arc::new(MemoryStore::default())), config);
+    tokio::spawn(async move { server.listen(vec![listener], std::future::pending()).await });
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        let client = socket_client(&socket);
+        client.server_info().await.unwrap();
+        silent.push(client);
+    }
+    // One of them makes room.
+    let next = socket_client(&socket);
+    timeout(Duration::from_secs(20), next.server_info())
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+/// Large requests of one client wait for each other; small ones, and those of others, do not.
+#[tokio::test]
+async fn half_of_a_large_request() {
+    let server = served(MemoryStore::default());
+    let paths: BTreeSet<_> = (0..20_000).map(|n| path(&format!("n{n}"))).collect();
+    let request = ops::QueryValidPaths {
+        paths,
+        substitute: false,
+    };
+    let mut halves = Vec::new();
+    for _ in 0..2 {
+        let mut raw = Raw::connect(server.clone(), Trust::NotTrusted).await;
+        raw.request(&request);
+        let half = raw.out.len() / 2;
+        let rest = raw.out.split_off(half);
+        raw.send().await;
+        raw.out = rest;
+        halves.push(raw);
+    }
+    let mut third = Raw::connect(server.clone(), Trust::NotTrusted).await;
+    third.request(&ops::IsValidPath { path: path("x") });
+    assert!(third.answer().await.is_ok());
+    assert_eq!(third.u64().await, 0);
+    third.request(&request);
+    let waits = timeout(Duration::from_millis(100), third.answer()).await;
+    assert!(waits.is_err(), "there is no turn for it yet");
+    for half in &mut halves {
+        assert!(half.answer().await.is_ok());
+        assert_eq!(half.u64().await, 0);
+    }
+}
+
+/// What was asked of the sessions.
+#[derive(Debug, Default)]
+struct Recorded {
+    begun: AtomicUsize,
+    settings: Mutex<Vec<ClientSettings>>,
+}
+
+#[derive(Debug)]
+struct RecordedSessions {
+    store: Arc<MemoryStore>,
+    seen: Arc<Recorded>,
+}
+
+impl fmt::Display for RecordedSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("recorded")
+    }
+}
+
+#[async_trait]
+impl Store for RecordedSessions {
+    fn dir(&self) -> &StoreDir {
+        self.store.dir()
+    }
+
+    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        self.store.valid(paths).await
+    }
+
+    fn infos<'a>(
+        &'a self,
+        paths: stream::BoxStream<'a, StorePath>,
+    ) -> stream::BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
+        self.store.infos(paths)
+    }
+
+    async fn nar(&self, path: &StorePath) -> Result<NarStream> {
+        self.store.nar(path).await
+    }
+
+    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
+        self.store.add(items, options).await
+    }
+
+    async fn find(&self, part: &tk_path::HashPart) -> Result<Option<StorePath>> {
+        self.store.find(part).await
+    }
+}
+
+impl Sessions for RecordedSessions {
+    fn session(&self, _: Arc<dyn LogSink>) -> Abilities {
+        self.seen.begun.fetch_add(1, Ordering::Relaxed);
+        let mut abilities = abilities(&self.store);
+        abilities.sessions = Some(Arc::new(RecordedSessions {
+            store: self.store.clone(),
+            seen: self.seen.clone(),
+        }));
+        abilities
+    }
+
+    fn with_settings(&self, settings: &ClientSettings) -> Option<Abilities> {
+        self.seen.settings.lock().unwrap().push(settings.clone());
+        Some(abilities(&self.store))
     }
 }
 

@@ -10,8 +10,8 @@ use std::{
 use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
 use tk_path::{Derivation, OutputName, StorePath};
 use tk_store::{
-    Abilities, ByteStream, Error, Graph, Logs, Realisations, Result, Root, Roots, SigCheck,
-    derivation,
+    Abilities, ByteStream, ClientSettings, Error, Graph, Logs, Realisations, Result, Root, Roots,
+    Sessions, SigCheck, derivation, log::LogSink,
 };
 
 impl LocalStore {
@@ -24,7 +24,8 @@ impl LocalStore {
         abilities.roots = Some(store.clone());
         abilities.graph = Some(store.clone());
         abilities.logs = Some(store.clone());
-        abilities.realisations = Some(store);
+        abilities.realisations = Some(store.clone());
+        abilities.sessions = Some(store);
         abilities
     }
 }
@@ -52,14 +53,25 @@ impl Graph for LocalStore {
     }
 }
 
+impl Sessions for LocalStore {
+    fn session(&self, _: Arc<dyn LogSink>) -> Abilities {
+        self.of_client().abilities()
+    }
+
+    /// There is nothing to set: nothing is built nor fetched.
+    fn with_settings(&self, _: &ClientSettings) -> Option<Abilities> {
+        None
+    }
+}
+
 #[async_trait]
 impl Roots for LocalStore {
     async fn add_temp_root(&self, path: &StorePath) -> Result<()> {
         self.inner().require_writable()?;
-        let path = path.clone();
+        let (path, roots) = (path.clone(), self.temp_roots().clone());
         let cancel = Cancel::default();
         let _cancel_on_drop = cancel.on_drop();
-        let add = move |store: &Inner| store.roots.add(&store.config.dir, &path, &cancel);
+        let add = move |store: &Inner| roots.add(&store.config.dir, &path, &cancel);
         self.run("adding a root", add).await
     }
 
@@ -73,7 +85,8 @@ impl Roots for LocalStore {
     /// the store is in a folder of its own.
     async fn add_perm_root(&self, path: &StorePath, link: &Path) -> Result<()> {
         let (path, link) = (path.clone(), link.to_owned());
-        let add = move |store: &Inner| store.add_perm_root(&path, &link);
+        let roots = self.temp_roots().clone();
+        let add = move |store: &Inner| store.add_perm_root(&roots, &path, &link);
         self.run("adding a root", add).await
     }
 

@@ -13,6 +13,7 @@ use crate::{
     lock::{Cancel, OutputLock},
     place::{Nursery, TempPlace, remove_left_over, sweep},
     receive::receive,
+    roots::TempRoots,
     store::{Inner, blocking},
 };
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -71,12 +72,13 @@ pub(crate) async fn add_content(
     let _cancel_on_drop = cancel.on_drop();
     let hasher = ContentHasher::new(method, algorithm)?;
     let (inner, name, references) = (store.inner().clone(), name.to_owned(), references.clone());
+    let roots = store.temp_roots().clone();
     let (nar, _end_on_drop) = nar::until_dropped(nar);
     let work = move || {
         let place = inner.place(&cancel)?;
         let (hasher, _) = receive(nar, hasher, place.tree(), None, &cancel)?;
         let info = hasher.finish(&inner.config.dir, &name, &references)?;
-        inner.roots.add(&inner.config.dir, &info.path, &cancel)?;
+        roots.add(&inner.config.dir, &info.path, &cancel)?;
         let lock = OutputLock::acquire(&inner.real_path(&info.path), &cancel)?;
         if let Some(there) = inner.db.info(&info.path)? {
             return Ok(there);
@@ -195,6 +197,7 @@ impl Adding<'_> {
             needed: needed.cloned().collect(),
             options: self.options.clone(),
             cancel: self.cancel.clone(),
+            roots: self.store.temp_roots().clone(),
             info,
             nar,
         };
@@ -280,6 +283,7 @@ struct Request {
     needed: Vec<StorePath>,
     options: AddOptions,
     cancel: Cancel,
+    roots: Arc<TempRoots>,
 }
 
 impl Request {
@@ -291,6 +295,7 @@ impl Request {
             needed,
             options,
             cancel,
+            roots,
         } = self;
         let keep = options.existing == Existing::Keep;
         if keep && store.is_valid(&info.path)? {
@@ -312,7 +317,7 @@ impl Request {
                 info.path
             )));
         }
-        store.roots.add(&store.config.dir, &info.path, &cancel)?;
+        roots.add(&store.config.dir, &info.path, &cancel)?;
         let lock = OutputLock::acquire(&store.real_path(&info.path), &cancel)?;
         let replaces = store.is_valid(&info.path)?;
         if keep && replaces {
@@ -372,7 +377,7 @@ impl Inner {
     }
 
     pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
-        Ok(!self.db.valid([path])?.is_empty())
+        self.db.is_valid(path)
     }
 
     pub fn missing(&self, path: &StorePath, reference: &StorePath) -> Error {

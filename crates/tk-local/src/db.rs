@@ -20,9 +20,13 @@ use rusqlite::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fs::Metadata,
     io,
+    num::NonZeroUsize,
+    ops::Deref,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard},
+    sync::{Condvar, Mutex, MutexGuard},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tk_narinfo::{PathInfo, Signature};
@@ -32,8 +36,11 @@ use tk_store::{Error, Result};
 /// An open database. Readers never wait for a writer.
 #[derive(Debug)]
 pub(crate) struct Database {
-    reader: Mutex<Connection>,
-    writer: Option<Mutex<Connection>>,
+    readers: Readers,
+    writer: Option<Mutex<(Connection, FileIdentity)>>,
+    recent: RecentInfos,
+    /// The one that was opened.
+    opened: FileIdentity,
     file: PathBuf,
     dir: StoreDir,
     /// The store's URI, for errors.
@@ -51,45 +58,86 @@ pub(crate) enum Mode {
 impl Database {
     /// Opens the database `file` of the store that is called `store`.
     pub fn open(file: &Path, dir: &StoreDir, store: String, mode: Mode) -> Result<Self> {
-        let (reader, writer) = match mode {
-            Mode::ReadOnly => (schema::open_read_only(file)?, None),
+        let identity = || FileIdentity::of(file);
+        let writer = match mode {
+            Mode::ReadOnly => None,
             Mode::ReadWrite(durability) => {
                 let writer = schema::open(file, false, durability)?;
-                (schema::open(file, false, durability)?, Some(writer))
+                Some(Mutex::new((writer, identity()?)))
             }
             Mode::Create(durability) => {
                 let mut writer = schema::open(file, true, durability)?;
                 schema::create_tables(&mut writer, file)?;
-                (schema::open(file, false, durability)?, Some(writer))
+                Some(Mutex::new((writer, identity()?)))
             }
         };
+        let readers = Readers::new(file, mode);
+        // Whether it can be read is to be known now.
+        drop(readers.take()?);
         Ok(Database {
-            reader: Mutex::new(reader),
-            writer: writer.map(Mutex::new),
+            readers,
+            writer,
+            recent: RecentInfos::new(file),
+            opened: identity()?,
             file: file.to_owned(),
             dir: dir.clone(),
             store,
         })
     }
 
+    /// Whether the file that was opened is the one that is there.
+    pub fn is_that_of_before(&self) -> bool {
+        FileIdentity::of(&self.file).is_ok_and(|there| there == self.opened)
+    }
+
     /// The metadata of `path`, if it is valid.
     pub fn info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
-        self.info_from(&self.reader(), path, &mut Known::new())
+        let reader = self.readers.take()?;
+        let snapshot = self.read(|| Snapshot::begin(&reader))?;
+        let info = self.info_from(&reader, path, &mut Known::new());
+        drop(snapshot);
+        info
     }
 
     /// The metadata of each of `paths`, as of one moment. What is wrong with one row concerns
     /// its path only.
-    pub fn infos(&self, paths: &[StorePath]) -> Vec<Result<(StorePath, Option<PathInfo>)>> {
-        let reader = self.reader();
-        let snapshot = reader.unchecked_transaction();
+    pub fn infos(&self, paths: &[StorePath]) -> Result<Vec<Result<(StorePath, Option<PathInfo>)>>> {
+        let stamp = if paths.len() <= FEW {
+            self.recent.stamp()
+        } else {
+            None
+        };
+        if let Some(stamp) = stamp
+            && let Some(infos) = self.recent.get(stamp, paths)
+        {
+            return Ok(infos);
+        }
+        let reader = self.readers.take()?;
+        let snapshot = self.read(|| Snapshot::begin(&reader))?;
         let mut known = Known::new();
         let mut one = |path: &StorePath| {
             let info = self.info_from(&reader, path, &mut known)?;
             Ok((path.clone(), info))
         };
-        let infos = paths.iter().map(&mut one).collect();
+        let infos: Vec<_> = paths.iter().map(&mut one).collect();
         drop(snapshot);
-        infos
+        if let Some(stamp) = stamp {
+            let found = infos.iter().flatten();
+            let found = found.filter_map(|(_, info)| info.clone());
+            self.recent.put(stamp, found);
+        }
+        Ok(infos)
+    }
+
+    /// Whether `path` is valid.
+    pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
+        if let Some(stamp) = self.recent.stamp()
+            && self.recent.has(stamp, path)
+        {
+            return Ok(true);
+        }
+        let reader = self.readers.take()?;
+        Ok(self.read(|| self.id_of(&reader, path))?.is_some())
     }
 
     /// The subset of `paths` that is valid.
@@ -97,8 +145,8 @@ impl Database {
         &self,
         paths: impl IntoIterator<Item = &'a StorePath>,
     ) -> Result<BTreeSet<StorePath>> {
-        let reader = self.reader();
-        let snapshot = reader.unchecked_transaction();
+        let reader = self.readers.take()?;
+        let snapshot = self.read(|| Snapshot::begin(&reader))?;
         let mut valid = BTreeSet::new();
         for path in paths {
             if self.read(|| self.id_of(&reader, path))?.is_some() {
@@ -112,7 +160,7 @@ impl Database {
     /// The valid path that begins with `part`.
     pub fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
         let prefix = format!("{}/{}", self.dir, part.as_str());
-        let reader = self.reader();
+        let reader = self.readers.take()?;
         let found: Option<String> = self.read(|| {
             let sql = "select path from ValidPaths where path >= ? limit 1";
             let mut statement = reader.prepare_cached(sql)?;
@@ -131,7 +179,7 @@ impl Database {
 
     /// The same, going on past names that are none; those are errors.
     pub fn all_readable(&self) -> Result<(BTreeSet<StorePath>, Vec<(String, Error)>)> {
-        let reader = self.reader();
+        let reader = self.readers.take()?;
         let texts: Vec<String> = self.read(|| {
             let mut statement = reader.prepare_cached("select path from ValidPaths")?;
             statement.query_map([], |row| row.get(0))?.collect()
@@ -162,7 +210,7 @@ impl Database {
 
     /// The outputs of the derivation `drv` whose paths are known.
     pub fn outputs(&self, drv: &StorePath) -> Result<BTreeMap<OutputName, StorePath>> {
-        let reader = self.reader();
+        let reader = self.readers.take()?;
         let rows: Vec<(String, String)> = self.read(|| {
             let sql = "select d.id, d.path from DerivationOutputs d join ValidPaths v \
                        on d.drv = v.id where v.path = ?";
@@ -227,10 +275,6 @@ impl Database {
         })
     }
 
-    fn reader(&self) -> MutexGuard<'_, Connection> {
-        self.reader.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     fn id_of(&self, connection: &Connection, path: &StorePath) -> rusqlite::Result<Option<i64>> {
         let sql = "select id from ValidPaths where path = ?";
         let mut statement = connection.prepare_cached(sql)?;
@@ -258,42 +302,40 @@ impl Database {
             |why| Error::malformed(format!("the row of {full} in {}", self.file()), why);
         let (id, mut info) = row.map_err(malformed)?;
         known.insert(id, path.clone());
-        let references: Vec<i64> = self.read(|| {
-            let sql = "select reference from Refs where referrer = ?";
+        let mut wrong = None;
+        self.read(|| {
+            let sql = "select reference, path from Refs left join ValidPaths on id = reference \
+                       where referrer = ?";
             let mut statement = connection.prepare_cached(sql)?;
-            statement.query_map([id], |row| row.get(0))?.collect()
+            let mut rows = statement.query([id])?;
+            while let Some(row) = rows.next()? {
+                match self.reference(row, &full, known) {
+                    Ok(reference) => drop(info.references.insert(reference)),
+                    Err(error) => wrong = wrong.take().or(Some(error)),
+                }
+            }
+            Ok(())
         })?;
-        for reference in references {
-            let reference = match known.get(&reference) {
-                Some(known) => known.clone(),
-                None => self.path_of(connection, reference, &full, known)?,
-            };
-            info.references.insert(reference);
-        }
-        Ok(Some(info))
+        wrong.map_or(Ok(Some(info)), Err)
     }
 
-    /// The path with the number `id`, to which `referrer` refers.
-    fn path_of(
-        &self,
-        connection: &Connection,
-        id: i64,
-        referrer: &str,
-        known: &mut Known,
-    ) -> Result<StorePath> {
-        let path: Option<String> = self.read(|| {
-            let sql = "select path from ValidPaths where id = ?";
-            let mut statement = connection.prepare_cached(sql)?;
-            statement.query_row([id], |row| row.get(0)).optional()
-        })?;
-        let what = format!("a reference of {referrer}");
+    /// The path in a row of what `referrer` refers to.
+    fn reference(&self, row: &Row, referrer: &str, known: &mut Known) -> Result<StorePath> {
+        let what = || format!("a reference of {referrer}");
+        let read = || -> rusqlite::Result<_> {
+            Ok((row.get::<_, i64>(0)?, row.get_ref(1)?.as_str_or_null()?))
+        };
+        let (id, path) = self.read(read)?;
+        if let Some(known) = known.get(&id) {
+            return Ok(known.clone());
+        }
         let path = path.ok_or_else(|| {
             Error::malformed(
-                format!("{what} in {}", self.file()),
+                format!("{} in {}", what(), self.file()),
                 format!("there is no row {id}"),
             )
         })?;
-        let path = self.parse(&path, &what)?;
+        let path = self.parse(path, &what())?;
         known.insert(id, path.clone());
         Ok(path)
     }
@@ -316,10 +358,8 @@ impl Database {
             .iter()
             .flat_map(|s| s.split(' '))
         {
-            if !signature.is_empty() {
-                info.signatures
-                    .insert(signature.parse().map_err(|e| bad("sigs", e))?);
-            }
+            // Nix takes any text for one: what nobody can verify does not make the others worthless.
+            info.signatures.extend(signature.parse());
         }
         if let Some(ca) = column::<Option<String>>(row, 7, "ca")?.filter(|ca| !ca.is_empty()) {
             info.ca = Some(ca.parse().map_err(|e| bad("ca", e))?);
@@ -386,7 +426,7 @@ impl Database {
     }
 
     fn paths(&self, sql: &str, values: impl rusqlite::Params) -> Result<BTreeSet<StorePath>> {
-        let reader = self.reader();
+        let reader = self.readers.take()?;
         let paths: Vec<String> = self.read(|| {
             let mut statement = reader.prepare_cached(sql)?;
             statement.query_map(values, |row| row.get(0))?.collect()
@@ -411,6 +451,11 @@ impl Database {
             });
         };
         let mut writer = writer.lock().unwrap_or_else(|e| e.into_inner());
+        let there = FileIdentity::of(&self.file)?;
+        if writer.1 != there {
+            *writer = (self.readers.mode.open(&self.file)?, there);
+        }
+        let writer = &mut writer.0;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -441,6 +486,237 @@ impl Database {
 
     fn file(&self) -> impl std::fmt::Display + '_ {
         self.file.display()
+    }
+}
+
+/// What was read a moment ago: good as long as nobody has written since.
+///
+/// Whoever writes a database with a journal writes the journal, and whoever has none the database itself: as long as
+/// both files bear the times that they had, what was read from them is still so. Times are coarse, and a
+/// writer needs a moment between writing and letting others see it: so nothing is kept while the last change is
+/// younger than [`SETTLED`]. That a path is absent is never kept.
+#[derive(Debug)]
+struct RecentInfos {
+    database: PathBuf,
+    journal: PathBuf,
+    infos: Mutex<(Option<Stamp>, HashMap<StorePath, PathInfo>)>,
+}
+
+/// Which files they are, how long, and when they were written last: of the database and of its journal.
+type Stamp = [(FileIdentity, u64, SystemTime); 2];
+
+impl RecentInfos {
+    fn new(database: &Path) -> Self {
+        let mut journal = database.as_os_str().to_owned();
+        journal.push("-wal");
+        RecentInfos {
+            database: database.to_owned(),
+            journal: journal.into(),
+            infos: Mutex::default(),
+        }
+    }
+
+    /// What the files look like; `None` if they were written just now, or cannot be looked at.
+    fn stamp(&self) -> Option<Stamp> {
+        let of = |file: &Path| {
+            let meta = file.metadata().ok()?;
+            Some((FileIdentity::from(&meta), meta.len(), meta.modified().ok()?))
+        };
+        let stamp = [of(&self.database)?, of(&self.journal)?];
+        let newest = stamp[0].2.max(stamp[1].2);
+        // Of the future, it is no good either.
+        let age = SystemTime::now().duration_since(newest).ok()?;
+        (age >= SETTLED).then_some(stamp)
+    }
+
+    /// All of `paths`, in order, if all are here.
+    fn get(
+        &self,
+        stamp: Stamp,
+        paths: &[StorePath],
+    ) -> Option<Vec<Result<(StorePath, Option<PathInfo>)>>> {
+        let infos = self.lock();
+        let known = |path: &StorePath| {
+            let info = infos.1.get(path)?.clone();
+            Some(Ok((path.clone(), Some(info))))
+        };
+        if infos.0 != Some(stamp) {
+            return None;
+        }
+        paths.iter().map(known).collect()
+    }
+
+    fn has(&self, stamp: Stamp, path: &StorePath) -> bool {
+        let infos = self.lock();
+        infos.0 == Some(stamp) && infos.1.contains_key(path)
+    }
+
+    fn put(&self, stamp: Stamp, new: impl Iterator<Item = PathInfo>) {
+        let mut infos = self.lock();
+        if infos.0 != Some(stamp) || infos.1.len() >= MOST_RECENT {
+            *infos = (Some(stamp), HashMap::new());
+        }
+        infos.1.extend(new.map(|info| (info.path.clone(), info)));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Option<Stamp>, HashMap<StorePath, PathInfo>)> {
+        self.infos.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// Connections that read: as many as there are threads that ask, up to a few.
+#[derive(Debug)]
+struct Readers {
+    file: PathBuf,
+    mode: Mode,
+    state: Mutex<ReadersState>,
+    freed: Condvar,
+    most: usize,
+}
+
+#[derive(Debug, Default)]
+struct ReadersState {
+    idle: Vec<Connection>,
+    /// Those that are idle, and those that are in use.
+    open: usize,
+    /// Threads that wait for one: to wake nobody costs a system call too.
+    waiting: usize,
+    /// The file that they are open on.
+    file: Option<FileIdentity>,
+}
+
+impl Readers {
+    fn new(file: &Path, mode: Mode) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Readers {
+            file: file.to_owned(),
+            mode,
+            state: Mutex::default(),
+            freed: Condvar::new(),
+            most: (2 * processors).min(MOST_READERS),
+        }
+    }
+
+    /// A connection to the file that is there now: who replaced it does not want answers from the old one.
+    fn take(&self) -> Result<Reader<'_>> {
+        let there = FileIdentity::of(&self.file)?;
+        let mut state = self.lock();
+        if state.file != Some(there) {
+            state.open -= state.idle.len();
+            state.idle.clear();
+            state.file = Some(there);
+        }
+        while state.idle.is_empty() && state.open >= self.most {
+            state.waiting += 1;
+            state = self.freed.wait(state).unwrap_or_else(|e| e.into_inner());
+            state.waiting -= 1;
+        }
+        let idle = state.idle.pop();
+        state.open += usize::from(idle.is_none());
+        drop(state);
+        // From here on it is counted, whatever comes of it.
+        let mut reader = Reader {
+            connection: idle,
+            file: there,
+            readers: self,
+        };
+        if reader.connection.is_none() {
+            reader.connection = Some(self.mode.open(&self.file)?);
+        }
+        Ok(reader)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ReadersState> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// A connection on loan.
+struct Reader<'a> {
+    /// Some, unless it could not be opened.
+    connection: Option<Connection>,
+    file: FileIdentity,
+    readers: &'a Readers,
+}
+
+impl Deref for Reader<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("lent open")
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        let mut state = self.readers.lock();
+        match self.connection.take() {
+            Some(connection) if state.file == Some(self.file) => state.idle.push(connection),
+            _ => state.open -= 1,
+        }
+        let wake = state.waiting > 0;
+        drop(state);
+        if wake {
+            self.readers.freed.notify_one();
+        }
+    }
+}
+
+impl Mode {
+    /// Another connection to a database that is there.
+    fn open(self, file: &Path) -> Result<Connection> {
+        match self {
+            Mode::ReadOnly => schema::open_read_only(file),
+            Mode::ReadWrite(durability) | Mode::Create(durability) => {
+                schema::open(file, false, durability)
+            }
+        }
+    }
+}
+
+/// Which file it is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    fn of(file: &Path) -> Result<Self> {
+        let meta = file.metadata().map_err(|e| {
+            Error::io(
+                format!("looking at the store database {}", file.display()),
+                e,
+            )
+        })?;
+        Ok(FileIdentity::from(&meta))
+    }
+}
+
+impl From<&Metadata> for FileIdentity {
+    fn from(meta: &Metadata) -> Self {
+        FileIdentity {
+            device: meta.dev(),
+            inode: meta.ino(),
+        }
+    }
+}
+
+/// One moment, to which all that is read belongs until this is dropped.
+struct Snapshot<'a>(&'a Connection);
+
+impl<'a> Snapshot<'a> {
+    fn begin(connection: &'a Connection) -> rusqlite::Result<Self> {
+        connection.prepare_cached("begin")?.execute([])?;
+        Ok(Snapshot(connection))
+    }
+}
+
+impl Drop for Snapshot<'_> {
+    fn drop(&mut self) {
+        // Nothing was written that could be lost.
+        let end = self.0.prepare_cached("commit");
+        let _ = end.and_then(|mut end| end.execute([]));
     }
 }
 
@@ -525,6 +801,13 @@ fn bad(column: &str, error: impl std::fmt::Display) -> BadRow {
     format!("column {column}: {error}").into()
 }
 
+/// Paths that are asked about together and looked for among the recent ones: more come from whoever asks for all.
+const FEW: usize = 8;
+/// Paths that are kept, some hundred bytes each.
+const MOST_RECENT: usize = 4096;
+const SETTLED: Duration = Duration::from_secs(5);
+/// Each has two files open, and a cache.
+const MOST_READERS: usize = 8;
 /// Together with SQLite's own waiting.
 const ATTEMPTS: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -611,6 +894,90 @@ mod tests {
     }
 
     #[test]
+    fn a_database_that_was_replaced_is_the_one_that_is_read_and_written() {
+        let (old, new) = (Fixture::new(), Fixture::new());
+        old.db.add(&[info(1, [])]).unwrap();
+        new.db.add(&[info(2, [])]).unwrap();
+        assert_eq!(old.db.all().unwrap(), BTreeSet::from([path(1)]));
+        let file = |fixture: &Fixture| fixture.folder.path().join("db.sqlite");
+        // What is in the journal only would be lost.
+        new.execute("pragma wal_checkpoint(truncate)");
+        for of_the_old in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(old.folder.path().join(format!("db.sqlite{of_the_old}")));
+        }
+        std::fs::rename(file(&new), file(&old)).unwrap();
+        assert_eq!(old.db.all().unwrap(), BTreeSet::from([path(2)]));
+        old.db.add(&[info(3, [2])]).unwrap();
+        assert_eq!(
+            old.db.referrers(&path(2)).unwrap(),
+            BTreeSet::from([path(3)])
+        );
+        std::fs::remove_file(file(&old)).unwrap();
+        let error = old.db.all().unwrap_err().to_line();
+        assert!(error.contains("db.sqlite"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_signature_is_passed_over() {
+        let fixture = Fixture::new();
+        let mut signed = info(1, []);
+        let key = SecretKey::generate("k-1").unwrap();
+        signed.sign(&StoreDir::default(), &key).unwrap();
+        fixture.db.add(std::slice::from_ref(&signed)).unwrap();
+        fixture.execute("update ValidPaths set sigs = 'junk ' || sigs || ' :: k-1:%%'");
+        assert_eq!(fixture.db.info(&path(1)).unwrap(), Some(signed));
+    }
+
+    #[test]
+    fn what_was_read_is_good_until_somebody_writes() {
+        let fixture = Fixture::new();
+        let db = &fixture.db;
+        db.add(&[info(1, []), info(2, [1])]).unwrap();
+        let file = |suffix: &str| fixture.folder.path().join(format!("db.sqlite{suffix}"));
+        let age = || {
+            for suffix in ["", "-wal"] {
+                let file = std::fs::File::options().append(true).open(file(suffix));
+                let long_ago = SystemTime::now() - Duration::from_secs(3600);
+                file.unwrap().set_modified(long_ago).unwrap();
+            }
+        };
+        let ask = |n: u8| db.infos(&[path(n)]).unwrap().remove(0).unwrap().1;
+        let kept = || db.recent.lock().1.len();
+        assert_eq!(ask(2), Some(info(2, [1])));
+        assert_eq!(kept(), 0, "it was written just now");
+        age();
+        assert_eq!((ask(2), ask(3)), (Some(info(2, [1])), None));
+        assert_eq!(kept(), 1, "what is absent is not kept");
+        // Nobody notices a change that leaves no trace: so it is asked no more.
+        assert_eq!(ask(2), Some(info(2, [1])));
+        assert!(db.is_valid(&path(2)).unwrap());
+        fixture.execute("delete from Refs; delete from ValidPaths where id = 2");
+        assert_eq!(ask(2), None);
+        assert!(!db.is_valid(&path(2)).unwrap());
+        age();
+        assert_eq!(ask(2), None);
+        assert_eq!(ask(1), Some(info(1, [])));
+        db.add(&[info(2, [1])]).unwrap();
+        assert_eq!(ask(2), Some(info(2, [1])));
+    }
+
+    #[test]
+    fn many_ask_at_once() {
+        let fixture = Fixture::new();
+        fixture.db.add(&[info(1, []), info(2, [1])]).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..32 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        assert_eq!(fixture.db.info(&path(2)).unwrap(), Some(info(2, [1])));
+                    }
+                });
+            }
+        });
+        assert!(fixture.db.readers.lock().open <= MOST_READERS);
+    }
+
+    #[test]
     fn registering_again_replaces_the_metadata() {
         let Fixture { db, .. } = &Fixture::new();
         db.add(&[info(1, []), info(2, [1])]).unwrap();
@@ -693,7 +1060,6 @@ mod tests {
                 "deriver",
             ),
             ("ultimate", "'yes'", "ultimate"),
-            ("sigs", "'no-colon'", "sigs"),
             ("sigs", "7", "sigs"),
             ("ca", "'fixed:what:ever'", "ca"),
             ("ca", "x'c3'", "ca"),
@@ -710,7 +1076,7 @@ mod tests {
                 "{column} = {value}: {line}"
             );
             // Its neighbour is not concerned.
-            let infos = fixture.db.infos(&[path(1), path(2), path(3)]);
+            let infos = fixture.db.infos(&[path(1), path(2), path(3)]).unwrap();
             assert!(
                 matches!(infos[..], [Err(_), Ok((_, Some(_))), Ok((_, None))]),
                 "{infos:?}"

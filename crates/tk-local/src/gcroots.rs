@@ -13,6 +13,7 @@
 
 use crate::{
     lock::{Cancel, Kind, try_lock},
+    roots::TempRoots,
     store::Inner,
 };
 use std::{
@@ -38,7 +39,7 @@ impl Inner {
     }
 
     /// See [`tk_store::Roots::add_perm_root`].
-    pub fn add_perm_root(&self, path: &StorePath, link: &Path) -> Result<()> {
+    pub fn add_perm_root(&self, roots: &TempRoots, path: &StorePath, link: &Path) -> Result<()> {
         self.require_writable()?;
         let link = clean(link)?;
         let shown = link.display();
@@ -47,7 +48,7 @@ impl Inner {
                 "{shown} cannot be a root: it is in the store itself"
             )));
         }
-        self.roots.add(&self.config.dir, path, &Cancel::default())?;
+        roots.add(&self.config.dir, path, &Cancel::default())?;
         if let Ok(there) = link.symlink_metadata()
             && !(there.is_symlink() && self.target_of(&link).is_some())
         {
@@ -144,8 +145,9 @@ impl Inner {
         };
         for entry in entries {
             let name = entry.map_err(reading)?.file_name();
-            // Anything else is not of a process.
-            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            // Anything else is not of a process, nor of a client of one.
+            let pid = name.to_str().and_then(|name| name.split('-').next());
+            let Some(pid) = pid.and_then(|pid| pid.parse::<u32>().ok()) else {
                 continue;
             };
             let Some(mut file) = gone(File::open(folder.join(&name))).map_err(reading)? else {
@@ -248,8 +250,7 @@ fn gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 fn clean(path: &Path) -> Result<PathBuf> {
     if !path.is_absolute() {
         return Err(Error::invalid(format!(
-            "{} cannot be a root: its place must be absolute",
-            path.display()
+            "{path:?} cannot be a root: its place must be absolute"
         )));
     }
     let mut cleaned = PathBuf::new();

@@ -1,11 +1,15 @@
 use crate::lock::{Cancel, Kind, is_at, lock, open_lock_file, try_lock};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, HashSet},
     fs::File,
+    hash::{BuildHasher, RandomState},
     io::{self, Read, Write},
     os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tk_path::{StoreDir, StorePath};
@@ -15,19 +19,25 @@ use tk_store::{Error, Result, SocketName};
 ///
 /// They stand in `<state>/temproots/<pid>`, each ended by a NUL, in a file that is locked as long
 /// as the process lives (`gc.cc`). There is one such file per process and state folder, however
-/// many stores are opened.
+/// many stores are opened; and one more for each client of a server, `<pid>-<number>`, which goes
+/// with the client. (Collectors read the number at the beginning of the name, and no further.)
 #[derive(Debug)]
 pub(crate) struct TempRoots {
     state: PathBuf,
+    /// Of the name of its file, behind the number.
+    suffix: String,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     file: Option<(PathBuf, File)>,
-    gc_lock: Option<File>,
     collector: Option<UnixStream>,
-    known: BTreeSet<StorePath>,
+    /// What stands in the file, each path as a number: with its key, nobody finds two that have the same.
+    known: HashSet<u128>,
+    key: RandomState,
+    /// Of the file.
+    bytes: u64,
 }
 
 impl TempRoots {
@@ -40,24 +50,36 @@ impl TempRoots {
         }
         let roots = Arc::new(TempRoots {
             state: state.clone(),
+            suffix: String::new(),
             inner: Mutex::default(),
         });
         all.insert(state, Arc::downgrade(&roots));
         roots
     }
 
+    /// The temporary roots of one client of this process: they end when this is dropped.
+    pub fn of_client(&self) -> Arc<Self> {
+        let number = CLIENTS.fetch_add(1, Ordering::Relaxed);
+        Arc::new(TempRoots {
+            state: self.state.clone(),
+            suffix: format!("-{number}"),
+            inner: Mutex::default(),
+        })
+    }
+
     /// Makes `path` a root. When this returns, no collector will delete the path: neither one
     /// that begins later nor one that is at work now. It may have been deleted before.
     pub fn add(&self, dir: &StoreDir, path: &StorePath, cancel: &Cancel) -> Result<()> {
         let mut inner = self.inner.lock().unwrap_or_else(|e| e.into_inner());
-        if inner.known.contains(path) {
+        inner.create(&self.state, &self.suffix)?;
+        let number = inner.number(path);
+        if inner.known.contains(&number) {
             return Ok(());
         }
-        inner.create(&self.state)?;
         let full = dir.path(path);
         let shared = loop {
             cancel.check()?;
-            if let Some(lock) = inner.try_gc_lock(&self.state)? {
+            if let Some(lock) = try_gc_lock(&self.state)? {
                 break Some(lock);
             }
             match inner.tell_collector(&self.state, &full) {
@@ -71,7 +93,7 @@ impl TempRoots {
         };
         inner.record(&full)?;
         drop(shared);
-        inner.known.insert(path.clone());
+        inner.known.insert(number);
         Ok(())
     }
 }
@@ -90,13 +112,23 @@ impl Drop for TempRoots {
 }
 
 impl Inner {
-    /// Creates and locks the file, once.
-    fn create(&mut self, state: &Path) -> Result<()> {
-        if self.file.is_some() {
-            return Ok(());
+    fn number(&self, path: &StorePath) -> u128 {
+        let half = |n: u8| u128::from(self.key.hash_one((n, path)));
+        half(0) << 64 | half(1)
+    }
+
+    /// Creates and locks the file, unless it is there.
+    fn create(&mut self, state: &Path, suffix: &str) -> Result<()> {
+        if let Some((path, file)) = &self.file {
+            if is_at(file, path) {
+                return Ok(());
+            }
+            // The store was made anew: these were of the old one.
+            self.known.clear();
+            self.bytes = 0;
         }
         let _all = registry();
-        let path = own_file(&state.join("temproots"))?;
+        let path = own_file(&state.join("temproots"), suffix)?;
         let file = loop {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -120,21 +152,6 @@ impl Inner {
         Ok(())
     }
 
-    /// The collector's lock, shared, unless a collector is at work. It is held until the result
-    /// is dropped.
-    fn try_gc_lock(&mut self, state: &Path) -> Result<Option<GcLock>> {
-        let path = state.join("gc.lock");
-        if self.gc_lock.is_none() {
-            self.gc_lock = Some(open_lock_file(&path)?);
-        }
-        let file = self.gc_lock.as_ref().expect("it was opened above");
-        let failed = |e| Error::io(format!("locking {}", path.display()), e);
-        if !try_lock(file, Kind::Shared).map_err(failed)? {
-            return Ok(None);
-        }
-        Ok(Some(GcLock(file.try_clone().map_err(failed)?)))
-    }
-
     /// Tells the collector at work, which answers when it is not about to delete the path.
     fn tell_collector(&mut self, state: &Path, full: &str) -> io::Result<()> {
         if self.collector.is_none() {
@@ -154,28 +171,35 @@ impl Inner {
 
     fn record(&mut self, full: &str) -> Result<()> {
         let (path, file) = self.file.as_mut().expect("it was created before");
+        let bytes = full.len() as u64 + 1;
+        if self.bytes + bytes > MAX_BYTES {
+            return Err(Error::invalid(format!(
+                "{} is full: there are too many temporary roots",
+                path.display()
+            )));
+        }
+        self.bytes += bytes;
         file.write_all(format!("{full}\0").as_bytes())
             .map_err(|e| Error::io(format!("writing {}", path.display()), e))
     }
 }
 
-/// Holds the collector's lock; the file stays open.
-#[derive(Debug)]
-struct GcLock(File);
-
-impl Drop for GcLock {
-    fn drop(&mut self) {
-        // Unlocking cannot fail on an open file.
-        let _ = rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock);
-    }
+/// The collector's lock, shared, unless a collector is at work. It is held until the result is dropped.
+fn try_gc_lock(state: &Path) -> Result<Option<File>> {
+    let path = state.join("gc.lock");
+    let file = open_lock_file(&path)?;
+    let taken = try_lock(&file, Kind::Shared);
+    let taken = taken.map_err(|e| Error::io(format!("locking {}", path.display()), e))?;
+    Ok(taken.then_some(file))
 }
 
 /// The file that is named after this process, or after a number that no process has, if somebody in
 /// another container with the same number holds it. To all versions of Nix each number will do.
-fn own_file(folder: &Path) -> Result<PathBuf> {
+fn own_file(folder: &Path, suffix: &str) -> Result<PathBuf> {
     let own = u64::from(std::process::id());
     for round in 0..ROUNDS {
-        let path = folder.join((own + round * MORE_THAN_PROCESSES).to_string());
+        let number = own + round * MORE_THAN_PROCESSES;
+        let path = folder.join(format!("{number}{suffix}"));
         let free = match File::open(&path) {
             Ok(file) => try_lock(&file, Kind::Exclusive),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
@@ -198,6 +222,10 @@ fn registry() -> MutexGuard<'static, Registry> {
 type Registry = BTreeMap<PathBuf, Weak<TempRoots>>;
 
 static REGISTRY: Mutex<Registry> = Mutex::new(BTreeMap::new());
+static CLIENTS: AtomicU64 = AtomicU64::new(1);
+
+/// What one client, or one process, may write: a closure of a million paths.
+const MAX_BYTES: u64 = 128 << 20;
 
 const PAUSE: Duration = Duration::from_millis(100);
 /// The largest number of a process, and one (`PID_MAX_LIMIT`).
@@ -242,6 +270,30 @@ mod tests {
         assert!(file.exists());
         drop(two);
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn roots_of_a_client_end_with_it() {
+        let (state, file) = state();
+        let process = TempRoots::of(state.path());
+        add(&process, "a").unwrap();
+        let (one, two) = (process.of_client(), process.of_client());
+        add(&one, "a").unwrap();
+        add(&two, "b").unwrap();
+        let names = || {
+            let entries = file.parent().unwrap().read_dir().unwrap();
+            let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+            names.collect::<Vec<_>>()
+        };
+        let pid = std::process::id().to_string();
+        assert_eq!(names().len(), 3);
+        // As std::stoi reads them, which Nix's collector uses.
+        let number = |name: &String| name.split('-').next() == Some(&pid);
+        assert!(names().iter().all(number), "{:?}", names());
+        drop(one);
+        assert_eq!(names().len(), 2);
+        drop(two);
+        assert_eq!(names(), [pid]);
     }
 
     #[test]

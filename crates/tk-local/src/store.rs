@@ -22,7 +22,7 @@ use tk_narinfo::{PathInfo, Signature};
 use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
 use tk_store::{
     AddContent, AddItems, AddOptions, AddReport, AddSignatures, Error, NarStream, Result, Store,
-    nar,
+    nar, own_thread,
 };
 
 /// A store on disk, in Nix's format. Cheap to clone; all clones are the same open store.
@@ -33,6 +33,10 @@ use tk_store::{
 #[derive(Clone)]
 pub struct LocalStore {
     inner: Arc<Inner>,
+    /// Of this process, or of one client.
+    roots: Arc<TempRoots>,
+    /// What the next client of a server gets: the same, unless the store was made anew meanwhile.
+    newest: Arc<Mutex<Arc<Inner>>>,
 }
 
 /// What the blocking work shares.
@@ -41,6 +45,9 @@ pub(crate) struct Inner {
     pub uri: String,
     pub db: Database,
     pub derivations: Derivations,
+    /// Whether the store is made where there is none.
+    create: bool,
+    /// Of this process.
     pub roots: Arc<TempRoots>,
     pub swept: AtomicBool,
     pub nursery: Mutex<Option<Arc<Nursery>>>,
@@ -97,19 +104,13 @@ impl LocalStore {
     /// The valid paths that refer to `path`, with itself if it does.
     pub async fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
         let path = path.clone();
-        self.run("looking for referrers", move |store| {
-            store.db.referrers(&path)
-        })
-        .await
+        self.ask(move |db| db.referrers(&path)).await
     }
 
     /// The valid derivations that have `path` as an output.
     pub async fn valid_derivers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
         let path = path.clone();
-        self.run("looking for derivers", move |store| {
-            store.db.derivers(&path)
-        })
-        .await
+        self.ask(move |db| db.derivers(&path)).await
     }
 
     /// Makes paths valid whose content is in its place already, all of them or none. They may
@@ -141,6 +142,43 @@ impl LocalStore {
         &self.inner
     }
 
+    pub(crate) fn temp_roots(&self) -> &Arc<TempRoots> {
+        &self.roots
+    }
+
+    /// The same open store with temporary roots of its own, which end with it. Opened again, if its database is
+    /// not the one any more that was opened: for a server, whoever empties or restores a store does not
+    /// start again. Blocks.
+    pub(crate) fn of_client(&self) -> LocalStore {
+        let mut newest = self.newest.lock().unwrap_or_else(|e| e.into_inner());
+        if !newest.db.is_that_of_before() {
+            let Inner { config, create, .. } = &**newest;
+            // What does not work is told by the first question.
+            if let Ok(opened) = Inner::open(config.clone(), *create) {
+                *newest = opened.inner;
+            }
+        }
+        LocalStore {
+            inner: newest.clone(),
+            roots: newest.roots.of_client(),
+            newest: self.newest.clone(),
+        }
+    }
+
+    /// Asks the database something short: here, if this thread may wait, else on a blocking one.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Database) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        match own_thread::is_entered() {
+            true => question(&self.inner.db),
+            false => {
+                self.run("asking the store", |store| question(&store.db))
+                    .await
+            }
+        }
+    }
+
     /// Runs `work` on a blocking thread.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
@@ -163,8 +201,15 @@ impl Store for LocalStore {
             return Ok(BTreeSet::new());
         }
         let paths = paths.clone();
-        self.run("asking the store", move |store| store.db.valid(&paths))
-            .await
+        let valid = move |db: &Database| match paths.first() {
+            Some(one) if paths.len() == 1 => Ok(if db.is_valid(one)? {
+                paths
+            } else {
+                BTreeSet::new()
+            }),
+            _ => db.valid(&paths),
+        };
+        self.ask(valid).await
     }
 
     fn infos<'a>(
@@ -172,7 +217,7 @@ impl Store for LocalStore {
         paths: BoxStream<'a, StorePath>,
     ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
         let ask = |paths: Vec<StorePath>| {
-            let infos = self.run("asking the store", move |store| Ok(store.db.infos(&paths)));
+            let infos = self.ask(move |db| db.infos(&paths));
             infos.map(|infos| infos.unwrap_or_else(|error| vec![Err(error)]))
         };
         paths
@@ -206,8 +251,7 @@ impl Store for LocalStore {
 
     async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
         let part = *part;
-        self.run("asking the store", move |store| store.db.find(&part))
-            .await
+        self.ask(move |db| db.find(&part)).await
     }
 }
 
@@ -307,10 +351,14 @@ impl Inner {
             uri,
             db,
             config,
+            create,
             _big_lock: big_lock,
         };
+        let inner = Arc::new(inner);
         Ok(LocalStore {
-            inner: Arc::new(inner),
+            roots: inner.roots.clone(),
+            newest: Arc::new(Mutex::new(inner.clone())),
+            inner,
         })
     }
 }
@@ -383,3 +431,37 @@ fn reserve(path: &Path) {
 const BATCH: usize = 512;
 /// In bytes; Nix's default.
 const RESERVED: u64 = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tk_store::{Sessions, StoreExt};
+
+    /// As `nix-store --init` after `rm -rf`, which a daemon of Nix does not mind.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_store_that_is_made_anew_is_what_the_next_client_gets() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        let store = LocalStore::open(LocalConfig::chroot(&root)).await.unwrap();
+        let session = || Sessions::session(&store, Arc::new(()));
+        let add = async |name: &str| {
+            let mut encoder = tk_nar::Encoder::new(Vec::new());
+            encoder.file(false, name.as_bytes()).unwrap();
+            let nar = nar::from_bytes(encoder.finish().unwrap());
+            let to = session().content.unwrap();
+            let none = References {
+                others: BTreeSet::new(),
+                itself: false,
+            };
+            to.add_content(name, Method::Nar, Algorithm::Sha256, &none, nar)
+                .await
+        };
+        let one = add("one").await.unwrap();
+        assert!(session().store.info(&one.path).await.unwrap().is_some());
+        tk_nar::fs::remove_tree(&root).unwrap();
+        assert_eq!(session().store.info(&one.path).await.unwrap(), None);
+        let two = add("two").await.unwrap();
+        assert!(session().store.info(&two.path).await.unwrap().is_some());
+        assert!(root.join("nix/store").join(two.path.as_str()).exists());
+    }
+}

@@ -1,7 +1,8 @@
 //! What only some stores can do, a trait each, and [`Abilities`]: a store with those that it has.
 
 use crate::{
-    AddContent, AddSignatures, Error, NarStream, Result, SigCheck, Store, derivation, log::LogSink,
+    AddContent, AddSignatures, Error, NarStream, Result, SigCheck, Store, derivation,
+    log::{Level, LogSink},
 };
 use async_trait::async_trait;
 use std::{
@@ -13,7 +14,7 @@ use tk_narinfo::{
     build_result::{BuildResult, KeyedBuildResult},
     realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy},
 };
-use tk_path::{BasicDerivation, DerivedPath, OutputName, StorePath};
+use tk_path::{BasicDerivation, ContentAddress, DerivedPath, OutputName, StorePath};
 
 /// Stores that build, or have somebody who does.
 ///
@@ -223,6 +224,106 @@ pub trait Realisations: Store {
     ) -> Result<()>;
 }
 
+/// Stores that fetch from others what they lack.
+#[async_trait]
+pub trait Substitute: Store {
+    /// Those of `paths` that are there, after those that were not were fetched from whoever has them.
+    async fn valid_or_fetched(
+        &self,
+        paths: &BTreeSet<StorePath>,
+        log: &dyn LogSink,
+    ) -> Result<BTreeSet<StorePath>>;
+
+    /// Those of `paths` that somebody has.
+    async fn substitutable_paths(&self, paths: &BTreeSet<StorePath>)
+    -> Result<BTreeSet<StorePath>>;
+
+    /// What is known about those of `paths` that somebody has; each is asked about with the content
+    /// address under which stores of another directory may have it.
+    async fn substitutable_infos(
+        &self,
+        paths: &BTreeMap<StorePath, Option<ContentAddress>>,
+    ) -> Result<BTreeMap<StorePath, SubstitutablePathInfo>>;
+}
+
+/// What is known about a path that could be fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubstitutablePathInfo {
+    /// The derivation that made it.
+    pub deriver: Option<StorePath>,
+    /// The paths it needs.
+    pub references: BTreeSet<StorePath>,
+    /// Bytes to fetch; 0 if not known.
+    pub download_size: u64,
+    /// Bytes of its NAR; 0 if not known.
+    pub nar_size: u64,
+}
+
+/// Stores that look after themselves.
+#[async_trait]
+pub trait Maintain: Store {
+    /// Makes equal files one.
+    async fn optimise(&self, log: &dyn LogSink) -> Result<()>;
+
+    /// Checks what is registered, with `contents` also every file, and with `repair` mends what it can.
+    /// True if errors are left; each is told to `log`.
+    async fn verify(&self, contents: bool, repair: bool, log: &dyn LogSink) -> Result<bool>;
+}
+
+/// Stores that keep something for each client of a server.
+pub trait Sessions: Store {
+    /// The store for one client: temporary roots that are made through it end when the last part of it
+    /// is dropped. What whoever does the work says meanwhile goes to `log`.
+    fn session(&self, log: Arc<dyn LogSink>) -> Abilities;
+
+    /// The same session, which works by these settings from now on; `None` if there is nothing that
+    /// could.
+    fn with_settings(&self, settings: &ClientSettings) -> Option<Abilities>;
+}
+
+/// How a client wants its builds done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientSettings {
+    /// Keep the directories of builds that fail.
+    pub keep_failed: bool,
+    /// Go on with other builds when one fails.
+    pub keep_going: bool,
+    /// Build what cannot be fetched.
+    pub try_fallback: bool,
+    /// Up to which level to log.
+    pub verbosity: Level,
+    /// How many builds at the same time.
+    pub max_build_jobs: u32,
+    /// Seconds after which a silent build is ended; 0: never.
+    pub max_silent_time: u64,
+    /// Whether to send what builders print.
+    pub verbose_build: bool,
+    /// How many processors a build may use; 0: all.
+    pub build_cores: u32,
+    /// Whether to fetch what substituters have.
+    pub use_substitutes: bool,
+    /// Further settings by name.
+    pub overrides: BTreeMap<String, String>,
+}
+
+/// As Nix without any configuration.
+impl Default for ClientSettings {
+    fn default() -> Self {
+        ClientSettings {
+            keep_failed: false,
+            keep_going: false,
+            try_fallback: false,
+            verbosity: Level::Info,
+            max_build_jobs: 1,
+            max_silent_time: 0,
+            verbose_build: true,
+            build_cores: 0,
+            use_substitutes: true,
+            overrides: BTreeMap::new(),
+        }
+    }
+}
+
 /// A store with what it can do beyond [`Store`]; what it cannot is `None`.
 #[derive(Debug, Clone)]
 pub struct Abilities {
@@ -244,6 +345,12 @@ pub struct Abilities {
     pub logs: Option<Arc<dyn Logs>>,
     /// Realisations.
     pub realisations: Option<Arc<dyn Realisations>>,
+    /// Fetching from other stores.
+    pub substitutes: Option<Arc<dyn Substitute>>,
+    /// Looking after itself.
+    pub maintenance: Option<Arc<dyn Maintain>>,
+    /// Things of each client.
+    pub sessions: Option<Arc<dyn Sessions>>,
 }
 
 impl Abilities {
@@ -259,6 +366,17 @@ impl Abilities {
             graph: None,
             logs: None,
             realisations: None,
+            substitutes: None,
+            maintenance: None,
+            sessions: None,
+        }
+    }
+
+    /// The store for one client of a server: the same where nothing is kept for each.
+    pub fn session(&self, log: Arc<dyn LogSink>) -> Abilities {
+        match &self.sessions {
+            Some(sessions) => sessions.session(log),
+            None => self.clone(),
         }
     }
 

@@ -23,6 +23,7 @@ mod error;
 pub mod log;
 mod memory;
 pub mod nar;
+pub mod own_thread;
 pub mod progress;
 pub mod realisations;
 pub mod reference;
@@ -33,8 +34,9 @@ mod tree;
 mod verify;
 
 pub use abilities::{
-    Abilities, Build, BuildMode, ByteStream, CollectGarbage, GcAction, GcOptions, GcReport, Graph,
-    Logs, Missing, Realisations, Root, Roots,
+    Abilities, Build, BuildMode, ByteStream, ClientSettings, CollectGarbage, GcAction, GcOptions,
+    GcReport, Graph, Logs, Maintain, Missing, Realisations, Root, Roots, Sessions,
+    SubstitutablePathInfo, Substitute,
 };
 pub use closure::{Closure, closure};
 pub use compare::{Compared, compare};

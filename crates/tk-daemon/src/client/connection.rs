@@ -180,7 +180,18 @@ impl Connection {
     /// [`Error::Unsupported`] when the daemon does not know this operation; others when the
     /// connection failed.
     pub async fn call<Q: Request>(&mut self, request: &Q, log: &dyn LogSink) -> Result<Q::Reply> {
-        self.transmit(request, None, log).await
+        let limit = self.patience_for(Q::OP);
+        self.transmit(request, None, limit, log).await
+    }
+
+    /// As [`Connection::call`], for what may take as long as a build does although others of its kind
+    /// do not.
+    pub(crate) async fn call_slowly<Q: Request>(
+        &mut self,
+        request: &Q,
+        log: &dyn LogSink,
+    ) -> Result<Q::Reply> {
+        self.transmit(request, None, None, log).await
     }
 
     /// As [`Connection::call`], with the framed data that follows the request. Both directions are
@@ -196,16 +207,17 @@ impl Connection {
         log: &dyn LogSink,
     ) -> Result<Q::Reply> {
         let mut data = pin!(data);
-        self.transmit(request, Some(&mut data), log).await
+        let limit = self.patience_for(Q::OP);
+        self.transmit(request, Some(&mut data), limit, log).await
     }
 
     async fn transmit<Q: Request>(
         &mut self,
         request: &Q,
         mut data: Option<Chunks<'_>>,
+        limit: Option<Duration>,
         log: &dyn LogSink,
     ) -> Result<Q::Reply> {
-        let limit = self.patience_for(Q::OP);
         self.output.request(request)?;
         let transfer = Q::data(self.protocol());
         self.flight.begin();
@@ -519,6 +531,9 @@ impl Input {
     async fn reply<T: Decode<Worker>>(&mut self, op: Op) -> Result<T> {
         match op {
             Op::QueryAllValidPaths => self.reader.begin_message_of(ALL_PATHS),
+            Op::QueryValidPaths | Op::QuerySubstitutablePaths | Op::QueryMissing => {
+                self.reader.begin_message_of(MANY_PATHS);
+            }
             _ => self.reader.begin_message(),
         }
         let reply = self.reader.value::<T>().await;
@@ -836,7 +851,7 @@ async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> 
 }
 
 /// Whether the daemon may have to work for long before it says anything.
-fn is_long(op: Op) -> bool {
+pub(crate) fn is_long(op: Op) -> bool {
     matches!(
         op,
         Op::BuildPaths
@@ -854,6 +869,8 @@ fn is_long(op: Op) -> bool {
 /// What is known of a daemon that hangs up before it has said anything.
 const NOT_GREETED: &str = "it closed the connection at once; a nix-daemon does so to users whom its \
                            allowed-users leaves out";
+/// What an answer about many paths may take, in bytes: enough for 500,000.
+const MANY_PATHS: u64 = 128 << 20;
 /// Requests that may be written before the first of them is answered.
 pub const WINDOW: usize = 512;
 /// The same for uploads.

@@ -16,8 +16,8 @@ mod timed;
 mod transport;
 
 pub use build_logs::{BuildLog, BuildLogs};
-pub(crate) use connection::nar;
 pub use connection::{Connection, ConnectionSettings, WINDOW};
+pub(crate) use connection::{is_long, nar};
 pub use pool::{Lease, Pool};
 pub(crate) use timed::{Patience, Timed};
 pub use transport::{Channel, Transport};

@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 ///
 /// | Command | |
 /// |---|---|
-/// | QueryValidPaths | `lock` makes temporary roots where the store has them, and is ignored without writing; nothing is substituted |
+/// | QueryValidPaths | `lock` makes temporary roots where the store has them, and is ignored without writing; `substitute` fetches what is missing if the store can and writing is allowed |
 /// | ImportPaths, AddToStoreNar | need writing |
 /// | BuildPaths, BuildDerivation | by the store if it builds; else they succeed if the outputs are there already, and fail with a sentence if not |
 ///
@@ -156,7 +156,13 @@ where
                 roots.add_temp_root(path).await?;
             }
         }
-        let valid = self.server.abilities.store.valid(&request.paths).await?;
+        let ServeServer { abilities, log, .. } = self.server;
+        let valid = match &abilities.substitutes {
+            Some(store) if request.substitute && self.server.write => {
+                store.valid_or_fetched(&request.paths, log).await?
+            }
+            _ => abilities.store.valid(&request.paths).await?,
+        };
         self.reply(&valid)
     }
 

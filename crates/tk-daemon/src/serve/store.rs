@@ -24,8 +24,11 @@ use std::{
     time::{Duration, Instant},
 };
 use tk_narinfo::PathInfo;
-use tk_path::{HashPart, StoreDir, StorePath};
-use tk_store::{Abilities, AddItems, AddOptions, AddReport, Error, NarStream, Result, Store};
+use tk_path::{ContentAddress, HashPart, StoreDir, StorePath};
+use tk_store::{
+    Abilities, AddItems, AddOptions, AddReport, Error, NarStream, Result, Store,
+    SubstitutablePathInfo, Substitute, log::LogSink,
+};
 
 /// A store behind `nix-store --serve --write`, or another server of the serve protocol.
 ///
@@ -106,7 +109,7 @@ impl ServeStore {
     pub async fn server_info(&self) -> Result<ServeInfo> {
         let mut connection = self.pool.get().await?;
         let asked = Instant::now();
-        connection.call(&which(BTreeSet::new())).await?;
+        connection.call(&which(BTreeSet::new(), false)).await?;
         Ok(ServeInfo {
             minor: connection.protocol().minor,
             latency: asked.elapsed(),
@@ -134,6 +137,7 @@ impl ServeStore {
     pub fn abilities(self: Arc<Self>) -> Abilities {
         Abilities {
             build: Some(self.clone()),
+            substitutes: Some(self.clone()),
             ..Abilities::of(self)
         }
     }
@@ -199,7 +203,8 @@ impl Store for ServeStore {
         if paths.is_empty() {
             return Ok(BTreeSet::new());
         }
-        let requests: Vec<_> = batches(paths.clone(), VALID).map(which).collect();
+        let requests = batches(paths.clone(), VALID).map(|paths| which(paths, false));
+        let requests: Vec<_> = requests.collect();
         let replies = self.pool.get().await?.call_all(&requests).await?;
         let mut valid: BTreeSet<_> = replies.into_iter().flatten().collect();
         valid.retain(|path| paths.contains(path));
@@ -221,7 +226,7 @@ impl Store for ServeStore {
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
         let mut connection: Lease = self.pool.get().await?;
         connection.begin();
-        let asked = which(BTreeSet::from([path.clone()]));
+        let asked = which(BTreeSet::from([path.clone()]), false);
         connection.output.request(&asked)?;
         let path = path.clone();
         connection
@@ -245,6 +250,41 @@ impl Store for ServeStore {
     }
 }
 
+/// What others have of a path cannot be asked for in this protocol.
+#[async_trait]
+impl Substitute for ServeStore {
+    async fn valid_or_fetched(
+        &self,
+        paths: &BTreeSet<StorePath>,
+        log: &dyn LogSink,
+    ) -> Result<BTreeSet<StorePath>> {
+        let request = which(paths.clone(), true);
+        let mut valid = self.pool.get().await?.call_long(&request, log).await?;
+        valid.retain(|path| paths.contains(path));
+        Ok(valid)
+    }
+
+    async fn substitutable_paths(&self, _: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
+        Err(self.cannot_ask())
+    }
+
+    async fn substitutable_infos(
+        &self,
+        _: &BTreeMap<StorePath, Option<ContentAddress>>,
+    ) -> Result<BTreeMap<StorePath, SubstitutablePathInfo>> {
+        Err(self.cannot_ask())
+    }
+}
+
+impl ServeStore {
+    fn cannot_ask(&self) -> Error {
+        Error::Unsupported {
+            store: self.to_string(),
+            what: "does not tell what it could fetch; use ssh-ng://".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for ServeStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.config.uri)
@@ -261,10 +301,10 @@ impl fmt::Debug for ServeStore {
 }
 
 /// Which of `paths` are valid; nothing is fetched or kept.
-fn which(paths: BTreeSet<StorePath>) -> QueryValidPaths {
+fn which(paths: BTreeSet<StorePath>, substitute: bool) -> QueryValidPaths {
     QueryValidPaths {
         lock: false,
-        substitute: false,
+        substitute,
         paths,
     }
 }

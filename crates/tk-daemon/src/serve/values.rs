@@ -1,8 +1,8 @@
 use super::Serve;
 use crate::{
     values::{
-        BuildResultForm, read_build_result, read_old_derived_path, write_build_result,
-        write_old_derived_path,
+        BuildResultForm, read_build_result, read_old_derived_path, read_signatures,
+        write_build_result, write_old_derived_path,
     },
     wire::{Decode, Encode, Protocol, Reader, WireError, Writer},
 };
@@ -94,7 +94,7 @@ impl Decode<Serve> for UnkeyedPathInfo {
             };
             info.nar_hash = from.parse("a NAR hash", MAX_HASH, parse).await?;
             info.ca = from.value().await?;
-            info.signatures = from.value().await?;
+            info.signatures = read_signatures(from).await?;
         }
         Ok(info)
     }

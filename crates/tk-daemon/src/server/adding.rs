@@ -11,7 +11,7 @@ use crate::{
     worker::{Worker, log::Message, ops::AddMultipleToStore},
 };
 use bytes::Bytes;
-use futures::{StreamExt, future::join, stream};
+use futures::{StreamExt, TryStreamExt, future::join, stream};
 use std::io;
 use tk_nar::Decoder;
 use tk_narinfo::PathInfo;
@@ -170,11 +170,12 @@ impl Context {
         repair: bool,
         skip_signatures: bool,
     ) -> Answer<()> {
-        if repair {
-            return skip(data, no_repair()).await;
-        }
+        let options = match self.adding(repair, skip_signatures) {
+            Ok(options) => options,
+            Err(refusal) => return skip(data, refusal).await,
+        };
         info.ultimate &= self.trusted;
-        let options = self.check(skip_signatures).into();
+        self.bound_signatures(&mut info);
         let store = &self.abilities.store;
         piped(data, |nar| store.add_one(info, nar, &options)).await
     }
@@ -186,12 +187,16 @@ impl Context {
         repair: bool,
         skip_signatures: bool,
     ) -> Answer<()> {
-        if repair {
-            return skip(FramedRead::new(reader), no_repair()).await;
-        }
+        let options = match self.adding(repair, skip_signatures) {
+            Ok(options) => options,
+            Err(refusal) => return skip(FramedRead::new(reader), refusal).await,
+        };
         let (send, receive) = mpsc::channel(1);
-        let options = self.check(skip_signatures).into();
-        let add = self.abilities.store.add(received(receive), &options);
+        let received = received(receive).map_ok(|(mut info, nar): AddItem| {
+            self.bound_signatures(&mut info);
+            (info, nar)
+        });
+        let add = self.abilities.store.add(received.boxed(), &options);
         let (read, added) = join(read_paths(reader, send), add).await;
         if let Some(error) = read? {
             return Err(error.into());
@@ -263,8 +268,10 @@ async fn read_paths<R: AsyncRead + Unpin + Send>(
     to: mpsc::Sender<Result<AddItem>>,
 ) -> Result<Option<Error>, WireError> {
     let protocol = AddMultipleToStore::item_protocol(reader.protocol());
+    let (limits, admission) = (reader.limits(), reader.admission());
     let framed = FramedRead::new(reader);
-    let mut inner = Reader::new(framed, protocol);
+    let inner = Reader::new(framed, protocol).with_limits(limits);
+    let mut inner = inner.with_admission(admission);
     let read = read_items(&mut inner, &to).await;
     if read.is_err() {
         let _ = to.send(Err(cut())).await;

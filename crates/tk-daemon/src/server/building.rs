@@ -1,6 +1,6 @@
 //! Building: passed on to a store that can, and else answered for what is there already.
 
-use super::context::{Answer, Context, refused};
+use super::context::{Answer, Context, Failure, refused};
 use futures::{FutureExt, future::BoxFuture};
 use std::collections::BTreeMap;
 use tk_narinfo::{
@@ -11,7 +11,7 @@ use tk_path::{
     BasicDerivation, DerivationKind, DerivedPath, OutputName, OutputsSpec, SingleDerivedPath,
     StorePath,
 };
-use tk_store::{BuildMode, Missing};
+use tk_store::{BuildMode, Error, Missing};
 
 /// What there is of something that is wanted.
 enum Found {
@@ -53,7 +53,10 @@ impl Context {
         let words: Vec<_> = failed.iter().map(|r| r.result.error.as_str()).collect();
         match words.is_empty() {
             true => Ok(()),
-            false => Err(refused(words.join("\n"))),
+            false => Err(Failure::Refused(Error::Refused {
+                who: self.abilities.store.to_string(),
+                words: words.join("\n"),
+            })),
         }
     }
 
@@ -95,7 +98,18 @@ impl Context {
             return Ok(build.missing(paths).await?);
         }
         let mut missing = Missing::default();
+        let plain = paths.iter().filter_map(|path| match path {
+            DerivedPath::Opaque(path) => Some(path.clone()),
+            DerivedPath::Built { .. } => None,
+        });
+        // Many of them in one question.
+        let plain = plain.collect();
+        let valid = self.abilities.store.valid(&plain).await?;
+        missing.unknown = plain.difference(&valid).cloned().collect();
         for path in paths {
+            if matches!(path, DerivedPath::Opaque(_)) {
+                continue;
+            }
             match self.found(path).await? {
                 Found::All(_) => {}
                 Found::Build(drv) => drop(missing.build.insert(drv)),

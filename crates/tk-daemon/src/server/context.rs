@@ -1,14 +1,17 @@
 use super::{Server, ServerConfig, events::Events};
 use crate::{wire::WireError, worker::Trust};
 use std::{collections::BTreeSet, sync::Arc};
+use tk_narinfo::Policy;
 use tk_path::StorePath;
-use tk_store::{Abilities, Error, SigCheck};
+use tk_store::{Abilities, AddOptions, Error, Existing, SigCheck};
 
 /// What every operation is worked on with.
 pub(super) struct Context {
     pub abilities: Abilities,
     pub config: Arc<ServerConfig>,
     pub trusted: bool,
+    /// What is demanded of what this client adds; one who is trusted may change it.
+    pub policy: Arc<Policy>,
     /// What the store tells meanwhile.
     pub events: Arc<Events>,
 }
@@ -31,19 +34,31 @@ pub(super) type Answer<T> = Result<T, Failure>;
 
 impl Context {
     pub fn new(server: &Server, trust: Trust) -> Self {
+        let events = Arc::<Events>::default();
         Context {
-            abilities: server.abilities.clone(),
+            abilities: server.abilities.session(events.clone()),
+            policy: server.config.policy.clone(),
             config: server.config.clone(),
             trusted: trust == Trust::Trusted,
-            events: Arc::default(),
+            events,
         }
+    }
+
+    /// What is demanded of a path that is added, and what becomes of one that is there.
+    pub fn adding(&self, repair: bool, skip: bool) -> Answer<AddOptions> {
+        let mut options = AddOptions::new(self.check(skip));
+        if repair {
+            self.require_trust("repairing paths")?;
+            options.existing = Existing::Replace;
+        }
+        Ok(options)
     }
 
     /// What signatures are demanded. Only those who are trusted may ask for none.
     pub fn check(&self, skip: bool) -> SigCheck {
         match skip && self.trusted {
             true => SigCheck::Skip,
-            false => SigCheck::Require(self.config.policy.clone()),
+            false => SigCheck::Require(self.policy.clone()),
         }
     }
 

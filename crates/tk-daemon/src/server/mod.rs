@@ -10,7 +10,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Each connection is a task that works on one request after the other. An operation that the
+//! Each connection is a thread that works on one request after the other (and a task where there are no more
+//! threads). An operation that the
 //! store cannot do, or that fails, is answered with an error, and the connection goes on. It ends
 //! when the client breaks the protocol, or when data fails that was announced already.
 //!
@@ -24,22 +25,31 @@
 //! - [`TrustRule`] decides by the credentials of the socket who is trusted. Everybody else cannot
 //!   add paths without the signatures that the policy demands, cannot mark them as built here, and
 //!   cannot repair, add build logs or make roots elsewhere than through links of their own.
-//! - Requests are read within [`Limits`], data is never held as a whole, connections are counted.
-//! - A client that goes away ends what it asked for, and with it the locks of the store.
+//! - Requests are read within [`Limits`], and of large ones only a few at once. Data is never held as a whole.
+//! - Places, large requests and the reading of NARs are shared out by user, and those who are trusted have their
+//!   own: nobody who is silent, slow or greedy keeps others out. A connection that has kept the server waiting for
+//!   [`ServerConfig::idle_limit`] ends when somebody waits for its place, and only then.
+//! - A client that goes away ends what it asked for, and with it the locks of the store and its temporary roots.
 
+mod activity;
 mod adding;
 mod building;
+mod clients;
 mod context;
 mod events;
 mod listen;
 mod observe;
 mod queries;
 mod session;
+mod settings;
+mod signatures;
+mod socket;
 mod spool;
 mod trust;
+mod turns;
 mod watch;
 
-pub use listen::bind;
+pub use listen::{SocketFile, bind};
 pub use observe::{Observer, ServerEvent};
 pub use trust::{Peer, TrustRule};
 
@@ -51,6 +61,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tk_narinfo::{Policy, TrustedKeys};
 use tk_store::{Abilities, Result};
 use tokio::io::{AsyncRead, AsyncWrite};
+use turns::Turns;
 
 /// What a server does beyond what its store can.
 #[derive(Clone)]
@@ -64,10 +75,19 @@ pub struct ServerConfig {
     pub name: String,
     /// What is offered beside the version.
     pub features: Features,
-    /// Connections at once; more wait until one ends.
+    /// Connections at once of clients who are trusted, and as many of others; more wait until one ends. One
+    /// user who is not trusted gets three quarters of them at most.
     pub max_connections: usize,
-    /// How long a client has for the handshake. After that it may be silent as long as it likes.
+    /// NARs that are read from the store at once for those who are trusted, and as many for others. To read
+    /// one takes up to 200 descriptors.
+    pub max_nars: usize,
+    /// How long a client has for the handshake. After that it may be silent as long as nobody wants its place.
     pub handshake_timeout: Duration,
+    /// How long a client has to send a request to its end, without the data that follows it, and to take a large
+    /// answer.
+    pub request_timeout: Duration,
+    /// Who has kept the server waiting for so long makes room for those who wait for a place.
+    pub idle_limit: Duration,
     /// How long running requests have when the server stops.
     pub grace: Duration,
     /// Where plain files larger than 1 MiB are kept until their length is known.
@@ -90,7 +110,10 @@ impl Default for ServerConfig {
             name: concat!("tk-store ", env!("CARGO_PKG_VERSION")).to_owned(),
             features: [features::REALISATION_WITH_PATH].into_iter().collect(),
             max_connections: 256,
+            max_nars: 8,
             handshake_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(120),
+            idle_limit: Duration::from_secs(60),
             grace: Duration::from_secs(5),
             spool: "/tmp".into(),
             limits: LIMITS,
@@ -104,6 +127,10 @@ impl Default for ServerConfig {
 pub struct Server {
     pub(crate) abilities: Abilities,
     pub(crate) config: Arc<ServerConfig>,
+    /// At reading NARs.
+    nars: Arc<Turns>,
+    /// At sending large requests.
+    large: Arc<Turns>,
 }
 
 impl Server {
@@ -111,6 +138,8 @@ impl Server {
     pub fn new(abilities: Abilities, config: ServerConfig) -> Self {
         Server {
             abilities,
+            nars: Turns::new(config.max_nars),
+            large: Turns::new(LARGE_REQUESTS),
             config: Arc::new(config),
         }
     }
@@ -126,7 +155,7 @@ impl Server {
     {
         // Never told to stop.
         let (_stop, stopping) = tokio::sync::watch::channel(false);
-        self.serve_until(reader, writer, trust, (1, None), stopping)
+        self.serve_until(reader, writer, trust, None, stopping)
             .await
     }
 
@@ -144,7 +173,7 @@ impl Server {
         W: AsyncWrite + Unpin + Send,
     {
         let (stopped, stopping) = tokio::sync::watch::channel(false);
-        let serve = self.serve_until(reader, writer, trust, (1, None), stopping);
+        let serve = self.serve_until(reader, writer, trust, None, stopping);
         tokio::pin!(serve);
         tokio::select! {
             ended = &mut serve => return ended,
@@ -155,8 +184,11 @@ impl Server {
     }
 }
 
-/// Enough to ask for 50,000 paths at once; less than clients take, since everybody can connect.
+/// Enough to ask for 200,000 paths at once with long names.
 const LIMITS: Limits = Limits {
     string: 8 << 20,
-    message: 16 << 20,
+    message: 96 << 20,
 };
+/// Requests of more than [`FREE`](crate::wire::FREE) bytes that are in memory at once, of those who are
+/// trusted, and as many of others.
+const LARGE_REQUESTS: usize = 4;

@@ -10,16 +10,41 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::Path,
 };
-use tk_narinfo::{PathInfo, Signature};
-use tk_path::{HashPart, OutputName, StorePath};
+use tk_narinfo::PathInfo;
+use tk_path::{ContentAddress, HashPart, OutputName, StorePath};
 use tk_store::{
-    Error, GcOptions, GcReport, NarCheck, Root, Store, StoreExt,
+    Error, GcOptions, GcReport, NarCheck, Root, Store, StoreExt, SubstitutablePathInfo,
     log::{Level, LogEvent, LogSink},
 };
 
 impl Context {
-    pub async fn valid(&self, paths: BTreeSet<StorePath>) -> Answer<BTreeSet<StorePath>> {
-        Ok(self.abilities.store.valid(&paths).await?)
+    /// Those that are there; with `substitute` after those that were not were fetched, by a store that can.
+    pub async fn valid(
+        &self,
+        paths: BTreeSet<StorePath>,
+        substitute: bool,
+    ) -> Answer<BTreeSet<StorePath>> {
+        match &self.abilities.substitutes {
+            Some(store) if substitute => Ok(store.valid_or_fetched(&paths, &*self.events).await?),
+            _ => Ok(self.abilities.store.valid(&paths).await?),
+        }
+    }
+
+    pub async fn substitutable(&self, paths: &BTreeSet<StorePath>) -> Answer<BTreeSet<StorePath>> {
+        match &self.abilities.substitutes {
+            Some(store) => Ok(store.substitutable_paths(paths).await?),
+            None => Ok(BTreeSet::new()),
+        }
+    }
+
+    pub async fn substitutable_infos(
+        &self,
+        paths: &BTreeMap<StorePath, Option<ContentAddress>>,
+    ) -> Answer<BTreeMap<StorePath, SubstitutablePathInfo>> {
+        match &self.abilities.substitutes {
+            Some(store) => Ok(store.substitutable_infos(paths).await?),
+            None => Ok(BTreeMap::new()),
+        }
     }
 
     pub async fn info(&self, path: &StorePath) -> Answer<Option<PathInfo>> {
@@ -67,15 +92,6 @@ impl Context {
 
     pub async fn find(&self, part: &HashPart) -> Answer<Option<StorePath>> {
         Ok(self.abilities.store.find(part).await?)
-    }
-
-    pub async fn add_signatures(
-        &self,
-        path: &StorePath,
-        signatures: &BTreeSet<Signature>,
-    ) -> Answer<()> {
-        let store = self.able(&self.abilities.signatures, "takes no further signatures")?;
-        Ok(store.add_signatures(path, signatures).await?)
     }
 
     /// Stores without roots never collect, so that every root holds by itself.
@@ -129,15 +145,21 @@ impl Context {
         Ok(gc.collect_garbage(&options, &*self.events).await?)
     }
 
-    pub fn optimise(&self) -> Answer<()> {
+    pub async fn optimise(&self) -> Answer<()> {
         let what = "cannot share equal files without nix";
-        Err(self.abilities.unsupported(what).into())
+        let store = self.able(&self.abilities.maintenance, what)?;
+        Ok(store.optimise(&*self.events).await?)
     }
 
     /// Whether errors are left. Each is told as it is found.
     pub async fn verify(&self, contents: bool, repair: bool) -> Answer<bool> {
         if repair {
             self.require_trust("repairing paths")?;
+        }
+        if let Some(store) = &self.abilities.maintenance {
+            return Ok(store.verify(contents, repair, &*self.events).await?);
+        }
+        if repair {
             return Err(self.abilities.unsupported("cannot repair paths").into());
         }
         let paths = self.all().await?;

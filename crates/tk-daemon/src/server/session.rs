@@ -1,15 +1,20 @@
 //! One connection: the handshake, then one request after the other.
 
 use super::{
-    Peer, Server, ServerEvent,
+    Server, ServerEvent,
+    activity::{Activity, Noted},
     adding::{PulledRead, Whole},
+    clients::Admitted as Place,
     context::{Answer, Context, Failure},
     events::Events,
+    socket::Socket,
+    turns::{Queue, Turn, Turns},
     watch::{Watch, Watched, watched},
 };
 use crate::{
+    client::is_long,
     values::Done,
-    wire::{FramedRead, NarRead, Reader, WireError, Writer},
+    wire::{Admission, Admitted, FramedRead, NarRead, Reader, WireError, Writer},
     worker::{
         Capabilities, Op, Request, Trust, Version, Worker,
         handshake::{self, HandshakeError, ServerHello},
@@ -18,7 +23,7 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use std::{
     io,
     pin::pin,
@@ -29,20 +34,31 @@ use tk_nar::Validator;
 use tk_path::{Algorithm, Method, MethodAlgorithm, References, StorePath};
 use tk_store::{
     Error, NarStream, Result,
-    log::{Level, LogEvent},
+    log::{Level, LogEvent, strip_ansi},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::watch,
-    time::timeout,
+    time::{sleep, timeout},
 };
+
+/// The place of a connection that came through a socket.
+pub(super) struct Seat {
+    pub admitted: Place,
+    /// Where the thread is the connection's own: where it waits for the next request.
+    pub socket: Option<Socket>,
+}
 
 /// The reading end, and what the requests are worked on with.
 struct Session<R, W> {
-    reader: Reader<Watched<R>, Worker>,
+    reader: Reader<Noted<Watched<R>>, Worker>,
     link: Link<R, W>,
     context: Context,
     stopping: watch::Receiver<bool>,
+    seat: Option<Seat>,
+    /// Where this client waits for its turn at reading NARs.
+    nars: Queue,
+    activity: Arc<Activity>,
     number: u64,
     /// Requests so far.
     operations: u64,
@@ -51,7 +67,7 @@ struct Session<R, W> {
 /// The writing end, with a look at the other one.
 struct Link<R, W> {
     watch: Watch<R>,
-    output: W,
+    output: Noted<W>,
     writer: Writer<Worker>,
     events: Arc<Events>,
     /// Messages less important than this are not sent.
@@ -67,7 +83,7 @@ impl Server {
         reader: R,
         writer: W,
         trust: Trust,
-        (number, peer): (u64, Option<Peer>),
+        seat: Option<Seat>,
         stopping: watch::Receiver<bool>,
     ) -> Result<()>
     where
@@ -75,22 +91,41 @@ impl Server {
         W: AsyncWrite + Unpin + Send,
     {
         let observer = &self.config.observer;
-        let peer = peer.as_ref();
-        observer.event(number, ServerEvent::Connected { peer });
+        let admitted = seat.as_ref().map(|seat| &seat.admitted);
+        let number = admitted.map_or(1, |admitted| admitted.number);
+        let peer = admitted.and_then(|admitted| admitted.peer);
+        observer.event(
+            number,
+            ServerEvent::Connected {
+                peer: peer.as_ref(),
+            },
+        );
+        let activity = admitted.map(|admitted| admitted.activity.clone());
+        let activity = activity.unwrap_or_default();
         let (reader, watch) = watched(reader);
+        let reader = Noted::new(reader, activity.clone());
         let oldest = Worker::new(self.abilities.store.dir().clone(), Version::minor(0));
         let context = Context::new(self, trust);
+        let queue = |turns: &Arc<Turns>| turns.queue(peer.as_ref(), context.trusted);
+        let large = LargeRequests {
+            queue: queue(&self.large),
+            patience: self.config.request_timeout,
+        };
+        let reader = Reader::new(reader, oldest.clone()).with_limits(self.config.limits);
         let mut session = Session {
-            reader: Reader::new(reader, oldest.clone()).with_limits(self.config.limits),
+            reader: reader.with_admission(Some(Arc::new(large))),
+            nars: queue(&self.nars),
+            seat,
             link: Link {
                 watch,
-                output: writer,
+                output: Noted::new(writer, activity.clone()),
                 writer: Writer::new(oldest),
                 events: context.events.clone(),
                 verbosity: Level::Info,
             },
             context,
             stopping,
+            activity,
             number,
             operations: 0,
         };
@@ -175,7 +210,15 @@ where
     /// The next operation; `None` if there will be none.
     async fn next(&mut self) -> Result<Option<Op>, WireError> {
         if self.reader.buffered() == 0 {
-            self.link.flush().await?;
+            self.flush().await?;
+            if let Some(seat) = &self.seat {
+                if !seat.admitted.goes_idle() {
+                    return Ok(None);
+                }
+                if let Some(socket) = &seat.socket {
+                    socket.wait();
+                }
+            }
             tokio::select! {
                 biased;
                 _ = self.stopping.wait_for(|stop| *stop) => return Ok(None),
@@ -183,6 +226,7 @@ where
                     return Ok(None);
                 },
             }
+            self.activity.set_idle(false);
         }
         self.reader.begin_message();
         let number: u32 = self.reader.int("the number of an operation").await?;
@@ -193,6 +237,17 @@ where
                 .reader
                 .malformed(format_args!("invalid operation {number}"))),
         }
+    }
+
+    /// Sends what there is. A large answer is in memory until the client has taken it, for which it has not
+    /// for ever.
+    async fn flush(&mut self) -> Result<(), WireError> {
+        if self.reader.is_admitted() {
+            let limit = self.context.config.request_timeout;
+            let flushed = timeout(limit, self.link.flush()).await;
+            return flushed.unwrap_or_else(|_| Err(too_slow("take a large answer")));
+        }
+        self.link.flush().await
     }
 
     /// Tells the client why the connection ends, as far as it can be told.
@@ -227,7 +282,7 @@ where
 /// Reads a request, works on it, answers.
 macro_rules! answer {
     ($self:ident, |$request:ident: $type:ident| $work:expr) => {{
-        let $request: ops::$type = $self.reader.value().await?;
+        let $request: ops::$type = receive(&mut $self.reader, &$self.context).await?;
         let done = $self.link.work(async { $work }).await;
         $self.link.answer::<ops::$type>(done).await
     }};
@@ -239,12 +294,14 @@ where
     W: AsyncWrite + Unpin + Send,
 {
     async fn operation(&mut self, op: Op) -> Answered {
+        if has_large_answer(op) {
+            self.reader.admit().await?;
+        }
         let cx = &self.context;
         match op {
             Op::IsValidPath => answer!(self, |q: IsValidPath| cx.is_valid(&q.path).await),
             Op::QueryValidPaths => answer!(self, |q: QueryValidPaths| {
-                // Nobody substitutes here, whatever the client wants.
-                cx.valid(q.paths).await
+                cx.valid(q.paths, q.substitute).await
             }),
             Op::QueryPathInfo => answer!(self, |q: QueryPathInfo| {
                 Ok(cx.info(&q.path).await?.map(Into::into))
@@ -270,15 +327,20 @@ where
                 Ok(cx.output_map(&q.path).await?.into_keys().collect())
             }),
             Op::QuerySubstitutablePaths => {
-                answer!(self, |_q: QuerySubstitutablePaths| Ok(Default::default()))
+                answer!(self, |q: QuerySubstitutablePaths| cx
+                    .substitutable(&q.paths)
+                    .await)
             }
             Op::QuerySubstitutablePathInfo => {
-                answer!(self, |_q: QuerySubstitutablePathInfo| Ok(None))
+                answer!(self, |q: QuerySubstitutablePathInfo| {
+                    let one = [(q.path.clone(), None)].into();
+                    Ok(cx.substitutable_infos(&one).await?.remove(&q.path))
+                })
             }
             Op::QuerySubstitutablePathInfos => {
-                answer!(self, |_q: QuerySubstitutablePathInfos| Ok(
-                    Default::default()
-                ))
+                answer!(self, |q: QuerySubstitutablePathInfos| cx
+                    .substitutable_infos(&q.paths)
+                    .await)
             }
             Op::AddSignatures => answer!(self, |q: AddSignatures| {
                 cx.add_signatures(&q.path, &q.signatures).await.map(done)
@@ -306,7 +368,7 @@ where
             Op::SyncWithGC => answer!(self, |_q: SyncWithGC| Ok(Done)),
             Op::FindRoots => answer!(self, |_q: FindRoots| Ok(ops::Roots(cx.roots().await?))),
             Op::CollectGarbage => answer!(self, |q: CollectGarbage| cx.collect_garbage(q).await),
-            Op::OptimiseStore => answer!(self, |_q: OptimiseStore| cx.optimise().map(done)),
+            Op::OptimiseStore => answer!(self, |_q: OptimiseStore| cx.optimise().await.map(done)),
             Op::VerifyStore => {
                 answer!(self, |q: VerifyStore| cx
                     .verify(q.check_contents, q.repair)
@@ -334,8 +396,9 @@ where
             }
             Op::RegisterDrvOutput => answer!(self, |q: RegisterDrvOutput| cx.register(q).await),
             Op::SetOptions => {
-                let options: ops::SetOptions = self.reader.value().await?;
+                let options: ops::SetOptions = receive(&mut self.reader, cx).await?;
                 self.link.verbosity = options.verbosity;
+                self.context.set_options(options);
                 self.link.answer::<ops::SetOptions>(Ok(())).await
             }
             Op::NarFromPath => self.nar_from_path().await,
@@ -343,14 +406,14 @@ where
             Op::AddTextToStore => self.add_text().await,
             Op::AddToStoreNar => self.add_nar().await,
             Op::AddMultipleToStore => {
-                let q: ops::AddMultipleToStore = self.reader.value().await?;
+                let q: ops::AddMultipleToStore = receive(&mut self.reader, cx).await?;
                 let skip = q.dont_check_signatures;
                 let work = cx.add_paths(&mut self.reader, q.repair, skip);
                 let done = self.link.work(work).await;
                 self.link.answer::<ops::AddMultipleToStore>(done).await
             }
             Op::AddBuildLog => {
-                let q: ops::AddBuildLog = self.reader.value().await?;
+                let q: ops::AddBuildLog = receive(&mut self.reader, cx).await?;
                 let work = cx.add_build_log(FramedRead::new(&mut self.reader), &q.path);
                 let done = self.link.work(work).await.map(done);
                 self.link.answer::<ops::AddBuildLog>(done).await
@@ -364,7 +427,7 @@ where
     }
 
     async fn add_to_store(&mut self) -> Answered {
-        let q: ops::AddToStore = self.reader.value().await?;
+        let q: ops::AddToStore = receive(&mut self.reader, &self.context).await?;
         let cx = &self.context;
         let references = References {
             others: q.references,
@@ -391,7 +454,7 @@ where
     }
 
     async fn add_text(&mut self) -> Answered {
-        let q: ops::AddTextToStore = self.reader.value().await?;
+        let q: ops::AddTextToStore = receive(&mut self.reader, &self.context).await?;
         let references = References {
             others: q.references,
             itself: false,
@@ -409,7 +472,7 @@ where
     }
 
     async fn add_nar(&mut self) -> Answered {
-        let q: ops::AddToStoreNar = self.reader.value().await?;
+        let q: ops::AddToStoreNar = receive(&mut self.reader, &self.context).await?;
         let cx = &self.context;
         let skip = q.dont_check_signatures;
         let done = match ops::AddToStoreNar::data(self.reader.protocol()) {
@@ -434,16 +497,18 @@ where
 
     /// Answers before the NAR is known to be good: what fails later ends the connection.
     async fn nar_from_path(&mut self) -> Answered {
-        let q: ops::NarFromPath = self.reader.value().await?;
+        let q: ops::NarFromPath = receive(&mut self.reader, &self.context).await?;
         let store = &self.context.abilities.store;
+        let nars = &self.nars;
         let open = async {
+            let turn = nars.turn().await;
             let mut nar = store.nar(&q.path).await?;
             // What cannot be opened is often seen only with the first bytes.
             let first = nar.next().await.transpose()?;
-            Ok((first, nar))
+            Ok((first, (nar, turn)))
         };
-        let (first, nar) = match self.link.work(open).await {
-            Ok((Some(first), nar)) => (first, nar),
+        let (first, reading) = match self.link.work(open).await {
+            Ok((Some(first), reading)) => (first, reading),
             Ok((None, _)) => {
                 let empty = Error::malformed(q.path.to_string(), "its NAR is empty");
                 return self
@@ -455,8 +520,138 @@ where
         };
         let answered = self.link.answer::<ops::NarFromPath>(Ok(())).await?;
         self.link.flush().await?;
-        self.link.send_nar(&q.path, first, nar).await?;
+        self.send_nar(&q.path, first, reading).await?;
         Ok(answered)
+    }
+
+    /// Sends a NAR whose end nothing but its grammar tells.
+    ///
+    /// While the client takes nothing and others wait for their turn, nothing is read: what was open is
+    /// closed, and opened again where it was left, since what is in a store does not change.
+    async fn send_nar(
+        &mut self,
+        path: &StorePath,
+        first: Bytes,
+        reading: (NarStream, Turn),
+    ) -> Answer<()> {
+        let late = Failure::Late;
+        let bad = |e| late(Error::malformed(format!("the NAR of {path}"), e));
+        let mut grammar = Validator::new();
+        let mut reading = Some(reading);
+        let (mut next, mut sent, mut stops) = (Some(first), 0, 0);
+        while let Some(chunk) = next {
+            grammar.feed(&chunk).map_err(bad)?;
+            sent += chunk.len() as u64;
+            let write = self.link.output.write_all(&chunk);
+            let mut write = pin!(write);
+            let written = loop {
+                tokio::select! {
+                    biased;
+                    written = &mut write => break written,
+                    () = sleep(STALL), if reading.is_some() => if self.nars.is_long() {
+                        if stops == MOST_STOPS {
+                            return Err(too_slow("take the NAR").into());
+                        }
+                        stops += 1;
+                        reading = None;
+                    },
+                }
+            };
+            written.map_err(WireError::from)?;
+            let (store, nars) = (&self.context.abilities.store, &self.nars);
+            let read = async {
+                let (nar, _) = match &mut reading {
+                    Some(there) => there,
+                    none => {
+                        let turn = nars.turn().await;
+                        none.insert((continued(store.nar(path).await?, sent).await?, turn))
+                    }
+                };
+                nar.next().await.transpose()
+            };
+            next = tokio::select! {
+                biased;
+                next = read => next.map_err(late)?,
+                () = self.link.watch.gone() => return Err(Failure::Gone),
+            };
+        }
+        grammar.finish().map_err(bad)?;
+        self.link.output.flush().await.map_err(WireError::from)?;
+        Ok(())
+    }
+}
+
+/// `nar` from the byte `at` on.
+async fn continued(mut nar: NarStream, mut at: u64) -> Result<NarStream> {
+    while at > 0 {
+        let Some(mut chunk) = nar.next().await.transpose()? else {
+            break;
+        };
+        if let Some(rest) = at.checked_sub(chunk.len() as u64) {
+            at = rest;
+        } else {
+            let rest = chunk.split_off(at as usize);
+            return Ok(stream::iter([Ok(rest)]).chain(nar).boxed());
+        }
+    }
+    Ok(nar)
+}
+
+/// The request that comes, for which the client has some time. What is worked on for long does not keep others from
+/// sending theirs.
+async fn receive<R: AsyncRead + Unpin + Send, Q: Request>(
+    reader: &mut Reader<R, Worker>,
+    context: &Context,
+) -> Result<Q, WireError> {
+    let received = timeout(context.config.request_timeout, reader.value()).await;
+    let request = received.unwrap_or_else(|_| Err(too_slow("send its request")))?;
+    if is_long(Q::OP) {
+        reader.release();
+    }
+    Ok(request)
+}
+
+/// Why something was refused. What somebody else has said, perhaps in several lines, is passed on as it is, but
+/// for what would colour a terminal.
+fn words_for_client(error: &Error) -> String {
+    match error {
+        Error::Refused { words, .. } => strip_ansi(words).into_owned(),
+        error => error.to_line(),
+    }
+}
+
+fn too_slow(to: &str) -> WireError {
+    let words = format!("the client is too slow to {to}");
+    WireError::Io(io::Error::new(io::ErrorKind::TimedOut, words))
+}
+
+/// Whether the answer may take much memory although the request is small.
+fn has_large_answer(op: Op) -> bool {
+    matches!(
+        op,
+        Op::QueryAllValidPaths | Op::QueryReferrers | Op::QueryValidDerivers | Op::FindRoots
+    )
+}
+
+/// Lets a user have few large requests in memory at once.
+#[derive(Debug)]
+struct LargeRequests {
+    queue: Queue,
+    patience: Duration,
+}
+
+impl Admission for LargeRequests {
+    fn admit(&self) -> BoxFuture<'_, io::Result<Admitted>> {
+        let turn = async {
+            match timeout(self.patience, self.queue.turn()).await {
+                Ok(turn) => Ok(Box::new(turn) as Admitted),
+                Err(_) => {
+                    let words = "others of your large requests are under way";
+                    Err(io::Error::new(io::ErrorKind::TimedOut, words))
+                }
+            }
+        };
+        turn.boxed()
     }
 }
 
@@ -491,7 +686,7 @@ where
                 self.writer.value(&Message::Last)?;
                 self.writer.value(&reply).err().map(|e| e.to_string())
             }
-            Err(Failure::Refused(error)) => Some(error.to_line()),
+            Err(Failure::Refused(error)) => Some(words_for_client(&error)),
             Err(failure) => return Err(failure),
         };
         if let Some(words) = &refusal {
@@ -524,34 +719,6 @@ where
         }
         Ok(())
     }
-
-    /// Sends a NAR whose end nothing but its grammar tells.
-    async fn send_nar(
-        &mut self,
-        path: &StorePath,
-        first: Bytes,
-        mut rest: NarStream,
-    ) -> Answer<()> {
-        let late = Failure::Late;
-        let bad = |e| late(Error::malformed(format!("the NAR of {path}"), e));
-        let mut grammar = Validator::new();
-        let mut next = Some(first);
-        while let Some(chunk) = next {
-            grammar.feed(&chunk).map_err(bad)?;
-            self.output
-                .write_all(&chunk)
-                .await
-                .map_err(WireError::from)?;
-            next = tokio::select! {
-                biased;
-                next = rest.next() => next.transpose().map_err(late)?,
-                () = self.watch.gone() => return Err(Failure::Gone),
-            };
-        }
-        grammar.finish().map_err(bad)?;
-        self.output.flush().await.map_err(WireError::from)?;
-        Ok(())
-    }
 }
 
 fn done(_: ()) -> Done {
@@ -560,5 +727,9 @@ fn done(_: ()) -> Done {
 
 /// Replies are held back until so many bytes, if requests wait.
 const ENOUGH: usize = 64 << 10;
+/// How long a client may take nothing of a NAR before others have their turn.
+const STALL: Duration = Duration::from_secs(1);
+/// How often that may be: to find the place again takes time.
+const MOST_STOPS: u32 = 20;
 /// How long the client has to read why the connection ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -18,7 +18,7 @@ pub(super) struct Watch<R>(Arc<Mutex<Inner<R>>>);
 struct Inner<R> {
     source: R,
     /// Read ahead by the watch, from `start` to `end`.
-    ahead: Box<[u8]>,
+    ahead: Vec<u8>,
     start: usize,
     end: usize,
 }
@@ -27,7 +27,7 @@ struct Inner<R> {
 pub(super) fn watched<R: AsyncRead + Unpin>(source: R) -> (Watched<R>, Watch<R>) {
     let inner = Arc::new(Mutex::new(Inner {
         source,
-        ahead: vec![0; AHEAD].into(),
+        ahead: Vec::new(),
         start: 0,
         end: 0,
     }));
@@ -41,7 +41,7 @@ impl<R: AsyncRead + Unpin> Watch<R> {
         poll_fn(|cx| {
             let mut inner = lock(&self.0);
             loop {
-                if inner.end == inner.ahead.len() {
+                if inner.end == AHEAD {
                     return Poll::Pending;
                 }
                 match inner.poll_ahead(cx) {
@@ -61,6 +61,8 @@ impl<R: AsyncRead + Unpin> Inner<R> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
+        // Those who only ask what is answered at once need none.
+        self.ahead.resize(AHEAD, 0);
         let mut space = ReadBuf::new(&mut self.ahead[self.end..]);
         let read = Pin::new(&mut self.source).poll_read(cx, &mut space);
         let n = space.filled().len();

@@ -45,7 +45,7 @@ pub use error::WireError;
 pub(crate) use foreign::begins_with;
 pub use framed::{FRAME_END, FramedRead, MAX_FRAME, frame_header, frames};
 pub use nar::NarRead;
-pub use read::{BUFFER, CUT, ITEM_COST, Limits, Reader};
+pub use read::{Admission, Admitted, BUFFER, CUT, FREE, ITEM_COST, Limits, Reader};
 pub use write::Writer;
 
 use std::{fmt::Debug, future::Future};

@@ -1,10 +1,13 @@
 use super::{Decode, Protocol, WireError};
 use bytes::{Buf, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use std::{
-    fmt::Display,
+    any::Any,
+    fmt::{self, Debug, Display},
     future::poll_fn,
     io,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tk_path::{StoreDir, StorePath};
@@ -14,7 +17,6 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 ///
 /// A value that is in the buffer already is read without waiting. Dropping a future of this type
 /// loses at most the bytes that it had taken: the connection is then of no use any more.
-#[derive(Debug)]
 pub struct Reader<R, P> {
     inner: R,
     protocol: P,
@@ -22,9 +24,26 @@ pub struct Reader<R, P> {
     /// Bytes taken out of `buffer` since the beginning.
     position: u64,
     limits: Limits,
-    /// What the message at hand may still take, in bytes of memory.
+    /// What the message at hand may take, in bytes of memory, and what of it is left.
+    whole: u64,
     left: u64,
+    admission: Option<Arc<dyn Admission>>,
+    /// What the message at hand was given by it.
+    admitted: Option<Admitted>,
 }
+
+/// What a message waits for before it takes much memory: many peers at once may each keep within
+/// [`Limits`], and all together not.
+pub trait Admission: Debug + Send + Sync {
+    /// Waits until there is memory. It is taken until the result is dropped.
+    ///
+    /// # Errors
+    /// When there is none for too long.
+    fn admit(&self) -> BoxFuture<'_, io::Result<Admitted>>;
+}
+
+/// See [`Admission::admit`].
+pub type Admitted = Box<dyn Any + Send + Sync>;
 
 /// What a peer may claim, in bytes of memory. The protocol itself has no limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +73,40 @@ impl<R, P> Reader<R, P> {
             buffer: BytesMut::new(),
             position: 0,
             limits,
+            whole: limits.message,
             left: limits.message,
+            admission: None,
+            admitted: None,
         }
+    }
+
+    /// The same, whose messages of more than [`FREE`] bytes wait for `admission`.
+    pub fn with_admission(mut self, admission: Option<Arc<dyn Admission>>) -> Self {
+        self.admission = admission;
+        self
+    }
+
+    /// What large messages wait for.
+    pub fn admission(&self) -> Option<Arc<dyn Admission>> {
+        self.admission.clone()
+    }
+
+    /// Whether the message at hand, or what follows from it, takes much memory.
+    pub fn is_admitted(&self) -> bool {
+        self.admitted.is_some()
+    }
+
+    /// Says that the message at hand takes little memory any more.
+    pub fn release(&mut self) {
+        self.admitted = None;
+    }
+
+    /// Waits as for a large message, whatever its size: what follows from it is large.
+    pub async fn admit(&mut self) -> Result<(), WireError> {
+        if let (Some(admission), None) = (&self.admission, &self.admitted) {
+            self.admitted = Some(admission.admit().await?);
+        }
+        Ok(())
     }
 
     /// The same with other limits.
@@ -108,7 +159,9 @@ impl<R, P> Reader<R, P> {
     /// Gives the next message `bytes` of memory: more than the default for a reply that is known to
     /// be long, such as all paths of a store.
     pub fn begin_message_of(&mut self, bytes: u64) {
+        self.whole = bytes;
         self.left = bytes;
+        self.release();
     }
 
     /// An error about what was read last.
@@ -130,12 +183,26 @@ impl<R, P> Reader<R, P> {
     }
 
     /// Takes `bytes` of memory from what the message may use.
-    pub fn charge(&mut self, what: &'static str, bytes: u64) -> Result<(), WireError> {
+    pub async fn charge(&mut self, what: &'static str, bytes: u64) -> Result<(), WireError> {
         match self.left.checked_sub(bytes) {
             Some(left) => self.left = left,
             None => return Err(self.too_large(what, bytes, self.left)),
         }
+        if self.whole - self.left > FREE {
+            self.admit().await?;
+        }
         Ok(())
+    }
+}
+
+impl<R: Debug, P: Debug> Debug for Reader<R, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("inner", &self.inner)
+            .field("protocol", &self.protocol)
+            .field("position", &self.position)
+            .field("buffered", &self.buffer.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -184,7 +251,7 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
             .and_then(|cost| self.left.checked_sub(cost));
         match (left, usize::try_from(count)) {
             (Some(left), Ok(count)) => {
-                self.left = left;
+                self.charge(what, self.left - left).await?;
                 Ok(count)
             }
             _ => Err(self.too_large(what, count, self.left / item)),
@@ -243,7 +310,7 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
         }
         let length = usize::try_from(length).map_err(|_| self.too_large(what, length, refuse))?;
         let kept = length.min(keep);
-        self.charge(what, kept as u64 + ITEM_COST)?;
+        self.charge(what, kept as u64 + ITEM_COST).await?;
         let bytes = self.take(kept).await?;
         let mut text = String::from_utf8_lossy(&bytes).into_owned();
         if kept < length {
@@ -325,7 +392,7 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
         if length > limit {
             return Err(self.too_large(what, length, limit));
         }
-        self.charge(what, length + ITEM_COST)?;
+        self.charge(what, length + ITEM_COST).await?;
         usize::try_from(length).map_err(|_| self.too_large(what, length, limit))
     }
 
@@ -424,6 +491,9 @@ pub const BUFFER: usize = 64 << 10;
 /// What every string and every item of a list costs of [`Limits::message`] beside its bytes: the
 /// allocations and the nodes of trees that hold it.
 pub const ITEM_COST: u64 = 64;
+
+/// What a message takes without asking [`Admission`].
+pub const FREE: u64 = 256 << 10;
 
 /// Follows a text that was cut.
 pub const CUT: &str = " [...]";

@@ -498,17 +498,28 @@ requests! {
     } -> Done;
 }
 
-records! {
-    /// What a substituter knows about a path.
-    SubstitutablePathInfo {
-        /// The derivation that made it.
-        deriver: Option<StorePath>,
-        /// The paths it needs.
-        references: BTreeSet<StorePath>,
-        /// Bytes to fetch; 0 is unknown.
-        download_size: u64,
-        /// Bytes of the NAR; 0 is unknown.
-        nar_size: u64,
+pub use tk_store::SubstitutablePathInfo;
+
+impl Encode<Worker> for SubstitutablePathInfo {
+    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+        to.value(&self.deriver)?;
+        to.value(&self.references)?;
+        to.u64(self.download_size);
+        to.u64(self.nar_size);
+        Ok(())
+    }
+}
+
+impl Decode<Worker> for SubstitutablePathInfo {
+    async fn decode<R: AsyncRead + Unpin + Send>(
+        from: &mut Reader<R, Worker>,
+    ) -> Result<Self, WireError> {
+        Ok(SubstitutablePathInfo {
+            deriver: from.value().await?,
+            references: from.value().await?,
+            download_size: from.u64().await?,
+            nar_size: from.u64().await?,
+        })
     }
 }
 
@@ -688,48 +699,8 @@ impl Decode<Worker> for Roots {
 /// [`features::DISABLE_SET_OPTIONS`] does not send it.
 ///
 /// A server takes from a client that is not trusted only timeouts, an empty `builders`, and
-/// substituters that it trusts anyhow; it warns about the rest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SetOptions {
-    /// Keep the directories of builds that fail.
-    pub keep_failed: bool,
-    /// Go on with other builds when one fails.
-    pub keep_going: bool,
-    /// Build what cannot be fetched.
-    pub try_fallback: bool,
-    /// Up to which level to log.
-    pub verbosity: Level,
-    /// How many builds at the same time.
-    pub max_build_jobs: u32,
-    /// Seconds after which a silent build is ended; 0: never.
-    pub max_silent_time: u64,
-    /// Whether to send what builders print.
-    pub verbose_build: bool,
-    /// How many processors a build may use; 0: all.
-    pub build_cores: u32,
-    /// Whether to fetch what substituters have.
-    pub use_substitutes: bool,
-    /// Further settings by name. Before 1.12 there can be none.
-    pub overrides: BTreeMap<String, String>,
-}
-
-/// As Nix without any configuration.
-impl Default for SetOptions {
-    fn default() -> Self {
-        SetOptions {
-            keep_failed: false,
-            keep_going: false,
-            try_fallback: false,
-            verbosity: Level::Info,
-            max_build_jobs: 1,
-            max_silent_time: 0,
-            verbose_build: true,
-            build_cores: 0,
-            use_substitutes: true,
-            overrides: BTreeMap::new(),
-        }
-    }
-}
+/// substituters that it trusts anyhow; it warns about the rest. Before 1.12 there can be no overrides.
+pub use tk_store::ClientSettings as SetOptions;
 
 by_version!(
     SetOptions -> (),

@@ -2,7 +2,7 @@ use super::Worker;
 use crate::{
     values::{
         BuildResultForm, read_build_result, read_derived_path, read_old_derived_path,
-        write_build_result, write_old_derived_path,
+        read_signatures, write_build_result, write_old_derived_path,
     },
     wire::{Decode, Encode, Reader, WireError, Writer},
 };
@@ -135,7 +135,7 @@ impl Decode<Worker> for UnkeyedPathInfo {
         };
         if from.protocol().at_least(16) {
             info.ultimate = from.bool().await?;
-            info.signatures = from.value().await?;
+            info.signatures = read_signatures(from).await?;
             info.ca = from.value().await?;
         }
         Ok(info)

@@ -24,7 +24,7 @@ use tk_store::{
 impl Database {
     /// What the output `id` turned out to be.
     pub fn realisation(&self, id: &DrvOutput) -> Result<Option<UnkeyedRealisation>> {
-        let reader = self.reader();
+        let reader = self.readers.take()?;
         self.require_table(&reader, TRACE, "the realisations of Nix from 2.35 on")?;
         self.trace(&reader, id)
     }
@@ -61,7 +61,7 @@ impl Database {
         &self,
         id: &legacy::DrvOutput,
     ) -> Result<Option<legacy::Realisation>> {
-        let reader = self.reader();
+        let reader = self.readers.take()?;
         self.require_table(&reader, LEGACY, "the realisations of Nix up to 2.34")?;
         Ok(self.legacy(&reader, id)?.map(|(_, found)| found))
     }
@@ -103,7 +103,7 @@ impl Database {
         let what = format!("the realisation of {}^{}", id.drv, id.output);
         Ok(Some(UnkeyedRealisation {
             out_path: self.parse(&path, &what)?,
-            signatures: self.split(sigs, &what)?,
+            signatures: Self::split(sigs),
         }))
     }
 
@@ -127,7 +127,7 @@ impl Database {
         };
         let what = format!("the realisation of {id}");
         let realisation = legacy::Realisation {
-            signatures: self.split(sigs, &what)?,
+            signatures: Self::split(sigs),
             dependent: self.dependent(connection, row, &what)?,
             ..legacy::Realisation::new(id.clone(), self.parse(&path, &what)?)
         };
@@ -212,13 +212,10 @@ impl Database {
         }
     }
 
-    fn split(&self, sigs: Option<String>, what: &str) -> Result<BTreeSet<Signature>> {
+    /// What is no signature is passed over: Nix takes any text for one.
+    fn split(sigs: Option<String>) -> BTreeSet<Signature> {
         let sigs = sigs.unwrap_or_default();
-        let sigs = sigs.split(' ').filter(|sig| !sig.is_empty());
-        let sigs = sigs.map(|sig| sig.parse()).collect::<Result<_, _>>();
-        sigs.map_err(|e: tk_narinfo::KeyError| {
-            Error::malformed(format!("{what} in {}", self.file()), e)
-        })
+        sigs.split(' ').flat_map(str::parse).collect()
     }
 }
 
