@@ -49,6 +49,13 @@ pub struct Daemon {
 pub enum Job {
     /// Metadata of 2,000 paths as JSON
     PathInfo,
+    /// 40,000 questions, whether a path is there and what is known of it, asked one after the other: of
+    /// `tk-store daemon` and of nix-daemon
+    Ask1,
+    /// The same on 16 connections
+    Ask16,
+    /// The same on 200 connections
+    Ask200,
     /// 500 paths, 1 GB, into a new folder cache, uncompressed
     CopyOutNone,
     /// The same with zstd, level 3
@@ -122,8 +129,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Job {
-    const ALL: [Job; 9] = [
+    const ALL: [Job; 12] = [
         Job::PathInfo,
+        Job::Ask1,
+        Job::Ask16,
+        Job::Ask200,
         Job::CopyOutNone,
         Job::CopyOutZstd,
         Job::CopyInNone,
@@ -137,6 +147,9 @@ impl Job {
     fn name(self) -> &'static str {
         match self {
             Job::PathInfo => "path-info",
+            Job::Ask1 => "ask the daemon",
+            Job::Ask16 => "ask the daemon, 16 at once",
+            Job::Ask200 => "ask the daemon, 200 at once",
             Job::CopyOutNone => "daemon to folder, none",
             Job::CopyOutZstd => "daemon to folder, zstd",
             Job::CopyInNone => "folder to daemon, none",
@@ -304,6 +317,9 @@ impl Place {
         let compression = job.compression();
         let far = "ssh-ng://far";
         Ok(match job {
+            Job::Ask1 => self.asking(1, who, fresh)?,
+            Job::Ask16 => self.asking(16, who, fresh)?,
+            Job::Ask200 => self.asking(200, who, fresh)?,
             Job::PathInfo => cmd
                 .args(["path-info", "--json", "--store", "daemon"])
                 .args(&self.closures.small),
@@ -337,6 +353,25 @@ impl Place {
                 }
             }
         })
+    }
+
+    /// Questions of a client of its own to the daemon of real Nix, or to ours, which serves the same store.
+    fn asking(&self, connections: usize, who: &Contender, fresh: &Path) -> Result<Cmd> {
+        let cmd = Cmd::new(std::env::current_exe()?);
+        let cmd = cmd.args(["ask", "--connections", &connections.to_string(), "--socket"]);
+        let cmd = match who {
+            Contender::TkStore(program) => {
+                fs::create_dir_all(fresh)?;
+                let socket = fresh.join("s");
+                let program = program.to_string_lossy();
+                let socket = socket.to_string_lossy();
+                cmd.args([&*socket, "--serve", &*program, "daemon", "--store", "local"])
+                    .args(["--socket", &*socket, ";"])
+            }
+            // Where with-daemon puts it.
+            _ => cmd.args(["/nix/var/nix/daemon-socket/socket"]),
+        };
+        Ok(cmd.args(&self.closures.small))
     }
 
     /// That the copy is there, all of it.

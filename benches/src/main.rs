@@ -1,5 +1,6 @@
 //! `tk-bench`: how fast this project is beside real Nix and other crates, in one run. See README.md.
 
+mod ask;
 mod closures;
 mod compare;
 mod contender;
@@ -38,6 +39,8 @@ enum Cli {
 #[derive(clap::Subcommand)]
 enum Process {
     #[command(hide = true)]
+    Ask(ask::Ask),
+    #[command(hide = true)]
     Measure(measure::Measure),
     #[command(hide = true, subcommand)]
     Work(work::Work),
@@ -63,6 +66,7 @@ fn run(cli: Cli) -> Result<bool> {
         Cli::Daemon(daemon) => daemon.run(),
         Cli::Network(network) => network.run(),
         Cli::Plot(plot) => plot.run().map(|()| true),
+        Cli::Process(Process::Ask(ask)) => ask.run().map(|()| true),
         Cli::Process(Process::Measure(measure)) => measure.run().map(|()| true),
         Cli::Process(Process::Work(work)) => work.run().map(|()| true),
         Cli::Process(Process::Limit(limit)) => limit.run().map(|()| true),
