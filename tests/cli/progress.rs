@@ -103,7 +103,7 @@ fn what_is_tried_again_is_told_and_why() {
     );
     assert!(done.err.starts_with(&start), "{done:?}");
     let told = done.err.lines().next().expect("a line");
-    assert!(told.ends_with(" s, attempt 2 of 9"), "{done:?}");
+    assert!(told.ends_with(" ms, attempt 2 of 9"), "{done:?}");
 }
 
 #[test]

@@ -26,7 +26,8 @@ use tk_path::{HashPart, StoreDir};
 use tk_store::{
     AddItem, AddOptions, AddReport, ByteStream, Error, Existing, MemoryStore, Result, SigCheck,
     Store, StoreExt, conformance,
-    copy::{CopyOptions, Reach, plan},
+    copy::{CopyOptions, Progress, Reach, plan},
+    nar,
 };
 
 /// Objects in memory. Every write checks the invariant of caches.
@@ -166,6 +167,11 @@ impl Objects for Memory {
 
     async fn upload(&self, upload: Upload<'_>) -> Result<()> {
         let chunks: Vec<Bytes> = upload.body.try_collect().await?;
+        let all = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        // The other side breaks off in the middle, and takes all of it the next time.
+        for taken in [all / 2, all / 4, all] {
+            (upload.sent)(taken);
+        }
         self.state().log.push(format!("large {}", upload.name));
         self.put(upload.name, chunks.concat().into())
     }
@@ -269,6 +275,34 @@ async fn large_nars_are_sent_while_they_are_packed() {
         read.extend_from_slice(&chunk.unwrap());
     }
     assert_eq!(read, nar);
+}
+
+/// What has arrived of a large NAR follows what was sent of it, and never goes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_nars_arrive_as_they_are_sent() {
+    #[derive(Debug, Default)]
+    struct Arrivals(Mutex<Vec<u64>>);
+
+    impl Progress for Arrivals {
+        fn arrived(&self, bytes: u64) {
+            self.0.lock().unwrap().push(bytes);
+        }
+    }
+
+    let cache = open(&Memory::new(), config()).await;
+    let (info, nar) = noise("large", 9 << 20);
+    let arrivals = Arc::new(Arrivals::default());
+    let options = AddOptions {
+        progress: arrivals.clone(),
+        ..SigCheck::Skip.into()
+    };
+    let nar = nar::from_bytes(nar);
+    cache.add_one(info.clone(), nar, &options).await.unwrap();
+    let arrivals = arrivals.0.lock().unwrap().clone();
+    assert_eq!(arrivals.iter().sum::<u64>(), info.nar_size);
+    let first = arrivals[0];
+    assert!(first.abs_diff(info.nar_size / 2) < 1 << 20, "{arrivals:?}");
+    assert!(arrivals.len() < 4, "{arrivals:?}");
 }
 
 /// Nothing of a NAR that is not what its metadata says, small or large, becomes visible.

@@ -131,7 +131,11 @@ impl NetworkObserver for Ui {
             0 => String::new(),
             held => format!("; so did {held} more requests"),
         };
-        let (wait, next) = (seconds(retry.wait), attempt + 1);
+        let wait = match retry.wait < Duration::from_secs(1) {
+            true => format!("{} ms", retry.wait.as_millis()),
+            false => seconds(retry.wait),
+        };
+        let next = attempt + 1;
         self.warn(format_args!(
             "{url} failed: {reason}; trying again in {wait}, attempt {next} of {attempts}{more}"
         ));
