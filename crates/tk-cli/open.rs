@@ -94,8 +94,7 @@ impl Opened {
             Opened::Local(store) => Ok(&**store),
             Opened::Daemon(store) => Ok(&**store),
             Opened::Cache(_) | Opened::Remote(_) => bail!(
-                "{} is a binary cache, which takes store paths only; \
-                 add files to a local store first: tk-store add FILE",
+                "{0} is a binary cache, to which files go with tk-store push FILE --to {0}",
                 self.store()
             ),
             Opened::Serve(store) => bail!(

@@ -30,7 +30,8 @@ impl Closure {
         let opened = self.from.open(cx, &texts).await?;
         let roots = Sources::find(&opened, &texts).await?.paths;
         let store = opened.store();
-        let found = closure(&*store, roots).await?;
+        let asked = ui::paths(roots.len());
+        let found = cx.ui.asking(&asked, closure(&*store, roots)).await?;
         let order = found.references_first()?;
         let paths = order.iter().map(|info| store.dir().path(&info.path));
         if self.json {
