@@ -23,6 +23,9 @@ pub fn tell_failure(cx: &Context, what: &str, failure: &Failure) -> Answer {
     if let Some(advice) = advice(failure) {
         cx.ui.error(advice);
     }
+    for other in &failure.others {
+        tell_failure(cx, what, other);
+    }
     answer(failure)
 }
 

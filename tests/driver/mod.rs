@@ -4,6 +4,7 @@
 mod build;
 mod evaluate;
 mod failures;
+mod graph;
 mod push;
 
 use crate::support::{RigDaemon, VERSIONS, daemon::Finished, report};

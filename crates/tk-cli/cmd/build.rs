@@ -14,11 +14,11 @@ use push::{PushArgs, Pusher};
 use std::{path::PathBuf, sync::Arc, time::Instant};
 use tell::Outcome;
 use tk_nix::{
-    Cause, Failure, Fetched, Finishing, Installable, NixBuilder, Source, StoreBuilder, Target,
-    or_cancelled,
+    Cause, Failure, Fetchable, Fetched, Finishing, Installable, NixBuilder, Source, StoreBuilder,
+    Target, or_cancelled,
 };
 use tk_path::StoreDir;
-use tk_store::{BuildMode, Store, log::LogSink as _};
+use tk_store::{Abilities, BuildMode, SigCheck, log::LogSink as _};
 
 /// Build packages of flakes, files or derivations, and push what was built
 ///
@@ -88,6 +88,12 @@ struct Ready {
     opened: Opened,
 }
 
+/// Caches that are asked before anything is built.
+struct Preferred {
+    caches: Vec<Abilities>,
+    check: SigCheck,
+}
+
 impl Build {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
@@ -107,14 +113,22 @@ impl Build {
                 return tell::not_evaluated(cx, &what, &failure, self.json);
             }
         };
+        if self.dry_run && !self.prefer_cache {
+            log.clear();
+            return tell::missing(cx, &ready, &targets, None, self.json).await;
+        }
+        let pusher = self.push.open(cx, &ready.opened, self.dry_run).await?;
+        let preferred = match self.prefer_cache {
+            true => Some(self.preferred(cx, &pusher).await?),
+            false => None,
+        };
         if self.dry_run {
             log.clear();
-            return tell::missing(cx, &ready, &targets, self.json).await;
+            return tell::missing(cx, &ready, &targets, preferred.as_ref(), self.json).await;
         }
-        let pusher = self.push.open(cx, &ready.opened).await?;
-        let fetched = match self.prefer_cache {
-            true => self.fetch(cx, &ready, &pusher, &targets).await?,
-            false => Fetched::default(),
+        let fetched = match &preferred {
+            Some(preferred) => preferred.fetch(cx, &ready, &targets).await?,
+            None => Fetched::default(),
         };
         let outcomes = self.build(cx, &ready, &pusher, &targets, &log).await;
         log.clear();
@@ -223,31 +237,17 @@ impl Build {
         Ok(all)
     }
 
-    /// Fetches what caches have.
-    async fn fetch(
-        &self,
-        cx: &Context,
-        ready: &Ready,
-        pusher: &Pusher,
-        targets: &[Target],
-    ) -> Result<Fetched> {
-        let mut caches: Vec<Arc<dyn Store>> = pusher.caches();
+    /// The caches that are asked before anything is built.
+    async fn preferred(&self, cx: &Context, pusher: &Pusher) -> Result<Preferred> {
+        let mut caches = pusher.caches();
         for uri in &self.from {
-            caches.push(open(cx, uri, &Wish::default()).await?.store());
+            caches.push(open(cx, uri, &Wish::default()).await?.abilities());
         }
         if caches.is_empty() {
             bail!("--prefer-cache knows no cache; name one with --push, --upstream or --from");
         }
         let check = keys::signed(cx, &self.trusted_key, 1)?;
-        let store = ready.builder.store();
-        let fetched = tk_nix::fetch(store, &caches, targets, &check, Arc::new(())).await;
-        let fetched = fetched.context("cannot find out what the caches have")?;
-        for (path, error) in &fetched.failed {
-            let why = error.to_line();
-            cx.ui
-                .warn(format_args!("{path} is built, not fetched: {why}"));
-        }
-        Ok(fetched)
+        Ok(Preferred { caches, check })
     }
 
     /// Builds all together; or, if they are pushed, each by itself, and what is built for it is pushed
@@ -289,10 +289,9 @@ impl Build {
             };
             let pushing = pusher.follow(cx, &ready.opened, target.derivation(), ended);
             let (results, pushed) = futures::join!(building, pushing);
-            let mut outcome = Outcome {
-                result: results?.remove(0),
-                pushed,
-            };
+            // One that is turned down does not take along what became of the others.
+            let result = results.and_then(|mut results| results.remove(0));
+            let mut outcome = Outcome { result, pushed };
             match &outcome.result {
                 Ok(built) => {
                     let pushed = &mut outcome.pushed;
@@ -327,6 +326,28 @@ impl Build {
             }
         }
         Ok(())
+    }
+}
+
+impl Preferred {
+    /// Fetches what the caches have.
+    async fn fetch(&self, cx: &Context, ready: &Ready, targets: &[Target]) -> Result<Fetched> {
+        let (store, check) = (ready.builder.store(), &self.check);
+        let fetched = tk_nix::fetch(store, &self.caches, targets, check, Arc::new(())).await;
+        let fetched = fetched.context("cannot find out what the caches have")?;
+        for (path, error) in &fetched.failed {
+            let why = error.to_line();
+            cx.ui
+                .warn(format_args!("{path} is built, not fetched: {why}"));
+        }
+        Ok(fetched)
+    }
+
+    /// What would be fetched.
+    async fn fetchable(&self, ready: &Ready, targets: &[Target]) -> Result<Fetchable> {
+        let (store, check) = (ready.builder.store(), &self.check);
+        let found = tk_nix::fetchable(store, &self.caches, targets, check).await;
+        found.context("cannot find out what the caches have")
     }
 }
 

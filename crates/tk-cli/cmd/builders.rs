@@ -109,7 +109,8 @@ impl Look {
     }
 
     fn check(self, cx: &Context) -> Result<Answer> {
-        let read = self.remote.machines(cx)?;
+        let mut read = self.remote.machines(cx)?;
+        read.faults.append(&mut read.absent);
         if self.json {
             ui::out(json!({
                 "machines": read.all.iter().map(Machine::to_json).collect::<Value>(),

@@ -49,13 +49,18 @@ impl RemoteArgs {
             (None, false) => Machines::default(),
             (None, true) => match cx.settings.get("builders") {
                 Some(text) => read(text, "builders of nix.conf"),
-                None => read(&format!("@{}", machines_file().display()), "nix.conf"),
+                // Who names no machines needs no file of them.
+                None => Machines {
+                    absent: Vec::new(),
+                    ..read(&format!("@{}", machines_file().display()), "nix.conf")
+                },
             },
         };
         for text in &self.builder {
             let one = read(text, "--builder");
             all.all.extend(one.all);
             all.faults.extend(one.faults);
+            all.absent.extend(one.absent);
         }
         Ok(all)
     }

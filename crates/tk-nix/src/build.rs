@@ -16,7 +16,7 @@ use tk_narinfo::{
 };
 use tk_path::{DerivationKind, DerivedPath, OutputsSpec, SingleDerivedPath, StorePath};
 use tk_store::{
-    Abilities, Build, BuildMode, StoreExt, derivation,
+    Abilities, Build, BuildMode, Error, StoreExt, closure, derivation,
     log::{LogEvent, LogSink, strip_ansi},
 };
 use tokio_util::sync::CancellationToken;
@@ -199,23 +199,83 @@ impl StoreBuilder {
             Err(failure) => return Ok(self.given_up(targets, &failure, &logs).await),
         };
         let elapsed = begun.elapsed();
+        let errors = errors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let mut all = Vec::with_capacity(targets.len());
         for target in targets {
-            let found = results.iter().find(|keyed| keyed.path == target.path);
+            let mut keyed = results.iter();
+            let found = keyed.clone().find(|keyed| keyed.path == target.path);
+            // 2.8 gives one result for all that was asked of a derivation.
+            let found = found.or_else(|| keyed.find(|keyed| answers(&keyed.path, &target.path)));
             all.push(match found {
                 Some(keyed) if !keyed.result.status.is_success() => {
-                    let drv = target
-                        .derivation()
-                        .map(|drv| self.store.store.dir().path(drv));
-                    let failure = failed(keyed, drv, &logs, &errors);
-                    let fixed = self.is_fixed(failure.derivation.as_deref()).await;
-                    Err(failure.with_likely(fixed))
+                    Err(self.failed(keyed, target, &logs, &errors).await)
                 }
                 Some(keyed) => self.told(keyed, target, &logs, elapsed).await,
                 None => Err(nothing(target)),
             });
         }
         Ok(all)
+    }
+
+    /// Why a build failed. If things that it needs failed, those are told.
+    async fn failed<S: LogSink>(
+        &self,
+        keyed: &KeyedBuildResult,
+        target: &Target,
+        logs: &BuildLogs<S>,
+        errors: &[String],
+    ) -> Failure {
+        let dir = self.store.store.dir();
+        let drv = target.derivation().map(|drv| dir.path(drv));
+        let own = drv.as_deref().and_then(|drv| logs.of(drv));
+        let failure = Failure::of_build(drv.clone(), &keyed.result, own.as_ref());
+        if failure.cause != Cause::Dependency {
+            return self.with_likely(failure).await;
+        }
+        let mut roots: Vec<Failure> = Vec::new();
+        for text in errors {
+            let root = Failure::of_words_of_build(text);
+            let is_known = roots
+                .iter()
+                .any(|known| known.derivation == root.derivation);
+            let is_other = root.derivation.is_some() && root.derivation != drv;
+            if root.cause != Cause::Dependency && is_other && !is_known {
+                roots.push(root);
+            }
+        }
+        // What other targets need is theirs.
+        if roots.len() > 1
+            && let Some(drv) = target.derivation()
+            && let Ok(needed) = closure(&*self.store.store, [drv.clone()]).await
+        {
+            roots.retain(|root| {
+                let root = root.derivation.as_deref();
+                let root = root.and_then(|root| dir.parse(root).ok());
+                root.is_none_or(|root| needed.infos.contains_key(&root))
+            });
+        }
+        let mut told = Vec::with_capacity(roots.len());
+        for root in roots {
+            let log = root.derivation.as_deref().and_then(|drv| logs.of(drv));
+            told.push(self.with_likely(root.with_log(log.as_ref())).await);
+        }
+        let mut told = told.into_iter();
+        match told.next() {
+            Some(mut root) => {
+                root.asked_status = failure.status;
+                root.others = told.collect();
+                root
+            }
+            None => failure,
+        }
+    }
+
+    async fn with_likely(&self, failure: Failure) -> Failure {
+        let fixed = self.is_fixed(failure.derivation.as_deref()).await;
+        failure.with_likely(fixed)
     }
 
     /// Whether the output of this derivation is fixed, as far as that can be found out.
@@ -251,7 +311,7 @@ impl StoreBuilder {
         // Giving the future up ends the builds.
         let mut failure = tokio::select! {
             biased;
-            results = builder.build(&paths, options.mode, logs) => return Ok(Ok(results?)),
+            results = build_each(builder, &paths, options.mode, logs) => return Ok(Ok(results?)),
             () = options.cancel.cancelled() => Failure::cancelled(),
             () = too_long => {
                 let limit = options.timeout.unwrap_or_default().as_secs_f32();
@@ -365,7 +425,7 @@ impl StoreBuilder {
         keyed: &KeyedBuildResult,
         target: &Target,
     ) -> Result<BTreeMap<String, StorePath>> {
-        let (drv, spec) = match &keyed.path {
+        let (drv, spec) = match &target.path {
             DerivedPath::Opaque(path) => {
                 return Ok(BTreeMap::from([("out".to_owned(), path.clone())]));
             }
@@ -402,28 +462,62 @@ impl StoreBuilder {
     }
 }
 
-/// Why a build failed. If something that it needs failed, that is what is told.
-fn failed<S: LogSink>(
-    keyed: &KeyedBuildResult,
-    drv: Option<String>,
-    logs: &BuildLogs<S>,
-    errors: &Mutex<Vec<String>>,
-) -> Failure {
-    let own = drv.as_deref().and_then(|drv| logs.of(drv));
-    let failure = Failure::of_build(drv.clone(), &keyed.result, own.as_ref());
-    if failure.cause != Cause::Dependency {
-        return failure;
+/// Builds `paths` together. If one of them is turned down, so that the others are not told either, each by
+/// itself.
+async fn build_each(
+    builder: &dyn Build,
+    paths: &[DerivedPath],
+    mode: BuildMode,
+    log: &dyn LogSink,
+) -> tk_store::Result<Vec<KeyedBuildResult>> {
+    match builder.build(paths, mode, log).await {
+        Err(error) if is_turned_down(&error) && paths.len() > 1 => {}
+        results => return results,
     }
-    let errors = errors.lock().unwrap_or_else(PoisonError::into_inner);
-    let roots = errors.iter().map(|text| Failure::of_words(text));
-    let mut roots = roots.filter(|root| root.cause != Cause::Dependency);
-    let Some(root) = roots.find(|root| root.derivation.is_some() && root.derivation != drv) else {
-        return failure;
-    };
-    let log = root.derivation.as_deref().and_then(|drv| logs.of(drv));
-    let mut root = root.with_log(log.as_ref());
-    root.status = failure.status;
-    root
+    let mut all = Vec::with_capacity(paths.len());
+    for path in paths {
+        match builder.build(std::slice::from_ref(path), mode, log).await {
+            Ok(results) => all.extend(results),
+            Err(error) if is_turned_down(&error) => {
+                let words = match error {
+                    Error::Refused { words, .. } => words,
+                    error => error.to_line(),
+                };
+                let mut result =
+                    tk_narinfo::build_result::BuildResult::new(BuildStatus::MiscFailure);
+                result.error = words;
+                let path = path.clone();
+                all.push(KeyedBuildResult { path, result });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+/// Whether the fault is that of what was asked for, not of the store.
+fn is_turned_down(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Refused { .. }
+            | Error::Invalid { .. }
+            | Error::NotFound { .. }
+            | Error::Malformed { .. }
+    )
+}
+
+/// Whether the result for `path` is one for `wanted`, too.
+fn answers(path: &DerivedPath, wanted: &DerivedPath) -> bool {
+    match (path, wanted) {
+        (
+            DerivedPath::Built { drv, outputs },
+            DerivedPath::Built {
+                drv: wanted,
+                outputs: names,
+            },
+        ) => drv == wanted && outputs.union(names) == *outputs,
+        _ => false,
+    }
 }
 
 /// What failed on the way is told as a message only.

@@ -79,8 +79,11 @@ fn object(text: &str) -> Option<Line> {
 
 fn message(object: &Map<String, Value>) -> Option<Line> {
     let text = text_of(object, "msg")?;
+    let is_error = object.contains_key("raw_msg") || strip_ansi(&text).starts_with("error:");
     let level = match level(object) {
         Level::Error if REMARKS.iter().any(|begin| text.starts_with(begin)) => Level::Chatty,
+        // What code says with builtins.trace.
+        Level::Error if !is_error => Level::Notice,
         level => level,
     };
     let error = (level == Level::Error).then(|| {
@@ -175,6 +178,10 @@ mod tests {
             (
                 r#"@nix {"action":"msg","level":0,"msg":"executing builder '/bin/sh'"}"#,
                 LogEvent::message(Level::Chatty, "executing builder '/bin/sh'"),
+            ),
+            (
+                r#"@nix {"action":"msg","level":0,"msg":"trace: seen"}"#,
+                LogEvent::message(Level::Notice, "trace: seen"),
             ),
             (
                 "Warning: Permanently added 'host'",

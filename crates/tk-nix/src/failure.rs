@@ -34,6 +34,10 @@ pub struct Details {
     pub phase: Option<String>,
     /// The last lines that the builder or, where nothing was built, nix wrote.
     pub log: Vec<String>,
+    /// How what was asked for ended, if that is not the derivation: `DependencyFailed`.
+    pub asked_status: Option<BuildStatus>,
+    /// Other builds that failed, and without which what was asked for cannot be.
+    pub others: Vec<Failure>,
 }
 
 /// What made something fail.
@@ -190,6 +194,8 @@ impl Failure {
             exit: None,
             phase: None,
             log: Vec::new(),
+            asked_status: None,
+            others: Vec::new(),
         }))
     }
 
@@ -259,6 +265,23 @@ impl Failure {
         failure
     }
 
+    /// The failure of a derivation, of which nothing but its words was told.
+    pub(crate) fn of_words_of_build(text: &str) -> Self {
+        let mut failure = Failure::of_words(text);
+        failure.status = Some(match failure.cause {
+            Cause::HashMismatch { .. } | Cause::OutputRejected | Cause::MissingOutput { .. } => {
+                BuildStatus::OutputRejected
+            }
+            Cause::TimedOut => BuildStatus::TimedOut,
+            Cause::LogLimit => BuildStatus::LogLimitExceeded,
+            Cause::Dependency => BuildStatus::DependencyFailed,
+            Cause::NotDeterministic => BuildStatus::NotDeterministic,
+            Cause::Builder => BuildStatus::PermanentFailure,
+            _ => BuildStatus::MiscFailure,
+        });
+        failure
+    }
+
     pub(crate) fn with_log(mut self, log: Option<&BuildLog>) -> Self {
         if let Some(log) = log {
             self.log = log.lines.iter().cloned().collect();
@@ -303,6 +326,7 @@ impl Failure {
             "signal": signal,
             "phase": self.phase,
             "log": self.log,
+            "others": self.others.iter().map(Failure::to_json).collect::<Value>(),
             "retryable": self.is_retryable(),
         });
         match &self.cause {

@@ -1,12 +1,23 @@
-use crate::{Result, Target};
+//! Fetching what caches have of what would be built.
+//!
+//! ```text
+//! what is wanted → derivations whose outputs neither the store nor a cache has, and what these need
+//!                → outputs of the rest that the store lacks: fetched with their closure, each path from the
+//!                  first cache that gives what it promises → what no cache gave is built, so: again
+//! ```
+
+use crate::{
+    Result, Target,
+    remote::{Graph, Realised},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-use tk_path::{DerivedPath, OutputName, OutputsSpec, SingleDerivedPath, StorePath};
+use tk_path::{DerivedPath, StorePath};
 use tk_store::{
-    Abilities, Error, SigCheck, Store,
-    copy::{CopyOptions, Progress, Reach, plan},
+    Abilities, Error, SeveralStores, SigCheck, Store,
+    copy::{CopyOptions, CopyReport, Plan, Progress, Reach, plan},
 };
 
 /// What [`fetch`] did.
@@ -18,83 +29,243 @@ pub struct Fetched {
     pub failed: Vec<(StorePath, Error)>,
 }
 
-/// Fetches the outputs of `targets` that `store` lacks and one of `caches` has, with all they refer
-/// to, so that they need not be built.
+/// What [`fetch`] would do.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Fetchable {
+    /// The paths that would be fetched, each with the bytes of its NAR.
+    pub paths: BTreeMap<StorePath, u64>,
+    /// Derivations that would have to be built.
+    pub build: BTreeSet<StorePath>,
+}
+
+/// Fetches what `caches` have of `targets`, and of what these are built from, with all that it refers to, so that
+/// it need not be built. Of each path the first cache that has it is asked first, and others when it does not
+/// give what it promises; signatures are checked by `check`.
 ///
-/// Only outputs whose paths are known without building are looked for. The first cache that has
-/// all wanted outputs of a target is the one that they come from; signatures are checked by
-/// `check`.
+/// Outputs whose paths only building tells are found by their realisations, which are told to `store`.
 ///
 /// # Errors
-/// When the store or a cache cannot be asked: that is never taken for "absent".
+/// When the store cannot be asked, or a cache about something that no other has: that is never taken
+/// for "absent".
 pub async fn fetch(
     store: &Abilities,
-    caches: &[Arc<dyn Store>],
+    caches: &[Abilities],
     targets: &[Target],
     check: &SigCheck,
     progress: Arc<dyn Progress>,
 ) -> Result<Fetched> {
-    let mut fetched = Fetched::default();
-    let mut wanted = Vec::new();
-    for target in targets {
-        wanted.extend(known_outputs(store, target).await?);
-    }
-    let all: BTreeSet<_> = wanted.iter().flatten().cloned().collect();
-    let there = store.store.valid(&all).await?;
-    wanted.retain(|outputs| !outputs.is_subset(&there));
-    for cache in caches {
-        if wanted.is_empty() {
-            break;
+    let look = Look::new(store, caches, targets, check)?;
+    let source: Arc<dyn Store> = look.caches.clone();
+    let (mut fetched, mut lacking) = (Fetched::default(), BTreeSet::new());
+    loop {
+        let found = look.at(&lacking).await?;
+        let mut is_over = true;
+        let plans = look.plans(&found.roots).await?;
+        for (path, error) in plans.incomplete {
+            is_over &= !lacking.insert(path.clone());
+            fetched.failed.push((path, error));
         }
-        let asked: BTreeSet<_> = wanted.iter().flatten().cloned().collect();
-        let has = cache.valid(&asked).await?;
-        let (here, elsewhere): (Vec<_>, Vec<_>) = wanted
-            .into_iter()
-            .partition(|outputs| outputs.is_subset(&has));
-        wanted = elsewhere;
-        let roots: BTreeSet<_> = here.into_iter().flatten().collect();
-        if roots.is_empty() {
-            continue;
-        }
-        let options = CopyOptions {
-            reach: Reach::Missing,
-            ..CopyOptions::new(check.clone())
-        };
-        let plan = match plan(&**cache, &*store.store, &roots, &options).await {
-            Ok(plan) => plan,
-            // It has the outputs, but not all that they refer to.
-            Err(error @ (Error::NotFound { .. } | Error::MissingReference { .. })) => {
-                fetched
-                    .failed
-                    .extend(roots.first().cloned().map(|root| (root, error)));
-                continue;
+        for plan in plans.complete {
+            let report = plan.run(&source, &*store.store, progress.clone()).await?;
+            is_over &= report.copied.is_empty();
+            let copied = report.copied.iter();
+            let copied = copied.map(|info| (info.path.clone(), info.nar_size));
+            fetched.paths.extend(copied);
+            for (path, error) in causes(report) {
+                // Another cache may have it.
+                if look.caches.bar(&path) {
+                    is_over = false;
+                } else {
+                    is_over &= !lacking.insert(path.clone());
+                    fetched.failed.push((path, error));
+                }
             }
-            Err(error) => return Err(error.into()),
-        };
-        let report = plan.run(cache, &*store.store, progress.clone()).await?;
-        let copied = report.copied.into_iter();
-        fetched
-            .paths
-            .extend(copied.map(|info| (info.path, info.nar_size)));
-        fetched.failed.extend(report.failed);
+        }
+        look.tell(&found, &lacking).await?;
+        if is_over {
+            return Ok(fetched);
+        }
     }
-    Ok(fetched)
 }
 
-/// The wanted outputs of `target`, if the path of each is known.
-async fn known_outputs(store: &Abilities, target: &Target) -> Result<Option<BTreeSet<StorePath>>> {
-    let (drv, spec) = match &target.path {
-        DerivedPath::Opaque(path) => return Ok(Some(BTreeSet::from([path.clone()]))),
-        DerivedPath::Built { drv, outputs } => (drv, outputs),
-    };
-    let (Some(graph), SingleDerivedPath::Opaque(drv)) = (&store.graph, drv) else {
-        return Ok(None);
-    };
-    let outputs = graph.output_map(drv).await?;
-    let is_wanted = |name: &OutputName| match spec {
-        OutputsSpec::All => true,
-        OutputsSpec::Names(names) => names.contains(name),
-    };
-    let wanted = outputs.into_iter().filter(|(name, _)| is_wanted(name));
-    Ok(wanted.map(|(_, path)| path).collect())
+/// What [`fetch`] would do with the same arguments, if caches give what they promise.
+///
+/// # Errors
+/// As [`fetch`].
+pub async fn fetchable(
+    store: &Abilities,
+    caches: &[Abilities],
+    targets: &[Target],
+    check: &SigCheck,
+) -> Result<Fetchable> {
+    let look = Look::new(store, caches, targets, check)?;
+    let mut lacking = BTreeSet::new();
+    loop {
+        let found = look.at(&lacking).await?;
+        let plans = look.plans(&found.roots).await?;
+        if plans.incomplete.is_empty() {
+            let missing = plans.complete.iter().flat_map(|plan| &plan.missing);
+            return Ok(Fetchable {
+                paths: missing
+                    .map(|item| (item.path.clone(), item.nar_size))
+                    .collect(),
+                build: found.build,
+            });
+        }
+        lacking.extend(plans.incomplete.into_iter().map(|(path, _)| path));
+    }
+}
+
+/// The failures that do not follow from others.
+fn causes(report: CopyReport) -> impl Iterator<Item = (StorePath, Error)> {
+    let failed = report.failed.into_iter();
+    failed.filter(|(_, error)| !matches!(error, Error::MissingReference { .. }))
+}
+
+/// Looks at what the store and the caches have together.
+struct Look<'a> {
+    store: &'a Abilities,
+    caches: Arc<SeveralStores>,
+    all: Abilities,
+    realised: Realised,
+    wanted: Vec<DerivedPath>,
+    options: CopyOptions,
+}
+
+/// What was found.
+#[derive(Default)]
+struct Found {
+    /// What the store lacks, and caches have.
+    roots: BTreeSet<StorePath>,
+    /// Derivations that have to be built.
+    build: BTreeSet<StorePath>,
+    /// Derivations that have not to, with paths of outputs.
+    realised: BTreeMap<StorePath, BTreeSet<StorePath>>,
+}
+
+/// How roots come from the caches.
+struct Plans {
+    complete: Vec<Plan>,
+    /// What refers to something that no cache has.
+    incomplete: Vec<(StorePath, Error)>,
+}
+
+impl<'a> Look<'a> {
+    fn new(
+        store: &'a Abilities,
+        caches: &[Abilities],
+        targets: &[Target],
+        check: &SigCheck,
+    ) -> Result<Self> {
+        let all = [store.clone()].into_iter().chain(caches.iter().cloned());
+        Ok(Look {
+            store,
+            caches: Arc::new(SeveralStores::new(caches.iter().cloned())?.prefer(check.clone())),
+            all: Arc::new(SeveralStores::new(all)?).abilities(),
+            realised: Realised::new(store.store.dir().clone()),
+            wanted: targets.iter().map(|target| target.path.clone()).collect(),
+            options: CopyOptions {
+                reach: Reach::Missing,
+                ..CopyOptions::new(check.clone())
+            },
+        })
+    }
+
+    /// What there is, where `lacking` counts as absent.
+    async fn at(&self, lacking: &BTreeSet<StorePath>) -> Result<Found> {
+        let graph = Graph::of(&self.all, &self.realised, &self.wanted, lacking).await;
+        let graph = match graph {
+            Ok(graph) => graph,
+            // Whoever builds it says what is wrong with it.
+            Err(Error::Invalid { .. } | Error::NotFound { .. }) => return Ok(Found::default()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut found = Found::default();
+        let mut paths: BTreeSet<_> = self.wanted.iter().filter_map(opaque).cloned().collect();
+        paths.retain(|path| !lacking.contains(path));
+        for ((drv, _), path) in &graph.known {
+            if !graph.nodes.contains_key(drv) && !lacking.contains(path) {
+                paths.insert(path.clone());
+                let of_drv = found.realised.entry(drv.clone()).or_default();
+                of_drv.insert(path.clone());
+            }
+        }
+        let there = self.store.store.valid(&paths).await?;
+        let absent = &paths - &there;
+        // What is no output may be nowhere.
+        found.roots = self.caches.valid(&absent).await?;
+        found.build = graph.nodes.into_keys().collect();
+        Ok(found)
+    }
+
+    async fn plans(&self, roots: &BTreeSet<StorePath>) -> Result<Plans> {
+        let mut plans = Plans {
+            complete: Vec::new(),
+            incomplete: Vec::new(),
+        };
+        if roots.is_empty() {
+            return Ok(plans);
+        }
+        match self.plan(roots).await {
+            Ok(plan) => {
+                plans.complete.push(plan);
+                return Ok(plans);
+            }
+            Err(error) if is_incomplete(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut whole = BTreeSet::new();
+        for root in roots {
+            match self.plan(&[root.clone()].into()).await {
+                Ok(_) => drop(whole.insert(root.clone())),
+                Err(error) if is_incomplete(&error) => plans.incomplete.push((root.clone(), error)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !whole.is_empty() {
+            plans.complete.push(self.plan(&whole).await?);
+        }
+        Ok(plans)
+    }
+
+    async fn plan(&self, roots: &BTreeSet<StorePath>) -> tk_store::Result<Plan> {
+        plan(&*self.caches, &*self.store.store, roots, &self.options).await
+    }
+
+    async fn pass_on(&self, from: &Abilities, drv: &StorePath) -> tk_store::Result<()> {
+        let (all, to, check) = (&self.all, self.store, &self.options.check);
+        self.realised.pass_on(all, from, to, drv, check).await
+    }
+
+    /// Tells the store what outputs are that only building tells, and that it has now.
+    async fn tell(&self, found: &Found, lacking: &BTreeSet<StorePath>) -> Result<()> {
+        let paths = found.realised.values().flatten();
+        let paths: BTreeSet<_> = paths
+            .filter(|path| !lacking.contains(*path))
+            .cloned()
+            .collect();
+        let there = self.store.store.valid(&paths).await?;
+        for (drv, outputs) in &found.realised {
+            if outputs.iter().any(|path| found.roots.contains(path)) && outputs.is_subset(&there) {
+                let from = self.caches.clone().abilities();
+                let told = self.pass_on(&from, drv);
+                told.await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn opaque(path: &DerivedPath) -> Option<&StorePath> {
+    match path {
+        DerivedPath::Opaque(path) => Some(path),
+        DerivedPath::Built { .. } => None,
+    }
+}
+
+fn is_incomplete(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::NotFound { .. } | Error::MissingReference { .. }
+    )
 }

@@ -48,8 +48,17 @@ impl Installable {
             };
             return Ok(Installable::of(Source::Store(path), ""));
         }
-        let (reference, rest) = text.split_once('#').unwrap_or((text, ""));
-        let (attr, outputs) = split_outputs(text, rest)?;
+        let (reference, attr, outputs) = match text.split_once('#') {
+            Some((reference, rest)) => {
+                let (attr, outputs) = split_outputs(text, rest)?;
+                (reference, attr, outputs)
+            }
+            // As Nix: a name may hold a "^" that no outputs follow.
+            None => match split_outputs(text, text) {
+                Ok((reference, outputs)) => (reference, "", outputs),
+                Err(_) => (text, "", None),
+            },
+        };
         let reference = match reference {
             "" => ".",
             reference => reference,
@@ -153,6 +162,10 @@ mod tests {
                 None,
             ),
             (".#x^*", flake("."), "x", Some("*")),
+            ("./flake^lib", flake("./flake"), "", Some("lib")),
+            ("path:/a^out,dev", flake("path:/a"), "", Some("dev,out")),
+            (".^*", flake("."), "", Some("*")),
+            ("./a^b/c", flake("./a^b/c"), "", None),
         ] {
             let read = Installable::parse(&dir, text).unwrap();
             let outputs_read = read.outputs.as_ref().map(ToString::to_string);

@@ -40,7 +40,7 @@ pub use build::{BuildOptions, BuildResult, NixBuilder, StoreBuilder, or_cancelle
 pub use daemon::StdioTransport;
 pub use evaluate::{EvalOptions, Target};
 pub use failure::{Cause, Details, Exit, Failure};
-pub use fetch::{Fetched, fetch};
+pub use fetch::{Fetchable, Fetched, fetch, fetchable};
 pub use finishing::Finishing;
 pub use installable::{Installable, InstallableError, Source};
 pub use nix::{Flavour, Nix, NixConfig, NixVersion};

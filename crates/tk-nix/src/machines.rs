@@ -90,6 +90,8 @@ pub struct Machines {
     pub all: Vec<Machine>,
     /// Lines that are none, in their order.
     pub faults: Vec<Fault>,
+    /// Files that are named and not there, which Nix takes for empty ones.
+    pub absent: Vec<Fault>,
 }
 
 /// Why a line is no machine.
@@ -267,6 +269,12 @@ impl ReadMachines<'_> {
         let path = self.folder.join(file);
         match read_file(&path) {
             Ok(Some(text)) => self.text(&text, &path.display().to_string(), depth + 1),
+            Ok(None) if self.found.absent.len() < MAX_FAULTS => {
+                let (file, why) = (name.to_owned(), format!("there is no {}", path.display()));
+                let place = Place { file, line };
+                let (field, absent) = (None, &mut self.found.absent);
+                absent.push(Fault { place, field, why });
+            }
             Ok(None) => {}
             Err(error) => {
                 let why = format!("reading {}: {error}", path.display());

@@ -16,11 +16,11 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tk_narinfo::{Compression, SecretKey};
+use tk_narinfo::{Compression, SecretKey, build_result::BuildStatus};
 use tk_nix::BuildResult;
 use tk_path::{OutputName, OutputsSpec, StorePath};
 use tk_store::{
-    Error, SigCheck, Store,
+    Abilities, Error, SigCheck, Store,
     copy::{CopyOptions, Outputs, Reach, Upstreams, plan, sign_present},
 };
 use tokio::sync::{Mutex, mpsc::UnboundedReceiver};
@@ -57,7 +57,8 @@ pub struct PushArgs {
 
 impl PushArgs {
     /// Opens the caches, before anything is built that could not be pushed.
-    pub async fn open(&self, cx: &Context, source: &Opened) -> Result<Pusher> {
+    /// With `dry_run` nothing is made that is not there.
+    pub async fn open(&self, cx: &Context, source: &Opened, dry_run: bool) -> Result<Pusher> {
         ensure!(
             !self.push.is_empty() || !self.sign.is_given(),
             "--sign-key is for what is pushed; say where to with --push"
@@ -69,7 +70,8 @@ impl PushArgs {
         };
         for uri in &self.push {
             let wish = Wish {
-                write: true,
+                write: !dry_run,
+                dry_run,
                 compression: self.compression,
                 level: self.level,
                 ..Wish::default()
@@ -171,15 +173,16 @@ impl Pusher {
     }
 
     /// All caches that may have what need not be built.
-    pub fn caches(&self) -> Vec<Arc<dyn Store>> {
+    pub fn caches(&self) -> Vec<Abilities> {
         let places = self.places.iter();
         let own = places.flat_map(|place| {
             let upstreams = place.upstreams.caches.iter().cloned();
-            std::iter::once(place.cache.store()).chain(upstreams)
+            std::iter::once(place.cache.abilities()).chain(upstreams.map(Abilities::of))
         });
-        let mut all: Vec<_> = own.chain(self.upstreams.iter().cloned()).collect();
+        let upstreams = self.upstreams.iter().cloned().map(Abilities::of);
+        let mut all: Vec<_> = own.chain(upstreams).collect();
         let mut seen = BTreeSet::new();
-        all.retain(|cache| seen.insert(cache.to_string()));
+        all.retain(|cache| seen.insert(cache.store.to_string()));
         all
     }
 
@@ -217,17 +220,7 @@ impl Pusher {
         drv: &StorePath,
         all: &mut [Pushed],
     ) -> bool {
-        let abilities = source.abilities();
-        let found = async {
-            let outputs = abilities.output_map(drv).await?;
-            let paths: BTreeSet<_> = outputs.values().flatten().cloned().collect();
-            let there = self.source.valid(&paths).await?;
-            let there = outputs
-                .into_iter()
-                .filter_map(|(name, path)| Some((name, path.filter(|p| there.contains(p))?)));
-            Ok::<BTreeMap<_, _>, Error>(there.collect())
-        };
-        match found.await {
+        match self.there(source, drv).await {
             Ok(outputs) if outputs.is_empty() => false,
             Ok(outputs) => {
                 let pushed = self.push_outputs(cx, source, Some(drv), &outputs).await;
@@ -246,6 +239,21 @@ impl Pusher {
         }
     }
 
+    /// The outputs of `drv` that are there.
+    async fn there(
+        &self,
+        source: &Opened,
+        drv: &StorePath,
+    ) -> Result<BTreeMap<OutputName, StorePath>, Error> {
+        let outputs = source.abilities().output_map(drv).await?;
+        let paths: BTreeSet<_> = outputs.values().flatten().cloned().collect();
+        let there = self.source.valid(&paths).await?;
+        let there = outputs
+            .into_iter()
+            .filter_map(|(name, path)| Some((name, path.filter(|p| there.contains(p))?)));
+        Ok(there.collect())
+    }
+
     /// Pushes what was built into each cache, after what went there before.
     pub async fn push(
         &self,
@@ -262,6 +270,16 @@ impl Pusher {
         let outputs = outputs.collect::<Result<BTreeMap<_, _>>>()?;
         let drv = built.drv_path.as_deref().map(|drv| dir.parse(drv));
         let drv = drv.transpose()?;
+        // A build makes all outputs, whichever were asked for.
+        let is_built = built.status == BuildStatus::Built.name() && !self.results_only;
+        let outputs = match &drv {
+            Some(drv) if is_built => {
+                let mut all = self.there(source, drv).await?;
+                all.extend(outputs);
+                all
+            }
+            _ => outputs,
+        };
         let pushed = self.push_outputs(cx, source, drv.as_ref(), &outputs).await;
         merge(before, pushed);
         Ok(())

@@ -1,6 +1,6 @@
 //! What is said of builds.
 
-use super::{Ready, push::Pushed};
+use super::{Preferred, Ready, push::Pushed};
 use crate::{
     Answer, Context,
     build_log::Done,
@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     time::Instant,
 };
 use tk_narinfo::build_result::BuildStatus;
@@ -94,7 +95,7 @@ pub fn not_evaluated(cx: &Context, what: &str, failure: &Failure, as_json: bool)
 fn failed(failure: &Failure) -> Value {
     json!({
         "storePath": null, "outputs": {}, "buildTime": null, "size": null, "references": [],
-        "status": failure.status.map(BuildStatus::name),
+        "status": failure.asked_status.or(failure.status).map(BuildStatus::name),
         "errorMsg": failure.message,
         "failure": failure.to_json(),
     })
@@ -121,6 +122,7 @@ pub fn summary(cx: &Context, done: &Done, fetched: &Fetched, outcomes: &[Outcome
     let failures = outcomes
         .iter()
         .filter_map(|outcome| outcome.result.as_ref().err());
+    let failures = failures.flat_map(|failure| iter::once(failure).chain(&failure.others));
     let failed: BTreeSet<_> = failures.filter_map(|f| f.derivation.as_ref()).collect();
     let built = done.built.iter().filter(|drv| !failed.contains(drv));
     let built = match built.count() {
@@ -171,18 +173,36 @@ fn pushes(outcomes: &[Outcome]) -> Vec<String> {
     lines.collect()
 }
 
-/// What would have to be built and fetched.
+/// What would have to be built and fetched, from `preferred` caches before anything else.
 pub async fn missing(
     cx: &Context,
     ready: &Ready,
     targets: &[Target],
+    preferred: Option<&Preferred>,
     as_json: bool,
 ) -> Result<Answer> {
     let store = ready.builder.store();
     let dir = store.store.dir();
     let builder = store.build.as_ref().context("the store cannot build")?;
     let paths: Vec<_> = targets.iter().map(|target| target.path.clone()).collect();
-    let missing = builder.missing(&paths).await?;
+    let mut missing = builder.missing(&paths).await?;
+    if let Some(preferred) = preferred {
+        let fetched = preferred.fetchable(ready, targets).await?;
+        missing.build.retain(|drv| fetched.build.contains(drv));
+        missing
+            .unknown
+            .retain(|path| !fetched.paths.contains_key(path));
+        // What the store would fetch by itself is for what is left to be built.
+        if missing.build.is_empty() && missing.unknown.is_empty() {
+            missing.substitute.clear();
+            (missing.download_size, missing.nar_size) = (0, 0);
+        }
+        for (path, size) in fetched.paths {
+            if missing.substitute.insert(path) {
+                missing.nar_size += size;
+            }
+        }
+    }
     let list = |paths: &BTreeSet<StorePath>| -> Vec<String> {
         paths.iter().map(|path| dir.path(path)).collect()
     };

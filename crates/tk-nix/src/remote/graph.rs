@@ -18,6 +18,7 @@ pub struct Graph {
     pub known: HashMap<(StorePath, OutputName), StorePath>,
     /// Every derivation that was looked at.
     drvs: HashMap<StorePath, Derivation>,
+    lacking: BTreeSet<StorePath>,
 }
 
 /// A derivation to build.
@@ -31,13 +32,17 @@ pub struct Node {
 }
 
 impl Graph {
-    /// What has to be built for `paths`, as the store is now.
+    /// What has to be built for `paths`, as the store is now, where `lacking` counts as absent.
     pub async fn of(
         local: &Abilities,
         realised: &Realised,
         paths: &[DerivedPath],
+        lacking: &BTreeSet<StorePath>,
     ) -> Result<Graph> {
-        let mut graph = Graph::default();
+        let mut graph = Graph {
+            lacking: lacking.clone(),
+            ..Graph::default()
+        };
         let mut wanted: BTreeMap<StorePath, BTreeSet<OutputName>> = BTreeMap::new();
         let mut wave: BTreeMap<StorePath, OutputsSpec> = BTreeMap::new();
         for path in paths {
@@ -123,7 +128,7 @@ impl Graph {
         for (drv, names) in new {
             let there = |name: &OutputName| {
                 let path = self.known.get(&(drv.clone(), name.clone()));
-                path.is_some_and(|path| valid.contains(path))
+                path.is_some_and(|path| valid.contains(path) && !self.lacking.contains(path))
             };
             if names.iter().all(there) {
                 continue;

@@ -151,7 +151,29 @@ impl<'a> Job<'a> {
             log: &log,
         };
         let watch = shared.pool.watch(i, &builder, self.path, self.make(&at));
-        watch.await.map_err(Fault::Lost)?
+        let made = watch.await.map_err(Fault::Lost);
+        if !matches!(made, Err(_) | Ok(Err(Fault::Lost(_) | Fault::Refused(_)))) {
+            self.keep_log(&at).await;
+        }
+        made?
+    }
+
+    /// Keeps what the builder wrote where the store here has its logs.
+    async fn keep_log(&self, at: &At<'_>) {
+        let local = at.shared.local;
+        let written = at.log.written(&local.store.dir().path(self.path));
+        let (Some(log), Some(logs)) = (written, &local.logs) else {
+            return;
+        };
+        let kept = logs.add_build_log(self.path, nar::from_bytes(log)).await;
+        if let Err(error) = kept {
+            let why = match error {
+                Error::Refused { words, .. } => strip_ansi(words.trim()).into_owned(),
+                error => error.to_line(),
+            };
+            let text = format!("the log of {} is not kept here: {why}", self.path.name());
+            at.log.say(Level::Talkative, text);
+        }
     }
 
     /// Sees to it that the outputs are there, and brings them here.

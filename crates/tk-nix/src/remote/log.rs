@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tk_store::log::{ActivityType, Field, Level, LogEvent, LogSink};
+use tk_store::log::{ActivityType, Field, Level, LogEvent, LogSink, ResultType};
 
 /// Numbers of activities, for all machines of one call.
 #[derive(Debug, Default)]
@@ -22,6 +22,15 @@ pub struct MachineLog<'a> {
     machine: &'a str,
     pulse: &'a Pulse,
     known: Mutex<HashMap<u64, u64>>,
+    /// What each build wrote, by the number that the machine gave it.
+    written: Mutex<HashMap<u64, Written>>,
+}
+
+/// What a build wrote.
+#[derive(Debug)]
+struct Written {
+    drv: String,
+    log: Vec<u8>,
 }
 
 impl<'a> MachineLog<'a> {
@@ -37,6 +46,38 @@ impl<'a> MachineLog<'a> {
             machine,
             pulse,
             known: Mutex::default(),
+            written: Mutex::default(),
+        }
+    }
+
+    /// What the build of the whole path `drv` wrote; `None` if it was not built there.
+    pub fn written(&self, drv: &str) -> Option<Vec<u8>> {
+        let all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_drv = all.values().find(|written| written.drv == drv);
+        of_drv.map(|written| written.log.clone())
+    }
+
+    fn keep(&self, event: &LogEvent) {
+        let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            LogEvent::Start {
+                id, kind, fields, ..
+            } if *kind == ActivityType::BUILD && all.len() < MOST_OPEN => {
+                if let Some(Field::Text(drv)) = fields.first() {
+                    let (drv, log) = (drv.clone(), Vec::new());
+                    all.insert(*id, Written { drv, log });
+                }
+            }
+            LogEvent::Result { id, kind, fields } if *kind == ResultType::BUILD_LOG_LINE => {
+                let room: usize = all.values().map(|written| written.log.len()).sum();
+                if let (Some(written), Some(Field::Text(line))) = (all.get_mut(id), fields.first())
+                    && room + line.len() < MOST_WRITTEN
+                {
+                    written.log.extend_from_slice(line.as_bytes());
+                    written.log.push(b'\n');
+                }
+            }
+            _ => {}
         }
     }
 
@@ -69,6 +110,7 @@ impl<'a> MachineLog<'a> {
 impl LogSink for MachineLog<'_> {
     fn event(&self, event: LogEvent) {
         self.pulse.beat();
+        self.keep(&event);
         let event = match event {
             LogEvent::Start {
                 id,
@@ -115,6 +157,8 @@ impl Drop for MachineLog<'_> {
 }
 
 const MOST_OPEN: usize = 4096;
+/// Bytes of logs that are kept of one job.
+const MOST_WRITTEN: usize = 64 << 20;
 
 #[cfg(test)]
 mod tests {

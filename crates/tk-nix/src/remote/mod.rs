@@ -36,6 +36,9 @@ mod realised;
 mod run;
 mod silence;
 
+pub(crate) use graph::Graph;
+pub(crate) use realised::Realised;
+
 use crate::{machines::Machine, slots::Slots};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -213,7 +216,7 @@ impl Build for RemoteBuilder {
             return build.missing(paths).await;
         }
         let realised = realised::Realised::new(self.local.store.dir().clone());
-        let graph = graph::Graph::of(&self.local, &realised, paths).await?;
+        let graph = Graph::of(&self.local, &realised, paths, &BTreeSet::new()).await?;
         Ok(Missing {
             build: graph.nodes.into_keys().collect(),
             ..Missing::default()

@@ -11,10 +11,13 @@ use super::{RemoteConfig, graph::Node};
 use std::collections::BTreeMap;
 use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
 use tk_path::{
-    Algorithm, BasicDerivation, Derivation, Hash, Inputs, OutputName, StoreDir, StorePath,
-    modulo::Modulo,
+    Algorithm, BasicDerivation, Derivation, DerivationKind, Hash, Inputs, OutputName, StoreDir,
+    StorePath, modulo::Modulo,
 };
-use tk_store::{Abilities, Error, Realisations, Result, SigCheck, derivation::legacy_hash};
+use tk_store::{
+    Abilities, Error, Realisations, Result, SigCheck,
+    derivation::{self, legacy_hash},
+};
 use tokio::sync::Mutex;
 
 /// The hashes of derivations that were needed so far.
@@ -122,8 +125,67 @@ impl Realised {
         Ok(())
     }
 
+    /// Passes on to `to` what `from` says that the outputs of `drv` are, which is read from `local` and has
+    /// such outputs or not, if `check` is satisfied. Without anything to say, or somebody who keeps it, nothing is done.
+    pub async fn pass_on(
+        &self,
+        local: &Abilities,
+        from: &Abilities,
+        to: &Abilities,
+        drv: &StorePath,
+        check: &SigCheck,
+    ) -> Result<()> {
+        let file = derivation::read(&*local.store, drv).await?;
+        let (Some(from), Some(to)) = (&from.realisations, &to.realisations) else {
+            return Ok(());
+        };
+        let is_floating = matches!(file.kind(), Ok(DerivationKind::Floating(_)));
+        let hash = match is_floating {
+            true => self.hash(local, &file).await?,
+            false => return Ok(()),
+        };
+        for output in file.outputs.keys() {
+            let (legacy, id) = (
+                hash,
+                DrvOutput {
+                    drv: drv.clone(),
+                    output: output.clone(),
+                },
+            );
+            if let Some(hash) = legacy {
+                let output = output.clone();
+                let legacy_id = legacy::DrvOutput { hash, output };
+                let known = from.legacy_realisation(&legacy_id).await;
+                if let Some(known) = unless_unsupported(known)?.flatten() {
+                    unless_refused(to.register_legacy(&known, check).await)?;
+                }
+            }
+            if let Some(value) = unless_unsupported(from.realisation(&id).await)?.flatten() {
+                let known = Realisation { id, value };
+                unless_refused(to.register(&known, check).await)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn hash(&self, local: &Abilities, drv: &Derivation) -> Result<Option<Hash>> {
         legacy_hash(&mut *self.0.lock().await, drv, &*local.store).await
+    }
+}
+
+/// Who is not told builds it.
+fn unless_refused(told: Result<()>) -> Result<()> {
+    match told {
+        Err(Error::Untrusted { .. } | Error::Refused { .. } | Error::Unsupported { .. }) => Ok(()),
+        told => told,
+    }
+}
+
+/// `None` if it is the form that a store does not know.
+fn unless_unsupported<T>(answer: Result<T>) -> Result<Option<T>> {
+    match answer {
+        Err(Error::Unsupported { .. }) => Ok(None),
+        answer => answer.map(Some),
     }
 }
 

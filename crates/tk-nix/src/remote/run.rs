@@ -33,7 +33,7 @@ pub async fn run(
     let before = local.store.valid(&opaque).await?;
     let fetched = fetch(local, paths, log).await?;
     let realised = Realised::new(local.store.dir().clone());
-    let mut graph = Graph::of(local, &realised, paths).await?;
+    let mut graph = Graph::of(local, &realised, paths, &BTreeSet::new()).await?;
     let known = graph.nodes.values().all(Node::is_known);
     let shared = Shared {
         local,
