@@ -1,8 +1,9 @@
-use super::shell::{FindOptions, Format, WhatArgs, shell_word, shells};
+use super::shell::{FindOptions, Format, WhatArgs, held, plain_text, shell_word, shells};
 use crate::{Answer, Context, failure::tell_failure, ui};
 use anyhow::Result;
 use serde_json::{Value, json};
-use tk_nix::shell::{Found, Owner, ShellFormat, Shells, What};
+use similar::TextDiff;
+use tk_nix::shell::{Found, Hook, Owner, ShellFormat, Shells, What};
 
 /// The environments that `shell` and `run` keep: list, print, allow, collect
 #[derive(clap::Subcommand)]
@@ -35,9 +36,11 @@ pub struct Gc {
     json: bool,
 }
 
-/// Let the shellHook of an environment run, as long as its text is what it is now
+/// Let the code of an environment run that nobody names, as long as it is what it is now
 ///
-/// Prints the text.
+/// That is its shellHook, the functions and variables that this mentions, and what shells run by
+/// themselves: PROMPT_COMMAND, BASH_ENV, ENV, ZDOTDIR, prompts with code, functions by the name of a
+/// command. Prints it: the first time all, later what is different from what was allowed before.
 #[derive(clap::Args)]
 #[command(after_help = ALLOW_EXAMPLES)]
 pub struct Allow {
@@ -46,13 +49,17 @@ pub struct Allow {
     /// Take the consent back
     #[arg(long)]
     revoke: bool,
+    /// Print the code, and allow nothing
+    #[arg(long, conflicts_with = "revoke")]
+    show: bool,
     #[command(flatten)]
     find: FindOptions,
 }
 
 /// Print an environment as code for a shell, or as JSON
 ///
-/// bash gets functions too, and the shellHook if it was allowed. direnv evaluates again when a file changes
+/// bash gets functions too, and the shellHook if it was allowed. Nobody gets what shells would run by
+/// themselves and was not allowed (see env allow). direnv evaluates again when a file changes
 /// that the environment depends on; zsh and fish get no variables with names that are their own.
 #[derive(clap::Args)]
 #[command(after_help = EXPORT_EXAMPLES)]
@@ -142,17 +149,33 @@ impl Allow {
             let there = shells.revoke(entry)?;
             return Ok(if there { Answer::Yes } else { Answer::No });
         }
-        match entry.environment.hook() {
-            "" => cx
-                .ui
-                .say(format_args!("{} has no shellHook", self.what.spelled())),
-            hook => {
-                ui::out(hook)?;
-                shells.allow(entry)?;
-            }
+        let code = shells.startup_code(entry);
+        if code.is_empty() {
+            let what = self.what.spelled();
+            cx.ui.say(format_args!(
+                "{what} has no shellHook, nor other code that would run without being named"
+            ));
+            return Ok(Answer::Yes);
+        }
+        let (now, before) = (code.text(), shells.allowed_before(entry));
+        let changes = match before.filter(|before| *before != now) {
+            None => now,
+            Some(before) => changes(&before, &now),
+        };
+        ui::out(plain_text(&changes).trim_end())?;
+        if !self.show {
+            shells.allow(entry)?;
         }
         Ok(Answer::Yes)
     }
+}
+
+/// All lines of both, with what is different marked.
+fn changes(before: &str, now: &str) -> String {
+    let diff = TextDiff::from_lines(before, now);
+    let mut unified = diff.unified_diff();
+    let all = unified.context_radius(usize::MAX >> 2);
+    all.header("allowed before", "now").to_string()
 }
 
 impl Export {
@@ -172,7 +195,11 @@ impl Export {
             Format::Fish => ShellFormat::Fish,
             Format::Direnv => ShellFormat::Direnv,
         };
-        let allowed = shells.is_allowed(&found.entry)?;
+        let allowed = session.hook() == Hook::Allowed;
+        let startup = shells.startup_code(&found.entry);
+        if session.hook() == Hook::Held && startup.has_more_than_hook() {
+            cx.ui.warn(held(&self.what.spelled(), &startup));
+        }
         let mut code = session.environment().export(format, allowed);
         if let Format::Direnv = self.format {
             code.push_str(&watches(&found));
@@ -207,6 +234,7 @@ async fn found(
 
 const ALLOW_EXAMPLES: &str = "\
 Examples:
+  tk-store env allow --show .#ci
   tk-store env allow .#ci
   tk-store env allow -f shell.nix --revoke";
 const EXPORT_EXAMPLES: &str = "\

@@ -18,10 +18,10 @@ use std::{
     time::Duration,
 };
 use tk_nix::{
-    Cause, Failure, Installable, NixBuilder, Source,
+    Cause, Failure, Installable, Nix, NixBuilder, NixVersion, Source,
     shell::{
-        ExecResult, Found, Hook, LeaseOptions, Owner, ShellConfig, ShellSession, Shells, Stream,
-        Wanted, What,
+        ExecResult, Found, Hook, LeaseOptions, Owner, ShellConfig, ShellSession, Shells,
+        StartupCode, Stream, Wanted, What,
     },
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,7 +36,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// the file is watched, all that nix says it read, and the search path. What else such code looks at,
 /// name with --watch.
 ///
-/// A shellHook is not run before it was allowed, and again not when its text has changed.
+/// Code that would run without being named (a shellHook, functions that it calls, PROMPT_COMMAND and
+/// BASH_ENV) is held back before it was allowed, and again when any of it has changed.
 /// The exit status is that of the command; 127 or 126 if it is not there or cannot be run; 2 if there
 /// is no environment.
 #[derive(Args)]
@@ -44,7 +45,7 @@ use tokio::signal::unix::{SignalKind, signal};
 pub struct Shell {
     #[command(flatten)]
     what: WhatArgs,
-    /// Allow the shellHook as it is, and run it
+    /// Allow the shellHook and all that it calls as they are, and run it
     #[arg(long)]
     allow: bool,
     #[command(flatten)]
@@ -203,7 +204,8 @@ impl Shell {
         }
         let session = self.options.session(&shells, &found)?;
         if session.hook() == Hook::Held {
-            cx.ui.warn(held(&self.what.spelled()));
+            let code = shells.startup_code(&found.entry);
+            cx.ui.warn(held(&self.what.spelled(), &code));
         }
         match self.command.is_empty() {
             true => gone("bash", &session.exec_interactive()),
@@ -269,9 +271,17 @@ impl FindOptions {
         }
         let nix = match shells.nix(&config).await {
             Ok(nix) => nix,
+            // Paths that are there need no nix.
+            Err(failure) if failure.cause == Cause::NoNix && wanted.store_paths().is_some() => {
+                Nix::known(config, NixVersion::OLDEST)?
+            }
             Err(failure) => return Ok(Err(failure)),
         };
-        let (builder, opened) = self.nix.builder_with(cx, &self.build, nix).await?;
+        let paths = wanted.store_paths().unwrap_or_default();
+        let (builder, opened) = self
+            .nix
+            .builder_of_paths(cx, &self.build, nix, &paths)
+            .await?;
         let dir = opened.store().dir().clone();
         let shells = shells.clone();
         let shells = shells.with_store(dir, opened.real_dir().map(Into::into));
@@ -340,12 +350,27 @@ pub fn shells(cx: &Context) -> Result<Shells> {
     }))
 }
 
-/// What is said of a hook that was not allowed.
-pub fn held(what: &str) -> String {
+/// What is said of code that was not allowed.
+pub fn held(what: &str, code: &StartupCode) -> String {
+    let names: Vec<_> = code.names().take(MOST_NAMED).collect();
+    let names = plain_text(&names.join(", "));
     format!(
-        "the shellHook of {what} was not run: it is new, or has changed; see it with \
-         'tk-store env export {what} --format json', allow it with 'tk-store env allow {what}'"
+        "code of {what} was held back that would run without being named ({names}): it is new, or \
+         has changed; allow it with 'tk-store env allow {what}', see it first with 'tk-store env \
+         allow --show {what}'"
     )
+}
+
+/// `text` with what would control a terminal written out.
+pub fn plain_text(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() && c != '\n' && c != '\t' {
+            true => plain.extend(c.escape_default()),
+            false => plain.push(c),
+        }
+    }
+    plain
 }
 
 /// Says why there is no environment: always 2, since 1 may be the status of a command.
@@ -428,6 +453,8 @@ pub enum Format {
     Direnv,
 }
 
+/// Names of code that are told.
+const MOST_NAMED: usize = 5;
 /// How often it is looked whether nix has ended.
 const LOOK: Duration = Duration::from_millis(20);
 

@@ -6,10 +6,10 @@ use crate::{
     settings::{data_folder, path_var},
 };
 use anyhow::{Context as _, Result};
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use tk_daemon::{DaemonConfig, DaemonStore};
 use tk_nix::{EvalOptions, Nix, NixBuilder, NixConfig, NixVersion, StdioTransport};
-use tk_path::StoreDir;
+use tk_path::{StoreDir, StorePath};
 use tk_store::StoreReference;
 
 /// Which nix is run, and how it evaluates.
@@ -95,6 +95,24 @@ impl NixOptions {
         build: &BuildOptions,
     ) -> Result<(NixBuilder, Opened)> {
         let nix = Nix::known(self.config(cx, build)?, NixVersion::OLDEST)?;
+        self.builder_with(cx, build, nix).await
+    }
+
+    /// As [`NixOptions::builder_with`]; but a store on disk that has all of `paths`, which are all that
+    /// is wanted, is opened without a nix-daemon.
+    pub async fn builder_of_paths(
+        &self,
+        cx: &Context,
+        build: &BuildOptions,
+        nix: Nix,
+        paths: &BTreeSet<StorePath>,
+    ) -> Result<(NixBuilder, Opened)> {
+        if !paths.is_empty() && on_disk(cx)?.is_some() {
+            let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
+            if opened.store().valid(paths).await? == *paths {
+                return Ok((NixBuilder::new(nix, opened.abilities()), opened));
+            }
+        }
         self.builder_with(cx, build, nix).await
     }
 

@@ -8,7 +8,8 @@
 //! CACHE/locks/SLOT        held by whoever evaluates
 //! CACHE/run/              scripts that take themselves away
 //! STATE/leases/           roots: see `lease`
-//! STATE/allowed/HASH      hooks that may be run
+//! STATE/allowed/HASH      code that may be run: of a place, an attribute, and all that `consent` tells
+//! STATE/allowed/HASH.text what was allowed last for the place and the attribute
 //! ```
 //! SLOT is the hash of what was asked for: reference, attribute, options, system, store, version of
 //! Nix; KEY that of SLOT and of the content of all that was looked at. An entry counts as long as its paths
@@ -24,18 +25,24 @@
 //!
 //! # Security
 //! Entries are the user's own files, in folders for the user alone. An environment may change every
-//! variable, `PATH` first of all: running a command in it means to trust it. Its hook is code that
-//! would run without being named, so it needs a consent, which is bound to its text.
+//! variable, `PATH` first of all: running a command in it means to trust it. Its hook, and what shells
+//! run by themselves, is code that would run without being named, so it needs a consent, which
+//! is bound to its text and to all that it can call. Without it such variables and functions are left out.
 
+mod consent;
 mod environment;
 mod export;
 mod files;
+mod git;
 mod inputs;
 mod known;
 mod lease;
+mod mentions;
+mod namespace;
 mod session;
 mod told;
 
+pub use consent::StartupCode;
 pub use environment::{Environment, Variable, Variables};
 pub use export::ShellFormat;
 pub use lease::{Lease, LeaseOptions, Owner};
@@ -46,9 +53,10 @@ use crate::{
     Source, Target, evaluate::invocation,
 };
 use files::Lock;
-use inputs::{FilePlace, Place, Snapshot, Trees};
+use inputs::{FilePlace, LocalFlake, Place, Snapshot, Trees, View};
 use known::{Known, Resolved};
 use lease::Leases;
+use namespace::StoreElsewhere;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -133,6 +141,20 @@ impl Wanted {
             What::Shell(one) => std::slice::from_ref(one),
             What::Packages(all) => all,
         }
+    }
+
+    /// The paths of the store that it is of, if it is of nothing else: they need no nix if they are
+    /// there.
+    pub fn store_paths(&self) -> Option<BTreeSet<StorePath>> {
+        let all = match &self.what {
+            What::Packages(all) => all.iter(),
+            What::Shell(_) => return None,
+        };
+        let paths = all.map(|one| match &one.source {
+            Source::Store(DerivedPath::Opaque(path)) => Some(path.clone()),
+            _ => None,
+        });
+        paths.collect()
     }
 
     /// What was asked for, as people wrote it.
@@ -266,7 +288,8 @@ impl Shells {
         })
     }
 
-    /// A session in `entry`. With `keep` the environment is pure: of the caller's variables those are left
+    /// A session in `entry`. If its files lie elsewhere than its paths say, commands get a namespace in
+    /// which they are where they belong. With `keep` the environment is pure: of the caller's variables those are left
     /// that `nix-shell --pure` leaves, and those in `keep`.
     pub fn session(&self, entry: &Entry, keep: Option<&[String]>) -> Result<ShellSession> {
         let base = match keep {
@@ -282,28 +305,55 @@ impl Shells {
         let outputs = self.config.folder.join("outputs");
         let attrs = attrs_file(&self.entry_file(&entry.key), "");
         let environment = entry.environment.clone().redirected(&outputs, &attrs);
-        let hook = match entry.environment.hook() {
-            "" => Hook::None,
-            _ if self.is_allowed(entry)? => Hook::Allowed,
-            _ => Hook::Held,
+        let code = self.startup_code(entry);
+        let (hook, environment) = match code.is_empty() {
+            true => (Hook::None, environment),
+            false if self.is_allowed(entry)? => (Hook::Allowed, environment),
+            false => (Hook::Held, code.taken_out_of(environment)),
         };
         let (folder, scripts) = (self.config.folder.clone(), self.config.cache.join("run"));
         let dir = self.config.dir.clone();
         let session = ShellSession::new(environment, &base, hook, folder, scripts, dir);
+        let elsewhere = match (entry.paths.first(), entry.places.first()) {
+            (Some(path), Some(place)) => {
+                let root = self.config.cache.join("run/root");
+                StoreElsewhere::of(Path::new(path), place, &root)?
+            }
+            _ => None,
+        };
+        let session = session.with_store_elsewhere(elsewhere);
         Ok(match entry.paths.first() {
             Some(path) if entry.is_shell() => session.with_root(path),
             _ => session,
         })
     }
 
-    /// Lets the hook of `entry` run from now on, as long as its text is the same.
+    /// The code of `entry` that would run without being named.
+    pub fn startup_code(&self, entry: &Entry) -> StartupCode {
+        let mut path = OsString::from(entry.environment.text("PATH").unwrap_or_default());
+        path.push(":");
+        path.push(self.search_path());
+        StartupCode::of(&entry.environment, &path)
+    }
+
+    /// Lets the code of `entry` run from now on that would run without being named, as long as all of
+    /// it is the same.
     pub fn allow(&self, entry: &Entry) -> Result<()> {
+        let text = self.startup_code(entry).text();
+        files::replace(&self.allowed_text(entry), text.as_bytes())?;
         files::replace(&self.consent(entry), entry.name.as_bytes())
     }
 
-    /// Whether its hook may run.
+    /// Whether its code may run.
     pub fn is_allowed(&self, entry: &Entry) -> Result<bool> {
         Ok(self.consent(entry).exists())
+    }
+
+    /// What was allowed last for the environment of this name, if it was kept: see
+    /// [`StartupCode::text`].
+    pub fn allowed_before(&self, entry: &Entry) -> Option<String> {
+        let text = files::read(&self.allowed_text(entry), MAX_ENTRY).ok()??;
+        String::from_utf8(text).ok()
     }
 
     /// Takes the consent back; whether there was one.
@@ -315,8 +365,17 @@ impl Shells {
     }
 
     fn consent(&self, entry: &Entry) -> PathBuf {
-        let parts = [&entry.location, &entry.attribute, entry.environment.hook()];
+        let mut parts = vec![entry.location.clone(), entry.attribute.clone()];
+        parts.extend(self.startup_code(entry).parts());
         self.config.state.join("allowed").join(files::digest(parts))
+    }
+
+    fn allowed_text(&self, entry: &Entry) -> PathBuf {
+        let name = files::digest([&entry.location, &entry.attribute]);
+        self.config
+            .state
+            .join("allowed")
+            .join(format!("{name}.text"))
     }
 
     /// All that are kept, the newest first, each with its leases.
@@ -372,7 +431,7 @@ impl Shells {
             for left in files::entries(&self.config.cache.join(folder))? {
                 let age = fs::symlink_metadata(&left).and_then(|meta| meta.modified());
                 let age = age.ok().and_then(|modified| modified.elapsed().ok());
-                if age.is_none_or(|age| age < lease::GRACE) {
+                if age.is_none_or(|age| age < LEFT_FOR) {
                     continue;
                 }
                 let removed = match left.is_dir() {
@@ -407,12 +466,13 @@ struct Asked {
     slot: String,
     location: String,
     attribute: String,
-    flakes: Vec<(PathBuf, PathBuf)>,
+    flakes: Vec<LocalFlake>,
     /// Folders of files of Nix code.
     own: Vec<PathBuf>,
     watch: Vec<PathBuf>,
     /// Folders that change with every use.
     left_out: Vec<PathBuf>,
+    view: View,
     pinned: bool,
     /// Whether code of the store may come from an address in the search path.
     searches_far: bool,
@@ -420,9 +480,9 @@ struct Asked {
 
 impl Asked {
     fn trees(&self, told: &Told) -> Result<Trees> {
-        let mut trees = Trees::without(self.left_out.clone());
-        for (flake, tree) in &self.flakes {
-            trees.add_flake(flake, tree)?;
+        let mut trees = Trees::new(self.left_out.clone(), self.view.clone());
+        for flake in &self.flakes {
+            trees.add_flake(flake)?;
         }
         self.own.iter().for_each(|own| trees.add_own(own.clone()));
         trees.add_told(told);
@@ -442,7 +502,7 @@ impl Asked {
     /// Files that an evaluation itself writes.
     fn locks(&self) -> Vec<PathBuf> {
         let flakes = self.flakes.iter();
-        flakes.map(|(flake, _)| flake.join("flake.lock")).collect()
+        flakes.map(|local| local.flake.join("flake.lock")).collect()
     }
 }
 
@@ -464,7 +524,7 @@ impl Shells {
         for what in wanted.installables() {
             match &what.source {
                 Source::Flake(reference) => match Place::of(reference, folder)? {
-                    Place::Local { flake, tree } => flakes.push((flake, tree)),
+                    Place::Local(flake) => flakes.push(flake),
                     Place::Far { pinned: this } => pinned &= this,
                 },
                 Source::File(file) => {
@@ -500,7 +560,7 @@ impl Shells {
         for (input, reference) in &wanted.eval.override_inputs {
             parts.extend(["override".into(), input.clone(), reference.clone()]);
             match Place::of(reference, folder)? {
-                Place::Local { tree, .. } => watch.push(tree),
+                Place::Local(LocalFlake { tree, .. }) => watch.push(tree),
                 Place::Far { pinned: this } => pinned &= this,
             }
         }
@@ -528,6 +588,11 @@ impl Shells {
             left_out: [&self.config.cache, &self.config.state]
                 .map(|folder| folder.canonicalize().unwrap_or_else(|_| folder.clone()))
                 .into(),
+            view: View {
+                sees_machine,
+                tells_filtered: nix.version().at_least(2, 20),
+                stores: self.stores(),
+            },
             pinned,
             searches_far,
         })
@@ -576,6 +641,12 @@ impl Shells {
             Some(value) => what.env("NIX_PATH", value),
             None => what.without_env("NIX_PATH"),
         }
+    }
+
+    /// The folder in which the files of the store lie.
+    fn real_dir(&self) -> &Path {
+        let real = self.config.real_dir.as_deref();
+        real.unwrap_or(Path::new(self.config.dir.as_str()))
     }
 
     /// Where files of the store lie.
@@ -656,8 +727,7 @@ impl Shells {
             if !before.is_kept_in(&after, &locks) || after.has_new_since(&before, begun, &locks) {
                 continue;
             }
-            let real = self.config.real_dir.as_deref();
-            let real = real.unwrap_or(Path::new(self.config.dir.as_str()));
+            let real = self.real_dir();
             let entry = Entry {
                 key: asked.key(&after),
                 name: match &wanted.what {
@@ -738,15 +808,27 @@ impl Shells {
                 Invocation::new(command).arg(self.config.dir.path(&drv))
             }
         };
+        let local = self.local_flake(what)?;
+        let of_flake = local.as_ref().map(|local| ears.of_flake(local));
+        let listening: &dyn LogSink = match &of_flake {
+            Some(of_flake) => {
+                run = run.arg("-vv");
+                of_flake
+            }
+            None => log,
+        };
         run = self.with_nix_path(run).arg("--profile").arg(&profile);
         for (name, value) in without_floating(nix).await? {
             run = run.args(["--option", &name, &value]);
         }
-        let printed = nix.json(run, log).await?;
+        let printed = nix.json(run, listening).await?;
         let environment: Environment = serde_json::from_value(printed).map_err(|error| {
             let words = format!("nix prints an environment of a kind that is not known: {error}");
             Failure::new(Cause::Other, words)
         })?;
+        if let Some(local) = &local {
+            self.hear_of_self(local, &environment, ears);
+        }
         // The profile's generation, then the path.
         let generation = fs::read_link(&profile).map(|link| place.0.join(link));
         let target = generation.and_then(fs::read_link);
@@ -772,18 +854,52 @@ impl Shells {
     ) -> Result<Vec<Target>> {
         let is_flake = matches!(what.source, Source::Flake(_));
         let more = |ask: Invocation| {
-            let ask = self.with_nix_path(ask);
-            match (is_flake, options.offline) {
-                (true, _) => ask,
-                (false, true) => ask.arg("-vv"),
+            let ask = self.with_nix_path(ask).arg("-vv");
+            match is_flake || options.offline {
+                true => ask,
                 // So that it is told of what nothing pins, however lately it was fetched.
-                (false, false) => ask.args(["-vv", "--option", "tarball-ttl", "0"]),
+                false => ask.args(["--option", "tarball-ttl", "0"]),
             }
         };
-        // What a flake fetches its lock pins.
-        let log: &dyn LogSink = if is_flake { ears.log } else { ears };
         let (nix, dir) = (builder.nix(), &self.config.dir);
+        let local = self.local_flake(what)?;
+        let of_flake = local.as_ref().map(|local| ears.of_flake(local));
+        let log: &dyn LogSink = match (&of_flake, is_flake) {
+            (Some(of_flake), _) => of_flake,
+            // What a flake fetches its lock pins.
+            (None, true) => ears.log,
+            (None, false) => ears,
+        };
         nix.targets_with(what, dir, options, more, log).await
+    }
+
+    /// The flake in a folder of this machine that `what` is of.
+    fn local_flake(&self, what: &Installable) -> Result<Option<LocalFlake>> {
+        let Source::Flake(reference) = &what.source else {
+            return Ok(None);
+        };
+        Ok(match Place::of(reference, &self.config.folder)? {
+            Place::Local(local) => Some(local),
+            Place::Far { .. } => None,
+        })
+    }
+
+    /// Tells `ears` that all of a flake was copied, if `environment` has the path of the copy: nix
+    /// does not say so of `"${self}"`.
+    fn hear_of_self(&self, local: &LocalFlake, environment: &Environment, ears: &Ears<'_>) {
+        let own = files::read(&local.flake.join("flake.nix"), MAX_FLAKE);
+        let is_copy = |path: &StorePath| {
+            let copy = self.real_dir().join(path.as_str()).join(local.file());
+            let copy = files::read(&copy, MAX_FLAKE);
+            copy.is_ok_and(|copy| copy.is_some() && own.as_ref().is_ok_and(|own| *own == copy))
+        };
+        let references = environment.references(&self.config.dir);
+        if references
+            .iter()
+            .any(|path| path.name() == "source" && is_copy(path))
+        {
+            ears.add_copied(local.tree.clone());
+        }
     }
 
     /// The one derivation that is named, which stays in the store until this connection ends.
@@ -848,7 +964,29 @@ impl Shells {
             ..crate::BuildOptions::default()
         };
         let mut paths = Vec::new();
-        for built in builder.build_targets(&targets, &build, log).await? {
+        let named = targets.iter().filter_map(|target| match &target.path {
+            DerivedPath::Opaque(path) => Some(path.clone()),
+            DerivedPath::Built { .. } => None,
+        });
+        let there = builder.store().store.valid(&named.collect()).await?;
+        for path in &there {
+            if let Some(roots) = &builder.store().roots {
+                roots.add_temp_root(path).await?;
+            }
+        }
+        // What is there is not built.
+        targets.retain(|target| match &target.path {
+            DerivedPath::Opaque(path) if there.contains(path) => {
+                paths.push(path.clone());
+                false
+            }
+            _ => true,
+        });
+        let built = match targets.is_empty() {
+            true => Vec::new(),
+            false => builder.build_targets(&targets, &build, log).await?,
+        };
+        for built in built {
             for output in built?.outputs.values() {
                 let path = self.config.dir.parse(output);
                 let path = path.map_err(|e| Failure::new(Cause::Other, e.to_string()))?;
@@ -867,8 +1005,7 @@ impl Shells {
 
     /// `paths` and those that they say users of them need as well.
     fn with_propagated(&self, paths: &[StorePath]) -> Result<Vec<StorePath>> {
-        let real = self.config.real_dir.as_deref();
-        let real = real.unwrap_or(Path::new(self.config.dir.as_str()));
+        let real = self.real_dir();
         let mut all = paths.to_vec();
         let mut next = 0;
         while next < all.len() && all.len() < MOST_PACKAGES {
@@ -1034,6 +1171,8 @@ fn is_json(file: &Path) -> bool {
     file.extension().is_some_and(|e| e == "json") && file.file_stem().is_some_and(is_hex)
 }
 
+/// How long what a process left is not taken away: it may still be at work.
+const LEFT_FOR: Duration = Duration::from_secs(3600);
 /// How long an environment counts that nothing pins.
 pub const UNPINNED_FOR: Duration = Duration::from_secs(3600);
 /// Variables that a pure environment leaves: as `nix-shell --pure`, but for `PATH`.
@@ -1059,7 +1198,7 @@ const OWN_CHANNELS: [&str; 2] = [".nix-defexpr/channels", ".local/state/nix/defe
 /// Derivations that are named where one was wanted.
 const NAMES: usize = 5;
 /// The format of entries and keys.
-const VERSION: &str = "tk-nix environment 1";
+const VERSION: &str = "tk-nix environment 2";
 /// Evaluations until files must have stopped changing.
 const TRIES: usize = 3;
 /// What takes the place of features that are told as numbers.
@@ -1068,6 +1207,8 @@ const NUMBERED: [&str; 3] = ["ca-derivations", "nix-command", "flakes"];
 const MAX_INDEX: u64 = 128 << 20;
 /// Bytes of an entry.
 const MAX_ENTRY: u64 = 64 << 20;
+/// Bytes of a flake.nix.
+const MAX_FLAKE: u64 = 16 << 20;
 /// Where a package names others that its users need.
 const PROPAGATED: &str = "nix-support/propagated-user-env-packages";
 /// Bytes of that file.

@@ -160,7 +160,8 @@ impl Environment {
         self
     }
 
-    fn outputs(&self) -> Vec<(String, String)> {
+    /// The names of its outputs, each with its path.
+    pub(super) fn outputs(&self) -> Vec<(String, String)> {
         match self.variables.get("outputs") {
             Some(Variable::Associative(paths)) => paths.clone().into_iter().collect(),
             Some(Variable::Exported(names) | Variable::Var(names)) => names

@@ -18,14 +18,15 @@ pub enum ShellFormat {
 
 impl Environment {
     /// Code that makes this environment of that of the shell which reads it. `with_hook`: for bash, it
-    /// runs the hook at its end.
+    /// runs the hook at its end. Without it functions do not take the place of what the shell has by
+    /// their names.
     pub fn export(&self, format: ShellFormat, with_hook: bool) -> String {
         let mut code = String::new();
         match format {
             ShellFormat::Bash => {
                 code.push_str("unset shellHook\n");
                 self.exports(&mut code, &[]);
-                code.push_str(&self.unexported());
+                code.push_str(&self.unexported(with_hook));
                 if with_hook {
                     code.push_str(RUN_HOOK);
                 }
@@ -65,8 +66,9 @@ impl Environment {
         }
     }
 
-    /// Code for bash of what no process gets: variables that are not exported, lists, functions.
-    pub(super) fn unexported(&self) -> String {
+    /// Code for bash of what no process gets: variables that are not exported, lists, functions, which
+    /// take the place of others only if that `is_allowed`.
+    pub(super) fn unexported(&self, is_allowed: bool) -> String {
         let mut code = String::new();
         for (name, variable) in self.variables.iter().filter(|(name, _)| is_told(name)) {
             let _ = match variable {
@@ -89,7 +91,11 @@ impl Environment {
             .iter()
             .filter(|(name, _)| is_function(name))
         {
-            let _ = writeln!(code, "{name} ()\n{{\n{body}}}");
+            let unless = match is_allowed {
+                true => String::new(),
+                false => format!("type {name} >/dev/null 2>&1 || "),
+            };
+            let _ = writeln!(code, "{unless}{name} ()\n{{\n{body}}}");
         }
         code
     }
@@ -101,7 +107,7 @@ impl Environment {
         format!(
             "{}__tk_command=(\"$@\")\nset --\n{}{hook}exec -- \"${{__tk_command[@]}}\"\n",
             remove(own),
-            self.unexported(),
+            self.unexported(with_hook),
         )
     }
 
@@ -116,7 +122,7 @@ impl Environment {
         {
             let _ = writeln!(code, "export {name}={}", quoted(value));
         }
-        code.push_str(&self.unexported());
+        code.push_str(&self.unexported(with_hook));
         if with_hook {
             code.push_str(RUN_HOOK);
         }
@@ -293,8 +299,11 @@ mod tests {
         let ask = "printf '%s|' \"$ODD\" \"${list[1]}\" \"${table['k 1']}\" $plain \"${PATH%%:*}\"; greet you";
         let expected = "it's \"$HOME\" `x` \\ \n two|c'|v'|p|/tool/bin|greeting you\n";
         assert_eq!(bash(&format!("{code}{ask}")), expected);
+        let own = "greet() { echo mine; }\n";
+        assert!(bash(&format!("{own}{code}greet you")).ends_with("mine\n"));
         let code = environment().export(ShellFormat::Bash, true);
         assert_eq!(bash(&format!("{code}echo $MADE")), "hook\n1\n");
+        assert!(bash(&format!("{own}{code}greet you")).ends_with("greeting you\n"));
     }
 
     #[test]

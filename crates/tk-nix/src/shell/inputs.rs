@@ -1,13 +1,21 @@
 //! What an evaluation depends on, and whether any of it changed.
 //!
-//! Of a flake's own tree, and of the folder of a file, the files count that evaluation commonly reads
-//! ([`READ`]), of local inputs and of what the caller names the whole trees. Of a file that is no flake
-//! all counts too that nix said it read (see `told`): each file of Nix code with the files beside it that
-//! are commonly read, and what was copied to the store. All that is looked at is noted with its state (size,
-//! times, inode); as long as the states are the same nothing is read. Like git, a file that changed
-//! moments before it was noted is read again, since a further change may leave its times the same.
+//! Of a flake's own tree, and of the folder of a file, those files count that evaluation commonly reads
+//! ([`READ`]), and those that the code can mean that was evaluated (see `mentions`); of local inputs and of what the
+//! caller names the whole trees; and all that nix said it read (see `told`): each file of Nix code with
+//! the files beside it that count in the same way, and what was copied to the store. Of a flake in a
+//! repository evaluation sees nothing but what git has, and the commit (see `git`).
+//!
+//! All that is looked at is noted with its state (size, times, inode); as long as the states are the same nothing is
+//! read. Like git, a file that changed moments before it was noted is read again, since a further
+//! change may leave its times the same.
 
-use super::{files, told::Told};
+use super::{
+    files,
+    git::{Repository, TrackedFile},
+    mentions::{self, Mentions},
+    told::Told,
+};
 use crate::{Cause, Failure, Result, Source};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -16,7 +24,7 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Read},
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::{Duration, SystemTime},
 };
 use tk_path::{Algorithm, Hasher, StoreDir};
@@ -25,17 +33,31 @@ use tk_path::{Algorithm, Hasher, StoreDir};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
     /// A folder of this machine.
-    Local {
-        /// The folder of flake.nix.
-        flake: PathBuf,
-        /// The folder that evaluation sees: of a git repository all.
-        tree: PathBuf,
-    },
+    Local(LocalFlake),
     /// Somewhere else: what is behind the reference may change unless it is `pinned`.
     Far {
         /// Whether it names content.
         pinned: bool,
     },
+}
+
+/// A flake in a folder of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LocalFlake {
+    /// The folder of flake.nix.
+    pub(super) flake: PathBuf,
+    /// The folder that evaluation sees: of a git repository all.
+    pub(super) tree: PathBuf,
+    /// Whether it sees only what git has of that.
+    pub(super) is_tracked: bool,
+}
+
+impl LocalFlake {
+    /// Where flake.nix lies in the tree.
+    pub(super) fn file(&self) -> PathBuf {
+        let folder = self.flake.strip_prefix(&self.tree);
+        folder.unwrap_or(Path::new("")).join("flake.nix")
+    }
 }
 
 impl Place {
@@ -68,11 +90,16 @@ impl Place {
             None => upwards(&tree, "flake.nix").unwrap_or_else(|| tree.clone()),
         };
         let repository = upwards(&flake, ".git").filter(|_| !is_path);
+        let is_tracked = repository.is_some();
         let tree = repository.unwrap_or(match flake.starts_with(&tree) {
             true if is_path => tree,
             _ => flake.clone(),
         });
-        Ok(Place::Local { flake, tree })
+        Ok(Place::Local(LocalFlake {
+            flake,
+            tree,
+            is_tracked,
+        }))
     }
 }
 
@@ -144,6 +171,25 @@ pub(super) struct Trees {
     roots: BTreeMap<PathBuf, Extent>,
     /// Folders that are not looked into, wherever they are.
     left_out: Vec<PathBuf>,
+    /// Trees of which only what git has is seen.
+    repositories: BTreeMap<PathBuf, Repository>,
+    /// Files of these that were evaluated.
+    evaluated: BTreeSet<PathBuf>,
+    /// What the code mentions that was evaluated in a root.
+    mentions: BTreeMap<PathBuf, Mentions>,
+    /// What evaluation can see beyond its own trees.
+    view: View,
+}
+
+/// What evaluation can see, and nix tells of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct View {
+    /// Whether files of the machine can be read that are in no tree of its own.
+    pub(super) sees_machine: bool,
+    /// Whether nix tells of what is copied to the store through a filter.
+    pub(super) tells_filtered: bool,
+    /// Folders of the store, whose files stay what they are.
+    pub(super) stores: Vec<PathBuf>,
 }
 
 /// How much of a tree counts.
@@ -163,9 +209,10 @@ enum Extent {
 
 impl Trees {
     /// None yet; the folders in `left_out` are never looked into.
-    pub(super) fn without(left_out: Vec<PathBuf>) -> Trees {
+    pub(super) fn new(left_out: Vec<PathBuf>, view: View) -> Trees {
         Trees {
             left_out,
+            view,
             ..Trees::default()
         }
     }
@@ -180,22 +227,77 @@ impl Trees {
         self.at_least(folder, Extent::Own);
     }
 
-    /// With what nix said it read; but of what was added before, a folder that was copied adds nothing.
+    /// With what nix said it read.
     pub(super) fn add_told(&mut self, told: &Told) {
         let own: Vec<_> = self.roots.keys().cloned().collect();
+        let mut room = MAX_TEXT;
         for file in &told.files {
             let folder = file.parent().unwrap_or(file);
-            if !own.iter().any(|own| folder.starts_with(own)) {
+            let roots = own.iter().filter(|own| folder.starts_with(own));
+            let mut roots: Vec<_> = roots.cloned().collect();
+            let is_own = !roots.is_empty();
+            if !is_own {
                 self.at_least(folder.to_owned(), Extent::Beside);
+                roots.push(folder.to_owned());
             }
-            self.at_least(file.clone(), Extent::All);
+            // Whether git has it still is for the tree to say.
+            match self.is_tracked(file) {
+                true => drop(self.evaluated.insert(file.clone())),
+                false => self.at_least(file.clone(), Extent::All),
+            }
+            let code = files::read(file, room).ok().flatten().unwrap_or_default();
+            room -= code.len() as u64;
+            let code = String::from_utf8_lossy(&code);
+            for root in roots {
+                self.mention(root, &code);
+            }
+            if self.view.sees_machine && (is_own || told.files.len() < FEW_FILES) {
+                self.add_written(folder, &code, &own);
+            }
         }
         for path in &told.copied {
             // What was a file and is gone counts as one.
-            if !path.is_dir() {
-                self.at_least(path.clone(), Extent::All);
-            } else if !own.iter().any(|own| own.starts_with(path)) {
-                self.at_least(path.clone(), Extent::Copied);
+            let extent = match path.is_dir() {
+                true => Extent::Copied,
+                false => Extent::All,
+            };
+            self.at_least(path.clone(), extent);
+        }
+    }
+
+    fn is_tracked(&self, path: &Path) -> bool {
+        let mut trees = self.repositories.keys();
+        trees.any(|tree| path.starts_with(tree))
+    }
+
+    fn mention(&mut self, root: PathBuf, code: &str) {
+        let mentions = self.mentions.entry(root).or_default();
+        mentions.add(code, self.view.tells_filtered);
+    }
+
+    /// With what the paths lead to that are written in `code`, in `folder`.
+    fn add_written(&mut self, folder: &Path, code: &str, own: &[PathBuf]) {
+        for text in mentions::paths(code).take(MAX_WRITTEN) {
+            let path = without_dots(&folder.join(text));
+            let mut known = own.iter().chain(&self.view.stores);
+            let is_known = known.any(|known| path.starts_with(known));
+            let is_volatile = VOLATILE.iter().any(|folder| path.starts_with(folder));
+            if path == folder || is_known || is_volatile {
+                continue;
+            }
+            match fs::metadata(&path) {
+                Ok(meta) if !meta.is_dir() && meta.len() > MAX_WRITTEN_FILE => {}
+                // Anything can begin with the name of a folder of the system.
+                Ok(meta) if meta.is_dir() && text.starts_with('/') => {}
+                Ok(meta) if meta.is_dir() => {
+                    self.at_least(path.clone(), Extent::Beside);
+                    self.mention(path, code);
+                }
+                _ => {
+                    let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+                    self.at_least(real, Extent::All);
+                    self.at_least(path, Extent::All);
+                }
             }
         }
     }
@@ -206,8 +308,13 @@ impl Trees {
     }
 
     /// With the own tree of a flake, and the local inputs that flake.nix and flake.lock name.
-    pub(super) fn add_flake(&mut self, flake: &Path, tree: &Path) -> Result<()> {
+    pub(super) fn add_flake(&mut self, local: &LocalFlake) -> Result<()> {
+        let (flake, tree) = (&local.flake, &local.tree);
         self.roots.entry(tree.to_owned()).or_insert(Extent::Code);
+        let repository = local.is_tracked.then(|| Repository::of(tree));
+        if let Some(repository) = repository.flatten() {
+            self.repositories.insert(tree.to_owned(), repository);
+        }
         let mut inputs = BTreeSet::new();
         for name in ["flake.nix", "flake.lock"] {
             let file = flake.join(name);
@@ -221,12 +328,27 @@ impl Trees {
         for input in inputs {
             let path = flake.join(&input);
             let path = path.canonicalize().unwrap_or(path);
-            if path != tree && path != flake {
-                self.add(path);
+            match self.is_tracked(&path) {
+                _ if path == *tree || path == *flake => {}
+                true => self.at_least(path, Extent::Copied),
+                false => self.add(path),
             }
         }
         Ok(())
     }
+}
+
+/// `path` without `.` and `..`, as Nix reads it.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
+    }
+    plain
 }
 
 /// Folders that a text names as inputs: `path:…`, `git+file:…`, and the `path` of a lock's nodes.
@@ -286,6 +408,12 @@ struct Item {
 enum Kind {
     Absent,
     Folder,
+    /// A file of git, of which the state counts alone: what it says is noted elsewhere.
+    Mark,
+    /// One that is not there.
+    NoMark,
+    /// The commit that is checked out.
+    Commit(String),
     /// The hash of its content.
     File(String),
     /// The same of one that can be run.
@@ -329,9 +457,10 @@ impl Snapshot {
         let mut walk = Walk {
             trees,
             old,
+            mentions: &Mentions::default(),
             new: Snapshot::default(),
             now: now.map_or(0, |now| now.as_nanos() as i64),
-            most: MAX_ITEMS,
+            most: usize::MAX,
             seen: 0,
         };
         for (root, extent) in &trees.roots {
@@ -343,7 +472,8 @@ impl Snapshot {
     /// The files, those too that are not there; not folders.
     pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
         let files = self.items.iter();
-        let files = files.filter(|(_, item)| !matches!(item.what, Kind::Folder | Kind::Other));
+        let files = files
+            .filter(|(_, item)| !matches!(item.what, Kind::Folder | Kind::Other | Kind::NoMark));
         files.map(|(path, _)| path.as_path())
     }
 
@@ -371,7 +501,7 @@ impl Snapshot {
         !self.items.is_empty()
             && self.items.iter().all(|(path, item)| {
                 match (fs::symlink_metadata(path), &item.what) {
-                    (Err(e), Kind::Absent) => e.kind() == io::ErrorKind::NotFound,
+                    (Err(e), Kind::Absent | Kind::NoMark) => is_gone(&e),
                     (Ok(meta), _) => item.state == Some(State::of(&meta)),
                     (Err(_), _) => false,
                 }
@@ -382,8 +512,9 @@ impl Snapshot {
     pub(super) fn digest(&self) -> String {
         let parts = self.items.iter().filter_map(|(path, item)| {
             let (kind, hash) = match &item.what {
-                Kind::Folder => return None,
+                Kind::Folder | Kind::Mark | Kind::NoMark => return None,
                 Kind::Absent => ("absent", ""),
+                Kind::Commit(commit) => ("commit", commit.as_str()),
                 Kind::Executable(hash) => ("executable", hash.as_str()),
                 Kind::File(hash) => ("file", hash.as_str()),
                 Kind::Link(hash) => ("link", hash.as_str()),
@@ -400,10 +531,9 @@ impl Snapshot {
 
     /// What of it is in `other` too, and the same there.
     pub(super) fn is_kept_in(&self, other: &Snapshot, left_out: &[PathBuf]) -> bool {
-        let mut mine = self
-            .items
-            .iter()
-            .filter(|(path, _)| !left_out.contains(path));
+        let counts = |kind: &Kind| !matches!(kind, Kind::Folder | Kind::Mark | Kind::NoMark);
+        let mine = self.items.iter();
+        let mut mine = mine.filter(|(path, item)| counts(&item.what) && !left_out.contains(path));
         mine.all(|(path, item)| other.items.get(path).is_some_and(|o| o.what == item.what))
     }
 }
@@ -411,6 +541,8 @@ impl Snapshot {
 struct Walk<'a> {
     trees: &'a Trees,
     old: Option<&'a Snapshot>,
+    /// What the code of the present root mentions.
+    mentions: &'a Mentions,
     new: Snapshot,
     now: i64,
     /// Files and folders that may be seen.
@@ -420,58 +552,146 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn root(&mut self, root: &Path, extent: Extent) -> Result<()> {
-        let less = match extent {
-            Extent::Own => Some(Extent::Beside),
-            Extent::Copied => None,
-            extent => return self.visit(root, extent, true),
+        let (most, less) = match extent {
+            Extent::Beside | Extent::All => (usize::MAX, None),
+            Extent::Own => (MAX_OWN, Some(Extent::Beside)),
+            Extent::Code => (usize::MAX, Some(Extent::Beside)),
+            Extent::Copied => (MAX_OWN, Some(Extent::Own)),
         };
+        let nothing = Mentions::default();
         let mut walk = Walk {
             trees: self.trees,
             old: self.old,
+            mentions: self.trees.mentions.get(root).unwrap_or(&nothing),
             new: Snapshot::default(),
             now: self.now,
-            most: MAX_OWN,
+            most,
             seen: 0,
         };
-        match walk.visit(root, extent, true) {
-            Ok(()) => self.new.items.append(&mut walk.new.items),
-            Err(_) if walk.seen > walk.most => {
+        match (walk.begin(root, extent), less) {
+            (Ok(()), _) => self.new.items.append(&mut walk.new.items),
+            (Err(_), Some(less)) if walk.seen > most || walk.new.items.len() > MAX_ITEMS => {
                 self.new.partial = true;
-                if let Some(less) = less {
-                    self.visit(root, less, true)?;
-                }
+                return self.root(root, less);
             }
-            Err(failure) => return Err(failure),
+            (Err(failure), _) => return Err(failure),
+        }
+        match self.new.items.len() > MAX_ITEMS {
+            true => Err(too_many(MAX_ITEMS, root)),
+            false => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, root: &Path, extent: Extent) -> Result<()> {
+        let mut repositories = self.trees.repositories.iter();
+        let of_root = repositories.find(|(tree, _)| root.starts_with(tree));
+        let is_seen_by_git = matches!(extent, Extent::Code | Extent::Copied);
+        if let Some((tree, repository)) = of_root.filter(|_| is_seen_by_git) {
+            self.checked_out(repository)?;
+            let index = repository.index();
+            match repository
+                .tracked()
+                .map_err(files::failed("reading", &index))?
+            {
+                Some(all) => return self.tracked(tree, &all, root, extent),
+                // Then all of the folder may be seen, and what is seen changes with the index.
+                None => self.visit(&index, Extent::All, true)?,
+            }
+        }
+        self.visit(root, extent, true)
+    }
+
+    /// Notes the commit, and what tells that there is another one, or that git has other files.
+    fn checked_out(&mut self, repository: &Repository) -> Result<()> {
+        let checked_out = repository.checked_out();
+        let (index, mut marks) = (repository.index(), checked_out.marks.into_iter());
+        let commit = marks
+            .next()
+            .map(|head| (head, Kind::Commit(checked_out.commit)));
+        let marks = marks.chain([index]).map(|mark| (mark, Kind::Mark));
+        for (path, kind) in commit.into_iter().chain(marks) {
+            match fs::symlink_metadata(&path) {
+                Ok(meta) => self.note(&path, State::of(&meta).settled(self.now), kind)?,
+                Err(e) if is_gone(&e) => self.note(&path, None, Kind::NoMark)?,
+                Err(e) => return Err(files::failed("looking at", &path)(e)),
+            }
         }
         Ok(())
+    }
+
+    /// Visits what git has of `root`.
+    fn tracked(
+        &mut self,
+        tree: &Path,
+        all: &[TrackedFile],
+        root: &Path,
+        extent: Extent,
+    ) -> Result<()> {
+        for file in all {
+            let path = tree.join(&file.path);
+            if path.starts_with(root) && (file.is_submodule || self.counts(&path, extent)) {
+                self.visit(&path, extent, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a file counts.
+    fn counts(&self, path: &Path, extent: Extent) -> bool {
+        extent > Extent::Code
+            || is_code(path)
+            || self.trees.evaluated.contains(path)
+            || self.mentions.is_named(path.file_name().unwrap_or_default())
+    }
+
+    /// Whether a folder is looked into.
+    fn is_entered(&self, path: &Path, extent: Extent) -> bool {
+        let name = path.file_name().unwrap_or_default();
+        let is_skipped = match extent {
+            Extent::Copied | Extent::All => false,
+            // In the home folder of a user programs keep what is theirs.
+            Extent::Own => is_skipped(name) || is_hidden(path),
+            Extent::Beside | Extent::Code => is_skipped(name),
+        };
+        !is_skipped || self.mentions.is_named(name)
     }
 
     fn visit(&mut self, path: &Path, extent: Extent, is_root: bool) -> Result<()> {
         let meta = match fs::symlink_metadata(path) {
             Ok(meta) => meta,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(e) if is_gone(&e) => {
                 return match is_root {
                     true => self.note(path, None, Kind::Absent),
                     false => Ok(()),
                 };
+            }
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                return self.note(path, None, Kind::Other);
             }
             Err(e) => return Err(files::failed("looking at", path)(e)),
         };
         let state = State::of(&meta).settled(self.now);
         self.count(path)?;
         if meta.is_dir() {
-            // In the home folder of a user programs keep what is theirs.
-            if extent == Extent::Own && !is_root && is_hidden(path) {
+            let is_beside = extent == Extent::Beside && !self.mentions.is_all();
+            let is_left_out = self.trees.left_out.iter().any(|out| out == path);
+            if is_left_out || !is_root && (is_beside || !self.is_entered(path, extent)) {
                 return Ok(());
             }
-            let is_beside = extent == Extent::Beside && !is_root;
-            if is_beside || self.trees.left_out.iter().any(|out| out == path) {
-                return Ok(());
-            }
-            self.note(path, state, Kind::Folder)?;
-            return self.folder(path, extent);
+            // Whoever lists folders sees the names of folders, too.
+            let kind = match self.mentions.is_all() {
+                true => Kind::Other,
+                false => Kind::Folder,
+            };
+            self.note(path, state, kind)?;
+            return match extent == Extent::Beside && !is_root {
+                true => Ok(()),
+                false => self.folder(path, extent),
+            };
         }
-        if extent <= Extent::Code && !is_root && !is_code(path) {
+        // Any code has that word, and builds make such links all the time.
+        let is_result = meta.is_symlink() && is_skipped(path.file_name().unwrap_or_default());
+        if !is_root && (is_result && extent <= Extent::Code || !self.counts(path, extent)) {
             return Ok(());
         }
         let old = self.old.and_then(|old| old.items.get(path));
@@ -493,8 +713,9 @@ impl Walk<'_> {
             _ => files::entries(path)?,
         };
         for entry in entries {
+            // Nor does Nix look at what version control keeps for itself.
             let name = entry.file_name().unwrap_or_default();
-            if !is_skipped(name, extent) {
+            if !CONTROL.iter().any(|control| name == *control) {
                 self.visit(&entry, extent, false)?;
             }
         }
@@ -512,11 +733,17 @@ impl Walk<'_> {
     /// Counts what is seen, watched or not, where there is a bound for it.
     fn count(&mut self, path: &Path) -> Result<()> {
         self.seen += 1;
-        match self.seen > self.most && self.most < MAX_ITEMS {
+        match self.seen > self.most {
             true => Err(too_many(self.most, path)),
             false => Ok(()),
         }
     }
+}
+
+/// Whether it says that something is not there: a part of its path may be a file now.
+fn is_gone(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+    kinds.contains(&error.kind())
 }
 
 fn too_many(most: usize, last: &Path) -> Failure {
@@ -551,15 +778,10 @@ fn content(path: &Path, meta: &Metadata) -> io::Result<Kind> {
     })
 }
 
-fn is_skipped(name: &OsStr, extent: Extent) -> bool {
-    match extent {
-        Extent::Copied | Extent::All => name == ".git",
-        Extent::Beside | Extent::Own | Extent::Code => {
-            let result = name.as_bytes().strip_prefix(b"result");
-            SKIPPED.iter().any(|skipped| name == *skipped)
-                || result.is_some_and(|rest| rest.is_empty() || rest[0] == b'-')
-        }
-    }
+fn is_skipped(name: &OsStr) -> bool {
+    let result = name.as_bytes().strip_prefix(b"result");
+    SKIPPED.iter().any(|skipped| name == *skipped)
+        || result.is_some_and(|rest| rest.is_empty() || rest[0] == b'-')
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -577,7 +799,7 @@ fn is_code(path: &Path) -> bool {
 pub(super) fn location(source: &Source, folder: &Path) -> Result<String> {
     Ok(match source {
         Source::Flake(reference) => match Place::of(reference, folder)? {
-            Place::Local { flake, .. } => flake.to_string_lossy().into_owned(),
+            Place::Local(local) => local.flake.to_string_lossy().into_owned(),
             Place::Far { .. } => reference.clone(),
         },
         Source::File(file) => match FilePlace::of(file, folder)? {
@@ -592,16 +814,20 @@ pub(super) fn location(source: &Source, folder: &Path) -> Result<String> {
 
 /// Endings of the files that evaluation commonly reads.
 pub(super) const READ: &[&str] = &["nix", "toml", "json", "lock", "yaml", "yml"];
-/// Names in a flake's own tree that no evaluation should read.
-const SKIPPED: &[&str] = &[
-    ".git",
-    ".hg",
-    ".jj",
-    ".direnv",
-    "target",
-    "node_modules",
-    "outputs",
-];
+/// Folders of version control.
+const CONTROL: &[&str] = &[".git", ".hg", ".jj"];
+/// Folders that are not looked into unless code names them: they are large, and change all the time.
+const SKIPPED: &[&str] = &[".direnv", "target", "node_modules", "outputs"];
+/// Bytes of the code that is searched for names.
+const MAX_TEXT: u64 = 64 << 20;
+/// Files of Nix code up to which the paths count that are written in those of others.
+const FEW_FILES: usize = 500;
+/// Paths that are written in one file.
+const MAX_WRITTEN: usize = 1000;
+/// Bytes of a file that is written in code by its path.
+const MAX_WRITTEN_FILE: u64 = 64 << 20;
+/// Folders in which files are another each time.
+const VOLATILE: [&str; 3] = ["/proc", "/sys", "/dev"];
 /// Files and folders that are watched for one environment.
 const MAX_ITEMS: usize = 200_000;
 /// Files and folders of a file's folder that are looked at; of a larger one less is watched.
@@ -630,8 +856,16 @@ mod tests {
 
     fn of(folder: &Path) -> Trees {
         let mut trees = Trees::default();
-        trees.add_flake(folder, folder).unwrap();
+        trees.add_flake(&local(folder, folder, false)).unwrap();
         trees
+    }
+
+    fn local(flake: &Path, tree: &Path, is_tracked: bool) -> LocalFlake {
+        LocalFlake {
+            flake: flake.into(),
+            tree: tree.into(),
+            is_tracked,
+        }
     }
 
     #[test]
@@ -641,21 +875,23 @@ mod tests {
         let sub = root.join("a/b");
         fs::create_dir_all(&sub).unwrap();
         fs::write(root.join("flake.nix"), "").unwrap();
-        let local = |flake: &Path, tree: &Path| Place::Local {
-            flake: flake.into(),
-            tree: tree.into(),
-        };
+        let place =
+            |flake: &Path, tree: &Path, is_tracked| Place::Local(local(flake, tree, is_tracked));
         let found = |text: &str| Place::of(text, &sub).unwrap();
-        assert_eq!(found("."), local(&root, &root), "flake.nix is above");
-        assert_eq!(found("path:."), local(&sub, &sub));
+        assert_eq!(found("."), place(&root, &root, false), "flake.nix is above");
+        assert_eq!(found("path:."), place(&sub, &sub, false));
         let with_dir = format!("path:{}?dir=a/b", root.display());
-        assert_eq!(found(&with_dir), local(&sub, &root));
+        assert_eq!(found(&with_dir), place(&sub, &root, false));
         fs::create_dir(root.join(".git")).unwrap();
         fs::write(sub.join("flake.nix"), "").unwrap();
-        assert_eq!(found("."), local(&sub, &root), "a repository is seen whole");
+        assert_eq!(
+            found("."),
+            place(&sub, &root, true),
+            "a repository is seen whole"
+        );
         assert_eq!(
             found(&format!("git+file://{}", root.display())),
-            local(&root, &root)
+            place(&root, &root, true)
         );
         let commit = "0123456789012345678901234567890123456789";
         for (text, pinned) in [
@@ -714,13 +950,11 @@ mod tests {
             fs::create_dir_all(root.join(name)).unwrap();
         }
         write(&root.join("far/a.nix"), "1");
-        let mut trees = Trees::without(vec![root.join("own/left")]);
+        let mut trees = Trees::new(vec![root.join("own/left")], View::default());
         trees.add_own(root.join("own"));
         let mut told = Told::default();
         told.files.insert(root.join("far/a.nix"));
         told.copied.insert(root.join("copied"));
-        // It holds what is watched already.
-        told.copied.insert(root.to_owned());
         trees.add_told(&told);
         let take = || Snapshot::take(&trees, None).unwrap();
         fs::create_dir_all(root.join("own/left")).unwrap();

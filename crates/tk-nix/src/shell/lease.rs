@@ -6,7 +6,7 @@
 //! leases/ID/N          = link to the Nth path, registered with the store as an indirect root
 //! ```
 //! A lease begins anew whenever lease.json is touched, and ends `ttl` later; that of a process ends with
-//! it, once it is older than [`GRACE`]. `start` is when the process began, in ticks since boot, so that
+//! it. `start` is when the process began, in ticks since boot, so that
 //! a number that is used again is not taken for it.
 
 use super::files::{self, Lock};
@@ -182,15 +182,10 @@ impl Leases {
         let now = files::now();
         let mut ended = 0;
         for place in self.places()? {
-            let file = place.join(NAME);
-            let age = age(&file);
-            let over = match read(&file) {
+            let over = match read(&place.join(NAME)) {
                 // Whoever made it did not come to an end: with the lock, nobody is making it.
                 None => true,
-                Some(lease) => {
-                    let dead = lease.owner.is_gone() && age.is_some_and(|age| age > GRACE);
-                    lease.expires <= now || dead
-                }
+                Some(lease) => lease.expires <= now || lease.owner.is_gone(),
             };
             if over {
                 fs::remove_dir_all(&place).map_err(files::failed("removing", &place))?;
@@ -226,11 +221,6 @@ fn read(file: &Path) -> Option<Lease> {
     Some(lease)
 }
 
-fn age(file: &Path) -> Option<Duration> {
-    let modified = fs::metadata(file).ok()?.modified().ok()?;
-    Some(modified.elapsed().unwrap_or_default())
-}
-
 /// When a process began; `None` if there is none, or nothing but its status is left. Where nothing tells, all of them began at 0.
 fn start_of(pid: u32) -> Option<u64> {
     if !Path::new("/proc/self/stat").exists() {
@@ -249,8 +239,6 @@ fn start_of(pid: u32) -> Option<u64> {
 const NAME: &str = "lease.json";
 /// Bytes of a lease.
 const MAX_FILE: u64 = 1 << 20;
-/// How long the lease of a process that is gone is kept: who comes after it may need the same.
-pub(super) const GRACE: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests {
@@ -279,8 +267,7 @@ mod tests {
         for (owner, age, ends) in [
             (Owner::Name("a".into()), Duration::ZERO, false),
             (Owner::Name("b".into()), 25 * hour, true),
-            (gone.clone(), Duration::ZERO, false),
-            (gone, 2 * hour, true),
+            (gone, Duration::ZERO, true),
             (Owner::process(std::process::id()).unwrap(), 2 * hour, false),
         ] {
             let lease = Lease {

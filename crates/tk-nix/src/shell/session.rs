@@ -1,6 +1,7 @@
 use super::{
     environment::{Environment, Variables},
     files,
+    namespace::StoreElsewhere,
 };
 use crate::{Cause, Exit, Failure, Result, process::Group};
 use serde::{Deserialize, Serialize};
@@ -26,16 +27,17 @@ pub struct ShellSession {
     scripts: PathBuf,
     max_output: u64,
     dir: StoreDir,
+    elsewhere: Option<StoreElsewhere>,
 }
 
-/// What becomes of the environment's hook.
+/// What becomes of the environment's hook, and of what else of it would run without being named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
     /// There is none.
     None,
     /// The user allowed it.
     Allowed,
-    /// It is not run, since nobody allowed it.
+    /// It is not run, since nobody allowed it; what shells would run by themselves is left out.
     Held,
 }
 
@@ -96,7 +98,14 @@ impl ShellSession {
             scripts,
             max_output: MAX_OUTPUT,
             dir,
+            elsewhere: None,
         }
+    }
+
+    /// With the files of the store in the place where commands look for them.
+    pub(super) fn with_store_elsewhere(mut self, elsewhere: Option<StoreElsewhere>) -> Self {
+        self.elsewhere = elsewhere;
+        self
     }
 
     /// With the path that keeps the environment alive: a process that has it in its variables is a root
@@ -293,6 +302,10 @@ impl ShellSession {
     }
 
     fn with_variables(&self, program: impl AsRef<OsStr>) -> std::process::Command {
+        let program = program.as_ref();
+        if let Some(elsewhere) = &self.elsewhere {
+            return elsewhere.command(program, &self.variables, &self.folder);
+        }
         let mut run = std::process::Command::new(program);
         run.env_clear()
             .envs(&self.variables)

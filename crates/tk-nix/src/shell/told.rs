@@ -13,12 +13,23 @@
 //! ```
 //! What `readFile`, `readDir`, `pathExists`, `hashFile` and `getEnv` look at is not told. So this comes on
 //! top of what is watched anyway, and does not take its place.
+//!
+//! Of flakes the same is told, but of their copies in the store, whose root is that of the first flake.nix (2.34
+//! names the files of repositories where they lie):
+//!
+//! ```text
+//! evaluating file '/nix/store/H-source/flake.nix'
+//! copying 'TREE' to the store                          the flake itself, before …/call-flake.nix is evaluated
+//! copied source '/nix/store/H-source/src' -> 'STOREPATH'
+//! ```
 
+use super::inputs::LocalFlake;
 use serde::{Deserialize, Serialize};
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 use tk_store::log::{ActivityType, Level, LogEvent, LogSink, strip_ansi};
 
@@ -73,6 +84,24 @@ impl<'a> Ears<'a> {
         }
     }
 
+    /// The same for the evaluation of a flake, of which what it fetches is pinned.
+    pub(super) fn of_flake(&'a self, flake: &'a LocalFlake) -> FlakeEars<'a> {
+        FlakeEars {
+            ears: self,
+            flake,
+            seen: Mutex::default(),
+        }
+    }
+
+    /// What was copied to the store, as was found out otherwise.
+    pub(super) fn add_copied(&self, path: PathBuf) {
+        self.locked().told.copied.insert(path);
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn heard(self) -> Heard {
         self.heard
             .into_inner()
@@ -80,7 +109,7 @@ impl<'a> Ears<'a> {
     }
 
     fn take(&self, kind: ActivityType, text: &str) {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = self.locked();
         let fetches = FETCHING.iter().any(|begin| text.starts_with(begin));
         heard.fetched |= kind == ActivityType::FILE_TRANSFER || fetches;
         let is_stored = |path: &Path| self.stores.iter().any(|store| path.starts_with(store));
@@ -94,8 +123,7 @@ impl<'a> Ears<'a> {
                 false => heard.fetched = true,
             }
         }
-        let copied = between(text, "copying '", "' to the store");
-        let copied = copied.or_else(|| between(text, "copied source '", "' -> '"));
+        let copied = copying(text).or_else(|| copied(text));
         if let Some(path) = copied.filter(|path| !is_stored(path)) {
             match heard.told.copied.len() < MOST {
                 true => drop(heard.told.copied.insert(path.components().collect())),
@@ -107,24 +135,92 @@ impl<'a> Ears<'a> {
 
 impl LogSink for Ears<'_> {
     fn event(&self, event: LogEvent) {
-        let level = match &event {
-            LogEvent::Message { level, text } => {
-                self.take(ActivityType::UNKNOWN, &strip_ansi(text));
-                *level
-            }
-            LogEvent::Start {
-                level, kind, text, ..
-            } => {
-                self.take(*kind, &strip_ansi(text));
-                *level
-            }
-            LogEvent::Stop { .. } | LogEvent::Result { .. } => Level::Info,
+        if let Some((kind, text)) = words(&event) {
+            self.take(kind, &text);
+        }
+        pass_on(self.log, event);
+    }
+}
+
+/// Listens to the evaluation of a flake in a folder of this machine.
+pub(super) struct FlakeEars<'a> {
+    ears: &'a Ears<'a>,
+    flake: &'a LocalFlake,
+    seen: Mutex<FlakeSeen>,
+}
+
+#[derive(Debug, Default)]
+struct FlakeSeen {
+    /// Where evaluation has the tree.
+    root: Option<PathBuf>,
+    /// Whether its outputs are being evaluated.
+    is_called: bool,
+}
+
+impl FlakeEars<'_> {
+    fn take(&self, text: &str) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.is_called |= text.ends_with("/call-flake.nix'");
+        let file = between(text, "evaluating file '", "'");
+        if let (Some(file), None) = (file, &seen.root) {
+            let file = Some(file).filter(|file| file.ends_with(self.flake.file()));
+            let depth = self.flake.file().components().count();
+            seen.root = file.and_then(|file| Some(file.ancestors().nth(depth)?.to_owned()));
+        }
+        // The flake itself goes to the store in any case.
+        let copied = copied(text).or_else(|| copying(text).filter(|_| seen.is_called));
+        let (Some(root), tree) = (&seen.root, &self.flake.tree) else {
+            return;
         };
-        // The end of what was never told of is passed on: nobody waits for it.
-        if level <= Level::Info {
-            self.log.event(event);
+        let in_tree = |path: &Path| {
+            let path = path.strip_prefix(root).ok()?;
+            Some(tree.join(path).components().collect::<PathBuf>())
+        };
+        let told = &mut self.ears.locked().told;
+        for (all, path) in [(&mut told.files, file), (&mut told.copied, copied)] {
+            if let Some(path) = path.and_then(in_tree).filter(|_| all.len() < MOST) {
+                all.insert(path);
+            }
         }
     }
+}
+
+impl LogSink for FlakeEars<'_> {
+    fn event(&self, event: LogEvent) {
+        if let Some((_, text)) = words(&event) {
+            self.take(&text);
+        }
+        pass_on(self.ears.log, event);
+    }
+}
+
+/// What an event says, and of what kind it is.
+fn words(event: &LogEvent) -> Option<(ActivityType, Cow<'_, str>)> {
+    match event {
+        LogEvent::Message { text, .. } => Some((ActivityType::UNKNOWN, strip_ansi(text))),
+        LogEvent::Start { kind, text, .. } => Some((*kind, strip_ansi(text))),
+        LogEvent::Stop { .. } | LogEvent::Result { .. } => None,
+    }
+}
+
+/// Tells what nix would have said without being asked.
+fn pass_on(log: &dyn LogSink, event: LogEvent) {
+    let level = match &event {
+        LogEvent::Message { level, .. } | LogEvent::Start { level, .. } => *level,
+        // The end of what was never told of is passed on: nobody waits for it.
+        LogEvent::Stop { .. } | LogEvent::Result { .. } => Level::Info,
+    };
+    if level <= Level::Info {
+        log.event(event);
+    }
+}
+
+fn copying(text: &str) -> Option<&Path> {
+    between(text, "copying '", "' to the store")
+}
+
+fn copied(text: &str) -> Option<&Path> {
+    between(text, "copied source '", "' -> '")
 }
 
 /// The absolute path in `text` after `begin` and before the last `end`; `<nix/…>` and the like are in nix.
@@ -211,5 +307,68 @@ mod tests {
         // What was asked for here only does not reach the user.
         let passed = passed.lock().unwrap();
         assert_eq!(passed.len(), 1, "{passed:?}");
+    }
+
+    /// The same of flakes: 2.8 and 2.26 of a copy, 2.34 of a repository where it is.
+    #[test]
+    fn what_real_nix_says_of_flakes() {
+        let copy = "/nix/store/jilb168fzji80zpl1dqqfwxd3va8ql8f-source";
+        for (lines, files, copied) in [
+            (
+                &[
+                    "evaluating file 'COPY/sub/flake.nix'",
+                    "copied source 'COPY/src' -> 'X'",
+                ][..],
+                "/x/sub/flake.nix",
+                "/x/src",
+            ),
+            (
+                &[
+                    "copying '/x/' to the store",
+                    "evaluating file 'COPY/sub/flake.nix'",
+                    "evaluating file '«nix-internal»/call-flake.nix'",
+                    "evaluating file '/nix/store/another/flake.nix'",
+                    "copying 'COPY/src' to the store",
+                    "evaluating file 'COPY/sub/x.nix'",
+                ],
+                "/x/sub/flake.nix /x/sub/x.nix",
+                "/x/src",
+            ),
+            (
+                &[
+                    "evaluating file '/x/sub/flake.nix'",
+                    "copying '/x/' to the store",
+                    "evaluating file '«flakes-internal»/call-flake.nix'",
+                ],
+                "/x/sub/flake.nix",
+                "",
+            ),
+            (
+                &[
+                    "evaluating file '/x/sub/flake.nix'",
+                    "copied source '/x/' -> 'X'",
+                ],
+                "/x/sub/flake.nix",
+                "/x",
+            ),
+        ] {
+            let ears = Ears::new(&(), vec!["/nix/store".into()]);
+            let flake = LocalFlake {
+                flake: "/x/sub".into(),
+                tree: "/x".into(),
+                is_tracked: true,
+            };
+            let listening = ears.of_flake(&flake);
+            for line in lines {
+                listening.event(LogEvent::message(Level::Chatty, line.replace("COPY", copy)));
+            }
+            let shown = |all: &BTreeSet<PathBuf>| {
+                let all = all.iter().map(|path| path.display().to_string());
+                all.collect::<Vec<_>>().join(" ")
+            };
+            let told = ears.heard().told;
+            assert_eq!(shown(&told.files), files, "{lines:?}");
+            assert_eq!(shown(&told.copied), copied, "{lines:?}");
+        }
     }
 }
