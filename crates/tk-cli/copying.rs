@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Instant};
 use tk_narinfo::{Compression, SecretKey};
 use tk_path::StorePath;
 use tk_store::{
-    Existing, SigCheck, Store, TreeStore, closure,
+    Error, Existing, SigCheck, Store, TreeStore, closure,
     copy::{CopyOptions, CopyReport, Plan, Reach, Unanswered, Upstreams, logs, plan, sign_present},
     log::{Level, LogEvent, strip_ansi},
 };
@@ -263,22 +263,10 @@ impl CopyJob<'_> {
             report::tell_plan(cx, &plan, &*dst, self.args.json)?;
             return Ok(None);
         }
-        let report = self.transfer(cx, plan, sources).await;
-        report.with_context(failed).map(Some)
-    }
-
-    /// Copies by `plan`, and after it what goes along.
-    async fn transfer(&self, cx: &Context, plan: Plan, sources: Sources) -> Result<CopyReport> {
-        let verb = self.verb.present;
-        let src = self.from();
-        self.tell_decisions(cx, &plan);
-        let (paths, size) = (plan.missing.len(), plan.nar_size());
-        let meter = Arc::new(cx.ui.progress(verb, src.dir(), paths, size));
         let (derivers, signatures) = (plan.derivers.clone(), plan.signatures.clone());
         warn_unsigned(cx, &self.dst, plan.unsigned.len());
-        let report = plan.run(&src, &*self.dst.store(), meter.clone()).await;
-        meter.clear();
-        let mut report = report?;
+        let mut report = self.transfer(cx, plan).await.with_context(failed)?;
+        self.try_other_sources(cx, &mut report).await?;
         self.tell_listings(cx, &report);
         let dst = self.dst.abilities();
         sign_present(&dst, signatures, &mut report).await;
@@ -287,7 +275,53 @@ impl CopyJob<'_> {
         if self.args.beside.logs {
             logs(&self.src.abilities(), &dst, &derivers, &mut report).await;
         }
-        Ok(report)
+        Ok(Some(report))
+    }
+
+    /// Copies by `plan`.
+    async fn transfer(&self, cx: &Context, plan: Plan) -> Result<CopyReport> {
+        let src = self.from();
+        self.tell_decisions(cx, &plan);
+        let (verb, paths, size) = (self.verb.present, plan.missing.len(), plan.nar_size());
+        let meter = Arc::new(cx.ui.progress(verb, src.dir(), paths, size));
+        let report = plan.run(&src, &*self.dst.store(), meter.clone()).await;
+        meter.clear();
+        Ok(report?)
+    }
+
+    /// Where one of several sources gave what was not as it should be, takes it from the next that has
+    /// it, as nix does.
+    async fn try_other_sources(&self, cx: &Context, report: &mut CopyReport) -> Result<()> {
+        let Opened::Several(stores, _) = &self.src else {
+            return Ok(());
+        };
+        loop {
+            let is_of_source = |error: &Error| {
+                !matches!(
+                    error,
+                    Error::Untrusted { .. } | Error::MissingReference { .. }
+                )
+            };
+            let failed = report.failed.iter();
+            let barred = failed.filter(|(path, error)| is_of_source(error) && stores.bar(path));
+            if barred.count() == 0 {
+                return Ok(());
+            }
+            let roots = report.failed.iter().map(|(path, _)| path.clone()).collect();
+            let plan = plan(&*self.from(), &*self.dst.store(), &roots, &self.options).await;
+            // No other one has it.
+            let Ok(plan) = plan else { return Ok(()) };
+            cx.ui.warn(format_args!(
+                "{} could not be taken from the first source that has them, and are tried from the next",
+                ui::paths(roots.len())
+            ));
+            let later = self.transfer(cx, plan).await?;
+            report.copied.extend(later.copied);
+            report.replaced.extend(later.replaced);
+            report.written += later.written;
+            report.failed = later.failed;
+            report.warnings.extend(later.warnings);
+        }
     }
 
     /// Says where each path comes from, and why the others stay where they are.

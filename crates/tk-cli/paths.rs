@@ -99,16 +99,17 @@ pub fn named(store: &Opened, text: impl AsRef<OsStr>) -> Result<Named> {
     let text = text.as_ref();
     let shared = store.store();
     let dir = shared.dir();
-    if let Ok((path, rest)) = dir.split_bytes(text.as_bytes()) {
-        return Ok(Named::Path(path, rest));
-    }
+    let not_inside = match dir.split_bytes(text.as_bytes()) {
+        Ok((path, rest)) => return Ok(Named::Path(path, rest)),
+        Err(why) => why,
+    };
     let file = Path::new(text);
     if fs::symlink_metadata(file).is_err() {
         let shown = text.display();
         return match StorePath::parse(&text.to_string_lossy()) {
             Ok(path) => Ok(Named::Path(path, Vec::new())),
-            Err(wrong) if text.as_bytes().starts_with(dir.as_str().as_bytes()) => {
-                bail!("'{shown}' is not a store path: {wrong}")
+            Err(_) if text.as_bytes().starts_with(dir.as_str().as_bytes()) => {
+                Err(not_inside.into())
             }
             Err(_) => bail!(
                 "'{shown}' is neither a store path, such as {dir}/<32 characters>-<name>, nor an existing file"
@@ -257,6 +258,10 @@ impl Sources {
         let (wanted, member) = wanted.split_once('/').unwrap_or((wanted, ""));
         let wanted: OutputsSpec = wanted.parse().with_context(|| format!("'{shown}'"))?;
         let drv = store_path(store, drv)?;
+        anyhow::ensure!(
+            drv.is_derivation(),
+            "'{shown}' names an output, and {drv} is no derivation: its name does not end in .drv"
+        );
         let found = self.outputs.find(&store.abilities(), &drv, &wanted).await;
         let found = found.with_context(|| format!("cannot tell what {shown} is"))?;
         Ok((found, member.as_bytes().to_vec()))

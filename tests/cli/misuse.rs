@@ -213,6 +213,7 @@ fn flags_that_are_none() {
         "push",
         "push x",
         "pull",
+        "copy x",
         "path-info --json-format 9 x",
     ] {
         let err = machine.fails(2, line);

@@ -12,6 +12,7 @@ mod misuse;
 mod progress;
 mod settings;
 mod signatures;
+mod sources;
 mod stores;
 mod straight;
 mod words;

@@ -4,7 +4,7 @@ use crate::{
     open::{self, Wish},
     paths::Sources,
 };
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use tk_store::copy::Reach;
 
 /// Copy paths and all they refer to from one store to another
@@ -16,6 +16,7 @@ use tk_store::copy::Reach;
 #[command(
     after_help = EXAMPLES,
     mut_arg("paths", |arg| arg.required_unless_present_any(["all", "stdin"])),
+    mut_arg("from", |arg| arg.required_unless_present("to")),
 )]
 pub struct Copy {
     #[command(flatten)]
@@ -35,10 +36,6 @@ impl Copy {
         let Copy {
             copy, write, trust, ..
         } = &self;
-        ensure!(
-            !copy.from.is_empty() || copy.to.is_some(),
-            "there is nothing to copy between: say --from URI, --to URI, or both"
-        );
         let texts = copy.paths.texts()?;
         let from = open::sources_of(cx, &copy.from, &texts);
         let job = copy
