@@ -14,7 +14,7 @@ use tk_narinfo::{
     PathInfo,
     build_result::{BuildStatus, KeyedBuildResult},
 };
-use tk_path::{DerivationKind, DerivedPath, OutputsSpec, SingleDerivedPath, StorePath};
+use tk_path::{DerivationKind, DerivedPath, OutputName, OutputsSpec, SingleDerivedPath, StorePath};
 use tk_store::{
     Abilities, Build, BuildMode, Error, StoreExt, closure, derivation,
     log::{LogEvent, LogSink, strip_ansi},
@@ -434,9 +434,14 @@ impl StoreBuilder {
         let told = keyed.result.outputs.iter();
         let told = told.map(|(name, value)| (name.to_string(), value.out_path.clone()));
         let mut outputs: BTreeMap<_, _> = told.collect();
-        if outputs.is_empty()
-            && let (Some(graph), SingleDerivedPath::Opaque(drv)) = (&self.store.graph, drv)
-        {
+        let lacks = match spec {
+            OutputsSpec::All => outputs.is_empty(),
+            OutputsSpec::Names(names) => {
+                let told = |name: &OutputName| outputs.contains_key(name.as_str());
+                !names.iter().all(told)
+            }
+        };
+        if lacks && let (Some(graph), SingleDerivedPath::Opaque(drv)) = (&self.store.graph, drv) {
             let known = graph.output_map(drv).await?.into_iter();
             outputs = known
                 .filter_map(|(name, path)| Some((name.to_string(), path?)))
@@ -506,16 +511,10 @@ fn is_turned_down(error: &Error) -> bool {
     )
 }
 
-/// Whether the result for `path` is one for `wanted`, too.
+/// Whether the result for `path` is one for `wanted`, too: both are of one derivation.
 fn answers(path: &DerivedPath, wanted: &DerivedPath) -> bool {
     match (path, wanted) {
-        (
-            DerivedPath::Built { drv, outputs },
-            DerivedPath::Built {
-                drv: wanted,
-                outputs: names,
-            },
-        ) => drv == wanted && outputs.union(names) == *outputs,
+        (DerivedPath::Built { drv, .. }, DerivedPath::Built { drv: wanted, .. }) => drv == wanted,
         _ => false,
     }
 }
