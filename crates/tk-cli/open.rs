@@ -423,7 +423,7 @@ pub async fn open_several(cx: &Context, uris: &[String], wish: &Wish) -> Result<
         return Ok(stores.into_iter().next().expect("just one"));
     }
     let told = Mutex::new(BTreeSet::new());
-    let ui = cx.ui.clone();
+    let ui = cx.ui;
     let mut several = SeveralStores::new(stores.iter().map(Opened::abilities))?;
     for (uri, error) in lost {
         several = several.without(shown(uri), format!("{error:#}"));

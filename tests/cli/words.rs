@@ -131,7 +131,7 @@ fn secret_keys_are_repeated_nowhere() {
         format!("sign {path} --store {cache} --key-file {key}"),
         format!("key public {key}"),
         format!("key generate {key} --secret t"),
-        format!("{key}"),
+        key.to_string(),
         format!("push --jobs {key}"),
         format!("cache use {cache} --public-key {key} --conf c"),
     ] {
@@ -427,7 +427,7 @@ fn few_files_at_once_are_enough() {
         ),
         (
             256,
-            format!("copy --all --from ./n --to ./m --no-check-sigs --jobs 32"),
+            "copy --all --from ./n --to ./m --no-check-sigs --jobs 32".to_owned(),
         ),
     ] {
         let script = format!("ulimit -n {limit} && exec {program} {line}");

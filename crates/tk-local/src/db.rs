@@ -101,7 +101,7 @@ impl Database {
 
     /// The metadata of each of `paths`, as of one moment. What is wrong with one row concerns
     /// its path only.
-    pub fn infos(&self, paths: &[StorePath]) -> Result<Vec<Result<(StorePath, Option<PathInfo>)>>> {
+    pub fn infos(&self, paths: &[StorePath]) -> Result<Vec<InfoAnswer>> {
         let stamp = if paths.len() <= FEW {
             self.recent.stamp()
         } else {
@@ -178,7 +178,7 @@ impl Database {
     }
 
     /// The same, going on past names that are none; those are errors.
-    pub fn all_readable(&self) -> Result<(BTreeSet<StorePath>, Vec<(String, Error)>)> {
+    pub fn all_readable(&self) -> Result<ReadablePaths> {
         let reader = self.readers.take()?;
         let texts: Vec<String> = self.read(|| {
             let mut statement = reader.prepare_cached("select path from ValidPaths")?;
@@ -530,11 +530,7 @@ impl RecentInfos {
     }
 
     /// All of `paths`, in order, if all are here.
-    fn get(
-        &self,
-        stamp: Stamp,
-        paths: &[StorePath],
-    ) -> Option<Vec<Result<(StorePath, Option<PathInfo>)>>> {
+    fn get(&self, stamp: Stamp, paths: &[StorePath]) -> Option<Vec<InfoAnswer>> {
         let infos = self.lock();
         let known = |path: &StorePath| {
             let info = infos.1.get(path)?.clone();
@@ -789,6 +785,12 @@ pub(crate) type Outputs = BTreeMap<StorePath, BTreeMap<OutputName, StorePath>>;
 
 /// Paths by the number of their row: in a closure the same are referred to again and again.
 type Known = HashMap<i64, StorePath>;
+
+/// A path that was asked about, with its metadata if it is valid.
+pub type InfoAnswer = Result<(StorePath, Option<PathInfo>)>;
+
+/// The valid paths, and the names in the database that are not store paths, each with why.
+pub type ReadablePaths = (BTreeSet<StorePath>, Vec<(String, Error)>);
 
 /// What is wrong with one column.
 type BadRow = Box<dyn std::error::Error + Send + Sync>;

@@ -96,7 +96,7 @@ impl LocalStore {
 
     /// The same, going on past entries that name no path: each of these with what is wrong. Older
     /// versions of Nix took names that are none any more.
-    pub async fn all_readable(&self) -> Result<(BTreeSet<StorePath>, Vec<(String, Error)>)> {
+    pub async fn all_readable(&self) -> Result<crate::db::ReadablePaths> {
         self.run("listing the store", |store| store.db.all_readable())
             .await
     }

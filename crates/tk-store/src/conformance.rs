@@ -139,7 +139,7 @@ async fn progress(store: &dyn Store) {
         let nar = nar::from_bytes(nar.clone());
         store.add_one(info.clone(), nar, &options).await.unwrap();
         assert_eq!(seen.arrived.load(Ordering::Relaxed), expected);
-        assert_eq!(*seen.visible.lock().unwrap(), [info.path.clone()]);
+        assert_eq!(*seen.visible.lock().unwrap(), vec![info.path.clone()]);
     }
 }
 

@@ -280,7 +280,8 @@ async fn older_realisations_are_found_by_the_derivation() {
         let text = file_nar(&drv.to_aterm(&dir).unwrap());
         let mut info = PathInfo::new(drv_path.clone(), NarHash::digest(&text), text.len() as u64);
         info.references = drv.inputs.drvs.keys().cloned().collect();
-        let added = src.add_one(info, nar::from_bytes(text), &SigCheck::Skip.into());
+        let options = SigCheck::Skip.into();
+        let added = src.add_one(info, nar::from_bytes(text), &options);
         added.await.unwrap();
         let hash = modulo.realisation_hash(&drv).unwrap().unwrap();
         let output = OutputName::out();
@@ -302,7 +303,7 @@ async fn older_realisations_are_found_by_the_derivation() {
     let found = outputs.find(&from, &drv, &OutputsSpec::All).await.unwrap();
     assert_eq!(found, paths[1..]);
     let dst = Arc::new(MemoryStore::default());
-    let (_, mut report) = copy(&src, &dst, &paths, &keep()).await;
+    let (_, mut report) = copy(&src, &*dst, &paths, &keep()).await;
     let to = able(&dst);
     outputs.copy(&to, &SigCheck::Skip, &[], &mut report).await;
     let told = dst.legacy_realisation(&known.id).await.unwrap();

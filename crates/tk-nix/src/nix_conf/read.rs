@@ -532,7 +532,7 @@ mod tests {
         let file = folder.path().join("nix.conf");
         let tokens = folder.path().join("tokens");
         fs::write(&tokens, "store = /tokens\n").unwrap();
-        fs::set_permissions(&tokens, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&tokens, fs::Permissions::from_mode(0o000)).unwrap();
         if File::open(&tokens).is_ok() {
             return;
         }
