@@ -230,7 +230,9 @@ fn a_flat_file_stays_executable() {
 
 #[test]
 fn a_cache_may_be_named_from_here() {
-    let (machine, path, _) = signed();
+    let machine = Machine::new();
+    machine.write("data", "a");
+    let path = machine.ok("add data");
     let store = machine.store().display().to_string();
     for name in ["file:./near", "file:nearer"] {
         machine.ok(&format!(

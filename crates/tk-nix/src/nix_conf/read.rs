@@ -149,11 +149,15 @@ impl NixConf {
         let mut text = String::from_utf8_lossy(&value).into_owned();
         let mut bytes = value;
         if let Some(wanted) = kind.wanted() {
-            text = kind.normal(&text).ok_or_else(|| {
+            let normal = kind.normal(&text).ok_or_else(|| {
                 let place = path.display();
                 Error::invalid(format!("'{name}' in {place} must be {wanted}"))
             })?;
-            bytes = text.clone().into_bytes();
+            // What stays as it is keeps its bytes, which need not be text.
+            if normal != text {
+                bytes = normal.clone().into_bytes();
+                text = normal;
+            }
         }
         if extra {
             let old = self.values.get(name).map(|old| old.bytes.clone());
@@ -324,6 +328,8 @@ struct Setting {
 enum Kind {
     Text,
     Words,
+    /// An absolute path: 2.34 takes no other, older ones take any text.
+    Path,
     Bool,
     /// To this one, in whose units Nix may count.
     Number(u64),
@@ -336,6 +342,7 @@ impl Kind {
     fn wanted(self) -> Option<&'static str> {
         match self {
             Kind::Text | Kind::Words => None,
+            Kind::Path => Some("an absolute path"),
             Kind::Bool => Some("true or false"),
             Kind::Number(_) => Some("a whole number"),
             Kind::Jobs => Some("a whole number or auto"),
@@ -345,10 +352,13 @@ impl Kind {
     fn normal(self, text: &str) -> Option<String> {
         match (self, text) {
             (Kind::Text | Kind::Words, _) | (Kind::Jobs, "auto") => Some(text.to_owned()),
+            (Kind::Path, _) => text.starts_with('/').then(|| text.to_owned()),
             (Kind::Bool, "true" | "yes" | "1") => Some("true".to_owned()),
             (Kind::Bool, "false" | "no" | "0") => Some("false".to_owned()),
             (Kind::Bool, _) => None,
             (Kind::Number(max), _) => number(text, max),
+            // Without units, as Nix has it.
+            (Kind::Jobs, _) if text.ends_with(|c: char| !c.is_ascii_digit()) => None,
             (Kind::Jobs, _) => number(text, u32::MAX.into()),
         }
     }
@@ -394,6 +404,7 @@ const SETTINGS: &[Setting] = &[
     ),
     setting("secret-key-files", Kind::Words, &[]),
     setting("nix-path", Kind::Words, &[]),
+    setting("netrc-file", Kind::Path, &[]),
     setting("require-sigs", Kind::Bool, &[]),
     setting("fallback", Kind::Bool, &["build-fallback"]),
     setting("substitute", Kind::Bool, &["build-use-substitutes"]),
