@@ -99,5 +99,6 @@ async fn read_version<R: AsyncRead + Unpin + Send>(
 }
 
 const CLIENT_MAGIC: u64 = 0x390c_9deb;
-const SERVER_MAGIC: u64 = 0x5452_eecb;
+/// What a server begins with.
+pub(crate) const SERVER_MAGIC: u64 = 0x5452_eecb;
 const MAJOR: u64 = 2;

@@ -7,8 +7,9 @@ use tokio::{io::AsyncRead, time::timeout};
 
 impl<R: AsyncRead + Unpin, P> Reader<R, P> {
     /// The text that came in place of the protocol, if it is one: with `begin`, the number that its first
-    /// bytes were taken for, and what follows within a moment.
-    pub(crate) async fn foreign_text(&mut self, begin: Option<u64>) -> Option<String> {
+    /// bytes were taken for, and what follows within a moment. A connection that broke off in the middle of
+    /// `magic`, with which the protocol begins, sent no text.
+    pub(crate) async fn foreign_text(&mut self, begin: Option<u64>, magic: u64) -> Option<String> {
         // Whoever ended the connection has said all that there is, but it may not have been read.
         let more = async {
             while self.buffered() < LONGEST {
@@ -23,6 +24,9 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
         let mut bytes = begin.as_ref().map_or(Vec::new(), |begin| begin.to_vec());
         bytes.extend_from_slice(self.peek());
         bytes.truncate(LONGEST);
+        if magic.to_le_bytes().starts_with(&bytes) {
+            return None;
+        }
         let binary = |b: &u8| b.is_ascii_control() && !b.is_ascii_whitespace() && *b != ESCAPE;
         let mut text = &bytes[..];
         if let Some(end) = bytes.iter().position(binary) {
@@ -52,14 +56,14 @@ const MOMENT: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::Serve;
+    use crate::serve::{Serve, handshake::SERVER_MAGIC};
     use tk_path::StoreDir;
 
     /// The text that is made of `bytes`, of which the first eight were taken for a number.
     async fn text_of(bytes: &[u8]) -> Option<String> {
         let mut reader = Reader::new(bytes, Serve::new(StoreDir::default(), 0));
         let begin = reader.u64().await.ok();
-        reader.foreign_text(begin).await
+        reader.foreign_text(begin, SERVER_MAGIC).await
     }
 
     #[tokio::test]
@@ -76,6 +80,8 @@ mod tests {
             ),
             (b"hello the\xcb\xee\x52\x54\0\0\0\0", None),
             (b"\xcb\xee\x52\x54\0\0\0\0", None),
+            (b"\xcb\xee\x52\x54", None),
+            (b"\xcb", None),
             (b"", None),
             (long.as_bytes(), Some(&long[..LONGEST])),
         ] {

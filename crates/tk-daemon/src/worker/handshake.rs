@@ -229,7 +229,8 @@ async fn send<W: AsyncWrite + Unpin>(
 }
 
 const CLIENT_MAGIC: u64 = 0x6e69_7863;
-const SERVER_MAGIC: u64 = 0x6478_696f;
+/// What a server begins with.
+pub(crate) const SERVER_MAGIC: u64 = 0x6478_696f;
 const FEATURES: Version = Version::minor(38);
 const AFFINITY: Version = Version::minor(14);
 const RESERVED: Version = Version::minor(11);

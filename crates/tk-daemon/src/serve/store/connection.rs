@@ -308,7 +308,7 @@ impl Peer {
             _ => None,
         };
         if (begin.is_some() || matches!(&error, HandshakeError::Wire(error) if error.is_end()))
-            && let Some(text) = reader.foreign_text(begin).await
+            && let Some(text) = reader.foreign_text(begin, handshake::SERVER_MAGIC).await
         {
             let words = begins_with(&text, "serve");
             return Error::malformed(format!("what {} says", self.0), words);
