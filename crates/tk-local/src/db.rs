@@ -1062,7 +1062,6 @@ mod tests {
                 "deriver",
             ),
             ("ultimate", "'yes'", "ultimate"),
-            ("sigs", "7", "sigs"),
             ("ca", "'fixed:what:ever'", "ca"),
             ("ca", "x'c3'", "ca"),
         ] {

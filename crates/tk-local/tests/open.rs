@@ -38,11 +38,7 @@ async fn what_is_broken_is_one_line() {
             "not a database, and long enough",
             "not a database",
         ),
-        (
-            "nix/var/nix/db/big-lock/folder",
-            "",
-            "opening the lock file",
-        ),
+        ("nix/var/nix/db/big-lock/folder", "", "opening"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(file);

@@ -303,17 +303,15 @@ mod tests {
             ..policy.clone()
         };
         anything.check_realisation(&realisation()).unwrap();
-        claim
-            .value
-            .signatures
-            .insert(Signature::parse("k-1:YWJj").unwrap());
-        assert!(
-            policy
-                .check_realisation(&claim)
-                .unwrap_err()
-                .source
-                .is_some()
-        );
+        let damaged = Signature::parse("k-1:YWJj").unwrap();
+        claim.value.signatures.insert(damaged.clone());
+        policy
+            .check_realisation(&claim)
+            .expect("the good one still counts");
+        claim.value.signatures = [damaged].into();
+        let refused = policy.check_realisation(&claim).unwrap_err();
+        assert_eq!(refused.valid, 0);
+        assert!(refused.signed_by.contains_key("k-1"), "{refused}");
     }
 
     proptest! {

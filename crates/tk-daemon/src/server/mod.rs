@@ -5,7 +5,8 @@
 //! use tk_daemon::server::{Server, ServerConfig, bind};
 //!
 //! let server = Server::new(store, ServerConfig::default());
-//! let listener = bind("/run/store.socket".as_ref(), 0o666).await?;
+//! // The second takes the socket away at the end, unless it is another server's by then.
+//! let (listener, _socket) = bind("/run/store.socket".as_ref(), 0o666).await?;
 //! server.listen(vec![listener], std::future::pending()).await;
 //! # Ok(()) }
 //! ```

@@ -128,7 +128,8 @@ pub fn dump(path: &Path, options: &DumpOptions, out: &mut impl Write) -> Result<
 ///
 /// Ends after the first error. Memory is bounded whatever the size of files: 256 KiB for each of 8 + 2 × threads chunks
 /// (besides those the caller keeps), and the names of the open directories. At most 64 + 33 × threads descriptors are
-/// open, and fewer where the process may not have many ([`descriptors`](super::descriptors)). Dropping it early stops the threads and waits for them, which takes no longer than the read they are in.
+/// open, and fewer where the process may not have many ([`descriptors`](super::descriptors)). Dropping it early stops
+/// the threads and waits for them, which takes no longer than the read they are in.
 ///
 /// ```
 /// # let folder = std::env::temp_dir().join("tk-nar-doc-dump");
@@ -486,6 +487,10 @@ impl Shared {
             let queued = state.slots.front().map_or(0, |slot| slot.chunks.len());
             if state.waiting < self.window || (state.first == number && queued < 2) {
                 break;
+            }
+            // It may sleep until the first slot has more chunks than there is room for now.
+            if queued > 0 {
+                self.wake_consumer(&mut state);
             }
             state.set_full(number, true);
             state = self
