@@ -209,7 +209,9 @@ impl Decode<Serve> for PathInfos {
         while let Some(path) = from.optional_path().await? {
             // Nobody says beforehand how many there are.
             let item = size_of::<(StorePath, UnkeyedPathInfo)>() as u64;
-            from.charge("the infos of paths", item + ITEM_COST).await?;
+            if from.charge("the infos of paths", item + ITEM_COST)? {
+                from.admit().await?;
+            }
             infos.push((path, from.value().await?));
         }
         Ok(PathInfos(infos))

@@ -182,16 +182,15 @@ impl<R, P> Reader<R, P> {
         }
     }
 
-    /// Takes `bytes` of memory from what the message may use.
-    pub async fn charge(&mut self, what: &'static str, bytes: u64) -> Result<(), WireError> {
+    /// Takes `bytes` of memory from what the message may use. Returns whether the message has become so
+    /// large that [`admit`](Self::admit) has to follow; most are not, and a future for each would cost more
+    /// than reading them.
+    pub fn charge(&mut self, what: &'static str, bytes: u64) -> Result<bool, WireError> {
         match self.left.checked_sub(bytes) {
             Some(left) => self.left = left,
             None => return Err(self.too_large(what, bytes, self.left)),
         }
-        if self.whole - self.left > FREE {
-            self.admit().await?;
-        }
-        Ok(())
+        Ok(self.whole - self.left > FREE)
     }
 }
 
@@ -251,7 +250,9 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
             .and_then(|cost| self.left.checked_sub(cost));
         match (left, usize::try_from(count)) {
             (Some(left), Ok(count)) => {
-                self.charge(what, self.left - left).await?;
+                if self.charge(what, self.left - left)? {
+                    self.admit().await?;
+                }
                 Ok(count)
             }
             _ => Err(self.too_large(what, count, self.left / item)),
@@ -310,7 +311,9 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
         }
         let length = usize::try_from(length).map_err(|_| self.too_large(what, length, refuse))?;
         let kept = length.min(keep);
-        self.charge(what, kept as u64 + ITEM_COST).await?;
+        if self.charge(what, kept as u64 + ITEM_COST)? {
+            self.admit().await?;
+        }
         let bytes = self.take(kept).await?;
         let mut text = String::from_utf8_lossy(&bytes).into_owned();
         if kept < length {
@@ -392,7 +395,9 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
         if length > limit {
             return Err(self.too_large(what, length, limit));
         }
-        self.charge(what, length + ITEM_COST).await?;
+        if self.charge(what, length + ITEM_COST)? {
+            self.admit().await?;
+        }
         usize::try_from(length).map_err(|_| self.too_large(what, length, limit))
     }
 
