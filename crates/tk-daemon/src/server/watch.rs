@@ -36,7 +36,7 @@ pub(super) fn watched<R: AsyncRead + Unpin>(source: R) -> (Watched<R>, Watch<R>)
 
 impl<R: AsyncRead + Unpin> Watch<R> {
     /// Waits until the other side has gone. What it sends meanwhile is kept up to a limit; behind
-    /// that, its end is not seen.
+    /// that, its end is not seen. The task is woken for what is kept: the reader may wait for it.
     pub async fn gone(&self) {
         poll_fn(|cx| {
             let mut inner = lock(&self.0);
@@ -45,7 +45,9 @@ impl<R: AsyncRead + Unpin> Watch<R> {
                     return Poll::Pending;
                 }
                 match inner.poll_ahead(cx) {
-                    Poll::Ready(Ok(n)) if n > 0 => {}
+                    // The reader may have looked just before the bytes came. They are taken now, so the
+                    // source wakes nobody for them any more.
+                    Poll::Ready(Ok(n)) if n > 0 => cx.waker().wake_by_ref(),
                     Poll::Ready(_) => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -101,6 +103,7 @@ const AHEAD: usize = 16 * 1024;
 mod tests {
     use super::*;
     use futures::FutureExt;
+    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
@@ -119,6 +122,48 @@ mod tests {
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).await.unwrap();
         assert_eq!([&piece[..], &rest].concat(), b"one two");
+    }
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Has bytes from the second look on, and wakes nobody: somebody takes them before the kernel tells.
+    struct Late {
+        looks: u32,
+    }
+
+    impl AsyncRead for Late {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            out: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            self.looks += 1;
+            if self.looks != 2 {
+                return Poll::Pending;
+            }
+            out.put_slice(b"late");
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_waits_is_woken_for_what_the_watch_takes() {
+        let (mut reader, watch) = watched(Late { looks: 0 });
+        let mut taken = [0; 4];
+        let both = async {
+            tokio::select! {
+                biased;
+                read = reader.read_exact(&mut taken) => drop(read.unwrap()),
+                () = watch.gone() => panic!("it has not gone"),
+            }
+        };
+        // Ended, not polled once more, when nobody wakes it.
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(LIMIT) => panic!("nobody woke it"),
+            () = both => {}
+        }
+        assert_eq!(&taken, b"late");
     }
 
     #[tokio::test]
