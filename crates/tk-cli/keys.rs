@@ -170,11 +170,15 @@ fn configured(cx: &Context) -> Result<TrustedKeys> {
     Ok(keys)
 }
 
-/// Whether a path needs a signature to come into `dst`: a store on disk is what `require-sigs` of nix.conf is
-/// about, a daemon heeds its own. Keys that are `given` are wanted for a reason.
+/// Whether a path needs a signature to come into `dst`: a store on disk is what `require-sigs` of its URI and of
+/// nix.conf is about, a daemon heeds its own. Keys that are `given` are wanted for a reason.
 pub fn are_required(cx: &Context, given: &[String], dst: &Opened) -> bool {
-    let required = cx.settings.is_on("require-sigs").unwrap_or(true);
-    required || !given.is_empty() || !matches!(dst, Opened::Local(_))
+    let Opened::Local(store) = dst else {
+        return true;
+    };
+    let of_store = store.config().require_signatures;
+    let required = of_store.or_else(|| cx.settings.is_on("require-sigs"));
+    required.unwrap_or(true) || !given.is_empty()
 }
 
 /// Whether the text may be a secret, or a part of one: more base64 than a public key has, or than

@@ -630,6 +630,7 @@ fn local_config(
         }
     }
     config.read_only = settings.take_bool("read-only")?.unwrap_or(false);
+    config.require_signatures = settings.take_bool("require-sigs")?;
     let afar = NonZeroUsize::new(FROM_AFAR).filter(|_| wish.from_afar);
     config.jobs = match (wish.jobs, afar) {
         (Some(jobs), _) => jobs,
@@ -675,7 +676,6 @@ const FROM_AFAR: usize = 8;
 
 const STORE_SETTINGS: &[&str] = &["trusted", "path-info-cache-size", "system-features"];
 const LOCAL_SETTINGS: &[&str] = &[
-    "require-sigs",
     "priority",
     "want-mass-query",
     "build-dir",

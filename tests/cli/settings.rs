@@ -50,6 +50,14 @@ fn keys_under_every_name_and_in_every_file() {
     machine.write("etc/nix.conf", "require-sigs = false\n");
     machine.ok("key generate other-1 --secret s2 --public p2");
     machine.fails(1, &format!("{pull} --to ./other --trusted-key p2"));
+    // What a store says of itself counts before nix.conf.
+    let store = |name: &str, required: bool| {
+        let root = machine.home().join(name);
+        format!("local?root={}&require-sigs={required}", root.display())
+    };
+    machine.fails(1, &format!("{pull} --to {}", store("strict", true)));
+    machine.write("etc/nix.conf", "");
+    machine.ok(&format!("{pull} --to {}", store("open", false)));
 }
 
 #[test]

@@ -365,6 +365,18 @@ async fn signatures() {
                 });
             }
         }
+        // As with Nix: a store that asks nobody for signatures takes what it is given.
+        let open = format!(
+            "local?root={}&require-sigs=false",
+            text(&place.path("open"))
+        );
+        let server = place.serve(open.as_ref(), &["--force-untrusted"]);
+        let uri = format!("unix://{}", text(&server.socket));
+        table.case(rig.version, "require-sigs=false", || {
+            client
+                .ok("nix", &["copy", "--from", &from, "--to", &uri, &unsigned])
+                .map(drop)
+        });
     }
     table.finish();
 }

@@ -97,7 +97,7 @@ impl Daemon {
             ..Wish::default()
         };
         let store = open(cx, &cx.store_uri(), &wish).await?;
-        let server = Server::new(store.abilities(), self.config(cx)?);
+        let server = Server::new(store.abilities(), self.config(cx, &store)?);
         match self.stdio {
             true => self.serve_stdio(&server).await,
             false => {
@@ -107,10 +107,14 @@ impl Daemon {
         }
     }
 
-    fn config(&self, cx: &Context) -> Result<ServerConfig> {
+    fn config(&self, cx: &Context, store: &Opened) -> Result<ServerConfig> {
+        let mut policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
+        if !keys::are_required(cx, &self.trusted_key, store) {
+            policy.threshold = 0;
+        }
         Ok(ServerConfig {
             trust: self.rule()?,
-            policy: Arc::new(keys::policy(cx, &self.trusted_key, self.sigs_needed)?),
+            policy: Arc::new(policy),
             max_connections: self.max_connections.min(descriptors() / SHARE).max(1),
             max_nars: trees_at_once().get().min(MOST_NARS),
             spool: std::env::temp_dir(),

@@ -30,6 +30,10 @@ pub struct LocalConfig {
     pub read_only: bool,
     /// What must have reached the disk before a path is registered.
     pub durability: Durability,
+    /// Whether paths that come into this store need a trusted signature (`require-sigs`), where the store
+    /// differs from nix.conf. For whoever decides about it: each addition says what it demands, whatever
+    /// stands here.
+    pub require_signatures: Option<bool>,
     /// How many paths are unpacked at once; fewer if the process may not have enough files open.
     pub jobs: NonZeroUsize,
 }
@@ -62,6 +66,7 @@ impl LocalConfig {
             root: Some(root),
             read_only: false,
             durability: Durability::default(),
+            require_signatures: None,
             jobs: jobs(),
         }
     }
@@ -76,6 +81,7 @@ impl LocalConfig {
             log: SYSTEM_LOG.into(),
             read_only: false,
             durability: Durability::default(),
+            require_signatures: None,
             jobs: jobs(),
         }
     }
@@ -110,6 +116,9 @@ impl LocalConfig {
         if self.read_only {
             params.insert("read-only".to_owned(), "true".to_owned());
         }
+        if let Some(required) = self.require_signatures {
+            params.insert("require-sigs".to_owned(), required.to_string());
+        }
         StoreReference::new(StoreVariant::Local, params)
     }
 }
@@ -143,12 +152,15 @@ mod tests {
         moved.dir = StoreDir::new("/gnu/store").unwrap();
         let mut state = LocalConfig::system();
         state.state = "/var/nix".into();
+        let mut open = LocalConfig::chroot("/r");
+        open.require_signatures = Some(false);
         for (config, uri) in [
             (LocalConfig::system(), "local"),
             (LocalConfig::chroot("/r"), "local://?root=/r"),
             (chroot, "local://?root=/tmp/a%20b"),
             (moved, "local://?real=/elsewhere&root=/r&store=/gnu/store"),
             (state, "local://?state=/var/nix"),
+            (open, "local://?require-sigs=false&root=/r"),
         ] {
             assert_eq!(config.to_string(), uri);
         }
