@@ -1,5 +1,6 @@
 //! Which bucket, where.
 
+use super::{credentials::profile_name, profile::Profiles};
 use crate::http::ClientConfig;
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 use tk_store::{Error, Result};
@@ -53,7 +54,7 @@ pub struct S3Params {
     /// The region; `None`: that of the environment, of the profile, or `us-east-1`.
     pub region: Option<String>,
     /// Another server than Amazon's; its path is kept. Where the URI names none it is that of
-    /// `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
+    /// `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, or of the profile.
     pub endpoint: Option<Url>,
     /// Where in the URL the bucket stands.
     pub addressing: Addressing,
@@ -101,18 +102,28 @@ impl Environment {
         value.filter(|value| !value.is_empty())
     }
 
-    /// The server that variables name in the place of Amazon's.
-    fn s3_endpoint(&self) -> Result<Option<Url>> {
+    /// The server that variables or the profile name in the place of Amazon's, in the order of botocore.
+    fn s3_endpoint(&self, profile: Option<&str>) -> Result<Option<Url>> {
         let ignored = self.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
         if ignored.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(None);
         }
         let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
-        let Some(name) = variables.into_iter().find(|name| self.get(name).is_some()) else {
+        let set = |name: &str| Some((name.to_owned(), self.get(name)?.to_owned()));
+        let of_profile = || {
+            let name = profile_name(self, profile);
+            let profiles = Profiles::read(self)?;
+            let url = profiles.endpoint(name, "s3").map(str::to_owned);
+            Ok::<_, Error>(url.map(|url| (format!("endpoint_url of the AWS profile {name}"), url)))
+        };
+        let found = match variables.into_iter().find_map(set) {
+            Some(found) => Some(found),
+            None => of_profile()?,
+        };
+        let Some((name, text)) = found else {
             return Ok(None);
         };
-        let text = self.get(name).unwrap_or_default();
-        match Url::parse(text) {
+        match Url::parse(&text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.query().is_none() => {
                 Ok(Some(url))
             }
@@ -158,7 +169,8 @@ impl BucketConfig {
             "s3" => {
                 let mut params = S3Params::parse(&parameter)?;
                 if params.endpoint.is_none() {
-                    params.endpoint = environment.s3_endpoint()?;
+                    let profile = params.profile.as_deref();
+                    params.endpoint = environment.s3_endpoint(profile)?;
                 }
                 Service::S3(params)
             }

@@ -158,7 +158,8 @@ fn configured(environment: &Environment, profile: Option<&str>) -> Result<Option
     Ok(web_identity(environment).or_else(|| container(environment)))
 }
 
-fn profile_name<'a>(environment: &'a Environment, profile: Option<&'a str>) -> &'a str {
+/// The profile that counts.
+pub(super) fn profile_name<'a>(environment: &'a Environment, profile: Option<&'a str>) -> &'a str {
     // In this order, as botocore.
     let variables = ["AWS_DEFAULT_PROFILE", "AWS_PROFILE"];
     let of_environment = || variables.iter().find_map(|name| environment.get(name));

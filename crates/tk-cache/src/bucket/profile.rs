@@ -6,9 +6,14 @@ use tk_store::{Error, Result};
 
 /// All profiles of both files. Where both say something of a profile, `credentials` counts.
 #[derive(Default)]
-pub(super) struct Profiles(BTreeMap<String, Profile>);
+pub(super) struct Profiles {
+    profiles: BTreeMap<String, Profile>,
+    /// The sections `[services NAME]`, which profiles name.
+    services: BTreeMap<String, Profile>,
+}
 
-/// One profile: its settings by name.
+/// One profile: its settings by name. Those that stand below another one have its name and a dot before
+/// theirs.
 #[derive(Clone, Default)]
 pub(super) struct Profile(BTreeMap<String, String>);
 
@@ -26,15 +31,30 @@ impl Profiles {
     }
 
     pub(super) fn find(&self, name: &str) -> Option<&Profile> {
-        self.0.get(name)
+        self.profiles.get(name)
+    }
+
+    /// The URL of the server that the profile `name` uses for `service`, such as `s3`, in the place of
+    /// Amazon's: the one for this service counts before the one for all.
+    pub(super) fn endpoint(&self, name: &str, service: &str) -> Option<&str> {
+        let profile = self.find(name)?;
+        let ignored = profile.get("ignore_configured_endpoint_urls");
+        if ignored.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+            return None;
+        }
+        let services = profile
+            .get("services")
+            .and_then(|name| self.services.get(name));
+        let own = services.and_then(|services| services.get(&format!("{service}.endpoint_url")));
+        own.or_else(|| profile.get("endpoint_url"))
     }
 
     /// As botocore, which reads them as Python's configparser does: `[section]`, `key = value` or
     /// `key: value`, indented or not; lines that begin with `#` or `;` are comments, and what is
     /// indented deeper than the setting above belongs to that one.
     fn parse(&mut self, text: &str, kind: Kind) {
-        let mut current: Option<String> = None;
-        let mut in_setting = false;
+        let mut current: Option<&mut Profile> = None;
+        let mut setting: Option<String> = None;
         let mut indent = 0;
         for line in text.trim_start_matches('\u{feff}').lines() {
             let trimmed = line.trim();
@@ -42,24 +62,46 @@ impl Profiles {
                 continue;
             }
             let depth = line.len() - line.trim_start().len();
-            if in_setting && depth > indent {
-                continue;
-            }
-            (in_setting, indent) = (false, depth);
-            if let Some((section, _)) = trimmed.strip_prefix('[').and_then(|r| r.rsplit_once(']')) {
-                current = kind.profile(section);
-                continue;
+            let below = setting.as_deref().filter(|_| depth > indent);
+            if below.is_none() {
+                indent = depth;
+                if let Some((section, _)) =
+                    trimmed.strip_prefix('[').and_then(|r| r.rsplit_once(']'))
+                {
+                    setting = None;
+                    current = self.section(kind, section);
+                    continue;
+                }
             }
             let Some((key, value)) = trimmed.split_once(['=', ':']) else {
+                if below.is_none() {
+                    setting = None;
+                }
                 continue;
             };
-            in_setting = true;
-            if let Some(name) = &current {
-                let key = key.trim().to_ascii_lowercase();
-                let value = without_comment(&key, value.trim()).to_owned();
-                let profile = self.0.entry(name.clone()).or_default();
-                profile.0.insert(key, value);
+            let key = key.trim().to_ascii_lowercase();
+            let value = without_comment(&key, value.trim()).to_owned();
+            let full = match below {
+                Some(above) => format!("{above}.{key}"),
+                None => setting.insert(key).clone(),
+            };
+            if let Some(profile) = &mut current {
+                profile.0.insert(full, value);
             }
+        }
+    }
+
+    /// What the section is about, where it is about anything here. In `config` names stand as words of a shell.
+    fn section(&mut self, kind: Kind, section: &str) -> Option<&mut Profile> {
+        if kind == Kind::Credentials || section == "default" {
+            return Some(self.profiles.entry(section.to_owned()).or_default());
+        }
+        let words = shell_words::split(section).ok()?;
+        let [kind, name] = <[String; 2]>::try_from(words).ok()?;
+        match kind.as_str() {
+            "profile" => Some(self.profiles.entry(name).or_default()),
+            "services" => Some(self.services.entry(name).or_default()),
+            _ => None,
         }
     }
 }
@@ -85,26 +127,10 @@ impl Profile {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Config,
     Credentials,
-}
-
-impl Kind {
-    /// The profile of a section; `None` for one of another kind. In `config` names stand as words of
-    /// a shell.
-    fn profile(self, section: &str) -> Option<String> {
-        match self {
-            Kind::Credentials => Some(section.to_owned()),
-            Kind::Config if section == "default" => Some(section.to_owned()),
-            Kind::Config if section.starts_with("profile") => match shell_words::split(section) {
-                Ok(words) if words.len() == 2 => words.into_iter().nth(1),
-                _ => None,
-            },
-            Kind::Config => None,
-        }
-    }
 }
 
 /// Files that are not there, or that this user may not read, are empty.
@@ -136,7 +162,26 @@ mod tests {
         assert_eq!(get("a", "aws_access_key_id").unwrap(), "new");
         assert_eq!(get("a", "aws_secret_access_key").unwrap(), "a=b#c");
         assert_eq!(get("a", "addressing_style"), None);
-        assert_eq!(profiles.0.len(), 2);
+        assert_eq!(profiles.profiles.len(), 2);
+    }
+
+    #[test]
+    fn servers_of_profiles() {
+        let mut profiles = Profiles::default();
+        let config = "[default]\nendpoint_url = http://all\nservices = own\n\
+                      [services own]\ns3 =\n  endpoint_url = http://s3\nec2 =\n  endpoint_url = http://ec2\n\
+                      [profile a]\nendpoint_url = http://a\nservices = none\ns3 =\n  endpoint_url = no\n\
+                      [profile b]\nendpoint_url = http://b\nignore_configured_endpoint_urls = true\n";
+        profiles.parse(config, Kind::Config);
+        for (name, service, expected) in [
+            ("default", "s3", Some("http://s3")),
+            ("default", "sts", Some("http://all")),
+            ("a", "s3", Some("http://a")),
+            ("b", "s3", None),
+            ("c", "s3", None),
+        ] {
+            assert_eq!(profiles.endpoint(name, service), expected, "{name}");
+        }
     }
 
     /// What botocore 1.44 makes of the same files.
@@ -198,7 +243,7 @@ mod tests {
             "[profile a b]\nx=1\n[profile \"a]\nx=1\n[a]\nx=1\n[profile]\nx=1",
             Kind::Config,
         );
-        assert!(none.0.is_empty());
+        assert!(none.profiles.is_empty());
         let command = of(
             "[default]\ncredential_process = sh -c 'x # y'",
             Kind::Config,
