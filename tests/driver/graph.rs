@@ -18,6 +18,9 @@ in rec {
   multi = mk "multi" "echo a > $out; echo dev > $dev" { outputs = [ "out" "dev" ]; };
   dep = mk "dep" "echo dep > $out" { };
   last = mk "last" "echo ${dep} > $out" { };
+  floating = mk "floating" "echo floating > $out" {
+    __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";
+  };
   traced = builtins.trace "seen" dep;
 }
 "#;
@@ -148,5 +151,22 @@ fn caches_have_what_is_needed() {
         for words in ["built 1 derivation", "fetched 1 path"] {
             assert!(done.stderr.contains(words), "{version}: {words}: {done:?}");
         }
+        // Where an output is that is named after its content, its realisation tells.
+        let floating = project.drv("floating");
+        let push = format!("build {floating}^out --push {two_uri} --sign-key k.sec");
+        let done = project.run(&push);
+        assert_eq!(done.status, 0, "{version}: {done:?}");
+        let path = done.stdout.trim().to_owned();
+        project.daemon.ask("nix-store", &["--delete", &path]);
+        let done = project.run(&format!(
+            "build {floating}^out --prefer-cache --from {two_uri} --trusted-key k.pub"
+        ));
+        assert_eq!(done.status, 0, "{version}: {done:?}");
+        assert_eq!(done.stdout.trim(), path, "{version}: {done:?}");
+        assert!(
+            done.stderr.contains("fetched 1 path"),
+            "{version}: {done:?}"
+        );
+        assert!(!done.stderr.contains("built 1"), "{version}: {done:?}");
     });
 }

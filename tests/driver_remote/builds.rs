@@ -58,6 +58,16 @@ fn builds_on_other_versions() {
         let checked = source.run("nix-store", &["--verify", "--check-contents"]);
         assert_eq!(checked.status, 0, "{checked:?}");
 
+        // The logs are here, as after a build of Nix's own.
+        let base = lab.instantiate(GRAPH, "base");
+        assert_eq!(
+            source.ask("nix", &["log", &base]),
+            "said by base",
+            "{place}"
+        );
+        let ours = lab.tk(&["log", &base]);
+        assert_eq!(ours.stdout, "said by base\n", "{ours:?}");
+
         let calls = lab.calls("alpha");
         let (results, _) = lab.build(&args, 0);
         assert_eq!(results[0]["status"], "AlreadyValid", "{results:?}");

@@ -85,6 +85,9 @@ fn checks_and_lists() {
     assert_eq!(told["faults"][0]["fieldName"], "jobs");
     assert_eq!(told["machines"][0]["uri"], "ssh://me@one");
     assert_eq!(run(&["builders", "list"]).0, Some(2));
+    let (status, _, said) = run(&["builders", "check", "--builders", "@/nothing/there"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("there is no /nothing/there"), "{said}");
 
     write(
         "nix.conf",
