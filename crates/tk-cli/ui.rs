@@ -255,6 +255,11 @@ pub fn paths(n: usize) -> String {
     count(n, "path")
 }
 
+/// The verb for `n` things.
+pub fn were(n: usize) -> &'static str {
+    if n == 1 { "was" } else { "were" }
+}
+
 /// A number of things, as `1 error` or `5 errors`.
 pub fn count(n: usize, thing: &str) -> String {
     format!("{n} {thing}{}", if n == 1 { "" } else { "s" })

@@ -155,4 +155,5 @@ fn examples_run_as_they_are_printed() {
     assert!(ran >= 35, "{ran} examples");
 }
 
-const DRV: &str = r#"Derive([("out","/nix/store/0c6988igqizlns512xmknr0qhm5v4i3q-base","","")],[],[],"x86_64-linux","/bin/sh",["-c","echo hello > $out"],[("builder","/bin/sh"),("name","base"),("out","/nix/store/0c6988igqizlns512xmknr0qhm5v4i3q-base"),("system","x86_64-linux")])"#;
+/// A derivation, as a file.
+pub const DRV: &str = r#"Derive([("out","/nix/store/0c6988igqizlns512xmknr0qhm5v4i3q-base","","")],[],[],"x86_64-linux","/bin/sh",["-c","echo hello > $out"],[("builder","/bin/sh"),("name","base"),("out","/nix/store/0c6988igqizlns512xmknr0qhm5v4i3q-base"),("system","x86_64-linux")])"#;

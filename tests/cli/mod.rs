@@ -15,6 +15,7 @@ mod signatures;
 mod sources;
 mod stores;
 mod straight;
+mod transcripts;
 mod words;
 
 pub use crate::support::machine::{Done, Machine};

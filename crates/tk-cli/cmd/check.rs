@@ -109,7 +109,10 @@ impl Check {
         let wish = Wish::default();
         let opening = uris.iter().map(|uri| async {
             let opened = open(cx, uri, &wish).await;
-            if let Err(error) = &opened {
+            // The only one is told of as the error of the command.
+            if let Err(error) = &opened
+                && uris.len() > 1
+            {
                 cx.ui.warn(format_args!("{error:#}; the others are asked"));
             }
             opened

@@ -97,12 +97,14 @@ pub fn tell_report(
     let (size, time) = (ui::size(bytes), ui::seconds(start.elapsed()));
     let left = aside(&report.replaced, &report.upstream);
     cx.ui.say(format_args!(
-        "{verb} {paths} ({size}{written}) to {dst} in {time}; {there} were there already{left}"
+        "{verb} {paths} ({size}{written}) to {dst} in {time}; {there} {} there already{left}",
+        ui::were(there)
     ));
     if !report.signed.is_empty() {
-        let paths = ui::paths(report.signed.len());
+        let signed = report.signed.len();
+        let (paths, were) = (ui::paths(signed), ui::were(signed));
         cx.ui
-            .say(format_args!("signed {paths} that were there already"));
+            .say(format_args!("signed {paths} that {were} there already"));
     }
     let (told, logs) = (report.realisations.len(), report.logs.len());
     if told + logs > 0 {

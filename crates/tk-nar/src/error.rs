@@ -1,18 +1,29 @@
 //! What is wrong with an archive, and at which byte.
 
-use std::io;
+use std::{error::Error, fmt, io};
 
 /// A malformed or unreadable archive: what is wrong, and where. The fault lies with whoever made or sent the archive,
 /// except for [`NarErrorKind::Read`].
-#[derive(Debug, thiserror::Error)]
-#[error("bad archive at byte {offset}: {kind}")]
+#[derive(Debug)]
 pub struct NarError {
     /// Bytes from the start of the archive to the first byte of the offending word (for padding: to the byte that is
     /// not zero; for a truncated archive: to the end of the input).
     pub offset: u64,
     /// What is wrong there.
-    #[source]
     pub kind: NarErrorKind,
+}
+
+impl fmt::Display for NarError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bad archive at byte {}: {}", self.offset, self.kind)
+    }
+}
+
+/// The kind is in the text; the source is what lies behind the kind.
+impl Error for NarError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.kind.source()
+    }
 }
 
 impl NarError {
