@@ -18,9 +18,10 @@ fn all(c: &mut Criterion) {
             None => Throughput::Elements(times),
         });
         for mut entrant in contest.entrants {
-            let id = match contest.on.is_empty() {
-                true => BenchmarkId::from_parameter(entrant.name),
-                false => BenchmarkId::new(entrant.name, &contest.on),
+            let id = if contest.on.is_empty() {
+                BenchmarkId::from_parameter(entrant.name)
+            } else {
+                BenchmarkId::new(entrant.name, &contest.on)
             };
             group.bench_function(id, |b| b.iter(|| (entrant.pass)()));
         }

@@ -75,15 +75,16 @@ impl Contender {
 /// All that are there, ours first, and what is not there and why.
 pub fn find(tk_store: &Path) -> (Vec<Contender>, Vec<(&'static str, String)>) {
     let (mut found, mut absent) = (vec![Contender::Library(Library::TkNar)], Vec::new());
-    match tk_store.is_file() {
-        true => found.push(Contender::TkStore(tk_store.to_owned())),
-        false => absent.push((
+    if tk_store.is_file() {
+        found.push(Contender::TkStore(tk_store.to_owned()))
+    } else {
+        absent.push((
             "tk-store",
             format!(
                 "{} is not there: cargo build --release, or --tk-store PATH",
                 tk_store.display()
             ),
-        )),
+        ))
     }
     let (rig, nix) = find_nix();
     if nix.is_empty() {

@@ -161,14 +161,13 @@ impl<'a> Task<'a> {
         if job.makes_trees() {
             limits::list(&corpus.path, &list)?;
         }
-        let stored = match job.needs_store() {
-            true => {
-                let tk_store =
-                    tk_store.context("the store is filled by tk-store, which is not there")?;
-                let compression = job.compression().unwrap_or("none");
-                Some(Stored::prepare(corpus, compression, dir, tk_store, around)?)
-            }
-            false => None,
+        let stored = if job.needs_store() {
+            let tk_store =
+                tk_store.context("the store is filled by tk-store, which is not there")?;
+            let compression = job.compression().unwrap_or("none");
+            Some(Stored::prepare(corpus, compression, dir, tk_store, around)?)
+        } else {
+            None
         };
         Ok(Self {
             job,

@@ -321,9 +321,10 @@ fn read_piece(
 
 /// `name` in `tree`; the tree itself if it is empty, without a slash that files do not take.
 fn at(tree: &Path, name: &Path) -> PathBuf {
-    match name.as_os_str().is_empty() {
-        true => tree.to_owned(),
-        false => tree.join(name),
+    if name.as_os_str().is_empty() {
+        tree.to_owned()
+    } else {
+        tree.join(name)
     }
 }
 

@@ -338,9 +338,10 @@ mod tests {
             }
             elements += usize::from(!tag.starts_with('/'));
         }
-        match open.is_empty() {
-            true => Ok(elements),
-            false => Err(format!("{open:?} are left open")),
+        if open.is_empty() {
+            Ok(elements)
+        } else {
+            Err(format!("{open:?} are left open"))
         }
     }
 

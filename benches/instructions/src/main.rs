@@ -81,9 +81,10 @@ impl Options {
             ensure!(!self.bless, "valgrind is not in PATH");
             return Ok(skipped("valgrind is not in PATH"));
         };
-        match self.bless {
-            true => self.bless(here),
-            false => self.check(here),
+        if self.bless {
+            self.bless(here)
+        } else {
+            self.check(here)
         }
     }
 

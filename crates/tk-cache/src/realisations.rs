@@ -11,9 +11,10 @@ pub(crate) fn parse(id: &DrvOutput, name: &str, text: &[u8]) -> Result<UnkeyedRe
         return UnkeyedRealisation::from_json(&value).map_err(|e| Error::malformed(name, e));
     }
     let read = Realisation::from_json(&value).map_err(|e| Error::malformed(name, e))?;
-    match read.id == *id {
-        true => Ok(read.value),
-        false => Err(another_output(name)),
+    if read.id == *id {
+        Ok(read.value)
+    } else {
+        Err(another_output(name))
     }
 }
 
@@ -25,9 +26,10 @@ pub(crate) fn parse_legacy(
 ) -> Result<legacy::Realisation> {
     let value = json(name, text)?;
     let read = legacy::Realisation::from_json(&value).map_err(|e| Error::malformed(name, e))?;
-    match read.id == *id {
-        true => Ok(read),
-        false => Err(another_output(name)),
+    if read.id == *id {
+        Ok(read)
+    } else {
+        Err(another_output(name))
     }
 }
 

@@ -85,9 +85,10 @@ pub struct RemoteConfig {
 impl Default for RemoteConfig {
     fn default() -> Self {
         let cores = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let compression = match cfg!(feature = "xz") {
-            true => Compression::Xz,
-            false => Compression::None,
+        let compression = if cfg!(feature = "xz") {
+            Compression::Xz
+        } else {
+            Compression::None
         };
         RemoteConfig {
             store_dir: StoreDir::default(),

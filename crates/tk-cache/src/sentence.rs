@@ -4,9 +4,10 @@
 /// message of XML, the title of a page, else its text without tags. Empty if it is no text.
 pub(crate) fn sentence_of(body: &str) -> String {
     let markup = body.trim_start().starts_with('<');
-    let text = match markup {
-        true => said_in(body),
-        false => body.to_owned(),
+    let text = if markup {
+        said_in(body)
+    } else {
+        body.to_owned()
     };
     if text.contains([char::REPLACEMENT_CHARACTER, '\0']) {
         return String::new();

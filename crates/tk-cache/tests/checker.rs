@@ -235,9 +235,10 @@ async fn what_the_answers_of_two_caches_mean() {
         assert!(checked.followed);
         let mut summary = Summary::default();
         summary.add(checked);
-        let (size, download) = match present {
-            true => (path.nar_size, path.nar_size / 2),
-            false => (0, 0),
+        let (size, download) = if present {
+            (path.nar_size, path.nar_size / 2)
+        } else {
+            (0, 0)
         };
         let expected = (
             1,

@@ -390,9 +390,12 @@ impl Victim {
     /// Replaces the value of a field.
     fn set(&self, key: &str, value: &str) {
         let text = fs::read_to_string(self.narinfo()).unwrap();
-        let line = |line: &str| match line.starts_with(&format!("{key}: ")) {
-            true => format!("{key}: {value}\n"),
-            false => format!("{line}\n"),
+        let line = |line: &str| {
+            if line.starts_with(&format!("{key}: ")) {
+                format!("{key}: {value}\n")
+            } else {
+                format!("{line}\n")
+            }
         };
         fs::write(self.narinfo(), text.lines().map(line).collect::<String>()).unwrap();
     }

@@ -969,9 +969,10 @@ async fn an_upload_without_an_end_has_none() {
         let half = stream::iter([Ok(Bytes::from(noise(300_000)))]);
         let cause = arrived.clone();
         let failing = half.chain(stream::once(async move {
-            match dropped {
-                true => std::future::pending().await,
-                false => cause.notified().await,
+            if dropped {
+                std::future::pending().await
+            } else {
+                cause.notified().await
             }
             Err(Error::invalid("no more of it"))
         }));
@@ -984,9 +985,10 @@ async fn an_upload_without_an_end_has_none() {
             journal: None,
             sent: Arc::new(|_| ()),
         });
-        match dropped {
-            true => drop(bounded(select(upload, Box::pin(arrived.notified()))).await),
-            false => says(&bounded(upload).await.unwrap_err(), &["no more of it"]),
+        if dropped {
+            drop(bounded(select(upload, Box::pin(arrived.notified()))).await)
+        } else {
+            says(&bounded(upload).await.unwrap_err(), &["no more of it"])
         }
         let waited = tokio::task::spawn_blocking(move || server.wait_for(1));
         for seen in bounded(waited).await.unwrap() {

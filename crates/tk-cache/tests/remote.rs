@@ -66,12 +66,13 @@ impl Memory {
         let mut state = self.state();
         state.log.push(format!("{verb} {name}"));
         let breaks = |(at, end): &(&str, String)| *at == verb && name.ends_with(end);
-        match state.broken.iter().any(breaks) {
-            true => Err(Error::io(
+        if state.broken.iter().any(breaks) {
+            Err(Error::io(
                 format!("{verb} {name}"),
                 std::io::ErrorKind::TimedOut,
-            )),
-            false => Ok(state),
+            ))
+        } else {
+            Ok(state)
         }
     }
 

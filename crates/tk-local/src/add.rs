@@ -172,9 +172,10 @@ impl Adding<'_> {
         if let Poll::Ready(Some(done)) = Pin::new(&mut self.running).poll_next(cx) {
             return Poll::Ready(Step::Done(done));
         }
-        match accept {
-            true => items.as_mut().poll_next(cx).map(Step::Item),
-            false => Poll::Pending,
+        if accept {
+            items.as_mut().poll_next(cx).map(Step::Item)
+        } else {
+            Poll::Pending
         }
     }
 
@@ -394,9 +395,10 @@ impl Inner {
         let mut published = Vec::new();
         for received in group {
             let real = self.real_path(&received.info.path);
-            let moved = match received.replaces {
-                true => received.place.exchange(&real),
-                false => received.place.publish(&real),
+            let moved = if received.replaces {
+                received.place.exchange(&real)
+            } else {
+                received.place.publish(&real)
             };
             match moved {
                 Ok(()) => published.push(received),
@@ -451,9 +453,10 @@ impl Inner {
         let real = self.real_path(path);
         for received in published.extract_if(.., |r| r.info.path == *path) {
             // What it was exchanged for lies in its place.
-            let _ = match received.replaces {
-                true => received.place.exchange(&real),
-                false => remove_left_over(&real),
+            let _ = if received.replaces {
+                received.place.exchange(&real)
+            } else {
+                remove_left_over(&real)
             };
         }
     }

@@ -74,9 +74,10 @@ fn open(store: &Inner, drv: &StorePath) -> Result<Option<(Log, PathBuf)>> {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io(format!("opening {}", place.display()), e)),
             };
-            let log: Log = match is_plain {
-                true => Box::new(file),
-                false => Box::new(MultiBzDecoder::new(file)),
+            let log: Log = if is_plain {
+                Box::new(file)
+            } else {
+                Box::new(MultiBzDecoder::new(file))
             };
             return Ok(Some((log, place)));
         }

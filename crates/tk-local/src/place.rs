@@ -127,9 +127,10 @@ impl TempPlace {
         if renameat_with(CWD, &self.tree, CWD, real, flags).is_err() {
             self.exchange_by_steps(real).map_err(doing)?;
         }
-        match new.is_dir() {
-            true => fs::set_permissions(real, Permissions::from_mode(0o555)).map_err(doing),
-            false => Ok(()),
+        if new.is_dir() {
+            fs::set_permissions(real, Permissions::from_mode(0o555)).map_err(doing)
+        } else {
+            Ok(())
         }
     }
 
@@ -299,9 +300,10 @@ mod tests {
             fs::set_permissions(&real, Permissions::from_mode(0o555)).unwrap();
             let place = nursery.place();
             fs::write(place.tree(), "new").unwrap();
-            match by_steps {
-                false => place.exchange(&real).unwrap(),
-                true => place.exchange_by_steps(&real).unwrap(),
+            if by_steps {
+                place.exchange_by_steps(&real).unwrap()
+            } else {
+                place.exchange(&real).unwrap()
             }
             assert_eq!(fs::read(&real).unwrap(), b"new");
             assert!(place.tree().join("old").exists());

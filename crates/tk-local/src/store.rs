@@ -170,12 +170,11 @@ impl LocalStore {
         &self,
         question: impl FnOnce(&Database) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        match own_thread::is_entered() {
-            true => question(&self.inner.db),
-            false => {
-                self.run("asking the store", |store| question(&store.db))
-                    .await
-            }
+        if own_thread::is_entered() {
+            question(&self.inner.db)
+        } else {
+            self.run("asking the store", |store| question(&store.db))
+                .await
         }
     }
 
@@ -318,16 +317,18 @@ impl Inner {
             create_folders(&config)?;
         }
         let db_dir = config.state.join("db");
-        let big_lock = match config.read_only {
-            true => None,
-            false => Some(big_lock(&db_dir)?),
+        let big_lock = if config.read_only {
+            None
+        } else {
+            Some(big_lock(&db_dir)?)
         };
         let uri = config.to_string();
         let mut known = schema::check_schema(&db_dir)?;
         // One of several first users makes the database, the others wait for it.
-        let making = match known || !create {
-            true => None,
-            false => Some(lock_folder(&db_dir)?),
+        let making = if known || !create {
+            None
+        } else {
+            Some(lock_folder(&db_dir)?)
         };
         if making.is_some() {
             known = schema::check_schema(&db_dir)?;

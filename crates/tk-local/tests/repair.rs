@@ -130,9 +130,10 @@ fn trees(store: &LocalStore) -> usize {
     for entry in fs::read_dir(store.real_dir()).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
-        match name.contains("-tk-tmp-") {
-            true => trees += fs::read_dir(entry.path()).unwrap().count(),
-            false => trees += usize::from(!name.ends_with(".lock") && !name.starts_with('.')),
+        if name.contains("-tk-tmp-") {
+            trees += fs::read_dir(entry.path()).unwrap().count()
+        } else {
+            trees += usize::from(!name.ends_with(".lock") && !name.starts_with('.'))
         }
     }
     trees

@@ -160,9 +160,10 @@ pub fn narinfo_from_json(
 pub fn path_inside(value: &Value, dir: &StoreDir) -> Result<Option<StorePath>, JsonError> {
     let read = |value: &Value| {
         let text = text(value)?;
-        match text.contains('/') {
-            true => parse(dir.parse(text)),
-            false => parse(StorePath::parse(text)),
+        if text.contains('/') {
+            parse(dir.parse(text))
+        } else {
+            parse(StorePath::parse(text))
         }
     };
     object(value)?

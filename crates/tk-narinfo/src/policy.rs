@@ -143,9 +143,10 @@ impl Untrusted {
             text += &format!(" ({valid} of {threshold} needed signatures found)");
         }
         if self.false_address {
-            text += match one {
-                true => " (and its content address does not make this path)",
-                false => " (and their content addresses do not make these paths)",
+            text += if one {
+                " (and its content address does not make this path)"
+            } else {
+                " (and their content addresses do not make these paths)"
             };
         }
         text
@@ -164,20 +165,23 @@ impl Untrusted {
         }
         if !unknown.is_empty() {
             let who = if unknown.len() == 1 { "is" } else { "are" };
-            let not = match self.trusted.is_empty() {
-                true => "not trusted: no key is".to_owned(),
-                false => format!("not among the trusted keys {trusted}"),
+            let not = if self.trusted.is_empty() {
+                "not trusted: no key is".to_owned()
+            } else {
+                format!("not among the trusted keys {trusted}")
             };
             let unknown = list(&unknown);
             return format!("signed by {unknown}, which {who} {not}; add it with --trusted-key");
         }
-        let signed = match self.signed_by.is_empty() {
-            true => "not signed".to_owned(),
-            false => format!("signed by {} only", list(&self.names(Verdict::Valid))),
+        let signed = if self.signed_by.is_empty() {
+            "not signed".to_owned()
+        } else {
+            format!("signed by {} only", list(&self.names(Verdict::Valid)))
         };
-        match self.trusted.is_empty() {
-            true => format!("{signed}, and no key is trusted"),
-            false => format!("{signed}, trusted keys: {trusted}"),
+        if self.trusted.is_empty() {
+            format!("{signed}, and no key is trusted")
+        } else {
+            format!("{signed}, trusted keys: {trusted}")
         }
     }
 }

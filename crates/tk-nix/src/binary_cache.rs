@@ -104,9 +104,10 @@ impl BinaryCache {
         let (roots, cache) = ([path.clone()].into(), self.cache.store());
         let plan = copy::plan(&*self.source, &*cache, &roots, &options).await?;
         let mut report = plan.run(&self.source, &*cache, Arc::new(())).await?;
-        match report.failed.is_empty() {
-            true => Ok(report),
-            false => Err(report.failed.swap_remove(0).1),
+        if report.failed.is_empty() {
+            Ok(report)
+        } else {
+            Err(report.failed.swap_remove(0).1)
         }
     }
 
@@ -151,12 +152,13 @@ pub async fn configure(
         // Read back: what counts is what nix will read.
         let said = Caches::of_file(&file)?;
         let has_key = key.is_none_or(|key| said.keys.contains(&key.to_string()));
-        match said.has(&wanted) && has_key {
-            true => Ok(change),
-            false => Err(Error::io(
+        if said.has(&wanted) && has_key {
+            Ok(change)
+        } else {
+            Err(Error::io(
                 format!("reading back {}", file.display()),
                 io::Error::other("somebody else changed it meanwhile"),
-            )),
+            ))
         }
     };
     Ok(Configured {
@@ -220,12 +222,13 @@ impl CacheStore {
         self.write_info(new).await?;
         let back = self.read_info().await?.unwrap_or_default();
         let back = CacheInfo::parse(&back).map_err(malformed)?;
-        match back.priority == priority {
-            true => Ok((back, true)),
-            false => Err(Error::io(
+        if back.priority == priority {
+            Ok((back, true))
+        } else {
+            Err(Error::io(
                 format!("telling {} its priority", self.store()),
                 io::Error::other("it still says another"),
-            )),
+            ))
         }
     }
 }

@@ -364,9 +364,10 @@ impl StoreBuilder {
         let outputs = self.outputs(&keyed, target).await.ok()?;
         let wanted = outputs.values().cloned().collect();
         let there = self.store.store.valid(&wanted).await.ok()?;
-        match there == wanted {
-            true => self.told(&keyed, target, logs, Duration::ZERO).await.ok(),
-            false => None,
+        if there == wanted {
+            self.told(&keyed, target, logs, Duration::ZERO).await.ok()
+        } else {
+            None
         }
     }
 
@@ -451,9 +452,10 @@ impl StoreBuilder {
         if let OutputsSpec::Names(names) = spec {
             outputs.retain(|name, _| names.iter().any(|wanted| wanted.as_str() == name));
         }
-        match outputs.is_empty() {
-            true => Err(nothing(target)),
-            false => Ok(outputs),
+        if outputs.is_empty() {
+            Err(nothing(target))
+        } else {
+            Ok(outputs)
         }
     }
 

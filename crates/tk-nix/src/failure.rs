@@ -213,9 +213,10 @@ impl Failure {
         let first = done.errors.iter().find(root).or(done.errors.first());
         let message = first.map(|error| error.bare.clone()).unwrap_or_else(|| {
             let tail = done.tail.join("\n");
-            match tail.is_empty() {
-                true => format!("nix ended with {}", done.exit),
-                false => tail,
+            if tail.is_empty() {
+                format!("nix ended with {}", done.exit)
+            } else {
+                tail
             }
         });
         let mut failure = Failure::of_words(&message);
@@ -370,9 +371,10 @@ impl fmt::Display for Failure {
             }
             (Cause::MissingAttribute { attribute, near }, _) => {
                 write!(f, "there is no attribute '{attribute}'")?;
-                match near.is_empty() {
-                    true => Ok(()),
-                    false => write!(f, "; did you mean {}?", near.join(", ")),
+                if near.is_empty() {
+                    Ok(())
+                } else {
+                    write!(f, "; did you mean {}?", near.join(", "))
                 }
             }
             (Cause::MissingOutput { output }, _) => {

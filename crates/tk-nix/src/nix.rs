@@ -121,9 +121,10 @@ impl Nix {
     /// Its settings, by name: the values that count for this user.
     pub async fn settings(&self) -> Result<BTreeMap<String, Value>> {
         // Renamed in 2.20.
-        let command: &[&str] = match self.version().at_least(2, 20) {
-            true => &["config", "show"],
-            false => &["show-config"],
+        let command: &[&str] = if self.version().at_least(2, 20) {
+            &["config", "show"]
+        } else {
+            &["show-config"]
         };
         let what = Invocation::new(command).arg("--json");
         let Value::Object(all) = self.json(what, &()).await? else {

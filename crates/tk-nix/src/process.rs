@@ -109,9 +109,10 @@ impl Nix {
     /// a status other than 0.
     pub async fn run(&self, what: Invocation, log: &dyn LogSink) -> Result<Finished> {
         let done = self.run_to_end(what, log).await?;
-        match done.exit.is_success() {
-            true => Ok(done),
-            false => Err(Failure::of_nix(&done)),
+        if done.exit.is_success() {
+            Ok(done)
+        } else {
+            Err(Failure::of_nix(&done))
         }
     }
 

@@ -434,9 +434,10 @@ impl Shells {
                 if age.is_none_or(|age| age < LEFT_FOR) {
                     continue;
                 }
-                let removed = match left.is_dir() {
-                    true => fs::remove_dir_all(&left),
-                    false => fs::remove_file(&left),
+                let removed = if left.is_dir() {
+                    fs::remove_dir_all(&left)
+                } else {
+                    fs::remove_file(&left)
                 };
                 removed.map_err(files::failed("removing", &left))?;
             }
@@ -707,9 +708,10 @@ impl Shells {
     ) -> Result<(Entry, Snapshot)> {
         let locks = asked.locks();
         // What was read before counts, too: who goes back finds what there was.
-        let mut told = match wanted.refresh {
-            true => Told::default(),
-            false => self.snapshot(asked)?.told,
+        let mut told = if wanted.refresh {
+            Told::default()
+        } else {
+            self.snapshot(asked)?.told
         };
         for _ in 0..TRIES {
             let before = Snapshot::take(&asked.trees(&told)?, None)?;
@@ -982,9 +984,10 @@ impl Shells {
             }
             _ => true,
         });
-        let built = match targets.is_empty() {
-            true => Vec::new(),
-            false => builder.build_targets(&targets, &build, log).await?,
+        let built = if targets.is_empty() {
+            Vec::new()
+        } else {
+            builder.build_targets(&targets, &build, log).await?
         };
         for built in built {
             for output in built?.outputs.values() {
@@ -1103,9 +1106,10 @@ fn name(what: &Installable, location: &str) -> String {
 /// The package `name`: an attribute of `nixpkgs` if it is a bare name, else what
 /// [`Installable::parse`] takes.
 pub fn package(dir: &StoreDir, name: &str) -> Result<Installable> {
-    match name.contains(['#', ':', '/']) || name.starts_with('.') {
-        true => installable(dir, name),
-        false => installable(dir, &format!("nixpkgs#{name}")),
+    if name.contains(['#', ':', '/']) || name.starts_with('.') {
+        installable(dir, name)
+    } else {
+        installable(dir, &format!("nixpkgs#{name}"))
     }
 }
 
@@ -1131,9 +1135,10 @@ async fn without_floating(nix: &Nix) -> Result<Vec<(String, String)>> {
     let mut features = features.map(names).unwrap_or_default();
     let all = features.len();
     features.retain(|name| name != "ca-derivations");
-    Ok(match features.len() == all {
-        true => Vec::new(),
-        false => vec![("experimental-features".into(), features.join(" "))],
+    Ok(if features.len() == all {
+        Vec::new()
+    } else {
+        vec![("experimental-features".into(), features.join(" "))]
     })
 }
 

@@ -54,9 +54,12 @@ impl StoreDir {
         let Some(inside) = self.inside(path) else {
             return Err(self.not_inside(path));
         };
-        StorePath::parse(inside).map_err(|error| match inside.contains('/') {
-            true => self.not_inside(path),
-            false => on_whole(path, error),
+        StorePath::parse(inside).map_err(|error| {
+            if inside.contains('/') {
+                self.not_inside(path)
+            } else {
+                on_whole(path, error)
+            }
         })
     }
 

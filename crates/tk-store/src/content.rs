@@ -210,9 +210,10 @@ impl GitHasher {
             Event::Regular {
                 executable, size, ..
             } => {
-                self.mode = match executable {
-                    true => git::Mode::Executable,
-                    false => git::Mode::Regular,
+                self.mode = if executable {
+                    git::Mode::Executable
+                } else {
+                    git::Mode::Regular
                 };
                 self.blob = Some(self.blob_of(size));
             }

@@ -438,9 +438,10 @@ fn decode_query(query: &str) -> Result<BTreeMap<String, String>, Fault> {
 /// Percent-decodes strictly: the crate hands on a `%` that is not followed by two hex digits.
 fn decode(text: &str) -> Result<Vec<u8>, Fault> {
     let mut pieces = text.as_bytes().split(|b| *b == b'%').skip(1);
-    match pieces.all(|p| p.len() >= 2 && p[..2].iter().all(u8::is_ascii_hexdigit)) {
-        true => Ok(percent_decode_str(text).collect()),
-        false => Err(Fault::Escape),
+    if pieces.all(|p| p.len() >= 2 && p[..2].iter().all(u8::is_ascii_hexdigit)) {
+        Ok(percent_decode_str(text).collect())
+    } else {
+        Err(Fault::Escape)
     }
 }
 

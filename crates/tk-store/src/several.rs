@@ -217,16 +217,15 @@ impl SeveralStores {
             let barred = self.is_barred(&path, index);
             let given_up = member.is_given_up();
             let ask = !barred && !given_up;
-            let path = match ask {
-                true => Some(path),
-                false => {
-                    ahead(path, &|known| {
-                        if given_up {
-                            known.unasked = Some(member.given_up());
-                        }
-                    });
-                    None
-                }
+            let path = if ask {
+                Some(path)
+            } else {
+                ahead(path, &|known| {
+                    if given_up {
+                        known.unasked = Some(member.given_up());
+                    }
+                });
+                None
             };
             future::ready(path)
         });

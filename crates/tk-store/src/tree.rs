@@ -115,9 +115,10 @@ impl Store for TreeStore {
     }
 
     async fn renew(&self, path: &StorePath) -> Result<bool> {
-        match self.trees.contains_key(path) {
-            true => Ok(false),
-            false => self.behind.renew(path).await,
+        if self.trees.contains_key(path) {
+            Ok(false)
+        } else {
+            self.behind.renew(path).await
         }
     }
 

@@ -641,9 +641,10 @@ impl Store for Holes {
     }
 
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
-        match self.changed.as_ref() == Some(path) {
-            true => Ok(nar::from_bytes(file_nar(b"?"))),
-            false => self.inner.nar(path).await,
+        if self.changed.as_ref() == Some(path) {
+            Ok(nar::from_bytes(file_nar(b"?")))
+        } else {
+            self.inner.nar(path).await
         }
     }
 

@@ -323,9 +323,10 @@ impl S3Params {
 
 fn amazon(region: &str, plain_http: bool) -> Result<Url> {
     let scheme = if plain_http { "http" } else { "https" };
-    let domain = match region.starts_with("cn-") {
-        true => "amazonaws.com.cn",
-        false => "amazonaws.com",
+    let domain = if region.starts_with("cn-") {
+        "amazonaws.com.cn"
+    } else {
+        "amazonaws.com"
     };
     let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
     let url = Url::parse(&format!("{scheme}://s3.{region}.{domain}"));

@@ -91,9 +91,10 @@ impl Reading {
         self.skip -= known;
         chunk.advance(known as usize);
         self.at += chunk.len() as u64;
-        match self.at > self.size {
-            true => Err(self.malformed("it is longer than announced")),
-            false => Ok((!chunk.is_empty()).then_some(chunk)),
+        if self.at > self.size {
+            Err(self.malformed("it is longer than announced"))
+        } else {
+            Ok((!chunk.is_empty()).then_some(chunk))
         }
     }
 

@@ -117,9 +117,10 @@ impl Transport {
             }
             return Err(Failure::Refused(refusal));
         }
-        let body = match is_listing(request) {
-            true => without_foreign(body),
-            false => body,
+        let body = if is_listing(request) {
+            without_foreign(body)
+        } else {
+            body
         };
         let mut answer = HttpResponse::from_parts(parts, HttpResponseBody::from(body));
         *answer.status_mut() = status;

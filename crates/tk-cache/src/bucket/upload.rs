@@ -80,9 +80,10 @@ async fn resumed(
         let Some(id) = open.id.clone() else {
             return Ok(None);
         };
-        let usable = match open.part_size == wanted && !open.parts.is_empty() {
-            true => s3.is_open(key, &id).await,
-            false => Ok(false),
+        let usable = if open.part_size == wanted && !open.parts.is_empty() {
+            s3.is_open(key, &id).await
+        } else {
+            Ok(false)
         };
         match usable {
             Ok(true) => return Ok(Some(open)),
@@ -292,9 +293,10 @@ impl<'a> Session<'a> {
                 Err(error) => Some((Err(error), None)),
             }
         });
-        let rest = match first.last {
-            true => futures::stream::empty().boxed(),
-            false => rest.boxed(),
+        let rest = if first.last {
+            futures::stream::empty().boxed()
+        } else {
+            rest.boxed()
         };
         let pieces = futures::stream::iter([Ok(first)]).chain(rest).boxed();
         let sent = pieces

@@ -197,12 +197,13 @@ impl Asked {
     }
 
     fn no_permission(&self) -> String {
-        match self.anonymous {
-            true => format!(
+        if self.anonymous {
+            format!(
                 "no permission: no credentials were found, and the bucket {} is not open to all",
                 self.bucket
-            ),
-            false => format!("no permission for this in the bucket {}", self.bucket),
+            )
+        } else {
+            format!("no permission for this in the bucket {}", self.bucket)
         }
     }
 }

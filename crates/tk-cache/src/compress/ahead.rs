@@ -48,16 +48,18 @@ impl<R: BufRead> Read for Ahead<R> {
 
 impl<R: BufRead> BufRead for Ahead<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        match self.at < self.seen.len() {
-            true => Ok(&self.seen[self.at..]),
-            false => self.input.fill_buf(),
+        if self.at < self.seen.len() {
+            Ok(&self.seen[self.at..])
+        } else {
+            self.input.fill_buf()
         }
     }
 
     fn consume(&mut self, n: usize) {
-        match self.at < self.seen.len() {
-            true => self.at += n,
-            false => self.input.consume(n),
+        if self.at < self.seen.len() {
+            self.at += n
+        } else {
+            self.input.consume(n)
         }
     }
 }

@@ -249,9 +249,10 @@ struct Frame {
 impl Frame {
     /// Bytes of a block as it stands there. Those of old are packed also where that makes them larger.
     fn most_packed(&self) -> usize {
-        match self.old {
-            true => self.block + self.block / 255 + 16,
-            false => self.block,
+        if self.old {
+            self.block + self.block / 255 + 16
+        } else {
+            self.block
         }
     }
 

@@ -103,9 +103,10 @@ fn filters(level: i32, dictionary: u32) -> io::Result<Filters> {
 fn fitting(size: u64) -> u32 {
     let size = size.clamp(u64::from(SMALLEST), 1 << 30) as u32;
     let power = size.next_power_of_two();
-    match power / 4 * 3 >= size {
-        true => power / 4 * 3,
-        false => power,
+    if power / 4 * 3 >= size {
+        power / 4 * 3
+    } else {
+        power
     }
 }
 

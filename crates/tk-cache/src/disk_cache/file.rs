@@ -164,9 +164,10 @@ fn empty(connection: &mut Connection) -> rusqlite::Result<()> {
     let emptied = connection.execute_batch("vacuum");
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_RESET_DATABASE, false)?;
     emptied?;
-    match prepare(connection)? {
-        true => Ok(()),
-        false => Err(rusqlite::Error::InvalidQuery),
+    if prepare(connection)? {
+        Ok(())
+    } else {
+        Err(rusqlite::Error::InvalidQuery)
     }
 }
 

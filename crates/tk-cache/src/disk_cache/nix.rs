@@ -104,9 +104,10 @@ fn open(file: &Path, trace: &Trace) -> rusqlite::Result<Connection> {
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let path = file.to_str().ok_or(rusqlite::Error::InvalidQuery)?;
     let path = utf8_percent_encode(path, NOT_IN_URIS);
-    let how = match trace.log {
-        false => "immutable=1",
-        true => "mode=ro&readonly_shm=1",
+    let how = if trace.log {
+        "mode=ro&readonly_shm=1"
+    } else {
+        "immutable=1"
     };
     let connection = Connection::open_with_flags(format!("file:{path}?{how}"), flags)?;
     connection.busy_timeout(PATIENCE)?;

@@ -25,9 +25,10 @@ pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
         Err(error) if error == rustix::io::Errno::NOENT => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    match file.metadata()?.is_file() {
-        true => Ok(Some(file)),
-        false => Err(io::Error::other("it is no regular file")),
+    if file.metadata()?.is_file() {
+        Ok(Some(file))
+    } else {
+        Err(io::Error::other("it is no regular file"))
     }
 }
 

@@ -103,10 +103,7 @@ pub(super) async fn read(
             all.extend_from_slice(&chunk);
         }
     }
-    let body = match all.is_empty() {
-        true => first,
-        false => all.freeze(),
-    };
+    let body = if all.is_empty() { first } else { all.freeze() };
     encodings.decode(body, limit).await
 }
 

@@ -137,16 +137,18 @@ impl Client {
     }
 
     pub(super) fn parallel(&self, url: &Url) -> usize {
-        match self.0.origins.may_be_http2(url) {
-            true => self.0.parallel,
-            false => self.0.parallel.min(http1_connections()),
+        if self.0.origins.may_be_http2(url) {
+            self.0.parallel
+        } else {
+            self.0.parallel.min(http1_connections())
         }
     }
 
     pub(super) fn tries(&self, url: &Url) -> Tries {
-        let limit = match self.0.origins.may_be_http2(url) {
-            true => &self.0.limit_http2,
-            false => &self.0.limit_http1,
+        let limit = if self.0.origins.may_be_http2(url) {
+            &self.0.limit_http2
+        } else {
+            &self.0.limit_http1
         };
         let observed = (send::shown(url), self.0.observer.clone());
         Tries::new(self.0.retry.clone(), limit.clone(), observed)

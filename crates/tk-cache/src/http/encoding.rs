@@ -69,9 +69,10 @@ impl Encodings {
             let decoder = self.decoder(io::Cursor::new(body)).map_err(broken)?;
             let read = decoder.take(limit as u64 + 1).read_to_end(&mut plain);
             read.map_err(broken)?;
-            match plain.len() > limit {
-                true => Err(Failure::larger(limit)),
-                false => Ok(plain.into()),
+            if plain.len() > limit {
+                Err(Failure::larger(limit))
+            } else {
+                Ok(plain.into())
             }
         };
         let decoded = tokio::task::spawn_blocking(work).await;

@@ -156,13 +156,15 @@ impl From<reqwest::Error> for Failure {
         if error.is_connect() {
             let timeout = error.is_timeout() || kind == Some(io::ErrorKind::TimedOut);
             return Failure::Connect {
-                kind: match timeout {
-                    true => io::ErrorKind::TimedOut,
-                    false => kind.unwrap_or(io::ErrorKind::NotConnected),
+                kind: if timeout {
+                    io::ErrorKind::TimedOut
+                } else {
+                    kind.unwrap_or(io::ErrorKind::NotConnected)
                 },
-                words: match timeout {
-                    true => "no connection in time".to_owned(),
-                    false => format!("no connection: {words}"),
+                words: if timeout {
+                    "no connection in time".to_owned()
+                } else {
+                    format!("no connection: {words}")
                 },
                 lasting: is_tls(&error),
             };
@@ -209,9 +211,10 @@ fn of_status(status: StatusCode, words: &str, store: &str, verb: &str, what: &st
 fn said(status: StatusCode, words: &str) -> String {
     let name = status.canonical_reason().unwrap_or_default();
     let new = words.replace(status.as_str(), "").replace(name, "");
-    match new.contains(char::is_alphanumeric) {
-        true => format!("HTTP status {status}: {words}"),
-        false => format!("HTTP status {status}"),
+    if new.contains(char::is_alphanumeric) {
+        format!("HTTP status {status}: {words}")
+    } else {
+        format!("HTTP status {status}")
     }
 }
 

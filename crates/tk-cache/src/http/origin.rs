@@ -128,9 +128,10 @@ where
         let connecting = self.0.call(request);
         Box::pin(async move {
             let connection = connecting.await?;
-            match connection.connected().is_negotiated_h2() {
-                true => Ok(connection),
-                false => Err(NotHttp2.into()),
+            if connection.connected().is_negotiated_h2() {
+                Ok(connection)
+            } else {
+                Err(NotHttp2.into())
             }
         })
     }

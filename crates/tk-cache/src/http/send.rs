@@ -276,9 +276,10 @@ impl Client {
                     },
                 },
             };
-            let client = match bulk && held.is_none() {
-                true => &inner.http2_bulk,
-                false => &inner.http2,
+            let client = if bulk && held.is_none() {
+                &inner.http2_bulk
+            } else {
+                &inner.http2
             };
             match client.execute(make()).await {
                 Ok(response) => {

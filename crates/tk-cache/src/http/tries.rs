@@ -45,9 +45,10 @@ impl Tries {
     /// Waits before the next attempt; the failure, if there is none.
     pub(crate) async fn again(&mut self, permit: Permit, failure: Failure) -> Result<(), Failure> {
         let (again, reason) = (failure.again(), failure.reason());
-        match self.another(permit, again, &reason).await {
-            true => Ok(()),
-            false => Err(failure),
+        if self.another(permit, again, &reason).await {
+            Ok(())
+        } else {
+            Err(failure)
         }
     }
 

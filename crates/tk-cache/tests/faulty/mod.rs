@@ -119,9 +119,10 @@ impl Exchange<'_> {
         if self.seen.method != "HEAD" {
             all.extend_from_slice(body);
         }
-        match self.send(all) {
-            true => After::Keep,
-            false => After::Close,
+        if self.send(all) {
+            After::Keep
+        } else {
+            After::Close
         }
     }
 

@@ -439,9 +439,10 @@ async fn read_request(connection: &mut BufStream<TcpStream>) -> Option<Request> 
 /// As Amazon describes it, from what arrived.
 fn check_signature(state: &State, request: &Request) -> Result<(), Reply> {
     let Some(authorization) = request.headers.get("authorization") else {
-        return match state.open_to_all {
-            true => Ok(()),
-            false => Err(Reply::error(403, "AccessDenied", "")),
+        return if state.open_to_all {
+            Ok(())
+        } else {
+            Err(Reply::error(403, "AccessDenied", ""))
         };
     };
     let field = |name: &str| {
@@ -496,9 +497,10 @@ fn check_signature(state: &State, request: &Request) -> Result<(), Reply> {
     for part in [date, region, service, "aws4_request"] {
         key = hmac(&key, part.as_bytes());
     }
-    match hex(&hmac(&key, text.as_bytes())) == field("Signature") {
-        true => Ok(()),
-        false => Err(Reply::error(403, "SignatureDoesNotMatch", "")),
+    if hex(&hmac(&key, text.as_bytes())) == field("Signature") {
+        Ok(())
+    } else {
+        Err(Reply::error(403, "SignatureDoesNotMatch", ""))
     }
 }
 
@@ -533,9 +535,12 @@ pub fn etag(content: &[u8]) -> String {
 
 fn encode(text: &str) -> String {
     let keep = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    let encode = |b: u8| match keep(b) {
-        true => char::from(b).to_string(),
-        false => format!("%{b:02X}"),
+    let encode = |b: u8| {
+        if keep(b) {
+            char::from(b).to_string()
+        } else {
+            format!("%{b:02X}")
+        }
     };
     text.bytes().map(encode).collect()
 }

@@ -90,9 +90,10 @@ pub fn tree(root: &Path) -> BTreeSet<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            match path.is_dir() {
-                true => folders.push(path),
-                false => drop(files.insert(path.strip_prefix(root).unwrap().to_owned())),
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                files.insert(path.strip_prefix(root).unwrap().to_owned());
             }
         }
     }

@@ -203,12 +203,13 @@ impl Database {
             let mut statement = connection.prepare_cached(sql)?;
             statement.exists([table])
         })?;
-        match there {
-            true => Ok(()),
-            false => Err(Error::Unsupported {
+        if there {
+            Ok(())
+        } else {
+            Err(Error::Unsupported {
                 store: self.store.clone(),
                 what: format!("has no table for {what}"),
-            }),
+            })
         }
     }
 

@@ -383,9 +383,10 @@ impl Shared {
     fn help(&self, consumer: &mut Consumer, number: u64, mut encoding: Encoding) {
         // Who only passes the bytes on does best with few large reads.
         // One of them, so that it is still in the cache when the next one is read into it.
-        let (piece, blocks) = match consumer.is_fast() {
-            true => (BLOCK, 1),
-            false => (PIECE, HELP),
+        let (piece, blocks) = if consumer.is_fast() {
+            (BLOCK, 1)
+        } else {
+            (PIECE, HELP)
         };
         let start = Instant::now();
         for _ in 0..blocks {

@@ -104,12 +104,13 @@ impl<'a> Job<'a> {
         let mut faults: Vec<String> = Vec::new();
         loop {
             let Some((i, slot)) = shared.pool.take(&self.needs, &tried).await? else {
-                let words = match faults.is_empty() {
-                    true => shared.pool.why_none(&self.needs),
-                    false => format!(
+                let words = if faults.is_empty() {
+                    shared.pool.why_none(&self.needs)
+                } else {
+                    format!(
                         "no machine is left that could build it: {}",
                         faults.join("; ")
-                    ),
+                    )
                 };
                 return Ok(failure(words));
             };
@@ -178,9 +179,10 @@ impl<'a> Job<'a> {
 
     /// Sees to it that the outputs are there, and brings them here.
     async fn make(&self, at: &At<'_>) -> Result<BuildResult, Fault> {
-        let mut result = match self.is_there(at).await? {
-            true => BuildResult::new(BuildStatus::AlreadyValid),
-            false => self.build(at).await?,
+        let mut result = if self.is_there(at).await? {
+            BuildResult::new(BuildStatus::AlreadyValid)
+        } else {
+            self.build(at).await?
         };
         if result.is_success() {
             let outputs = match &self.outputs {
@@ -532,9 +534,10 @@ impl At<'_> {
     fn lost(&self, doing: &str, error: Error) -> Fault {
         let uri = &self.place.machine.uri;
         let line = error.to_line();
-        Fault::Lost(match line.contains(uri.as_str()) {
-            true => format!("{doing}: {line}"),
-            false => format!("{doing}: {uri}: {line}"),
+        Fault::Lost(if line.contains(uri.as_str()) {
+            format!("{doing}: {line}")
+        } else {
+            format!("{doing}: {uri}: {line}")
         })
     }
 

@@ -145,13 +145,14 @@ impl<'a> Pool<'a> {
     /// Why nobody can build what needs `needs`, a sentence.
     pub fn why_none(&self, needs: &Needs) -> String {
         let features: Vec<_> = needs.features.iter().map(String::as_str).collect();
-        let wanted = match features.is_empty() {
-            true => format!("'{}'", needs.system),
-            false => format!(
+        let wanted = if features.is_empty() {
+            format!("'{}'", needs.system)
+        } else {
+            format!(
                 "'{}' with the features {{{}}}",
                 needs.system,
                 features.join(", ")
-            ),
+            )
         };
         let there = self.places.iter().map(|place| {
             let machine = &place.machine;
@@ -168,12 +169,13 @@ impl<'a> Pool<'a> {
             format!("{} ({systems}; {{{features}}}{gone})", machine.uri)
         });
         let there: Vec<_> = there.collect();
-        match there.is_empty() {
-            true => format!("a machine for {wanted} is required to build it, and none is named"),
-            false => format!(
+        if there.is_empty() {
+            format!("a machine for {wanted} is required to build it, and none is named")
+        } else {
+            format!(
                 "a machine for {wanted} is required to build it; there are {}",
                 there.join(", ")
-            ),
+            )
         }
     }
 
@@ -244,9 +246,10 @@ impl Load {
         if ours != theirs {
             return ours < theirs;
         }
-        match self.speed == other.speed {
-            true => self.held < other.held,
-            false => self.speed > other.speed,
+        if self.speed == other.speed {
+            self.held < other.held
+        } else {
+            self.speed > other.speed
         }
     }
 }

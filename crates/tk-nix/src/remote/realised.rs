@@ -140,9 +140,10 @@ impl Realised {
             return Ok(());
         };
         let is_floating = matches!(file.kind(), Ok(DerivationKind::Floating(_)));
-        let hash = match is_floating {
-            true => self.hash(local, &file).await?,
-            false => return Ok(()),
+        let hash = if is_floating {
+            self.hash(local, &file).await?
+        } else {
+            return Ok(());
         };
         for output in file.outputs.keys() {
             let (legacy, id) = (

@@ -236,9 +236,10 @@ impl<'a> Schedule<'a> {
             }
         }
         for path in left {
-            let words = match self.done.is_empty() {
-                true => "what it needs needs it, too",
-                false => "it was given up, because another build failed",
+            let words = if self.done.is_empty() {
+                "what it needs needs it, too"
+            } else {
+                "it was given up, because another build failed"
             };
             self.done.insert(path.clone(), failure(words));
         }

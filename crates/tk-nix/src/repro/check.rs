@@ -116,9 +116,10 @@ impl Outputs {
         {
             return Err(misused(format!("{path} has no output {name}")));
         }
-        match names.is_empty() {
-            true => Err(misused(format!("{path} has no such output"))),
-            false => Ok(names),
+        if names.is_empty() {
+            Err(misused(format!("{path} has no such output")))
+        } else {
+            Ok(names)
         }
     }
 }
@@ -147,10 +148,7 @@ impl Again<'_> {
                 let deriver = info
                     .deriver
                     .ok_or_else(|| words("what made it is not known"))?;
-                match self.store().valid(&[deriver.clone()].into()).await?.is_empty() {
-                    true => Err(words("the derivation that made it is not in the store")),
-                    false => Ok((deriver, Outputs::Path(path.clone()))),
-                }
+                if self.store().valid(&[deriver.clone()].into()).await?.is_empty() { Err(words("the derivation that made it is not in the store")) } else { Ok((deriver, Outputs::Path(path.clone()))) }
             }
         }
     }
@@ -222,12 +220,11 @@ impl Again<'_> {
             }
             let told = |info: &PathInfo| names(&failure.message, &self.whole(&info.path));
             for (verdict, info) in verdicts.iter_mut().zip(first.values()) {
-                match told(info) {
-                    true => self.differs(verdict, round, info, &failure.message).await?,
-                    false => {
-                        verdict.reproducible = None;
-                        verdict.note = Some(NOT_COMPARED.into());
-                    }
+                if told(info) {
+                    self.differs(verdict, round, info, &failure.message).await?
+                } else {
+                    verdict.reproducible = None;
+                    verdict.note = Some(NOT_COMPARED.into());
                 }
             }
             break;
@@ -300,13 +297,14 @@ impl Again<'_> {
         let second = nar::dump(file.to_owned(), DumpOptions::default());
         let nars = [(self.whole(&info.path), first), (name.to_owned(), second)];
         let compared = compare(nars, self.options.limit).await?;
-        match compared.hashes[0] == info.nar_hash {
-            true => Ok(compared),
-            false => Err(mismatch(
+        if compared.hashes[0] == info.nar_hash {
+            Ok(compared)
+        } else {
+            Err(mismatch(
                 info,
                 &self.store().to_string(),
                 compared.hashes[0],
-            )),
+            ))
         }
     }
 

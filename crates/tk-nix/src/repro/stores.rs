@@ -200,11 +200,10 @@ async fn realised(
             }
         }
     }
-    match asked {
-        true => Ok(None),
-        false => {
-            Err(store.unsupported("cannot tell what the outputs of derivations turned out to be"))
-        }
+    if asked {
+        Ok(None)
+    } else {
+        Err(store.unsupported("cannot tell what the outputs of derivations turned out to be"))
     }
 }
 

@@ -42,9 +42,10 @@ impl Environment {
         let all = self.effective();
         for (name, value) in all.filter(|(name, _)| !left_out.contains(name)) {
             let value = quoted(value);
-            let _ = match PREFIXED.contains(&name) {
-                true => writeln!(code, "export {name}={value}\"${{{name}:+:${name}}}\""),
-                false => writeln!(code, "export {name}={value}"),
+            let _ = if PREFIXED.contains(&name) {
+                writeln!(code, "export {name}={value}\"${{{name}:+:${name}}}\"")
+            } else {
+                writeln!(code, "export {name}={value}")
             };
         }
     }
@@ -91,9 +92,10 @@ impl Environment {
             .iter()
             .filter(|(name, _)| is_function(name))
         {
-            let unless = match is_allowed {
-                true => String::new(),
-                false => format!("type {name} >/dev/null 2>&1 || "),
+            let unless = if is_allowed {
+                String::new()
+            } else {
+                format!("type {name} >/dev/null 2>&1 || ")
             };
             let _ = writeln!(code, "{unless}{name} ()\n{{\n{body}}}");
         }

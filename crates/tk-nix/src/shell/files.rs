@@ -37,9 +37,10 @@ impl Lock {
     /// As [`Lock::exclusive`], for what is held for moments only; `shared` lets other sharers in.
     pub(super) fn short(path: &Path, shared: bool) -> Result<Lock> {
         let file = lock_file(path)?;
-        let operation = match shared {
-            true => FlockOperation::LockShared,
-            false => FlockOperation::LockExclusive,
+        let operation = if shared {
+            FlockOperation::LockShared
+        } else {
+            FlockOperation::LockExclusive
         };
         loop {
             match flock(&file, operation) {
@@ -94,9 +95,10 @@ pub(super) fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     let size = file.metadata()?.len().min(most);
     let mut bytes = Vec::with_capacity(size as usize + 1);
     file.take(most + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > most {
-        true => Err(io::Error::other(format!("it has more than {most} bytes"))),
-        false => Ok(Some(bytes)),
+    if bytes.len() as u64 > most {
+        Err(io::Error::other(format!("it has more than {most} bytes")))
+    } else {
+        Ok(Some(bytes))
     }
 }
 

@@ -51,12 +51,11 @@ impl Repository {
     /// That of `tree`, if it is one.
     pub(super) fn of(tree: &Path) -> Option<Repository> {
         let place = tree.join(".git");
-        let git = match place.is_dir() {
-            true => place,
-            false => {
-                let text = text(&place).ok()?;
-                tree.join(text.strip_prefix("gitdir: ")?.trim_end())
-            }
+        let git = if place.is_dir() {
+            place
+        } else {
+            let text = text(&place).ok()?;
+            tree.join(text.strip_prefix("gitdir: ")?.trim_end())
         };
         let common = text(&git.join("commondir"));
         let common = common.map_or_else(|_| git.clone(), |text| git.join(text.trim_end()));

@@ -241,9 +241,10 @@ impl Trees {
                 roots.push(folder.to_owned());
             }
             // Whether git has it still is for the tree to say.
-            match self.is_tracked(file) {
-                true => drop(self.evaluated.insert(file.clone())),
-                false => self.at_least(file.clone(), Extent::All),
+            if self.is_tracked(file) {
+                self.evaluated.insert(file.clone());
+            } else {
+                self.at_least(file.clone(), Extent::All)
             }
             let code = files::read(file, room).ok().flatten().unwrap_or_default();
             room -= code.len() as u64;
@@ -257,9 +258,10 @@ impl Trees {
         }
         for path in &told.copied {
             // What was a file and is gone counts as one.
-            let extent = match path.is_dir() {
-                true => Extent::Copied,
-                false => Extent::All,
+            let extent = if path.is_dir() {
+                Extent::Copied
+            } else {
+                Extent::All
             };
             self.at_least(path.clone(), extent);
         }
@@ -576,9 +578,10 @@ impl Walk<'_> {
             }
             (Err(failure), _) => return Err(failure),
         }
-        match self.new.items.len() > MAX_ITEMS {
-            true => Err(too_many(MAX_ITEMS, root)),
-            false => Ok(()),
+        if self.new.items.len() > MAX_ITEMS {
+            Err(too_many(MAX_ITEMS, root))
+        } else {
+            Ok(())
         }
     }
 
@@ -660,9 +663,10 @@ impl Walk<'_> {
         let meta = match fs::symlink_metadata(path) {
             Ok(meta) => meta,
             Err(e) if is_gone(&e) => {
-                return match is_root {
-                    true => self.note(path, None, Kind::Absent),
-                    false => Ok(()),
+                return if is_root {
+                    self.note(path, None, Kind::Absent)
+                } else {
+                    Ok(())
                 };
             }
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
@@ -679,14 +683,16 @@ impl Walk<'_> {
                 return Ok(());
             }
             // Whoever lists folders sees the names of folders, too.
-            let kind = match self.mentions.is_all() {
-                true => Kind::Other,
-                false => Kind::Folder,
+            let kind = if self.mentions.is_all() {
+                Kind::Other
+            } else {
+                Kind::Folder
             };
             self.note(path, state, kind)?;
-            return match extent == Extent::Beside && !is_root {
-                true => Ok(()),
-                false => self.folder(path, extent),
+            return if extent == Extent::Beside && !is_root {
+                Ok(())
+            } else {
+                self.folder(path, extent)
             };
         }
         // Any code has that word, and builds make such links all the time.
@@ -733,9 +739,10 @@ impl Walk<'_> {
     /// Counts what is seen, watched or not, where there is a bound for it.
     fn count(&mut self, path: &Path) -> Result<()> {
         self.seen += 1;
-        match self.seen > self.most {
-            true => Err(too_many(self.most, path)),
-            false => Ok(()),
+        if self.seen > self.most {
+            Err(too_many(self.most, path))
+        } else {
+            Ok(())
         }
     }
 }

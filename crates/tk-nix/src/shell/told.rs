@@ -125,9 +125,10 @@ impl<'a> Ears<'a> {
         }
         let copied = copying(text).or_else(|| copied(text));
         if let Some(path) = copied.filter(|path| !is_stored(path)) {
-            match heard.told.copied.len() < MOST {
-                true => drop(heard.told.copied.insert(path.components().collect())),
-                false => heard.fetched = true,
+            if heard.told.copied.len() < MOST {
+                heard.told.copied.insert(path.components().collect());
+            } else {
+                heard.fetched = true
             }
         }
     }

@@ -99,9 +99,10 @@ pub(super) fn print<I: DerivationInputs>(
     }
     let drvs = drv.inputs.drvs();
     let dynamic = drvs.values().any(|node| !node.dynamic.is_empty());
-    let mut printer = Printer(match dynamic {
-        false => b"Derive(".to_vec(),
-        true => b"DrvWithVersion(\"xp-dyn-drv\"".to_vec(),
+    let mut printer = Printer(if dynamic {
+        b"DrvWithVersion(\"xp-dyn-drv\"".to_vec()
+    } else {
+        b"Derive(".to_vec()
     });
     printer.outputs(drv, dir, masked)?;
     match inputs {
@@ -322,9 +323,10 @@ impl<'a> Parser<'a> {
             node.dynamic = inner.into_iter().collect();
             self.expect(")")?;
         }
-        match node.outputs.is_empty() && node.dynamic.is_empty() {
-            true => Err(Kind::NoInputOutputs(whose.to_owned())),
-            false => Ok(node),
+        if node.outputs.is_empty() && node.dynamic.is_empty() {
+            Err(Kind::NoInputOutputs(whose.to_owned()))
+        } else {
+            Ok(node)
         }
     }
 

@@ -164,9 +164,10 @@ impl<I: DerivationInputs> Derivation<I> {
 
 impl JsonVersion {
     fn path(self, dir: &StoreDir, path: &StorePath) -> String {
-        match self < JsonVersion::V3 {
-            true => dir.path(path),
-            false => path.to_string(),
+        if self < JsonVersion::V3 {
+            dir.path(path)
+        } else {
+            path.to_string()
         }
     }
 
@@ -339,9 +340,10 @@ fn read_node(whose: &str, value: &Value, depth: usize) -> Result<InputOutputs, K
     };
     let dynamic = object(field(value, "dynamicOutputs")?, "dynamicOutputs")?.iter();
     let dynamic = dynamic.map(inner).collect::<Result<BTreeMap<_, _>, _>>()?;
-    match outputs.is_empty() && dynamic.is_empty() {
-        true => Err(Kind::NoInputOutputs(clip(whose).into())),
-        false => Ok(InputOutputs { outputs, dynamic }),
+    if outputs.is_empty() && dynamic.is_empty() {
+        Err(Kind::NoInputOutputs(clip(whose).into()))
+    } else {
+        Ok(InputOutputs { outputs, dynamic })
     }
 }
 

@@ -350,9 +350,12 @@ mod tests {
         fixed.outputs.insert(OutputName::out(), content);
         let fixed = Arc::new(fixed);
         let mut modulo = Modulo::new(StoreDir::default());
-        let get = |path: &StorePath| match *path == a {
-            true => Ok(fixed.clone()),
-            false => Err("must not be asked for".into()),
+        let get = |path: &StorePath| {
+            if *path == a {
+                Ok(fixed.clone())
+            } else {
+                Err("must not be asked for".into())
+            }
         };
         let mut one = filled(&[&a]);
         modulo.load(&one, get).expect("one input is enough");

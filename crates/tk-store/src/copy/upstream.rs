@@ -50,9 +50,10 @@ impl Upstreams {
         let mut held = Held::default();
         let mut open: BTreeSet<_> = others.into_iter().collect();
         for info in infos {
-            match self.has_signed(dir, info) {
-                true => held.paths.insert(info.path.clone()),
-                false => open.insert(info.path.clone()),
+            if self.has_signed(dir, info) {
+                held.paths.insert(info.path.clone())
+            } else {
+                open.insert(info.path.clone())
             };
         }
         open.retain(|path| !held.paths.contains(path));

@@ -54,9 +54,10 @@ impl Whole {
 
     /// Of a 200 with all of it. Where nothing tells that it is the same, its hash will.
     pub(super) fn again(&self, headers: &HeaderMap) -> Result<Part, Failure> {
-        match self.differs(&Whole::of(headers)) {
-            true => Err(changed()),
-            false => Ok(Part::Again),
+        if self.differs(&Whole::of(headers)) {
+            Err(changed())
+        } else {
+            Ok(Part::Again)
         }
     }
 
