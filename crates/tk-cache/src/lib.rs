@@ -1,8 +1,38 @@
-//! Nix binary caches: their layout, caches in folders, and compression.
+//! Nix binary caches: in a folder, over HTTP, in object storage; which caches have what; compression.
 //!
-//! [`FolderCache`] is a [`Store`](tk_store::Store) for `file://` caches, which Nix reads and
-//! writes too. [`compress`] has the encoders and decoders of NARs, [`layout`] the names of what is
-//! in a cache; both are of use without a folder.
+//! | | |
+//! |---|---|
+//! | [`FolderCache`] | a cache in a folder (`file://`), which Nix reads and writes too |
+//! | [`RemoteCache`] | a cache far away, over anything that has named [`objects`]: `http` (feature `http`), `bucket` (S3, Google, Azure; feature `bucket`) |
+//! | [`checker::Checker`] | which caches have which paths, or whole closures: all asked at once |
+//! | [`compress`] | encoders and decoders of packed NARs, each behind a feature of its name |
+//! | [`journal`] | what a push has sent, so that a killed one goes on where it stood |
+//! | `disk_cache` | what caches said, kept in SQLite (feature `disk-cache`) |
+//! | [`layout`] | the names of what is in a cache |
+//! | [`observer`] | who hears of each request and retry |
+//!
+//! Both kinds of caches are a [`Store`](tk_store::Store), so that [`tk_store::copy`] pushes to them and pulls from them.
+//! With `default-features = false, features = ["http"]` a program checks caches without SQLite and
+//! compression libraries.
+//!
+//! ```no_run
+//! use futures::{StreamExt, stream};
+//! use std::sync::Arc;
+//! use tk_cache::{FolderCache, FolderConfig, checker::Checker};
+//! # async fn example(path: tk_path::StorePath) -> tk_store::Result<()> {
+//! let cache = FolderCache::open(FolderConfig::new("/srv/cache")).await?;
+//! let checker = Checker::new(vec![Arc::new(cache)]).closure(true);
+//! let mut answers = checker.check(stream::iter([path]));
+//! while let Some(checked) = answers.next().await {
+//!     println!("{} is there: {}", checked.path, checked.is_present());
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # Security
+//! What a cache says is a claim. Sizes, hashes and the grammar of a NAR are checked when a store takes
+//! it, signatures where [`SigCheck`](tk_store::SigCheck) or a policy demands them. Nothing that a server claims is
+//! allocated ahead. "Absent" is only what a cache said in so many words; that it could not be asked is an error.
 
 mod add;
 #[cfg(feature = "bucket")]

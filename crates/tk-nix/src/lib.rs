@@ -13,6 +13,20 @@
 //! - [`Failure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
 //!   cause, and whether trying again may help.
 //!
+//! ```no_run
+//! use tk_nix::{Nix, NixBuilder, NixConfig};
+//! # async fn example(store: tk_store::Abilities) -> tk_nix::Result<()> {
+//! let nix = Nix::find(NixConfig::default()).await?;
+//! let builder = NixBuilder::new(nix, store);
+//! println!("{}", builder.eval("{ answer = 6 * 7; }").await?);
+//! println!("{:?}", builder.build(".", "hello").await?);
+//! # Ok(()) }
+//! ```
+//!
+//! # Security
+//! Nix code that is evaluated or built runs as with Nix. What is built is believed as far as the store
+//! believes it. Logs and messages are read within limits.
+//!
 //! Arguments never go through a shell. A dropped future ends the whole group of processes that it
 //! started.
 

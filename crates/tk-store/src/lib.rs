@@ -7,6 +7,32 @@
 //! them and keeps the one invariant that matters to readers: *a path that is visible in the
 //! destination has its content and its references there too*.
 //!
+//! ```
+//! use std::{collections::BTreeSet, sync::Arc};
+//! use tk_path::StorePath;
+//! use tk_store::copy::{CopyOptions, plan};
+//! use tk_store::{Result, SigCheck, Store};
+//!
+//! /// Copies `path`, and all it refers to, as far as it is missing.
+//! async fn fetch(from: Arc<dyn Store>, to: &dyn Store, path: StorePath, check: SigCheck) -> Result<()> {
+//!     let plan = plan(&*from, to, &BTreeSet::from([path]), &CopyOptions::new(check)).await?;
+//!     println!("{} paths, {} bytes", plan.missing.len(), plan.nar_size());
+//!     let report = plan.run(&from, to, Arc::new(())).await?;
+//!     for (path, error) in &report.failed {
+//!         println!("{path}: {error}");
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! [`SeveralStores`] reads from many stores as one, [`TreeStore`] shows files and folders as store
+//! paths, [`conformance`] is the suite that every store passes.
+//!
+//! # Security
+//! [`Store::add`] checks the NAR's hash, size and grammar before a path becomes visible, and signatures as
+//! [`SigCheck`] demands. What [`Store::nar`] gives is not checked until somebody does: another store
+//! that takes it, or [`verify()`].
+//!
 //! Nothing here prints, reads the environment or starts a runtime; futures run on the caller's
 //! tokio runtime, blocking work on its blocking threads.
 
