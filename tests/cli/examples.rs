@@ -155,5 +155,36 @@ fn examples_run_as_they_are_printed() {
     assert!(ran >= 35, "{ran} examples");
 }
 
+/// The blocks of the README for a shell, from the first minute on, that need neither nix nor a port of their own.
+fn recipes() -> String {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let (_, readme) = readme.split_once("## The first 60 seconds").unwrap();
+    let blocks = readme.split("```sh\n").skip(1);
+    let blocks = blocks.map(|block| block.split("```").next().unwrap());
+    let blocks =
+        blocks.filter(|block| !block.contains("nix copy") && !block.contains("http.server"));
+    // A namespace of its own is not to be had on every machine.
+    let lines = blocks.flat_map(str::lines);
+    let lines = lines.filter(|line| !line.starts_with("tk-store run"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn recipes_of_the_readme_run_as_they_are_printed() {
+    let machine = Machine::new();
+    let home = machine.home();
+    fs::create_dir(home.join("bin")).unwrap();
+    symlink(env!("CARGO_BIN_EXE_tk-store"), home.join("bin/tk-store")).unwrap();
+    let recipes = recipes();
+    assert!(recipes.matches("tk-store ").count() >= 7, "{recipes}");
+    let done = run(&machine, home, &format!("set -euo pipefail\n{recipes}"));
+    assert_eq!(done.status, 0, "{done:?}");
+    let site = "/nix/store/94cmspdv07lfkry817y755bxms4h3i7h-site";
+    assert!(done.out.contains(&format!("{site}\tpresent\t")), "{done:?}");
+    assert!(done.out.contains("\nhello\n"), "{done:?}");
+    let missing = "/nix/store/00000000000000000000000000000000-nothing\nnot all are there\n";
+    assert!(done.out.contains(missing), "{done:?}");
+}
+
 /// A derivation, as a file.
 pub const DRV: &str = r#"Derive([("out","/nix/store/0c6988igqizlns512xmknr0qhm5v4i3q-base","","")],[],[],"x86_64-linux","/bin/sh",["-c","echo hello > $out"],[("builder","/bin/sh"),("name","base"),("out","/nix/store/0c6988igqizlns512xmknr0qhm5v4i3q-base"),("system","x86_64-linux")])"#;
