@@ -282,11 +282,13 @@ impl Place {
         }
         let fresh = self.fresh.next()?;
         self.fresh.settle(self.closures.disk(job.compression()))?;
-        let state = match job.fills_a_daemon() {
-            true => fresh.join("state"),
+        let state = if job.fills_a_daemon() {
+            fresh.join("state")
+        } else if job == Job::Shell {
             // What an environment is made of is not part of what the others look at.
-            false if job == Job::Shell => self.dir.join(format!("state-shell-{}", self.nix)),
-            false => self.state(),
+            self.dir.join(format!("state-shell-{}", self.nix))
+        } else {
+            self.state()
         };
         let cmd = self.command(job, who, &fresh)?;
         let times = if job == Job::Shell { SHELLS } else { 1 };

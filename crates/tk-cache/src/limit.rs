@@ -108,10 +108,12 @@ impl Permit {
             return;
         }
         let half = state.allowed / 2;
-        let allowed = match state.allowed > FLOOR {
-            true => half.max(FLOOR),
-            false if state.most_are_refused() => half.max(1),
-            false => return,
+        let allowed = if state.allowed > FLOOR {
+            half.max(FLOOR)
+        } else if state.most_are_refused() {
+            half.max(1)
+        } else {
+            return;
         };
         state.halved = Some(Instant::now());
         state.changed();

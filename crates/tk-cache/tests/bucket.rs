@@ -353,15 +353,15 @@ async fn forbidden_without_words() {
     let s3 = S3::start().await;
     let info = |request: &Request| request.path.ends_with("/nix-cache-info");
     for (listing, forbidden) in [(403, 403), (501, 403), (403, 401)] {
-        s3.fault(
-            move |request| match request.query.contains_key("list-type") {
-                true => Some(Reply::new(listing, "")),
-                false if info(request) => {
-                    Some(Reply::new(200, "StoreDir: /x").with("last-modified", DATE))
-                }
-                false => Some(Reply::new(forbidden, "<html>")),
-            },
-        );
+        s3.fault(move |request| {
+            if request.query.contains_key("list-type") {
+                Some(Reply::new(listing, ""))
+            } else if info(request) {
+                Some(Reply::new(200, "StoreDir: /x").with("last-modified", DATE))
+            } else {
+                Some(Reply::new(forbidden, "<html>"))
+            }
+        });
         assert_eq!(open(&s3).read("a.narinfo", 9).await.unwrap(), None);
         assert_eq!(open(&s3).look("a.narinfo").await.unwrap(), None);
         s3.fault(move |_| Some(Reply::new(forbidden, "<html>")));

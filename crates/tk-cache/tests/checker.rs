@@ -85,15 +85,17 @@ impl NarInfos for Fake {
                     tokio::task::yield_now().await;
                 }
                 self.outstanding.fetch_sub(1, Ordering::SeqCst);
-                let answer = match self.failing.contains(&path) {
-                    true => Err(Error::io("asking", std::io::ErrorKind::TimedOut)),
-                    false if self.endless => Ok(Some(invented(path.clone()))),
-                    false => Ok(self.infos.get(&path).map(|info| {
+                let answer = if self.failing.contains(&path) {
+                    Err(Error::io("asking", std::io::ErrorKind::TimedOut))
+                } else if self.endless {
+                    Ok(Some(invented(path.clone())))
+                } else {
+                    Ok(self.infos.get(&path).map(|info| {
                         let url = format!("nar/{}.nar", path.hash_part());
                         let mut narinfo = NarInfo::new(info.clone(), url, Compression::None);
                         narinfo.file_size = Some(info.nar_size / 2);
                         narinfo
-                    })),
+                    }))
                 };
                 (path, answer)
             }

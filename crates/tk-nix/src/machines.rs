@@ -368,9 +368,10 @@ fn names(text: &str) -> BTreeSet<String> {
 fn whole_uri(text: &str) -> String {
     let word = text.split('?').next().unwrap_or_default();
     let known = matches!(word, "auto" | "daemon" | "local");
-    match known || text.contains('/') {
-        true => text.to_owned(),
-        false => format!("ssh://{text}"),
+    if known || text.contains('/') {
+        text.to_owned()
+    } else {
+        format!("ssh://{text}")
     }
 }
 

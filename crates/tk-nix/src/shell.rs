@@ -306,10 +306,12 @@ impl Shells {
         let attrs = attrs_file(&self.entry_file(&entry.key), "");
         let environment = entry.environment.clone().redirected(&outputs, &attrs);
         let code = self.startup_code(entry);
-        let (hook, environment) = match code.is_empty() {
-            true => (Hook::None, environment),
-            false if self.is_allowed(entry)? => (Hook::Allowed, environment),
-            false => (Hook::Held, code.taken_out_of(environment)),
+        let (hook, environment) = if code.is_empty() {
+            (Hook::None, environment)
+        } else if self.is_allowed(entry)? {
+            (Hook::Allowed, environment)
+        } else {
+            (Hook::Held, code.taken_out_of(environment))
         };
         let (folder, scripts) = (self.config.folder.clone(), self.config.cache.join("run"));
         let dir = self.config.dir.clone();
@@ -857,10 +859,11 @@ impl Shells {
         let is_flake = matches!(what.source, Source::Flake(_));
         let more = |ask: Invocation| {
             let ask = self.with_nix_path(ask).arg("-vv");
-            match is_flake || options.offline {
-                true => ask,
+            if is_flake || options.offline {
+                ask
+            } else {
                 // So that it is told of what nothing pins, however lately it was fetched.
-                false => ask.args(["--option", "tarball-ttl", "0"]),
+                ask.args(["--option", "tarball-ttl", "0"])
             }
         };
         let (nix, dir) = (builder.nix(), &self.config.dir);

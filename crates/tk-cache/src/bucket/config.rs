@@ -341,9 +341,10 @@ fn endpoint(parameter: &dyn Fn(&str) -> Option<String>) -> Result<Option<Url>> {
     let Some(text) = parameter("endpoint") else {
         return Ok(None);
     };
-    let full = match text.contains("://") {
-        true => text.clone(),
-        false => format!("{}://{text}", scheme(parameter)?),
+    let full = if text.contains("://") {
+        text.clone()
+    } else {
+        format!("{}://{text}", scheme(parameter)?)
     };
     match Url::parse(&full) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.query().is_none() => {

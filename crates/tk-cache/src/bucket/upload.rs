@@ -216,10 +216,11 @@ impl<'a> Session<'a> {
         if let Some(journal) = journal {
             journal.note_intent(name, part_size);
         }
-        let created = match bucket.uploads_last {
-            true => bucket.multipart.create_multipart_opts(key, options).await,
+        let created = if bucket.uploads_last {
+            bucket.multipart.create_multipart_opts(key, options).await
+        } else {
             // Azure takes no attributes at the beginning.
-            false => bucket.multipart.create_multipart(key).await,
+            bucket.multipart.create_multipart(key).await
         };
         let id = created.map_err(|e| bucket.asked.failed(&format!("uploading {name}"), &e))?;
         let session = Session {

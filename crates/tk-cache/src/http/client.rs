@@ -211,9 +211,10 @@ fn builder(config: &ClientConfig) -> Result<reqwest::ClientBuilder> {
 fn proxies(proxies: &Proxies) -> Result<Vec<Proxy>> {
     let direct = proxies.no_proxy.as_deref().and_then(NoProxy::from_string);
     let make = |make: fn(String) -> reqwest::Result<Proxy>, proxy: &String| {
-        let proxy = match proxy.contains("://") {
-            true => proxy.clone(),
-            false => format!("http://{proxy}"),
+        let proxy = if proxy.contains("://") {
+            proxy.clone()
+        } else {
+            format!("http://{proxy}")
         };
         let shown = Url::parse(&proxy).map_or("the given proxy".to_owned(), |p| send::shown(&p));
         let made = make(proxy).map_err(|_| Error::invalid(format!("{shown} is no proxy")))?;

@@ -114,13 +114,13 @@ impl<'a> Ears<'a> {
         heard.fetched |= kind == ActivityType::FILE_TRANSFER || fetches;
         let is_stored = |path: &Path| self.stores.iter().any(|store| path.starts_with(store));
         if let Some(file) = between(text, "evaluating file '", "'") {
-            match is_stored(file) {
-                true => heard.from_store = true,
-                false if heard.told.files.len() < MOST => {
-                    heard.told.files.insert(file.to_owned());
-                }
+            if is_stored(file) {
+                heard.from_store = true
+            } else if heard.told.files.len() < MOST {
+                heard.told.files.insert(file.to_owned());
+            } else {
                 // What is not noted cannot be watched.
-                false => heard.fetched = true,
+                heard.fetched = true
             }
         }
         let copied = copying(text).or_else(|| copied(text));
