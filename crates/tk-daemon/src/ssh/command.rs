@@ -1,11 +1,27 @@
 //! What ssh is started with.
 
 use super::SshConfig;
-use std::{borrow::Cow, ffi::OsString, path::Path};
+use std::{
+    borrow::Cow,
+    ffi::{OsStr, OsString},
+    path::Path,
+};
+
+/// The program to start for a connection, and its arguments.
+pub(super) fn to_start<'a>(
+    config: &'a SshConfig,
+    known_hosts: Option<&Path>,
+) -> (&'a OsStr, Vec<OsString>) {
+    if config.host.is_this_machine() {
+        let command = remote_command(config);
+        return ("/bin/sh".as_ref(), vec!["-c".into(), command.into()]);
+    }
+    (config.ssh.as_os_str(), arguments(config, known_hosts))
+}
 
 /// The arguments of ssh. Of options that are given twice ssh takes the first, so the user's come
 /// before those of the store's URI, as in Nix.
-pub(super) fn arguments(config: &SshConfig, known_hosts: Option<&Path>) -> Vec<OsString> {
+fn arguments(config: &SshConfig, known_hosts: Option<&Path>) -> Vec<OsString> {
     // No X11, and no terminal at the far end, which would change bytes.
     let mut words: Vec<OsString> = vec!["-x".into(), "-T".into()];
     words.extend(config.options.iter().map(OsString::from));
@@ -108,6 +124,26 @@ mod tests {
             "-x|-T|-p|99|-i|/home/me/a key|-oUserKnownHostsFile=\"/tmp/k h\"|-oHostKeyAlias=host\
              |-oStrictHostKeyChecking=yes|-C|-p22|host|--|sudo nix-daemon --stdio --store '/a b'"
         );
+    }
+
+    #[test]
+    fn this_machine_is_reached_without_ssh() {
+        let words = |host: &str| {
+            let mut config = config(host);
+            config.remote_store = Some("ssh://localhost?remote-store=/a b".into());
+            let (program, words) = to_start(&config, None);
+            let words = words.iter().map(|word| word.to_string_lossy());
+            let words: Vec<_> = words.collect();
+            format!("{} {}", program.display(), words.join("|"))
+        };
+        assert_eq!(
+            words("localhost"),
+            "/bin/sh -c|nix-daemon --stdio --store 'ssh://localhost?remote-store=/a b'"
+        );
+        for far in ["me@localhost", "localhost:22", "127.0.0.1", "localhost.x"] {
+            let started = words(far);
+            assert!(started.starts_with("ssh -x|-T|"), "{started}");
+        }
     }
 
     /// The shell at the far end makes of the store's URI just what was meant.

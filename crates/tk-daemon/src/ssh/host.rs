@@ -57,6 +57,12 @@ impl SshHost {
         self.user.as_deref()
     }
 
+    /// Whether it is `localhost` and nothing more. Like Nix, nobody calls ssh to reach that: the program
+    /// runs on this machine, as this user.
+    pub fn is_this_machine(&self) -> bool {
+        self.name == "localhost" && self.user.is_none() && self.port.is_none()
+    }
+
     /// The port, if it is not the one that ssh is configured for.
     pub fn port(&self) -> Option<u16> {
         self.port.map(NonZeroU16::get)

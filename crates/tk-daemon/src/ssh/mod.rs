@@ -7,6 +7,8 @@
 //! COMMAND = PROGRAM --stdio [--store URI]             ; ssh-ng://, see SshConfig::worker
 //!         | PROGRAM --serve --write [--store URI]     ; ssh://, see SshConfig::serve
 //! ```
+//! At `localhost`, without user and port, COMMAND runs without ssh, as with Nix: `/bin/sh -c COMMAND`.
+//!
 //! Everything of the user's configuration of ssh counts: keys, agents, jump hosts, shared
 //! connections (`ControlMaster`); only how often ssh asks a silent host for a sign of life is said here
 //! (see [`SshConfig::alive_interval`]). Passwords are asked for by ssh itself, at the terminal.
@@ -170,7 +172,7 @@ impl fmt::Debug for SshConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut f = f.debug_struct("SshConfig");
         f.field("ssh", &self.ssh);
-        f.field("arguments", &command::arguments(self, None));
+        f.field("arguments", &command::to_start(self, None).1);
         f.finish_non_exhaustive()
     }
 }

@@ -54,9 +54,10 @@ pub(super) async fn start(config: &SshConfig) -> Result<Channel> {
         None => None,
     };
     let file = known_hosts.as_ref().map(NamedTempFile::path);
-    let mut command = Command::new(&config.ssh);
+    let (program, arguments) = command::to_start(config, file);
+    let mut command = Command::new(program);
     command
-        .args(command::arguments(config, file))
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(match config.stderr {
@@ -64,7 +65,7 @@ pub(super) async fn start(config: &SshConfig) -> Result<Channel> {
             _ => Stdio::piped(),
         })
         .kill_on_drop(true);
-    let doing = || format!("starting {} to reach {}", config.ssh.display(), config.host);
+    let doing = || format!("starting {} to reach {}", program.display(), config.host);
     let mut child = command.spawn().map_err(|e| Error::io(doing(), e))?;
     let (asked, asks) = mpsc::unbounded_channel();
     let stderr = Stderr::new(asked);
@@ -75,7 +76,7 @@ pub(super) async fn start(config: &SshConfig) -> Result<Channel> {
     }
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     let process = Arc::new(Process {
-        host: config.host.clone(),
+        what: what_runs(config),
         child: tokio::sync::Mutex::new(child),
         stderr,
         _known_hosts: known_hosts,
@@ -86,6 +87,13 @@ pub(super) async fn start(config: &SshConfig) -> Result<Channel> {
     let end = || End::Not(process.clone());
     let (reader, writer) = (SshReader(stdout, end()), SshWriter(stdin, end()));
     Ok(Channel::new(reader, writer).with_guard(SshGuard(process)))
+}
+
+fn what_runs(config: &SshConfig) -> String {
+    match config.host.is_this_machine() {
+        true => format!("{} on this machine", command::remote_command(config)),
+        false => format!("ssh to {}", config.host),
+    }
 }
 
 async fn write_known_hosts(key: HostKey, host: SshHost) -> Result<NamedTempFile> {
@@ -102,7 +110,8 @@ async fn write_known_hosts(key: HostKey, host: SshHost) -> Result<NamedTempFile>
 }
 
 struct Process {
-    host: SshHost,
+    /// The subject of a sentence about it.
+    what: String,
     child: tokio::sync::Mutex<Child>,
     stderr: Arc<Stderr>,
     /// Deleted with the process.
@@ -123,7 +132,7 @@ impl Process {
         };
         let words = self.stderr.words();
         let colon = if words.is_empty() { "" } else { ": " };
-        let text = format!("ssh to {} {fate}{colon}{words}", self.host);
+        let text = format!("{} {fate}{colon}{words}", self.what);
         io::Error::new(io::ErrorKind::UnexpectedEof, text)
     }
 }
@@ -139,7 +148,7 @@ fn fate(status: ExitStatus) -> String {
 
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ssh to {}", self.host)
+        f.write_str(&self.what)
     }
 }
 
