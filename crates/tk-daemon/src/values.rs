@@ -20,8 +20,8 @@
 //! | [`Realisation`] | both | [`legacy::Realisation`]: string with compact JSON |
 //! | outputs of a [`BuildResult`] | map of output name to [`UnkeyedRealisation`] | map of `sha256:<hex>!<output>` to the JSON of a [`legacy::Realisation`] |
 //!
-//! As Nix 2.35 does, the outputs of a build result in the old form are read for their output name
-//! and path only, and written with 64 zeros for the hash and `{"id","outPath"}` for the JSON.
+//! The outputs of a build result in the old form are read for their id and path only, and written with
+//! `{"id","outPath"}` for the JSON, and 64 zeros for a hash that nobody told, as Nix 2.35 does.
 //!
 //! # Security
 //! Every text here is parsed into its type, so that nothing else gets past the decoder. The limits of
@@ -42,8 +42,8 @@ use tk_narinfo::{
     realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy},
 };
 use tk_path::{
-    BasicDerivation, ContentAddress, DerivationOutput, DerivedPath, HashPart, MethodAlgorithm,
-    OutputName, OutputsSpec, SingleDerivedPath, StorePath,
+    BasicDerivation, ContentAddress, DerivationOutput, DerivedPath, Hash, HashPart,
+    MethodAlgorithm, OutputName, OutputsSpec, SingleDerivedPath, StorePath,
 };
 use tk_store::BuildMode;
 use tokio::io::AsyncRead;
@@ -381,7 +381,7 @@ pub(crate) fn write_build_result<P: Protocol>(
     match (form.outputs, to.protocol().has_build_trace()) {
         (false, _) => {}
         (true, true) => to.value(&result.outputs)?,
-        (true, false) => write_old_outputs(&result.outputs, to),
+        (true, false) => write_old_outputs(result, to),
     }
     Ok(())
 }
@@ -407,7 +407,7 @@ pub(crate) async fn read_build_result<R: AsyncRead + Unpin + Send, P: Protocol>(
     match (form.outputs, from.protocol().has_build_trace()) {
         (false, _) => {}
         (true, true) => result.outputs = from.value().await?,
-        (true, false) => result.outputs = read_old_outputs(from).await?,
+        (true, false) => read_old_outputs(&mut result, from).await?,
     }
     Ok(result)
 }
@@ -441,39 +441,46 @@ async fn read_duration<R: AsyncRead + Unpin + Send, P: Protocol>(
     Ok(Some(Duration::from_micros(micros.unsigned_abs())))
 }
 
-fn write_old_outputs<P: Protocol>(
-    outputs: &BTreeMap<OutputName, UnkeyedRealisation>,
-    to: &mut Writer<P>,
-) {
-    to.count(outputs.len());
-    for (name, value) in outputs {
-        // Nobody knows the hash modulo here, and the readers ignore it.
-        let id = format!("sha256:{:064}!{name}", 0);
+fn write_old_outputs<P: Protocol>(result: &BuildResult, to: &mut Writer<P>) {
+    to.count(result.outputs.len());
+    for (name, value) in &result.outputs {
+        let output = name.clone();
+        let id = match result.legacy_hash {
+            Some(hash) => legacy::DrvOutput { hash, output }.to_string(),
+            None => format!("sha256:{:064}!{output}", 0),
+        };
         to.string(&id);
         to.display(json!({ "id": id, "outPath": value.out_path.as_str() }));
     }
 }
 
 async fn read_old_outputs<R: AsyncRead + Unpin + Send, P: Protocol>(
+    result: &mut BuildResult,
     from: &mut Reader<R, P>,
-) -> Result<BTreeMap<OutputName, UnkeyedRealisation>, WireError> {
+) -> Result<(), WireError> {
     let entry = size_of::<(OutputName, UnkeyedRealisation)>();
     let count = from.count("the outputs of a build", entry).await?;
-    let mut outputs = BTreeMap::new();
     for _ in 0..count {
-        let name = |id: &str| match id.split_once('!') {
-            Some((_, name)) => OutputName::parse(name).map_err(say),
+        let id = |id: &str| match id.split_once('!') {
+            // Some servers have no hash to tell.
+            Some((hash, name)) => Ok((
+                Hash::parse_any(hash, None).ok(),
+                OutputName::parse(name).map_err(say)?,
+            )),
             None => Err("an id of an output without '!'".to_owned()),
         };
-        let name = from.parse("an id of an output", MAX_ID, name).await?;
+        let (hash, name) = from.parse("an id of an output", MAX_ID, id).await?;
+        let known = |hash: &Hash| hash.as_bytes().iter().any(|byte| *byte != 0);
+        result.legacy_hash = result.legacy_hash.or(hash.filter(known));
         let path = from
             .parse("a realisation", MAX_REALISATION, |text| {
                 out_path(&json(text)?)
             })
             .await?;
-        outputs.insert(name, UnkeyedRealisation::new(path));
+        let output = UnkeyedRealisation::new(path);
+        result.outputs.insert(name, output);
     }
-    Ok(outputs)
+    Ok(())
 }
 
 fn out_path(realisation: &Value) -> Result<StorePath, String> {

@@ -24,7 +24,11 @@ use tk_daemon::{
         ops::{self, AddedContent, FoundRealisation, Roots, Since, SubstitutablePathInfo},
     },
 };
-use tk_path::{Algorithm, StoreDir};
+use tk_narinfo::{
+    build_result::{BuildResult, BuildStatus},
+    realisation::UnkeyedRealisation,
+};
+use tk_path::{Algorithm, Encoding, Hash, OutputName, StoreDir, StorePath};
 use tk_store::{
     GcAction, GcReport, Missing, Root,
     log::{ActivityType, Level, LogEvent},
@@ -430,7 +434,7 @@ proptest! {
         check_serve(&commands::BuildOutcome::Success)?;
         check_serve(&commands::BuildOutcome::Failure { exit_status, message })?;
         // There are no processor times here.
-        let result = tk_narinfo::build_result::BuildResult {
+        let result = BuildResult {
             cpu_user: None,
             cpu_system: None,
             ..result
@@ -521,6 +525,34 @@ fn activities_before_1_20() {
 }
 
 /// The old request for content: every combination that can be said, by its words.
+/// In the old form of realisations the outputs of a build keep the hash under which Nix registers what
+/// was built for it elsewhere.
+#[test]
+fn outputs_keep_their_hash() {
+    let hash = Hash::digest(Algorithm::Sha256, b"a derivation modulo its inputs");
+    let path = StorePath::from_digest(&[7; 20], "made").unwrap();
+    let result = |legacy_hash| BuildResult {
+        outputs: [(OutputName::out(), UnkeyedRealisation::new(path.clone()))].into(),
+        legacy_hash,
+        ..BuildResult::new(BuildStatus::Built)
+    };
+    let dir = StoreDir::default();
+    let worker = Worker::new(dir.clone(), Version::minor(38));
+    let serve = Serve::new(dir, 7);
+    for known in [Some(hash), None] {
+        let value = result(known);
+        let (one, other) = (encode(&worker, &value), encode(&serve, &value));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        let digits = hash.to_text(Encoding::Base16).to_string();
+        let has = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(&format!("{digits}!out"));
+        assert_eq!((has(&one), has(&other)), (known.is_some(), known.is_some()));
+        let read: BuildResult = decode(&worker, &one, false).unwrap();
+        assert_eq!(read, value);
+        let read: BuildResult = decode(&serve, &other, false).unwrap();
+        assert_eq!(read, value);
+    }
+}
+
 #[test]
 fn add_to_store_before_1_25() {
     let worker = Worker::new(StoreDir::default(), Version::minor(24));

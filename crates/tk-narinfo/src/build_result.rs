@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use tk_path::{DerivedPath, OutputName};
+use tk_path::{DerivedPath, Hash, OutputName};
 
 use crate::json::{JsonError, boolean, expected, number, parse, text};
 use crate::realisation::UnkeyedRealisation;
@@ -172,6 +172,9 @@ pub struct BuildResult {
     /// What was asked for, on success. The outputs of a daemon before protocol 1.28 are not known; without
     /// `realisation-with-path-not-hash` nobody vouches for them.
     pub outputs: BTreeMap<OutputName, UnkeyedRealisation>,
+    /// The hash modulo of the derivation, under which the older form of realisations knows its outputs; only
+    /// protocols that have that form tell it. Nix registers what it has built elsewhere under it.
+    pub legacy_hash: Option<Hash>,
 }
 
 impl BuildResult {
@@ -187,6 +190,7 @@ impl BuildResult {
             cpu_user: None,
             cpu_system: None,
             outputs: BTreeMap::new(),
+            legacy_hash: None,
         }
     }
 

@@ -213,6 +213,7 @@ prop_compose! {
             cpu_user,
             cpu_system,
             outputs,
+            legacy_hash: None,
         }
     }
 }
