@@ -18,7 +18,7 @@ use std::{
 use tk_daemon::{
     client::{Channel, Transport},
     serve::{
-        ExportTrailer, LATEST, Request, Serve, ServeConfig, ServeServer, ServeStore,
+        BuildOptions, ExportTrailer, LATEST, Request, Serve, ServeConfig, ServeServer, ServeStore,
         commands::{ImportPaths, QueryValidPaths},
     },
     values::Done,
@@ -30,8 +30,10 @@ use tk_path::{
     NarHash, OutputName, OutputsSpec, SingleDerivedPath, StoreDir, StorePath,
 };
 use tk_store::{
-    Abilities, AddItem, AddItems, AddOptions, AddReport, Build, BuildMode, Error, MemoryStore,
-    NarStream, Result, SigCheck, Store, StoreExt, conformance, nar,
+    Abilities, AddItem, AddItems, AddOptions, AddReport, Build, BuildMode, ClientSettings, Error,
+    MemoryStore, NarStream, Result, Sessions, SigCheck, Store, StoreExt, conformance,
+    log::{Level, LogSink},
+    nar,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split},
@@ -325,6 +327,83 @@ async fn builds() {
     assert!(store.build(&wanted, BuildMode::Check, &()).await.is_err());
     // One connection carried it all, but for the derivation that was read and not there.
     assert_eq!(line.opened(), 2);
+}
+
+/// How a client wants its build done reaches the store; who wants nothing leaves the store alone.
+#[tokio::test]
+async fn options_of_builds() {
+    let seen = Told::default();
+    let mut abilities = Abilities::of(Arc::<MemoryStore>::default());
+    abilities.sessions = Some(Arc::new(seen.clone()));
+    let ask = async |options: BuildOptions| {
+        let (near, far) = duplex(BUFFER);
+        let (reader, writer) = split(far);
+        let server = ServeServer::new(abilities.clone(), true);
+        let serving = async move { server.serve(reader, writer).await.unwrap() };
+        let store = ServeStore::new(
+            Arc::new(Once(Mutex::new(Some(near)))),
+            ServeConfig {
+                build: options,
+                ..ServeConfig::new("ssh://test")
+            },
+        );
+        let wanted = [DerivedPath::Opaque(sample("thing", []).0.path)];
+        let asking = async move {
+            store.build(&wanted, BuildMode::Normal, &()).await.unwrap();
+        };
+        futures::join!(serving, asking);
+        seen.0.lock().unwrap().pop()
+    };
+    assert_eq!(ask(BuildOptions::default()).await, None);
+    let told = ask(BuildOptions {
+        keep_failed: true,
+        max_silent_time: 7,
+        build_timeout: 8,
+        max_log_size: 9,
+        ..BuildOptions::default()
+    });
+    let told = told.await.unwrap();
+    assert_eq!((told.keep_failed, told.max_silent_time), (true, 7));
+    assert_eq!(told.verbosity, Level::Error);
+    let limits = [("max-build-log-size", "9"), ("timeout", "8")];
+    let limits = limits.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(told.overrides, BTreeMap::from(limits));
+}
+
+/// What clients wanted.
+#[derive(Debug, Default, Clone)]
+struct Told(Arc<Mutex<Vec<ClientSettings>>>);
+
+impl Sessions for Told {
+    fn session(&self, _: Arc<dyn LogSink>) -> Abilities {
+        let mut abilities = Abilities::of(Arc::<MemoryStore>::default());
+        abilities.sessions = Some(Arc::new(self.clone()));
+        abilities
+    }
+
+    fn with_settings(&self, settings: &ClientSettings) -> Option<Abilities> {
+        self.0.lock().unwrap().push(settings.clone());
+        None
+    }
+}
+
+/// A connection that is there already.
+#[derive(Debug)]
+struct Once(Mutex<Option<DuplexStream>>);
+
+#[async_trait]
+impl Transport for Once {
+    async fn connect(&self) -> Result<Channel> {
+        let stream = self.0.lock().unwrap().take().expect("one connection");
+        let (reader, writer) = split(stream);
+        Ok(Channel::new(reader, writer))
+    }
+}
+
+impl fmt::Display for Once {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a line")
+    }
 }
 
 /// What one session over a faulty line came to.

@@ -4,7 +4,7 @@ mod adding;
 mod builds;
 
 use super::{
-    Command, LATEST, Request, Serve,
+    BuildOptions, Command, LATEST, Request, Serve,
     commands::{
         AddToStoreNar, BuildDerivation, BuildPaths, DumpStorePath, PathInfos, QueryClosure,
         QueryPathInfos, QueryValidPaths,
@@ -19,7 +19,10 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use std::{collections::BTreeSet, fmt, io, sync::Arc};
 use tk_path::StorePath;
-use tk_store::{Abilities, Error, Result, StoreExt, closure, log::LogSink};
+use tk_store::{
+    Abilities, ClientSettings, Error, Result, StoreExt, closure,
+    log::{Level, LogEvent, LogSink},
+};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 
 /// Serves a store to clients of `ssh://`, as `nix-store --serve` does.
@@ -55,6 +58,44 @@ impl ServeServer {
     pub fn with_log(mut self, log: Arc<dyn LogSink>) -> Self {
         self.log = log;
         self
+    }
+
+    /// The same, where builds are done as `options` say by a store that can be told.
+    fn building(&self, options: &BuildOptions) -> Self {
+        let mut settings = ClientSettings {
+            keep_failed: options.keep_failed,
+            max_silent_time: options.max_silent_time,
+            ..ClientSettings::default()
+        };
+        for (name, limit) in [
+            ("timeout", options.build_timeout),
+            ("max-build-log-size", options.max_log_size),
+        ] {
+            if limit > 0 {
+                settings
+                    .overrides
+                    .insert(name.to_owned(), limit.to_string());
+            }
+        }
+        let mut server = self.clone();
+        // Who wants nothing in particular leaves the store to its own settings.
+        if settings == ClientSettings::default() {
+            return server;
+        }
+        let session = self.abilities.session(self.log.clone());
+        let sessions = session.sessions.as_ref();
+        // Messages come without their level, so only what is wrong is asked for: where a build that failed
+        // is kept is among it.
+        settings.verbosity = Level::Error;
+        if let Some(told) = sessions.and_then(|sessions| sessions.with_settings(&settings)) {
+            server.abilities = told;
+            let log = self.log.clone();
+            server.log = Arc::new(move |event: LogEvent| match event {
+                LogEvent::Message { text, .. } => log.event(LogEvent::message(Level::Error, text)),
+                event => log.event(event),
+            });
+        }
+        server
     }
 
     /// Serves one client until it closes its end.
@@ -121,18 +162,22 @@ where
                 self.import().await
             }
             Some(Command::BuildPaths) => {
-                let request: BuildPaths = self.request().await?;
+                let BuildPaths { paths, options } = self.request().await?;
                 self.require_write()?;
-                let outcome = builds::paths(self.server, &request.paths).await?;
+                let server = self.server.building(&options);
+                let outcome = builds::paths(&server, &paths).await?;
                 self.reply(&outcome)
             }
             Some(Command::QueryClosure) => self.closure().await,
             Some(Command::BuildDerivation) => {
                 let BuildDerivation {
-                    path, derivation, ..
+                    path,
+                    derivation,
+                    options,
                 } = self.request().await?;
                 self.require_write()?;
-                let result = builds::derivation(self.server, &path, &derivation).await?;
+                let server = self.server.building(&options);
+                let result = builds::derivation(&server, &path, &derivation).await?;
                 self.reply(&result)
             }
             Some(Command::AddToStoreNar) => {
