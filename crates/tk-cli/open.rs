@@ -18,12 +18,14 @@ use crate::{
     settings::{data_folder, default_store_dir, path_var},
 };
 use anyhow::{Context as _, Result, bail};
+use async_trait::async_trait;
 use futures::{StreamExt, future::join_all, stream::BoxStream};
 use rustix::fs::{Access, access};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
+    fmt,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -38,8 +40,8 @@ use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::{Compression, NarInfo, SecretKey};
 use tk_path::{StoreDir, StorePath};
 use tk_store::{
-    Abilities, AddContent, AddSignatures, Closure, Graph, MemoryStore, SeveralStores, SigCheck,
-    Store, StoreReference, StoreVariant, reference::Settings,
+    Abilities, AddContent, AddSignatures, Closure, Fetching, Graph, MemoryStore, SeveralStores,
+    SigCheck, Sources, Store, StoreReference, StoreVariant, reference::Settings,
 };
 
 /// An opened store, with what its kind can do beyond [`Store`].
@@ -487,6 +489,50 @@ pub fn substituters(cx: &Context, option: &str) -> Result<Vec<String>> {
          or set substituters in nix.conf"
     );
     Ok(all.into_iter().map(str::to_owned).collect())
+}
+
+/// What a server has for its clients: the store with all that it can do, and for a store on disk that it
+/// fetches what satisfies `check` from the substituters that nix.conf names.
+pub fn served(cx: &Context, store: &Opened, check: SigCheck) -> Abilities {
+    let abilities = store.abilities();
+    match store {
+        Opened::Local(_) => {
+            let sources = Configured(cx.clone(), check.clone());
+            Fetching::new(abilities, Arc::new(sources), check).abilities()
+        }
+        _ => abilities,
+    }
+}
+
+/// The substituters of nix.conf, and what is demanded of what they have. Nix's default counts only where something is added to it: nobody's server
+/// should ask the world by itself.
+struct Configured(Context, SigCheck);
+
+impl fmt::Debug for Configured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the substituters of nix.conf")
+    }
+}
+
+#[async_trait]
+impl Sources for Configured {
+    async fn open(&self, uris: Option<&[String]>) -> tk_store::Result<Option<Arc<dyn Store>>> {
+        let Configured(cx, check) = self;
+        let configured = || match cx.settings.is_on("substitute") {
+            Some(false) => Vec::new(),
+            _ => cx.settings.list("substituters").unwrap_or_default(),
+        };
+        let uris = match uris {
+            Some(uris) => uris.to_vec(),
+            None => configured().into_iter().map(str::to_owned).collect(),
+        };
+        if uris.is_empty() {
+            return Ok(None);
+        }
+        let opened = open_several(cx, &uris, &Wish::default()).await;
+        let opened = opened.map_err(|error| tk_store::Error::invalid(format!("{error:#}")))?;
+        Ok(Some(opened.preferring(check).store()))
+    }
 }
 
 async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result<Opened> {

@@ -265,6 +265,75 @@ async fn our_daemon_store_over_ssh() {
     }
 }
 
+/// `localhost` is this machine, which needs no ssh; our servers pass on to it, as Nix's do.
+#[tokio::test]
+async fn this_machine_without_ssh() {
+    let far = FarEnd::new();
+    let chain = fill(&far.path("ours"), 2).await;
+    let paths: BTreeSet<_> = chain.iter().map(|(info, _)| info.path.clone()).collect();
+    let mut config = SshConfig::serve(SshHost::parse("localhost").unwrap());
+    config.ssh = "/no/such/ssh".into();
+    config.program = far.server("serve-ssh");
+    let store = serve_store(config.clone());
+    assert_eq!(store.valid(&paths).await.unwrap(), paths);
+    // Through one more server, whose store is the one above.
+    let beyond = format!("ssh://localhost?remote-program={}", config.program);
+    let line = format!(
+        "exec {} serve-ssh --store '{beyond}' \"$@\"",
+        env!("CARGO_BIN_EXE_tk-store")
+    );
+    config.program = far.script("relay", &line).to_str().unwrap().to_owned();
+    let store = serve_store(config.clone());
+    assert_eq!(store.valid(&paths).await.unwrap(), paths);
+    config.program = "false".into();
+    let error = serve_store(config)
+        .valid(&paths)
+        .await
+        .unwrap_err()
+        .to_line();
+    let expected = "false --serve --write on this machine ended with status 1";
+    assert!(error.contains(expected), "{error}");
+    far.end();
+}
+
+/// Our servers fetch from the substituters of their nix.conf what a client wants substituted: here the
+/// client's own content is damaged, so that nothing of it may be sent.
+#[tokio::test]
+async fn substitution_on_the_far_side() {
+    for rig in VERSIONS.into_iter().filter_map(rig) {
+        for (scheme, name) in [("ssh", "serve-ssh"), ("ssh-ng", "daemon")] {
+            let far = FarEnd::new();
+            let [source, good] = ["source", "good"].map(|name| far.path(name));
+            let chain = fill(&source, 3).await;
+            fill(&good, 3).await;
+            let top = &chain[2].0.path;
+            let file = PathBuf::from(format!("{source}{}", full(top)));
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+            fs::write(&file, "damaged").unwrap();
+            let program = far.server(name);
+            let line = format!(
+                "export NIX_CONFIG='substituters = local?root={good}
+require-sigs = false'
+exec {program} \"$@\""
+            );
+            let program = far.script("fetching", &line);
+            let uri = format!("{scheme}://far?remote-program={}", program.display());
+            let copy = ["copy", "--no-check-sigs", "--from", &source, "--to", &uri];
+            let top = full(top);
+            // All that 2.8 tells a daemon about it.
+            let option = ["--option", "builders-use-substitutes", "true"];
+            let words = [&copy[..], &option, &["--substitute-on-destination", &top]].concat();
+            far.nix(&rig, "nix", &words);
+            let ours = open(&far.path("ours")).await;
+            for (info, _) in &chain {
+                let found = ours.require_info(&info.path).await.unwrap();
+                verify(&ours, &found).await.unwrap();
+            }
+            far.end();
+        }
+    }
+}
+
 /// What ssh says when it fails is in the error; nothing hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn ssh_that_fails() {

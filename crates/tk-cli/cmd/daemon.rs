@@ -1,6 +1,6 @@
 use crate::{
     Answer, Context, keys,
-    open::{Opened, Wish, open},
+    open::{Opened, Wish, open, served},
     words::of_client,
 };
 use anyhow::{Context as _, Result, bail};
@@ -24,7 +24,7 @@ use tk_daemon::{
     worker::Trust,
 };
 use tk_nar::fs::{descriptors, trees_at_once};
-use tk_store::log::escape_controls;
+use tk_store::{SigCheck, log::escape_controls};
 use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
@@ -34,7 +34,8 @@ use tokio::{
 ///
 /// Every store can be served, a binary cache too. Clients name the socket, as in
 /// --store unix:///run/my.socket or NIX_REMOTE, or reach the server as ssh-ng://HOST (with
-/// remote-program, and --stdio here). What is not there is not built: that is refused.
+/// remote-program, and --stdio here). What is not there is not built: that is refused. A store on disk
+/// fetches what clients ask for from the substituters that nix.conf sets.
 ///
 /// A trusted client can add paths without signatures: only the user who runs the server is
 /// trusted, unless others are named.
@@ -97,7 +98,9 @@ impl Daemon {
             ..Wish::default()
         };
         let store = open(cx, &cx.store_uri(), &wish).await?;
-        let server = Server::new(store.abilities(), self.config(cx, &store)?);
+        let config = self.config(cx, &store)?;
+        let abilities = served(cx, &store, SigCheck::Require(config.policy.clone()));
+        let server = Server::new(abilities, config);
         match self.stdio {
             true => self.serve_stdio(&server).await,
             false => {

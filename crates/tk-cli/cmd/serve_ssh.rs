@@ -1,18 +1,20 @@
 use crate::{
     Answer, Context,
-    open::{Wish, open},
-    words::{of_client, tell},
+    copying::demand,
+    open::{Wish, open, served},
+    words::{of_client, tell, tell_lines},
 };
 use anyhow::Result;
 use std::sync::Arc;
 use tk_daemon::serve::ServeServer;
-use tk_store::log::LogEvent;
+use tk_store::log::{Level, LogEvent};
 
 /// Serve a store at stdin and stdout, as nix-store --serve does
 ///
 /// For clients that reach this machine by ssh: ssh://HOST with tk-store serve-ssh as remote-program, or as
 /// the command of a key in authorized_keys. They are not asked for signatures. What is not there
-/// is not built: that is refused.
+/// is not built: that is refused. A store on disk fetches what the client wants fetched (nix copy -s)
+/// from the substituters that nix.conf sets.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ServeSsh {
@@ -32,13 +34,14 @@ impl ServeSsh {
             ..Wish::default()
         };
         let store = open(cx, &cx.store_uri(), &wish).await?;
-        let log = |event: LogEvent| {
-            if let Some(line) = event.log_line() {
-                // ssh brings it to the client.
-                tell(line);
-            }
+        // ssh brings it to the client: what builders print, and as with Nix what is wrong.
+        let log = |event: LogEvent| match &event {
+            LogEvent::Message { level, text } if *level <= Level::Warn => tell_lines(text),
+            event => event.log_line().into_iter().for_each(tell),
         };
-        let server = ServeServer::new(store.abilities(), self.write).with_log(Arc::new(log));
+        let check = demand(cx, &store, &[], 1)?;
+        let server = ServeServer::new(served(cx, &store, check), self.write);
+        let server = server.with_log(Arc::new(log));
         server
             .serve(tokio::io::stdin(), tokio::io::stdout())
             .await

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
     sync::{
@@ -35,8 +35,8 @@ use tk_path::{
 };
 use tk_store::{
     Abilities, AddContent, AddItems, AddOptions, AddReport, Build, BuildMode, ClientSettings,
-    Error, Graph, MemoryStore, Missing, NarStream, Result, Sessions, SigCheck, Store, StoreExt,
-    conformance,
+    Error, Fetching, Graph, MemoryStore, Missing, NarStream, Result, Sessions, SigCheck, Sources,
+    Store, StoreExt, Substitute, conformance,
     log::{Level, LogEvent, LogSink},
     nar,
 };
@@ -558,6 +558,127 @@ async fn building_what_is_there() {
     assert_eq!(result.status, BuildStatus::AlreadyValid);
 }
 
+/// What a store lacks and others have is fetched when a client asks for it, as far as it is signed as
+/// demanded.
+#[tokio::test]
+async fn what_others_have_is_fetched() {
+    let key = SecretKey::generate("cache-1").unwrap();
+    let put = async |store: &MemoryStore, name: &str, sign: bool, references: &[&StorePath]| {
+        let (mut info, nar) = sample(name, name.as_bytes(), references);
+        if sign {
+            info.sign(&StoreDir::default(), &key).unwrap();
+        }
+        let nar = nar::from_bytes(nar);
+        store
+            .add_one(info.clone(), nar, &SigCheck::Skip.into())
+            .await
+            .unwrap();
+        info.path
+    };
+    let [near, far, other] = [(); 3].map(|()| Arc::new(MemoryStore::default()));
+    let base = put(&far, "base", true, &[]).await;
+    let top = put(&far, "top", true, &[&base]).await;
+    let lone = put(&far, "lone", true, &[]).await;
+    let unsigned = put(&far, "unsigned", false, &[]).await;
+    let elsewhere = put(&other, "elsewhere", true, &[]).await;
+    let (nowhere, _) = sample("nowhere", b"nowhere", &[]);
+    let drv = fixed_output("made", b"made");
+    let drv_path = add_derivation(&near, &drv).await;
+    let output = drv.outputs["out"].path(&StoreDir::default(), "made", &"out".parse().unwrap());
+    let output = output.unwrap().unwrap();
+    let nar = nar_of(b"made");
+    let hash = NarHash::try_from(Hash::digest(Algorithm::Sha256, &nar)).unwrap();
+    let mut made = PathInfo::new(output.clone(), hash, nar.len() as u64);
+    made.sign(&StoreDir::default(), &key).unwrap();
+    far.add_one(made, nar::from_bytes(nar), &SigCheck::Skip.into())
+        .await
+        .unwrap();
+
+    let policy = Policy {
+        keys: [key.public()].into_iter().collect(),
+        threshold: 1,
+    };
+    let client = |trust, change: fn(&mut ops::SetOptions)| {
+        let stores = BTreeMap::from([("far", far.clone()), ("other", other.clone())]);
+        let check = SigCheck::Require(Arc::new(policy.clone()));
+        let fetching = Fetching::new(abilities(&near), Arc::new(Named(stores)), check);
+        let server = Server::new(fetching.abilities(), ServerConfig::default());
+        let mut options = ops::SetOptions::default();
+        change(&mut options);
+        client(server, trust, |config| config.settings = Some(options))
+    };
+    let set = |paths: &[&StorePath]| -> BTreeSet<StorePath> {
+        paths.iter().map(|path| (*path).clone()).collect()
+    };
+    let plain = client(Trust::NotTrusted, |_| {});
+
+    let everything = set(&[&top, &unsigned, &nowhere.path]);
+    let wanted: Vec<_> = everything
+        .iter()
+        .cloned()
+        .map(DerivedPath::Opaque)
+        .collect();
+    let missing = plain.missing(&wanted).await.unwrap();
+    assert_eq!(missing.substitute, set(&[&top, &base, &unsigned]));
+    assert_eq!(missing.unknown, set(&[&nowhere.path]));
+    let offered = plain.substitutable_paths(&everything).await.unwrap();
+    assert_eq!(offered, set(&[&top, &unsigned]));
+
+    let no = client(Trust::NotTrusted, |options| options.use_substitutes = false);
+    let fetched = no.valid_or_fetched(&everything, &()).await.unwrap();
+    assert_eq!(fetched, set(&[]), "the client does not want it");
+    assert!(no.ensure(&lone, &()).await.is_err());
+    assert_eq!(
+        plain.valid(&everything).await.unwrap(),
+        set(&[]),
+        "only asked"
+    );
+    let fetched = plain.valid_or_fetched(&everything, &()).await.unwrap();
+    assert_eq!(fetched, set(&[&top]));
+    assert_eq!(near.valid(&set(&[&base])).await.unwrap().len(), 1);
+    plain.ensure(&lone, &()).await.unwrap();
+    assert!(plain.ensure(&unsigned, &()).await.is_err());
+
+    let wanted = [DerivedPath::Built {
+        drv: SingleDerivedPath::Opaque(drv_path),
+        outputs: OutputsSpec::All,
+    }];
+    let missing = plain.missing(&wanted).await.unwrap();
+    assert_eq!(
+        (missing.build, missing.substitute),
+        (set(&[]), set(&[&output]))
+    );
+    let built = plain.build(&wanted, BuildMode::Normal, &()).await.unwrap();
+    assert_eq!(built[0].result.outputs["out"].out_path, output);
+
+    // From where, only those say who are trusted.
+    for (trust, taken) in [(Trust::NotTrusted, false), (Trust::Trusted, true)] {
+        let from_other = client(trust, |options| {
+            let other = "other".to_owned();
+            options.overrides.insert("substituters".to_owned(), other);
+        });
+        let done = from_other.ensure(&elsewhere, &()).await;
+        assert_eq!(done.is_ok(), taken, "{trust:?}: {done:?}");
+    }
+}
+
+/// Stores by name; the configured one is `far`.
+#[derive(Debug)]
+struct Named(BTreeMap<&'static str, Arc<MemoryStore>>);
+
+#[async_trait]
+impl Sources for Named {
+    async fn open(&self, uris: Option<&[String]>) -> Result<Option<Arc<dyn Store>>> {
+        let name = match uris {
+            None => "far",
+            Some([]) => return Ok(None),
+            Some([name]) => name,
+            Some(names) => panic!("{names:?}"),
+        };
+        Ok(Some(self.0[name].clone()))
+    }
+}
+
 /// A NAR that turns out to be bad after it was announced ends the connection: there is no other
 /// way to say so.
 #[tokio::test]
@@ -951,6 +1072,17 @@ async fn settings_about_signatures() {
         let mut connection = client.connection().await.unwrap();
         let added = connection.upload(&request, data, &()).await;
         assert_eq!(added.is_ok(), taken, "{name} {trust:?}: {added:?}");
+        if let Err(error) = added {
+            // Nix's words, which programs look for, and then what was found.
+            let words = error.to_line();
+            let path = format!(
+                "cannot add path '/nix/store/{}' because it lacks",
+                request.info.path
+            );
+            assert!(words.contains(&path), "{words}");
+            let found = "a signature by a trusted key: ";
+            assert!(words.contains(found) && words.contains("signed"), "{words}");
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
     path::Path,
     sync::Arc,
 };
@@ -226,7 +227,7 @@ pub trait Realisations: Store {
 
 /// Stores that fetch from others what they lack.
 #[async_trait]
-pub trait Substitute: Store {
+pub trait Substitute: Debug + Send + Sync {
     /// Those of `paths` that are there, after those that were not were fetched from whoever has them.
     async fn valid_or_fetched(
         &self,
@@ -271,7 +272,7 @@ pub trait Maintain: Store {
 }
 
 /// Stores that keep something for each client of a server.
-pub trait Sessions: Store {
+pub trait Sessions: Debug + Send + Sync {
     /// The store for one client: temporary roots that are made through it end when the last part of it
     /// is dropped. What whoever does the work says meanwhile goes to `log`.
     fn session(&self, log: Arc<dyn LogSink>) -> Abilities;

@@ -2,7 +2,7 @@
 
 use super::context::{Answer, Context, Failure, refused};
 use futures::{FutureExt, future::BoxFuture};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tk_narinfo::{
     build_result::{BuildResult, BuildStatus, KeyedBuildResult},
     realisation::UnkeyedRealisation,
@@ -17,8 +17,9 @@ use tk_store::{BuildMode, Error, Missing};
 enum Found {
     /// All of it; of a path that is no output, nothing by name.
     All(BTreeMap<OutputName, StorePath>),
-    /// The derivation that has to be built.
-    Build(StorePath),
+    /// The derivation that has to be built, and those of its outputs that are wanted and lacking; `None`
+    /// if it is not known what they will be.
+    Build(StorePath, Option<BTreeSet<StorePath>>),
     /// Nobody knows how to come by this.
     Unknown(StorePath),
 }
@@ -35,6 +36,9 @@ impl Context {
         }
         if let Some(build) = &self.abilities.build {
             return Ok(build.build(paths, mode, &*self.events).await?);
+        }
+        if mode == BuildMode::Normal {
+            self.fetch(paths).await?;
         }
         let mut results = Vec::new();
         for path in paths {
@@ -106,27 +110,93 @@ impl Context {
         let plain = plain.collect();
         let valid = self.abilities.store.valid(&plain).await?;
         missing.unknown = plain.difference(&valid).cloned().collect();
+        let mut builds = Vec::new();
         for path in paths {
             if matches!(path, DerivedPath::Opaque(_)) {
                 continue;
             }
             match self.found(path).await? {
                 Found::All(_) => {}
-                Found::Build(drv) => drop(missing.build.insert(drv)),
+                Found::Build(drv, lacking) => builds.push((drv, lacking)),
                 Found::Unknown(path) => drop(missing.unknown.insert(path)),
             }
         }
+        let lacking = builds.iter().filter_map(|(_, lacking)| lacking.as_ref());
+        let wanted = lacking.flatten().chain(&missing.unknown).cloned().collect();
+        self.find_fetchable(wanted, &mut missing).await?;
+        let fetched = &missing.substitute;
+        missing.unknown.retain(|path| !fetched.contains(path));
+        let built = |lacking: &Option<BTreeSet<StorePath>>| match lacking {
+            Some(lacking) => !lacking.is_subset(fetched),
+            None => true,
+        };
+        let built = builds.into_iter().filter(|(_, lacking)| built(lacking));
+        missing.build = built.map(|(drv, _)| drv).collect();
         Ok(missing)
+    }
+
+    /// Notes what of `wanted` can be fetched, and all that it refers to and that is lacking.
+    async fn find_fetchable(
+        &self,
+        mut wanted: BTreeSet<StorePath>,
+        missing: &mut Missing,
+    ) -> Answer<()> {
+        let Some(store) = &self.abilities.substitutes else {
+            return Ok(());
+        };
+        let mut asked = wanted.clone();
+        while !wanted.is_empty() {
+            let wave = wanted.into_iter().map(|path| (path, None)).collect();
+            let mut references = BTreeSet::new();
+            for (path, info) in store.substitutable_infos(&wave).await? {
+                missing.download_size = missing.download_size.saturating_add(info.download_size);
+                missing.nar_size = missing.nar_size.saturating_add(info.nar_size);
+                references.extend(info.references);
+                missing.substitute.insert(path);
+            }
+            let new: BTreeSet<_> = references.difference(&asked).cloned().collect();
+            asked.extend(new.iter().cloned());
+            if asked.len() > MOST_FETCHED {
+                let words = format!("more than {MOST_FETCHED} paths would have to be fetched");
+                return Err(refused(words));
+            }
+            let valid = self.abilities.store.valid(&new).await?;
+            wanted = &new - &valid;
+        }
+        Ok(())
     }
 
     pub async fn ensure(&self, path: &StorePath) -> Answer<()> {
         if let Some(build) = &self.abilities.build {
             return Ok(build.ensure(path, &*self.events).await?);
         }
-        match self.is_valid(path).await? {
-            true => Ok(()),
-            false => Err(refused(self.nowhere(path))),
+        let one = BTreeSet::from([path.clone()]);
+        match self.valid(one, true).await?.is_empty() {
+            false => Ok(()),
+            true => Err(refused(self.nowhere(path))),
         }
+    }
+
+    /// Fetches what there is somewhere of what `paths` need: derivations first, since they tell what their
+    /// outputs are.
+    async fn fetch(&self, paths: &[DerivedPath]) -> Answer<()> {
+        if self.abilities.substitutes.is_none() {
+            return Ok(());
+        }
+        for _ in 0..2 {
+            let mut wanted = BTreeSet::new();
+            for path in paths {
+                match self.found(path).await? {
+                    Found::All(_) => {}
+                    Found::Build(_, lacking) => wanted.extend(lacking.unwrap_or_default()),
+                    Found::Unknown(path) => drop(wanted.insert(path)),
+                }
+            }
+            if wanted.is_empty() || self.valid(wanted, true).await?.is_empty() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn found(&self, path: &DerivedPath) -> Answer<Found> {
@@ -170,7 +240,7 @@ impl Context {
                     };
                     match self.output_map(&drv).await?.remove(output) {
                         Some(Some(path)) if self.is_valid(&path).await? => path,
-                        Some(_) => return Ok(Err(Found::Build(drv))),
+                        Some(_) => return Ok(Err(Found::Build(drv, None))),
                         None => return Err(refused(format!("{drv} has no output '{output}'"))),
                     }
                 }
@@ -191,12 +261,15 @@ impl Context {
         let paths = outputs.values().flatten().cloned().collect();
         let valid = self.abilities.store.valid(&paths).await?;
         let there = |path: &Option<StorePath>| path.clone().filter(|path| valid.contains(path));
-        let outputs = outputs
+        let found = outputs
             .iter()
             .map(|(name, path)| Some((name.clone(), there(path)?)));
-        Ok(match outputs.collect() {
+        Ok(match found.collect() {
             Some(outputs) => Found::All(outputs),
-            None => Found::Build(drv.clone()),
+            None => {
+                let all: Option<BTreeSet<_>> = outputs.into_values().collect();
+                Found::Build(drv.clone(), all.map(|all| &all - &valid))
+            }
         })
     }
 
@@ -213,7 +286,7 @@ impl Context {
                 BuildStatus::MiscFailure,
                 format!("{} cannot build again what it has", self.abilities.store),
             ),
-            (Found::Build(drv), _) => (BuildStatus::MiscFailure, self.no_builder(&drv)),
+            (Found::Build(drv, _), _) => (BuildStatus::MiscFailure, self.no_builder(&drv)),
             (Found::Unknown(path), _) => (BuildStatus::NoSubstituters, self.nowhere(&path)),
         };
         BuildResult {
@@ -239,3 +312,7 @@ impl Context {
         )
     }
 }
+
+/// Paths that one question may find missing and fetchable: a cache that invents references must not fill
+/// the memory.
+const MOST_FETCHED: usize = 1_000_000;

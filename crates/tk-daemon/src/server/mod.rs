@@ -19,7 +19,7 @@
 //! | | |
 //! |---|---|
 //! | no root is ever collected | stores without [`Roots`](tk_store::Roots) take temporary and indirect roots, and forget them |
-//! | nothing is fetched | no path is substitutable; what is not there has to be built |
+//! | what is missing is fetched first | where the store can ([`Substitute`](tk_store::Substitute)); else no path is substitutable |
 //! | nothing is built | unless the store [builds](tk_store::Build); outputs that are there need no building |
 //!
 //! # Security

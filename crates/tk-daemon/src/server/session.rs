@@ -31,7 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tk_nar::Validator;
-use tk_path::{Algorithm, Method, MethodAlgorithm, References, StorePath};
+use tk_path::{Algorithm, Method, MethodAlgorithm, References, StoreDir, StorePath};
 use tk_store::{
     Error, NarStream, Result,
     log::{Level, LogEvent, strip_ansi},
@@ -613,9 +613,14 @@ async fn receive<R: AsyncRead + Unpin + Send, Q: Request>(
 
 /// Why something was refused. What somebody else has said, perhaps in several lines, is passed on as it is, but
 /// for what would colour a terminal.
-fn words_for_client(error: &Error) -> String {
+fn words_for_client(error: &Error, dir: &StoreDir) -> String {
     match error {
         Error::Refused { words, .. } => strip_ansi(words).into_owned(),
+        // What Nix says, since programs look for it.
+        Error::Untrusted { path, source } => format!(
+            "cannot add path '{}' because it lacks a signature by a trusted key: {source}",
+            dir.display(path)
+        ),
         error => error.to_line(),
     }
 }
@@ -686,7 +691,9 @@ where
                 self.writer.value(&Message::Last)?;
                 self.writer.value(&reply).err().map(|e| e.to_string())
             }
-            Err(Failure::Refused(error)) => Some(words_for_client(&error)),
+            Err(Failure::Refused(error)) => {
+                Some(words_for_client(&error, &self.writer.protocol().dir))
+            }
             Err(failure) => return Err(failure),
         };
         if let Some(words) = &refusal {

@@ -64,7 +64,7 @@ impl Context {
             let names: Vec<_> = settings.overrides.keys().map(String::as_str).collect();
             let (store, names) = (&self.abilities.store, names.join(", "));
             self.say(format!(
-                "{store} is served by tk-store, which neither builds nor fetches: \
+                "{store} is served by tk-store, which builds nothing: \
                  of no use here are {names}"
             ));
         }
