@@ -304,9 +304,7 @@ impl Database {
         known.insert(id, path.clone());
         let mut wrong = None;
         self.read(|| {
-            let sql = "select reference, path from Refs left join ValidPaths on id = reference \
-                       where referrer = ?";
-            let mut statement = connection.prepare_cached(sql)?;
+            let mut statement = connection.prepare_cached(REFERENCES)?;
             let mut rows = statement.query([id])?;
             while let Some(row) = rows.next()? {
                 match self.reference(row, &full, known) {
@@ -780,6 +778,10 @@ fn now() -> i64 {
     since.map_or(1, |since| since.as_secs() as i64)
 }
 
+/// What a path refers to; a reference without a row is a fault of the database.
+const REFERENCES: &str =
+    "select reference, path from Refs left join ValidPaths on id = reference where referrer = ?";
+
 /// The outputs of derivations whose paths are known.
 pub(crate) type Outputs = BTreeMap<StorePath, BTreeMap<OutputName, StorePath>>;
 
@@ -818,6 +820,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rusqlite::StatementStatus;
     use tk_narinfo::SecretKey;
     use tk_path::{Algorithm, Hash};
 
@@ -893,6 +896,18 @@ mod tests {
         assert_eq!(db.referrers(&path(3)).unwrap(), BTreeSet::new());
         assert_eq!(db.find(&path(2).to_hash_part()).unwrap(), Some(path(2)));
         assert_eq!(db.find(&path(3).to_hash_part()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_statement_is_compiled_once() {
+        let Fixture { db, .. } = &Fixture::new();
+        db.add(&[info(1, []), info(2, [1]), info(3, [2])]).unwrap();
+        let found = db.infos(&[path(1), path(2), path(3)]).unwrap();
+        assert!(found.iter().all(Result::is_ok));
+        let reader = db.readers.take().unwrap();
+        let statement = reader.prepare_cached(REFERENCES).unwrap();
+        assert!(statement.get_status(StatementStatus::Run) >= 3);
+        assert_eq!(statement.get_status(StatementStatus::RePrepare), 0);
     }
 
     #[test]
