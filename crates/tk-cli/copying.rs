@@ -77,9 +77,10 @@ impl TrustArgs {
 /// What is demanded of what goes into `dst`. A binary cache takes what it is given: those who read it
 /// ask for signatures.
 pub fn demand(cx: &Context, dst: &Opened, keys: &[String], needed: usize) -> Result<SigCheck> {
-    match dst.is_cache() || !keys::are_required(cx, keys, dst) {
-        true => Ok(SigCheck::Skip),
-        false => keys::signed(cx, keys, needed),
+    if dst.is_cache() || !keys::are_required(cx, keys, dst) {
+        Ok(SigCheck::Skip)
+    } else {
+        keys::signed(cx, keys, needed)
     }
 }
 
@@ -327,9 +328,10 @@ impl CopyJob<'_> {
     /// Says where each path comes from, and why the others stay where they are.
     fn tell_decisions(&self, cx: &Context, plan: &Plan) {
         for info in &plan.missing {
-            let why = match plan.replaced.contains(&info.path) {
-                true => "to be replaced",
-                false => "missing",
+            let why = if plan.replaced.contains(&info.path) {
+                "to be replaced"
+            } else {
+                "missing"
             };
             let (path, size) = (&info.path, ui::size(info.nar_size));
             let file = self.trees.as_ref().and_then(|trees| trees.file(path));
@@ -407,9 +409,10 @@ impl UpstreamArgs {
             );
         }
         let mut upstreams = Upstreams {
-            unanswered: match self.upstream_optional {
-                true => Unanswered::Copy,
-                false => Unanswered::Fail,
+            unanswered: if self.upstream_optional {
+                Unanswered::Copy
+            } else {
+                Unanswered::Fail
             },
             ..Upstreams::default()
         };
@@ -458,9 +461,10 @@ pub struct BesideArgs {
 impl BesideArgs {
     /// What becomes of paths that are there.
     pub fn existing(&self) -> Existing {
-        match self.repair {
-            true => Existing::Replace,
-            false => Existing::Keep,
+        if self.repair {
+            Existing::Replace
+        } else {
+            Existing::Keep
         }
     }
 }

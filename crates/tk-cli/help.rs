@@ -8,9 +8,10 @@ pub fn with_examples(command: Command) -> Command {
     let command = command.mut_subcommands(with_examples);
     let own = command.get_after_help().map(ToString::to_string);
     let text = own.unwrap_or_else(|| of_below(&command));
-    match text.is_empty() {
-        true => command,
-        false => command.after_help(glued(&text)),
+    if text.is_empty() {
+        command
+    } else {
+        command.after_help(glued(&text))
     }
 }
 
@@ -29,17 +30,21 @@ fn of_below(command: &Command) -> String {
         Some(text.lines().find(|line| is_example(line))?.to_owned())
     });
     let firsts: Vec<_> = firsts.collect();
-    match firsts.is_empty() {
-        true => String::new(),
-        false => format!("Examples:\n{}", firsts.join("\n")),
+    if firsts.is_empty() {
+        String::new()
+    } else {
+        format!("Examples:\n{}", firsts.join("\n"))
     }
 }
 
 /// The blanks of the examples replaced, since lines are wrapped at blanks.
 fn glued(text: &str) -> String {
-    let lines = text.lines().map(|line| match is_example(line) {
-        true => line.replace(' ', GLUE),
-        false => line.to_owned(),
+    let lines = text.lines().map(|line| {
+        if is_example(line) {
+            line.replace(' ', GLUE)
+        } else {
+            line.to_owned()
+        }
     });
     lines.collect::<Vec<_>>().join("\n")
 }
@@ -87,9 +92,10 @@ mod tests {
             while let Some(next) =
                 words.next_if(|w| !["|", "&&", "#"].contains(&&**w) && !w.starts_with('>'))
             {
-                own.push(match word.ends_with("(tk-store") {
-                    true => next.trim_end_matches(')').to_owned(),
-                    false => next,
+                own.push(if word.ends_with("(tk-store") {
+                    next.trim_end_matches(')').to_owned()
+                } else {
+                    next
                 });
             }
             if before == "-r" {

@@ -148,9 +148,10 @@ pub fn signed(cx: &Context, given: &[String], threshold: usize) -> Result<SigChe
 
 /// Whom to trust: the keys given, or those of nix.conf, or Nix's default.
 pub fn policy(cx: &Context, given: &[String], threshold: usize) -> Result<Policy> {
-    let keys = match given.is_empty() {
-        true => configured(cx)?,
-        false => given.iter().map(|key| public(key)).collect::<Result<_>>()?,
+    let keys = if given.is_empty() {
+        configured(cx)?
+    } else {
+        given.iter().map(|key| public(key)).collect::<Result<_>>()?
     };
     Ok(Policy { keys, threshold })
 }

@@ -83,9 +83,10 @@ fn node_of_text(node: &Node, deep: bool, offsets: bool) -> Result<Node> {
         Node::Directory(entries) => {
             let mut texts = BTreeMap::new();
             for (name, child) in entries {
-                let child = match deep {
-                    true => node_of_text(child, deep, offsets)?,
-                    false => Node::Unlisted,
+                let child = if deep {
+                    node_of_text(child, deep, offsets)?
+                } else {
+                    Node::Unlisted
                 };
                 let text = text_of(name);
                 let shown = String::from_utf8_lossy(&text).into_owned();

@@ -279,31 +279,30 @@ fn run(cli: Cli, ui: Ui) -> Result<Answer> {
         store: stores,
         refresh: cli.global.refresh,
         settings: settings::load()?,
-        threads: match cli.command.moves_data() {
-            true => Threads::find()?,
-            false => Threads::default(),
+        threads: if cli.command.moves_data() {
+            Threads::find()?
+        } else {
+            Threads::default()
         },
         ui,
         cancel: tk_nix::CancellationToken::new(),
     };
     let serves = cli.command.serves();
-    let mut runtime = match serves {
-        true => tokio::runtime::Builder::new_multi_thread(),
-        false => tokio::runtime::Builder::new_current_thread(),
+    let mut runtime = if serves {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
     };
     runtime.enable_all();
     let runtime = context.threads.runtime(runtime)?;
-    let answer = match cli.command.runs_nix() {
-        true => {
-            let command = Box::pin(cli.command.run(&context));
-            runtime.block_on(until_told_to_end(command, &context.cancel))
+    let answer = if cli.command.runs_nix() {
+        let command = Box::pin(cli.command.run(&context));
+        runtime.block_on(until_told_to_end(command, &context.cancel))
+    } else {
+        if let Some(advice) = cli.command.when_interrupted() {
+            interrupt::watch(advice);
         }
-        false => {
-            if let Some(advice) = cli.command.when_interrupted() {
-                interrupt::watch(advice);
-            }
-            runtime.block_on(cli.command.run(&context))
-        }
+        runtime.block_on(cli.command.run(&context))
     };
     if serves {
         // Whatever still reads from a client that is silent would read for ever.

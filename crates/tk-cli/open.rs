@@ -637,10 +637,11 @@ async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> R
         let store = MemoryStore::named(config.dir.clone(), config.to_string());
         return Ok(Opened::Absent(Arc::new(store)));
     }
-    let store = match wish.write {
-        true => LocalStore::open(config).await?,
+    let store = if wish.write {
+        LocalStore::open(config).await?
+    } else {
         // A slip in a name must not leave an empty store behind.
-        false => LocalStore::open_existing(config).await?,
+        LocalStore::open_existing(config).await?
     };
     Ok(Opened::Local(Arc::new(store)))
 }

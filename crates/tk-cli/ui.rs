@@ -208,9 +208,10 @@ impl Ui {
 
     /// The bottom of the terminal, for as long as the result lives.
     fn bottom(&self) -> Bottom {
-        let target = match self.draws() {
-            true => ProgressDrawTarget::stderr_with_hz(20),
-            false => ProgressDrawTarget::hidden(),
+        let target = if self.draws() {
+            ProgressDrawTarget::stderr_with_hz(20)
+        } else {
+            ProgressDrawTarget::hidden()
         };
         let bar = ProgressBar::with_draw_target(None, target);
         bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is a constant"));

@@ -89,11 +89,12 @@ pub fn out(line: impl Display) -> io::Result<()> {
 
 /// A name of others as it goes to stdout: as it is, but for a terminal escaped.
 pub fn name_for_stdout(name: &[u8]) -> Vec<u8> {
-    match is_terminal() {
-        true => escape_controls(&String::from_utf8_lossy(name))
+    if is_terminal() {
+        escape_controls(&String::from_utf8_lossy(name))
             .into_owned()
-            .into_bytes(),
-        false => name.to_vec(),
+            .into_bytes()
+    } else {
+        name.to_vec()
     }
 }
 
@@ -175,15 +176,17 @@ pub fn is_reader_gone(error: &anyhow::Error) -> bool {
 /// Prints what the parser of the command line has to say: what is wrong with it, or the help that was
 /// asked for. The status to end with.
 pub fn tell_usage(error: &clap::Error) -> ExitCode {
-    let terminal = match error.use_stderr() {
-        true => io::stderr().is_terminal(),
-        false => is_terminal(),
+    let terminal = if error.use_stderr() {
+        io::stderr().is_terminal()
+    } else {
+        is_terminal()
     };
     let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let text = error.render();
-    let text = match colours {
-        true => text.ansi().to_string(),
-        false => text.to_string(),
+    let text = if colours {
+        text.ansi().to_string()
+    } else {
+        text.to_string()
     };
     let text = conceal(&help::unglued(&text));
     if error.use_stderr() {

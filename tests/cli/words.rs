@@ -47,13 +47,14 @@ pub fn commands(machine: &Machine) -> Vec<Vec<String>> {
 
 /// A stream that takes nothing: a full disk, or a reader that has left.
 fn closed(full: bool) -> Stdio {
-    match full {
-        true => OpenOptions::new()
+    if full {
+        OpenOptions::new()
             .write(true)
             .open("/dev/full")
             .unwrap()
-            .into(),
-        false => pipe().unwrap().1.into(),
+            .into()
+    } else {
+        pipe().unwrap().1.into()
     }
 }
 

@@ -129,18 +129,17 @@ async fn a_daemon_that_is_killed() {
             let before = daemon.ask("nix", &["path-info", "--all"]);
             let (info, nar) = sample("half", &[7; 3 << 20]);
             let store = open(&daemon, |_| {});
-            let added = match several {
-                true => add_several(&store, &daemon, &info, &nar).await.map(drop),
-                false => {
-                    let nar = dying(&daemon, BytesMut::new(), nar).boxed();
-                    store
-                        .add(
-                            stream::iter([Ok((info, nar))]).boxed(),
-                            &SigCheck::Skip.into(),
-                        )
-                        .await
-                        .map(drop)
-                }
+            let added = if several {
+                add_several(&store, &daemon, &info, &nar).await.map(drop)
+            } else {
+                let nar = dying(&daemon, BytesMut::new(), nar).boxed();
+                store
+                    .add(
+                        stream::iter([Ok((info, nar))]).boxed(),
+                        &SigCheck::Skip.into(),
+                    )
+                    .await
+                    .map(drop)
             };
             assert!(
                 matches!(added, Err(Error::Io { .. })),

@@ -342,9 +342,10 @@ async fn signatures() {
             let copy = |path: &str, more: &[&str]| {
                 let mut args = vec!["copy", "--from", &from, "--to", &uri, path];
                 args.extend(more);
-                match other_user {
-                    true => client.run_as_nobody("nix", &args),
-                    false => client.run("nix", &args),
+                if other_user {
+                    client.run_as_nobody("nix", &args)
+                } else {
+                    client.run("nix", &args)
                 }
             };
             for (path, more, fine) in [
@@ -659,9 +660,10 @@ impl Place {
             child: command.spawn().unwrap(),
             socket,
             log,
-            root: match store.starts_with("file:") {
-                true => self.path("no-files"),
-                false => store.to_owned(),
+            root: if store.starts_with("file:") {
+                self.path("no-files")
+            } else {
+                store.to_owned()
             },
         };
         let up = wait_for(|| UnixStream::connect(&served.socket).is_ok());
@@ -766,12 +768,13 @@ impl Client<'_> {
 
     fn ok(&self, program: &str, args: &[&str]) -> Result<String, String> {
         let out = self.run(program, args);
-        match out.status.success() {
-            true => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
-            false => Err(format!(
+        if out.status.success() {
+            Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+        } else {
+            Err(format!(
                 "{args:?}: {}",
                 String::from_utf8_lossy(&out.stderr)
-            )),
+            ))
         }
     }
 
@@ -783,9 +786,10 @@ impl Client<'_> {
     /// What a command says that must fail.
     fn fails(&self, program: &str, args: &[&str]) -> Result<String, String> {
         let out = self.run(program, args);
-        match out.status.success() {
-            true => Err(format!("{args:?} did not fail")),
-            false => Ok(String::from_utf8_lossy(&out.stderr).into_owned()),
+        if out.status.success() {
+            Err(format!("{args:?} did not fail"))
+        } else {
+            Ok(String::from_utf8_lossy(&out.stderr).into_owned())
         }
     }
 
@@ -869,9 +873,10 @@ async fn input_addressed(store: &FolderCache, name: &str, key: Option<&SecretKey
 }
 
 fn contains(text: &str, what: &str) -> Result<(), String> {
-    match text.contains(what) {
-        true => Ok(()),
-        false => Err(format!("{what:?} is not in {text:?}")),
+    if text.contains(what) {
+        Ok(())
+    } else {
+        Err(format!("{what:?} is not in {text:?}"))
     }
 }
 

@@ -436,14 +436,13 @@ impl Maker<'_> {
         for (name, value) in spec.kind.attrs() {
             attrs.insert(name.into(), value.into());
         }
-        let mut env = match spec.structured {
-            true => {
-                BTreeMap::from([("__json".into(), serde_json::json!(attrs).to_string().into())])
-            }
-            false => attrs
+        let mut env = if spec.structured {
+            BTreeMap::from([("__json".into(), serde_json::json!(attrs).to_string().into())])
+        } else {
+            attrs
                 .iter()
                 .map(|(key, v)| (key.as_str().into(), flat(v).into()))
-                .collect(),
+                .collect()
         };
         let names = spec.kind.outputs().iter();
         let names = names.map(|name| OutputName::parse(name).expect("a name"));

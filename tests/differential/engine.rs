@@ -235,9 +235,12 @@ mod tests {
 
     /// Refuses lists with a number above 99.
     fn picky(cases: &[Vec<u16>]) -> Verdicts {
-        let verdict = |case: &Vec<u16>| match case.iter().any(|n| *n > 99) {
-            true => Err("too large".to_owned()),
-            false => Ok(()),
+        let verdict = |case: &Vec<u16>| {
+            if case.iter().any(|n| *n > 99) {
+                Err("too large".to_owned())
+            } else {
+                Ok(())
+            }
         };
         Ok(cases.iter().map(verdict).collect())
     }
@@ -257,9 +260,10 @@ mod tests {
     fn a_batch_that_fails_as_a_whole_is_halved() {
         let whole = |cases: &[Vec<u16>]| {
             let verdicts = picky(cases)?;
-            match verdicts.iter().all(Result::is_ok) {
-                true => Ok(verdicts),
-                false => Err("one of them".to_owned()),
+            if verdicts.iter().all(Result::is_ok) {
+                Ok(verdicts)
+            } else {
+                Err("one of them".to_owned())
             }
         };
         let strategy = vec(0u16..110, 0..5);

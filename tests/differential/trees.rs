@@ -166,9 +166,10 @@ impl<'a> Batch<'a> {
     fn dumped(&self) -> Result<Vec<u8>, String> {
         let mut command = self.rig.command("nix-store");
         let nar = self.rig.try_run(command.arg("--dump").arg(self.trees()))?;
-        match nar == (self.pack)(&self.trees()) {
-            true => Ok(nar),
-            false => Err("nix-store --dump of all differs".to_owned()),
+        if nar == (self.pack)(&self.trees()) {
+            Ok(nar)
+        } else {
+            Err("nix-store --dump of all differs".to_owned())
         }
     }
 

@@ -158,9 +158,10 @@ fn prefers_the_cache(version: &'static str, cache: &str, key: &str) {
             "build path:.#refers --prefer-cache --from {cache} --trusted-key p"
         ));
         assert_eq!(done.status, 0, "{version}: {done:?}");
-        let words = match fetched {
-            true => ["built nothing", "fetched 2 paths"],
-            false => ["built 2 derivations", "is built, not fetched"],
+        let words = if fetched {
+            ["built nothing", "fetched 2 paths"]
+        } else {
+            ["built 2 derivations", "is built, not fetched"]
         };
         for words in words {
             assert!(done.stderr.contains(words), "{version}: {words}: {done:?}");

@@ -179,8 +179,9 @@ fn fetch(rig: &Rig, conf: &Path, store: &Path, path: &str) -> Result<(), String>
         .args(["-r", path])
         .output()
         .unwrap();
-    match out.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&out.stderr).into_owned()),
+    if out.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&out.stderr).into_owned())
     }
 }

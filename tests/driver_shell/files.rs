@@ -42,17 +42,19 @@ impl Bench {
     /// What the shell of the file says, with a nix that may not be run if it is `warm`.
     #[track_caller]
     fn plainly(&self, before: &str, warm: bool) -> String {
-        let path = match warm {
-            true => format!("PATH={}:$PATH; ", self.show("bad")),
-            false => String::new(),
+        let path = if warm {
+            format!("PATH={}:$PATH; ", self.show("bad"))
+        } else {
+            String::new()
         };
         let asked = self.asked();
         let done = self.sh(&format!("{before}{path}tk shell {ASK}"));
         assert_eq!(done.status, 7, "{} {done:?}", self.daemon.version);
         let ran: Vec<_> = self.asked().split_off(asked.len());
-        let expected: &[&str] = match warm {
-            true => &[],
-            false => &["eval", "print-dev-env"],
+        let expected: &[&str] = if warm {
+            &[]
+        } else {
+            &["eval", "print-dev-env"]
         };
         let asks = ["--version", "config", "show-config"];
         let ran: Vec<_> = ran.iter().filter(|a| !asks.contains(&a.as_str())).collect();

@@ -185,9 +185,10 @@ impl World {
             invariants::local(&here).await
         });
         held.unwrap_or_else(|words| panic!("{words}"));
-        match here.join("nix").exists() {
-            true => runtime.block_on(invariants::rows(&here)),
-            false => invariants::files(&served),
+        if here.join("nix").exists() {
+            runtime.block_on(invariants::rows(&here))
+        } else {
+            invariants::files(&served)
         }
     }
 }

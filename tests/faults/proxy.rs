@@ -97,9 +97,10 @@ impl Shared {
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, asks: bool, answered: &AtomicBool) {
         let mut piece = [0; PIECE];
         while let Ok(length @ 1..) = from.read(&mut piece) {
-            let is_step = match asks {
-                true => answered.swap(false, Ordering::SeqCst),
-                false => true,
+            let is_step = if asks {
+                answered.swap(false, Ordering::SeqCst)
+            } else {
+                true
             };
             match is_step.then(|| self.steps.take()).flatten() {
                 None => {}

@@ -162,9 +162,10 @@ impl Bounds<'_> {
             Outcome::Failed(errors) => {
                 let lines: Vec<_> = errors.iter().map(Error::to_line).collect();
                 let tells = |line: &String| self.job.tells(fault.kind, line);
-                match lines.iter().any(tells) {
-                    true => Ok(()),
-                    false => Err(format!("the errors do not tell the reason: {lines:?}")),
+                if lines.iter().any(tells) {
+                    Ok(())
+                } else {
+                    Err(format!("the errors do not tell the reason: {lines:?}"))
                 }
             }
         }

@@ -28,9 +28,12 @@ impl Source {
     /// large that they are sent while they are packed.
     fn new(count: usize, large: &[usize]) -> Source {
         let machine = Machine::new();
-        let size = |i| match large.contains(&i) {
-            true => 9 << 20,
-            false => 2000 + 37 * i,
+        let size = |i| {
+            if large.contains(&i) {
+                9 << 20
+            } else {
+                2000 + 37 * i
+            }
         };
         let sizes: Vec<_> = (0..count).map(size).collect();
         let paths = fill(&machine.home().join("store"), &sizes);

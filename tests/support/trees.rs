@@ -56,9 +56,10 @@ impl Scratch {
     pub fn new() -> Scratch {
         let memory = Path::new(MEMORY);
         let roomy = statvfs(memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize >= ROOM);
-        let folder = match roomy && env::var_os("TMPDIR").is_none() {
-            true => TempDir::new_in(memory),
-            false => TempDir::new(),
+        let folder = if roomy && env::var_os("TMPDIR").is_none() {
+            TempDir::new_in(memory)
+        } else {
+            TempDir::new()
         };
         Scratch(Some(folder.expect("a temporary folder")))
     }

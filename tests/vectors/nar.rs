@@ -386,9 +386,10 @@ fn unpacking(case_hack: CaseHack) -> UnpackOptions {
 fn has_contents_of(nar: &[u8], source: &Path) -> Result<(), String> {
     let members = members(nar)?;
     let root = source.to_string_lossy().len();
-    let sources = match source.is_dir() {
-        true => below(source),
-        false => vec![source.to_string_lossy().into_owned()],
+    let sources = if source.is_dir() {
+        below(source)
+    } else {
+        vec![source.to_string_lossy().into_owned()]
     };
     let is_file = |path: &&String| {
         Path::new(path)

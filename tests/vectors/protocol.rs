@@ -265,9 +265,10 @@ impl<P: Protocol> Run<'_, P> {
         &self,
         from_json: impl Fn(&Value) -> Result<T, String>,
     ) -> Result<Vec<T>, String> {
-        match self.items.is_empty() {
-            true => Err("there is no JSON, or none in it".to_owned()),
-            false => self.items.iter().map(from_json).collect(),
+        if self.items.is_empty() {
+            Err("there is no JSON, or none in it".to_owned())
+        } else {
+            self.items.iter().map(from_json).collect()
         }
     }
 
@@ -293,13 +294,13 @@ impl<P: Protocol> Run<'_, P> {
             }
             Ok::<_, String>(writer.take())
         };
-        match written {
-            true => self
-                .tally
-                .case(WRITTEN, name, || equal(&write()?[..], bytes)),
-            false => self.tally.case(AGAIN, name, || {
+        if written {
+            self.tally
+                .case(WRITTEN, name, || equal(&write()?[..], bytes))
+        } else {
+            self.tally.case(AGAIN, name, || {
                 equal(&read(&write()?, false).map_err(say)?, &values)
-            }),
+            })
         }
         for end in 0..bytes.len() {
             let what = format!("{name} to byte {end}");
@@ -439,9 +440,10 @@ async fn read_all<P: Protocol, T: Decode<P>>(
     for _ in 0..count {
         values.push(reader.message().await?);
     }
-    match reader.at_end().await? {
-        true => Ok(values),
-        false => Err(reader.malformed("something is left over")),
+    if reader.at_end().await? {
+        Ok(values)
+    } else {
+        Err(reader.malformed("something is left over"))
     }
 }
 

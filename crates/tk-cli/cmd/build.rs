@@ -118,9 +118,10 @@ impl Build {
             return tell::missing(cx, &ready, &targets, None, self.json).await;
         }
         let pusher = self.push.open(cx, &ready.opened, self.dry_run).await?;
-        let preferred = match self.prefer_cache {
-            true => Some(self.preferred(cx, &pusher).await?),
-            false => None,
+        let preferred = if self.prefer_cache {
+            Some(self.preferred(cx, &pusher).await?)
+        } else {
+            None
         };
         if self.dry_run {
             log.clear();
@@ -152,18 +153,20 @@ impl Build {
             (_, Some(code)) => Source::Expr(code.clone()),
             _ if !self.attr.is_empty() => Source::File("default.nix".into()),
             _ => {
-                let refs = match self.refs.is_empty() {
-                    true => &[".".to_owned()],
-                    false => &self.refs[..],
+                let refs = if self.refs.is_empty() {
+                    &[".".to_owned()]
+                } else {
+                    &self.refs[..]
                 };
                 let dir = store_dir(cx)?;
                 let all = refs.iter().map(|text| Installable::parse(&dir, text));
                 return Ok(all.collect::<Result<_, _>>()?);
             }
         };
-        let attrs = match self.attr.is_empty() {
-            true => &[String::new()],
-            false => &self.attr[..],
+        let attrs = if self.attr.is_empty() {
+            &[String::new()]
+        } else {
+            &self.attr[..]
         };
         let all = attrs
             .iter()
@@ -198,9 +201,10 @@ impl Build {
                 );
             }
         }
-        let (nix, opened) = match evaluates {
-            true => self.nix.builder(cx, &self.options).await?,
-            false => self.nix.builder_of_derivations(cx, &self.options).await?,
+        let (nix, opened) = if evaluates {
+            self.nix.builder(cx, &self.options).await?
+        } else {
+            self.nix.builder_of_derivations(cx, &self.options).await?
         };
         let store = nix.store().clone();
         let store = self.machines.abilities(cx, store, &self.options)?;

@@ -123,9 +123,10 @@ impl Look {
         let n = read.all.len();
         let s = if n == 1 { "" } else { "s" };
         cx.ui.say(format_args!("{n} machine{s}"));
-        Ok(match read.faults.is_empty() {
-            true => Answer::Yes,
-            false => Answer::No,
+        Ok(if read.faults.is_empty() {
+            Answer::Yes
+        } else {
+            Answer::No
         })
     }
 
@@ -143,9 +144,10 @@ impl Look {
                 ui::out(probe_line(probe))?;
             }
         }
-        Ok(match probes.iter().all(|probe| probe.answer.is_ok()) {
-            true => Answer::Yes,
-            false => Answer::No,
+        Ok(if probes.iter().all(|probe| probe.answer.is_ok()) {
+            Answer::Yes
+        } else {
+            Answer::No
         })
     }
 }

@@ -93,9 +93,10 @@ async fn init(
     let opened = open(cx, &cache_uri(uri)?, &wish).await?;
     let made = opened.init_cache().await?;
     let store = opened.store();
-    cx.ui.say(match made {
-        true => format!("made the cache {store} for {}", store.dir()),
-        false => format!("the cache {store} was there already; it is left as it is"),
+    cx.ui.say(if made {
+        format!("made the cache {store} for {}", store.dir())
+    } else {
+        format!("the cache {store} was there already; it is left as it is")
     });
     ui::out(&store)?;
     Ok(Answer::Yes)
@@ -138,9 +139,10 @@ impl Use {
             }))?;
             return Ok(Answer::Yes);
         }
-        match done.conf.changed {
-            true => cx.ui.say(format_args!("{file} now has {}", done.url)),
-            false => cx.ui.say(format_args!("{file} had {} already", done.url)),
+        if done.conf.changed {
+            cx.ui.say(format_args!("{file} now has {}", done.url))
+        } else {
+            cx.ui.say(format_args!("{file} had {} already", done.url))
         }
         if done.public_key.is_none() {
             cx.ui.warn(

@@ -93,18 +93,16 @@ impl Check {
         let dead = dead.map(Place::to_string).collect();
         Ok(tally
             .tell(cx, &checker, &dead, wanted.store.is_some())
-            .max(match known {
-                true => Answer::Yes,
-                false => Answer::Failed,
-            }))
+            .max(if known { Answer::Yes } else { Answer::Failed }))
     }
 
     /// The caches, each once. One that cannot be opened is told of at once, and stays as one that
     /// could not be asked.
     async fn open_caches(&self, cx: &Context) -> Result<Vec<Place>> {
-        let uris = match self.caches.is_empty() {
-            true => substituters(cx, "--in")?,
-            false => self.caches.clone(),
+        let uris = if self.caches.is_empty() {
+            substituters(cx, "--in")?
+        } else {
+            self.caches.clone()
         };
         let wish = Wish::default();
         let opening = uris.iter().map(|uri| async {
@@ -278,9 +276,10 @@ impl Tally {
             } else {
                 "refer"
             };
-            let hint = match store {
-                true => "",
-                false => "; give a store that has them with --store",
+            let hint = if store {
+                ""
+            } else {
+                "; give a store that has them with --store"
             };
             cx.ui.warn(format_args!(
                 "what {paths} {refer} to is not known, and was not checked{hint}"

@@ -49,16 +49,15 @@ impl Copy {
             )
             .await?;
         let mut readable = Answer::Yes;
-        let sources = match self.all {
-            false => Sources::find(&job.src, &texts).await?,
-            true => {
-                let all = job.src.all().await?;
-                readable = all.tell_unreadable(cx);
-                Sources {
-                    paths: all.narinfos.into_keys().collect(),
-                    ..Sources::default()
-                }
+        let sources = if self.all {
+            let all = job.src.all().await?;
+            readable = all.tell_unreadable(cx);
+            Sources {
+                paths: all.narinfos.into_keys().collect(),
+                ..Sources::default()
             }
+        } else {
+            Sources::find(&job.src, &texts).await?
         };
         let roots = sources.paths.clone();
         Ok(match job.run(cx, sources).await? {

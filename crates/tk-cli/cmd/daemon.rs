@@ -101,12 +101,11 @@ impl Daemon {
         let config = self.config(cx, &store)?;
         let abilities = served(cx, &store, SigCheck::Require(config.policy.clone()));
         let server = Server::new(abilities, config);
-        match self.stdio {
-            true => self.serve_stdio(&server).await,
-            false => {
-                let mode = self.socket_mode.unwrap_or_else(|| default_mode(&store));
-                self.listen(cx, &server, passed, mode).await
-            }
+        if self.stdio {
+            self.serve_stdio(&server).await
+        } else {
+            let mode = self.socket_mode.unwrap_or_else(|| default_mode(&store));
+            self.listen(cx, &server, passed, mode).await
         }
     }
 
@@ -140,9 +139,10 @@ impl Daemon {
 
     /// Who runs this has the rights of the caller anyhow, as with Nix.
     async fn serve_stdio(&self, server: &Server) -> Result<Answer> {
-        let trust = match self.force_untrusted {
-            true => Trust::NotTrusted,
-            false => Trust::Trusted,
+        let trust = if self.force_untrusted {
+            Trust::NotTrusted
+        } else {
+            Trust::Trusted
         };
         let served = server.serve(tokio::io::stdin(), tokio::io::stdout(), trust);
         served.await.map_err(of_client)?;

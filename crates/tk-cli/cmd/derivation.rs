@@ -104,9 +104,10 @@ impl Show {
         let version = JsonVersion::from(self.json_version);
         let mut shown = Map::new();
         for (path, drv) in &all {
-            let key = match version < JsonVersion::V3 {
-                true => shelf.dir.path(path),
-                false => path.to_string(),
+            let key = if version < JsonVersion::V3 {
+                shelf.dir.path(path)
+            } else {
+                path.to_string()
             };
             shown.insert(key, drv.to_json(&shelf.dir, version)?);
         }
@@ -148,9 +149,10 @@ impl PathOf {
     async fn run(self, cx: &Context) -> Result<Answer> {
         let elsewhere = self.file == "-" || is_file(&self.file);
         let mut shelf = Shelf::new(cx, !elsewhere).await?;
-        let mut drv = match elsewhere {
-            true => self.read(&shelf.dir)?,
-            false => shelf.read(&self.file).await?.1,
+        let mut drv = if elsewhere {
+            self.read(&shelf.dir)?
+        } else {
+            shelf.read(&self.file).await?.1
         };
         let deferred = |output: &DerivationOutput| *output == DerivationOutput::Deferred;
         let fill = elsewhere && drv.outputs.values().any(deferred);
@@ -229,9 +231,10 @@ struct Shelf {
 impl Shelf {
     /// Opens the store if it was named, or is `needed`; files alone are read without one.
     async fn new(cx: &Context, needed: bool) -> Result<Shelf> {
-        let opened = match needed || !cx.store.is_empty() {
-            true => Some(open(cx, &cx.store_uri(), &Wish::default()).await?),
-            false => None,
+        let opened = if needed || !cx.store.is_empty() {
+            Some(open(cx, &cx.store_uri(), &Wish::default()).await?)
+        } else {
+            None
         };
         let dir = match &opened {
             Some(opened) => opened.store().dir().clone(),

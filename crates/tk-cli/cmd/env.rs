@@ -103,9 +103,10 @@ impl List {
         for (entry, leases) in all {
             let there = entry.is_there();
             let owners: Vec<_> = leases.iter().map(|lease| owner(&lease.owner)).collect();
-            let owners = match owners.is_empty() {
-                true => "nobody".to_owned(),
-                false => owners.join(", "),
+            let owners = if owners.is_empty() {
+                "nobody".to_owned()
+            } else {
+                owners.join(", ")
             };
             let gone = if there { "" } else { " (gone)" };
             ui::out(format_args!(
@@ -127,12 +128,13 @@ fn owner(owner: &Owner) -> String {
 impl Gc {
     fn run(self, cx: &Context, shells: &Shells) -> Result<Answer> {
         let done = shells.collect()?;
-        match self.json {
-            true => ui::out(serde_json::to_string(&done)?)?,
-            false => cx.ui.say(format_args!(
+        if self.json {
+            ui::out(serde_json::to_string(&done)?)?
+        } else {
+            cx.ui.say(format_args!(
                 "ended {} leases, forgot {} environments, kept {}",
                 done.leases, done.environments, done.kept
-            )),
+            ))
         }
         Ok(Answer::Yes)
     }
@@ -215,9 +217,10 @@ fn watches(found: &Found) -> String {
     let words: Vec<_> = files
         .map(|file| shell_word(&file.to_string_lossy()))
         .collect();
-    match words.is_empty() {
-        true => String::new(),
-        false => format!("watch_file {}\n", words.join(" ")),
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!("watch_file {}\n", words.join(" "))
     }
 }
 

@@ -87,9 +87,10 @@ impl Hash {
             } => {
                 for text in hashes {
                     let hash = tk_path::Hash::parse_any(&text, hash_algo)?;
-                    ui::out(match prefix {
-                        true => hash.to_text(to),
-                        false => bare(hash, to),
+                    ui::out(if prefix {
+                        hash.to_text(to)
+                    } else {
+                        bare(hash, to)
                     })?;
                 }
             }
@@ -123,9 +124,10 @@ pub fn of_path(path: &Path, algorithm: Algorithm) -> Result<tk_path::Hash> {
 
 fn of_file(file: &Path, algorithm: Algorithm) -> io::Result<tk_path::Hash> {
     let mut hasher = Hasher::new(algorithm);
-    let mut input: Box<dyn Read> = match file == Path::new("-") {
-        true => Box::new(io::stdin().lock()),
-        false => Box::new(File::open(file)?),
+    let mut input: Box<dyn Read> = if file == Path::new("-") {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(File::open(file)?)
     };
     let mut buffer = vec![0; BUFFER];
     loop {

@@ -172,8 +172,9 @@ fn tell_absent(cx: &Context, found: &Closure, store: &dyn Store) -> Answer {
         };
         cx.ui.error(format_args!("{path} is not in {store}{why}"));
     }
-    match found.absent.is_empty() {
-        true => Answer::Yes,
-        false => Answer::No,
+    if found.absent.is_empty() {
+        Answer::Yes
+    } else {
+        Answer::No
     }
 }

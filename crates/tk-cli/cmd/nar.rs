@@ -89,9 +89,10 @@ impl Nar {
             } => {
                 let options = UnpackOptions {
                     case_hack: hack(case_hack),
-                    metadata: match writable {
-                        true => Metadata::Plain,
-                        false => Metadata::Canonical,
+                    metadata: if writable {
+                        Metadata::Plain
+                    } else {
+                        Metadata::Canonical
                     },
                     ..UnpackOptions::default()
                 };
@@ -101,9 +102,10 @@ impl Nar {
             }
             Nar::Ls { nar, member, style } => {
                 let doing = || format!("listing {}", nar.display());
-                let listing = match is_stdin(&nar) {
-                    true => Listing::read(io::stdin().lock()),
-                    false => Index::open(open(&nar)?).map(|index| index.listing().clone()),
+                let listing = if is_stdin(&nar) {
+                    Listing::read(io::stdin().lock())
+                } else {
+                    Index::open(open(&nar)?).map(|index| index.listing().clone())
                 };
                 let listing = listing.with_context(doing)?;
                 let form = JsonForm::ListingFile;
@@ -117,9 +119,10 @@ impl Nar {
             } => {
                 let doing = || format!("reading {} in {}", member, nar.display());
                 let mut index = Index::open(open(&nar)?).with_context(doing)?;
-                let found = match follow {
-                    true => index.read_resolved(&member),
-                    false => index.read(&member),
+                let found = if follow {
+                    index.read_resolved(&member)
+                } else {
+                    index.read(&member)
                 };
                 let mut out = stdout();
                 io::copy(&mut found.with_context(doing)?, &mut out).with_context(doing)?;
@@ -178,9 +181,10 @@ fn unpack(mut input: impl Read, dest: &Path, options: &UnpackOptions) -> Result<
 }
 
 fn input(nar: &Path) -> Result<Box<dyn Read>> {
-    Ok(match is_stdin(nar) {
-        true => Box::new(io::stdin().lock()),
-        false => Box::new(open(nar)?),
+    Ok(if is_stdin(nar) {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(open(nar)?)
     })
 }
 
@@ -193,10 +197,7 @@ fn is_stdin(nar: &Path) -> bool {
 }
 
 fn hack(on: bool) -> CaseHack {
-    match on {
-        true => CaseHack::On,
-        false => CaseHack::Off,
-    }
+    if on { CaseHack::On } else { CaseHack::Off }
 }
 
 const BUFFER: usize = 256 << 10;

@@ -54,15 +54,14 @@ impl PathInfo {
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let texts = self.paths.texts()?;
         let opened = self.from.open(cx, &texts).await?;
-        let (roots, listed) = match self.paths.all {
-            true => {
-                let listed = opened.all().await?;
-                (listed.narinfos.keys().cloned().collect(), listed)
-            }
-            false => (
+        let (roots, listed) = if self.paths.all {
+            let listed = opened.all().await?;
+            (listed.narinfos.keys().cloned().collect(), listed)
+        } else {
+            (
                 Sources::find(&opened, &texts).await?.paths,
                 Listed::default(),
-            ),
+            )
         };
         let store = opened.store();
         let found = match (self.paths.all, self.recursive || self.closure_size) {
@@ -70,13 +69,14 @@ impl PathInfo {
             (false, true) => closure(&*store, roots.clone()).await?,
             (false, false) => Closure::only(&*store, roots.clone()).await?,
         };
-        let shown: Vec<StorePath> = match self.recursive {
-            true => found
+        let shown: Vec<StorePath> = if self.recursive {
+            found
                 .references_first()?
                 .iter()
                 .map(|info| info.path.clone())
-                .collect(),
-            false => roots,
+                .collect()
+        } else {
+            roots
         };
         if self.json {
             self.print_json(&opened, &found, shown).await?;
@@ -121,9 +121,10 @@ impl PathInfo {
     }
 
     fn column(&self, bytes: u64) -> String {
-        match self.human_readable {
-            true => format!("\t{:>12}", ui::size(bytes)),
-            false => format!("\t{bytes:>12}"),
+        if self.human_readable {
+            format!("\t{:>12}", ui::size(bytes))
+        } else {
+            format!("\t{bytes:>12}")
         }
     }
 
@@ -146,9 +147,10 @@ impl PathInfo {
             _ => path.to_string(),
         };
         let mut all = Map::new();
-        let asked: Vec<_> = match self.closure_size {
-            true => found.infos.keys().cloned().collect(),
-            false => shown.clone(),
+        let asked: Vec<_> = if self.closure_size {
+            found.infos.keys().cloned().collect()
+        } else {
+            shown.clone()
         };
         let narinfos = narinfos(opened, asked).await?;
         let download = |info: &Info| {

@@ -43,9 +43,10 @@ impl Pull {
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let Pull { copy, trust, .. } = &self;
         let texts = copy.paths.texts()?;
-        let from = match copy.from.is_empty() {
-            true => open::substituters(cx, "--from")?,
-            false => copy.from.clone(),
+        let from = if copy.from.is_empty() {
+            open::substituters(cx, "--from")?
+        } else {
+            copy.from.clone()
         };
         let job = copy
             .open(

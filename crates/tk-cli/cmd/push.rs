@@ -98,9 +98,10 @@ impl Push {
             if let Some(file) = sources.add(&job.src, text).await? {
                 let name = self.name.as_deref();
                 let how = (Method::Nar, Algorithm::Sha256);
-                let info = match add {
-                    true => add_file(cx, &job.src, &file, name, how, false).await?,
-                    false => self.read(cx, &job.dst, &mut trees, file).await?,
+                let info = if add {
+                    add_file(cx, &job.src, &file, name, how, false).await?
+                } else {
+                    self.read(cx, &job.dst, &mut trees, file).await?
                 };
                 sources.paths.push(info.path);
             }

@@ -226,9 +226,10 @@ fn absent(cx: &Context, abilities: &Abilities, id: &str) {
 }
 
 fn answer(found: &[(String, Option<Known>)]) -> Answer {
-    match found.iter().all(|(_, known)| known.is_some()) {
-        true => Answer::Yes,
-        false => Answer::No,
+    if found.iter().all(|(_, known)| known.is_some()) {
+        Answer::Yes
+    } else {
+        Answer::No
     }
 }
 

@@ -131,9 +131,10 @@ impl WhatArgs {
             Some(format!("{flag}{text}"))
         });
         let all: Vec<_> = parts.collect();
-        match all.is_empty() {
-            true => ".".to_owned(),
-            false => all.join(" "),
+        if all.is_empty() {
+            ".".to_owned()
+        } else {
+            all.join(" ")
         }
     }
 }
@@ -149,9 +150,10 @@ fn source(file: &Option<PathBuf>, expr: &Option<String>) -> Option<Source> {
 /// `text` as one word of a shell, in quotes if it needs them.
 pub fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:#@%+=,".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.to_owned(),
-        false => shell_words::quote(text).into_owned(),
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        shell_words::quote(text).into_owned()
     }
 }
 
@@ -207,9 +209,10 @@ impl Shell {
             let code = shells.startup_code(&found.entry);
             cx.ui.warn(held(&self.what.spelled(), &code));
         }
-        match self.command.is_empty() {
-            true => gone("bash", &session.exec_interactive()),
-            false => run(&session, &self.command, self.json).await,
+        if self.command.is_empty() {
+            gone("bash", &session.exec_interactive())
+        } else {
+            run(&session, &self.command, self.json).await
         }
     }
 }
@@ -365,9 +368,10 @@ pub fn held(what: &str, code: &StartupCode) -> String {
 pub fn plain_text(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
-        match c.is_control() && c != '\n' && c != '\t' {
-            true => plain.extend(c.escape_default()),
-            false => plain.push(c),
+        if c.is_control() && c != '\n' && c != '\t' {
+            plain.extend(c.escape_default())
+        } else {
+            plain.push(c)
         }
     }
     plain

@@ -34,17 +34,16 @@ impl Sign {
         // A narinfo is written anew: what is remembered of it will not do.
         let opened = FromArgs::default().open_anew(cx, &texts).await?;
         let store = opened.store();
-        let listed = match self.paths.all {
-            true => opened.all().await?,
-            false => {
-                let roots = Sources::find(&opened, &texts).await?.paths;
-                let looked = opened.look(&roots, self.recursive).await;
-                if let Some(path) = looked.absent.into_iter().next() {
-                    let store = store.to_string();
-                    return Err(tk_store::Error::NotFound { path, store }.into());
-                }
-                looked.listed
+        let listed = if self.paths.all {
+            opened.all().await?
+        } else {
+            let roots = Sources::find(&opened, &texts).await?.paths;
+            let looked = opened.look(&roots, self.recursive).await;
+            if let Some(path) = looked.absent.into_iter().next() {
+                let store = store.to_string();
+                return Err(tk_store::Error::NotFound { path, store }.into());
             }
+            looked.listed
         };
         let mut answer = listed.tell_unreadable(cx);
         let (mut signed, total) = (0, listed.narinfos.len());

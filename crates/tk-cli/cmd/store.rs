@@ -82,9 +82,12 @@ fn to_lines(info: &Info) -> Vec<(&'static str, String)> {
     let mut add = |name, value: Option<String>| lines.extend(value.map(|value| (name, value)));
     add("Version", info.version.clone());
     add("Protocol", info.protocol.clone());
-    let features = info.features.as_ref().map(|all| match all.is_empty() {
-        true => "none".to_owned(),
-        false => all.join(", "),
+    let features = info.features.as_ref().map(|all| {
+        if all.is_empty() {
+            "none".to_owned()
+        } else {
+            all.join(", ")
+        }
     });
     add("Features", features);
     add("Trusted", info.trusted.map(yes));

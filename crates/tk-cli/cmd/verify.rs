@@ -49,22 +49,22 @@ pub struct Verify {
 impl Verify {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let trust = match self.no_trust {
-            true => SigCheck::Skip,
-            false => keys::signed(cx, &self.trusted_key, self.sigs_needed)?,
+        let trust = if self.no_trust {
+            SigCheck::Skip
+        } else {
+            keys::signed(cx, &self.trusted_key, self.sigs_needed)?
         };
         // What counts is what is there, not what is remembered of it.
         let texts = self.paths.texts()?;
         let opened = self.from.open_anew(cx, &texts).await?;
-        let looked = match self.paths.all {
-            true => Looked {
+        let looked = if self.paths.all {
+            Looked {
                 listed: opened.all().await?,
                 absent: Vec::new(),
-            },
-            false => {
-                let roots = Sources::find(&opened, &texts).await?.paths;
-                opened.look(&roots, self.recursive).await
             }
+        } else {
+            let roots = Sources::find(&opened, &texts).await?.paths;
+            opened.look(&roots, self.recursive).await
         };
         let store = opened.store();
         let Looked { listed, absent } = looked;

@@ -102,9 +102,10 @@ impl RemoteArgs {
         store: Abilities,
         options: &BuildOptions,
     ) -> Result<Abilities> {
-        match self.is_given() {
-            true => self.builder(cx, store, options),
-            false => Ok(store),
+        if self.is_given() {
+            self.builder(cx, store, options)
+        } else {
+            Ok(store)
         }
     }
 }

@@ -218,9 +218,10 @@ fn known(
     static SHARED: OnceLock<Option<Arc<DiskCache>>> = OnceLock::new();
     let shared = SHARED.get_or_init(|| disk_cache(cx));
     let disk = shared.as_ref()?;
-    Some(match wish.refresh || cx.refresh {
-        true => disk.of_now(identity, dir),
-        false => disk.of(identity, dir),
+    Some(if wish.refresh || cx.refresh {
+        disk.of_now(identity, dir)
+    } else {
+        disk.of(identity, dir)
     })
 }
 

@@ -177,10 +177,11 @@ fn store_for_nix(cx: &Context) -> Result<String> {
     let uri = cx.store_uri();
     let cwd = std::env::current_dir().context("finding the current directory")?;
     if StoreReference::parse(&uri, &cwd)?.scheme().is_some() {
-        return Ok(match uri.starts_with("./") || uri.starts_with("../") {
+        return Ok(if uri.starts_with("./") || uri.starts_with("../") {
             // Relative to our folder, not to that of a flake.
-            true => cwd.join(uri).to_string_lossy().into_owned(),
-            false => uri,
+            cwd.join(uri).to_string_lossy().into_owned()
+        } else {
+            uri
         });
     }
     let state = path_var("NIX_STATE_DIR");

@@ -47,9 +47,10 @@ impl State {
             }
             _ => String::new(),
         };
-        let name = match room > LEAST_NAME + 2 && !self.name.is_empty() {
-            true => format!("  {}", shortened(self.name.clone(), room - 1)),
-            false => String::new(),
+        let name = if room > LEAST_NAME + 2 && !self.name.is_empty() {
+            format!("  {}", shortened(self.name.clone(), room - 1))
+        } else {
+            String::new()
         };
         let verb = self.verb;
         let line = format!("{verb}{bar}{counter}{bytes}{speed}{left}{wire}{name}");
@@ -97,9 +98,10 @@ impl State {
 /// `line`, if need be cut so that it does not reach column `columns`.
 pub fn shortened(line: String, columns: usize) -> String {
     let most = columns.saturating_sub(1);
-    match line.chars().count() > most {
-        true => line.chars().take(most).collect(),
-        false => line,
+    if line.chars().count() > most {
+        line.chars().take(most).collect()
+    } else {
+        line
     }
 }
 

@@ -248,9 +248,12 @@ impl Samples {
             return Speeds::default();
         };
         let seconds = (now.at - then.at).as_secs_f64();
-        let speed = |now: u64, then: u64| match seconds > 0.0 {
-            true => now.saturating_sub(then) as f64 / seconds,
-            false => 0.0,
+        let speed = |now: u64, then: u64| {
+            if seconds > 0.0 {
+                now.saturating_sub(then) as f64 / seconds
+            } else {
+                0.0
+            }
         };
         Speeds {
             bytes: speed(now.bytes, then.bytes),

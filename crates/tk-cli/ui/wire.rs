@@ -120,20 +120,22 @@ impl NetworkObserver for Ui {
                 "attempts": attempts, "waitSeconds": retry.wait.as_secs_f64() });
             return self.event("retry", fields);
         }
-        let held = match self.0.verbose {
-            true => 0,
-            false => match self.0.wire.may_tell(cause(url, reason), Instant::now()) {
+        let held = if self.0.verbose {
+            0
+        } else {
+            match self.0.wire.may_tell(cause(url, reason), Instant::now()) {
                 Some(held) => held,
                 None => return,
-            },
+            }
         };
         let more = match held {
             0 => String::new(),
             held => format!("; so did {held} more requests"),
         };
-        let wait = match retry.wait < Duration::from_secs(1) {
-            true => format!("{} ms", retry.wait.as_millis()),
-            false => seconds(retry.wait),
+        let wait = if retry.wait < Duration::from_secs(1) {
+            format!("{} ms", retry.wait.as_millis())
+        } else {
+            seconds(retry.wait)
         };
         let next = attempt + 1;
         self.warn(format_args!(

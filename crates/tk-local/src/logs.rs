@@ -108,11 +108,12 @@ fn write(place: &Path, log: BlockingNar, cancel: &Cancel) -> Result<()> {
     aside.push(".new");
     let aside = PathBuf::from(aside);
     let file = lock_file_at(&aside, LOG_MODE, cancel)?;
-    let written = match place.exists() {
+    let written = if place.exists() {
         // Somebody was faster.
-        true => fs::remove_file(&aside).map_err(failed),
-        false => write_file(file, log, cancel, failed)
-            .and_then(|()| fs::rename(&aside, place).map_err(failed)),
+        fs::remove_file(&aside).map_err(failed)
+    } else {
+        write_file(file, log, cancel, failed)
+            .and_then(|()| fs::rename(&aside, place).map_err(failed))
     };
     if written.is_err() {
         // If it stays, it is in nobody's way.

@@ -201,9 +201,10 @@ impl Sessions for Fetching {
     fn with_settings(&self, settings: &ClientSettings) -> Option<Abilities> {
         let further = self.into.sessions.as_ref();
         let further = further.and_then(|sessions| sessions.with_settings(settings));
-        let named = match settings.use_substitutes {
-            true => named(settings),
-            false => Some(Vec::new()),
+        let named = if settings.use_substitutes {
+            named(settings)
+        } else {
+            Some(Vec::new())
         };
         if further.is_none() && named == self.named {
             return None;

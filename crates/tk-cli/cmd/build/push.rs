@@ -64,9 +64,10 @@ impl PushArgs {
             "--sign-key is for what is pushed; say where to with --push"
         );
         let mut places = Vec::new();
-        let sign = match self.push.is_empty() {
-            true => Vec::new(),
-            false => self.sign.keys()?,
+        let sign = if self.push.is_empty() {
+            Vec::new()
+        } else {
+            self.sign.keys()?
         };
         for uri in &self.push {
             let wish = Wish {
@@ -79,9 +80,10 @@ impl PushArgs {
             let cache = open(cx, uri, &wish).await?;
             let upstreams = self.upstream.open(cx, &cache).await?;
             places.push(Place {
-                check: match self.no_check_sigs {
-                    true => SigCheck::Skip,
-                    false => demand(cx, &cache, &[], 1)?,
+                check: if self.no_check_sigs {
+                    SigCheck::Skip
+                } else {
+                    demand(cx, &cache, &[], 1)?
                 },
                 sign: keys_for(&cache, &sign),
                 cache,
@@ -90,10 +92,11 @@ impl PushArgs {
                 turn: Mutex::default(),
             });
         }
-        let upstreams = match self.push.is_empty() {
+        let upstreams = if self.push.is_empty() {
             // Where to look for what need not be built.
-            true => self.upstream.caches(cx).await?,
-            false => Vec::new(),
+            self.upstream.caches(cx).await?
+        } else {
+            Vec::new()
         };
         Ok(Pusher {
             source: source.store(),

@@ -233,8 +233,9 @@ pub async fn missing(
                 .say(format_args!("{download} to download, {unpacked} unpacked"));
         }
     }
-    Ok(match missing.unknown.is_empty() {
-        true => Answer::Yes,
-        false => Answer::No,
+    Ok(if missing.unknown.is_empty() {
+        Answer::Yes
+    } else {
+        Answer::No
     })
 }

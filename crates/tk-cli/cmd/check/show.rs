@@ -130,9 +130,12 @@ impl Show {
         let sizes = widths.len() - 2;
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths).enumerate();
-            let cells = cells.map(|(i, (cell, &width))| match i >= sizes {
-                true => format!("{cell:>width$}"),
-                false => format!("{cell:width$}"),
+            let cells = cells.map(|(i, (cell, &width))| {
+                if i >= sizes {
+                    format!("{cell:>width$}")
+                } else {
+                    format!("{cell:width$}")
+                }
             });
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };

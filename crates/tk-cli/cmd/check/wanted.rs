@@ -28,9 +28,10 @@ pub struct Wanted {
 
 /// Finds out what `check` is asked for.
 pub async fn find(cx: &Context, check: &Check, caches: &[Opened]) -> Result<Wanted> {
-    let mut store = match cx.store.is_empty() {
-        true => None,
-        false => Some(open(cx, &cx.store_uri(), &Wish::default()).await?),
+    let mut store = if cx.store.is_empty() {
+        None
+    } else {
+        Some(open(cx, &cx.store_uri(), &Wish::default()).await?)
     };
     let names = texts(&check.paths)?;
     let mut paths = Vec::new();

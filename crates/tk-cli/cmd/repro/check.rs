@@ -62,9 +62,10 @@ impl Check {
             json: self.json.then(Vec::new),
             answer: Answer::Yes,
         };
-        match self.stores.is_empty() {
-            true => self.build_again(cx, &mut told).await?,
-            false => self.ask(cx, &mut told).await?,
+        if self.stores.is_empty() {
+            self.build_again(cx, &mut told).await?
+        } else {
+            self.ask(cx, &mut told).await?
         }
         if let Some(all) = told.json {
             ui::out(Value::Array(all))?;
@@ -74,9 +75,10 @@ impl Check {
 
     async fn build_again(&self, cx: &Context, told: &mut Told) -> Result<()> {
         let build = self.build.keeping_failed();
-        let (builder, opened) = match self.refs.all_in_store(&default_store_dir()?) {
-            true => self.nix.builder_of_derivations(cx, &build).await?,
-            false => self.nix.builder(cx, &build).await?,
+        let (builder, opened) = if self.refs.all_in_store(&default_store_dir()?) {
+            self.nix.builder_of_derivations(cx, &build).await?
+        } else {
+            self.nix.builder(cx, &build).await?
         };
         let options = CheckOptions {
             rounds: self.rounds,
@@ -132,9 +134,10 @@ impl Check {
         }
         let dir = stores[0].store.dir().clone();
         let evaluates = !self.refs.all_in_store(&dir);
-        let nix = match evaluates {
-            true => Some(self.nix.find(cx, &self.build).await?),
-            false => None,
+        let nix = if evaluates {
+            Some(self.nix.find(cx, &self.build).await?)
+        } else {
+            None
         };
         // Derivations are where they were evaluated to, or where the user says.
         let mut shelves = stores.clone();

@@ -59,9 +59,10 @@ impl Refs {
                 return Ok(parsed.collect::<Result<_, _>>()?);
             }
         };
-        let attrs: Vec<&str> = match self.attr.is_empty() {
-            true => vec![""],
-            false => self.attr.iter().map(String::as_str).collect(),
+        let attrs: Vec<&str> = if self.attr.is_empty() {
+            vec![""]
+        } else {
+            self.attr.iter().map(String::as_str).collect()
         };
         let attrs = attrs.into_iter();
         let parsed = attrs.map(|attr| Installable::attribute(source.clone(), attr));
@@ -71,12 +72,13 @@ impl Refs {
 
 /// Fails if the paths of two stores have different directories.
 fn require_one_dir(first: &dyn tk_store::Store, other: &dyn tk_store::Store) -> Result<()> {
-    match first.dir() == other.dir() {
-        true => Ok(()),
-        false => bail!(
+    if first.dir() == other.dir() {
+        Ok(())
+    } else {
+        bail!(
             "{first} holds paths of {}, {other} those of {}; they have no path in common",
             first.dir(),
             other.dir()
-        ),
+        )
     }
 }

@@ -439,12 +439,11 @@ where
         async move {
             let Some(mut nar) = nar else { return Ok(None) };
             let chunk = nar.next_chunk().await.map_err(|e| peer.failed(e))?;
-            let rest = match nar.is_ended() {
-                false => Some(nar),
-                true => {
-                    nar.into_inner().0.flight.end();
-                    None
-                }
+            let rest = if nar.is_ended() {
+                nar.into_inner().0.flight.end();
+                None
+            } else {
+                Some(nar)
             };
             Ok(Some((chunk.unwrap_or_default(), rest)))
         }

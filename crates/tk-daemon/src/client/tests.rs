@@ -264,9 +264,10 @@ async fn every_upload_for_itself() {
                     let whole = NarHash::digest(&data) == request.info.nar_hash;
                     let info = request.info;
                     let bad = info.path == path(3) || info.references.contains(&path(3));
-                    match whole && !bad {
-                        true => peer.last(&()).await,
-                        false => peer.say(&Message::error("no")).await,
+                    if whole && !bad {
+                        peer.last(&()).await
+                    } else {
+                        peer.say(&Message::error("no")).await
                     }
                 }
                 other => panic!("{other}"),

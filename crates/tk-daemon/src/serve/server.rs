@@ -260,12 +260,13 @@ where
     }
 
     fn require_write(&self) -> Result<()> {
-        match self.server.write {
-            true => Ok(()),
-            false => Err(Error::Unsupported {
+        if self.server.write {
+            Ok(())
+        } else {
+            Err(Error::Unsupported {
                 store: self.server.abilities.store.to_string(),
                 what: "is served for reading only".to_owned(),
-            }),
+            })
         }
     }
 

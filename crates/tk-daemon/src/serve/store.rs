@@ -234,9 +234,10 @@ impl Store for ServeStore {
             .request(&DumpStorePath { path: path.clone() })?;
         connection.output.flush().await?;
         let valid: BTreeSet<StorePath> = connection.input.reply().await?;
-        match valid.contains(&path) {
-            true => Ok(connection.into_nar()),
-            false => Err(self.not_found(&path)),
+        if valid.contains(&path) {
+            Ok(connection.into_nar())
+        } else {
+            Err(self.not_found(&path))
         }
     }
 

@@ -145,9 +145,10 @@ impl Context {
         };
         let (method, algorithm) = (how.method, how.algorithm);
         let add = |nar| store.add_content(name, method, algorithm, references, nar);
-        match plain {
-            true => Ok(add(self.spool(data).await?).await?),
-            false => piped(data, add).await,
+        if plain {
+            Ok(add(self.spool(data).await?).await?)
+        } else {
+            piped(data, add).await
         }
     }
 

@@ -55,12 +55,13 @@ impl Context {
         let results = self.build(paths, mode).await?;
         let failed: Vec<_> = results.iter().filter(|r| !r.result.is_success()).collect();
         let words: Vec<_> = failed.iter().map(|r| r.result.error.as_str()).collect();
-        match words.is_empty() {
-            true => Ok(()),
-            false => Err(Failure::Refused(Error::Refused {
+        if words.is_empty() {
+            Ok(())
+        } else {
+            Err(Failure::Refused(Error::Refused {
                 who: self.abilities.store.to_string(),
                 words: words.join("\n"),
-            })),
+            }))
         }
     }
 
@@ -171,9 +172,10 @@ impl Context {
             return Ok(build.ensure(path, &*self.events).await?);
         }
         let one = BTreeSet::from([path.clone()]);
-        match self.valid(one, true).await?.is_empty() {
-            false => Ok(()),
-            true => Err(refused(self.nowhere(path))),
+        if self.valid(one, true).await?.is_empty() {
+            Err(refused(self.nowhere(path)))
+        } else {
+            Ok(())
         }
     }
 
@@ -219,9 +221,10 @@ impl Context {
     }
 
     async fn path_found(&self, path: &StorePath) -> Answer<Found> {
-        Ok(match self.is_valid(path).await? {
-            true => Found::All(BTreeMap::new()),
-            false => Found::Unknown(path.clone()),
+        Ok(if self.is_valid(path).await? {
+            Found::All(BTreeMap::new())
+        } else {
+            Found::Unknown(path.clone())
         })
     }
 
@@ -245,9 +248,10 @@ impl Context {
                     }
                 }
             };
-            Ok(match self.is_valid(&path).await? {
-                true => Ok(path),
-                false => Err(Found::Unknown(path)),
+            Ok(if self.is_valid(&path).await? {
+                Ok(path)
+            } else {
+                Err(Found::Unknown(path))
             })
         }
         .boxed()

@@ -56,9 +56,10 @@ impl Context {
 
     /// What signatures are demanded. Only those who are trusted may ask for none.
     pub fn check(&self, skip: bool) -> SigCheck {
-        match skip && self.trusted {
-            true => SigCheck::Skip,
-            false => SigCheck::Require(self.policy.clone()),
+        if skip && self.trusted {
+            SigCheck::Skip
+        } else {
+            SigCheck::Require(self.policy.clone())
         }
     }
 
@@ -72,11 +73,12 @@ impl Context {
 
     /// Refuses those who are not trusted.
     pub fn require_trust(&self, what: &str) -> Answer<()> {
-        match self.trusted {
-            true => Ok(()),
-            false => Err(refused(format!(
+        if self.trusted {
+            Ok(())
+        } else {
+            Err(refused(format!(
                 "{what}: this needs a user whom the server trusts (--trusted-user)"
-            ))),
+            )))
         }
     }
 

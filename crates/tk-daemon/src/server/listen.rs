@@ -199,9 +199,10 @@ impl Server {
         own_thread: bool,
         stopping: watch::Receiver<bool>,
     ) {
-        let trust = match admitted.trusted {
-            true => Trust::Trusted,
-            false => Trust::NotTrusted,
+        let trust = if admitted.trusted {
+            Trust::Trusted
+        } else {
+            Trust::NotTrusted
         };
         let socket = Socket::new(admitted.stream.clone());
         let seat = Seat {

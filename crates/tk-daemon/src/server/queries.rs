@@ -198,11 +198,10 @@ impl Context {
                     Some(store) => store.legacy_realisation(&id).await?,
                     None => None,
                 };
-                match old {
-                    true => {
-                        FoundRealisation::Paths(found.map(|r| r.out_path).into_iter().collect())
-                    }
-                    false => FoundRealisation::Legacy(found.into_iter().collect()),
+                if old {
+                    FoundRealisation::Paths(found.map(|r| r.out_path).into_iter().collect())
+                } else {
+                    FoundRealisation::Legacy(found.into_iter().collect())
                 }
             }
         })

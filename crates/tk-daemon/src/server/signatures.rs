@@ -47,10 +47,7 @@ impl Context {
     }
 
     fn most_signatures(&self) -> usize {
-        match self.trusted {
-            true => MOST_OF_TRUSTED,
-            false => MOST,
-        }
+        if self.trusted { MOST_OF_TRUSTED } else { MOST }
     }
 }
 

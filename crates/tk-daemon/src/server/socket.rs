@@ -95,9 +95,10 @@ impl State {
                 none.insert(tokio::net::UnixStream::from_std(stream.try_clone()?)?)
             }
         };
-        match interest.is_readable() {
-            true => ready!(registered.poll_read_ready(context))?,
-            false => ready!(registered.poll_write_ready(context))?,
+        if interest.is_readable() {
+            ready!(registered.poll_read_ready(context))?
+        } else {
+            ready!(registered.poll_write_ready(context))?
         }
         // What was seen is used up. It is tried again before the next wait, so nothing that came since is missed.
         let blocked = || Err::<(), _>(io::ErrorKind::WouldBlock.into());

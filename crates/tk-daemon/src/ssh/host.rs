@@ -74,9 +74,10 @@ impl fmt::Display for SshHost {
         if let Some(user) = &self.user {
             write!(f, "{}@", utf8_percent_encode(user, RESERVED))?;
         }
-        match self.name.contains(':') {
-            true => write!(f, "[{}]", self.name.replace('%', "%25"))?,
-            false => f.write_str(&self.name)?,
+        if self.name.contains(':') {
+            write!(f, "[{}]", self.name.replace('%', "%25"))?
+        } else {
+            f.write_str(&self.name)?
         }
         match self.port {
             Some(port) => write!(f, ":{port}"),

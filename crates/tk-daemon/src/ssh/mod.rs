@@ -151,9 +151,10 @@ impl HostKey {
         let line = line.trim_end();
         // A second line would be another host's key.
         let fields = line.split(' ').filter(|field| !field.is_empty()).count();
-        match fields < 2 || line.contains(|c: char| c.is_control()) {
-            true => Err(HostKeyError),
-            false => Ok(HostKey(line.to_owned())),
+        if fields < 2 || line.contains(|c: char| c.is_control()) {
+            Err(HostKeyError)
+        } else {
+            Ok(HostKey(line.to_owned()))
         }
     }
 

@@ -90,9 +90,10 @@ pub(super) async fn start(config: &SshConfig) -> Result<Channel> {
 }
 
 fn what_runs(config: &SshConfig) -> String {
-    match config.host.is_this_machine() {
-        true => format!("{} on this machine", command::remote_command(config)),
-        false => format!("ssh to {}", config.host),
+    if config.host.is_this_machine() {
+        format!("{} on this machine", command::remote_command(config))
+    } else {
+        format!("ssh to {}", config.host)
     }
 }
 

@@ -50,9 +50,10 @@ fn open_first(paths: &[PathBuf]) -> Result<Option<(File, PathBuf)>> {
 
 fn read(file: File, path: PathBuf) -> ByteStream {
     nar::produce(move |send| {
-        let mut source: Box<dyn Read> = match path.extension().is_some_and(|e| e == "bz2") {
-            true => Box::new(bzip2::read::MultiBzDecoder::new(file)),
-            false => Box::new(file),
+        let mut source: Box<dyn Read> = if path.extension().is_some_and(|e| e == "bz2") {
+            Box::new(bzip2::read::MultiBzDecoder::new(file))
+        } else {
+            Box::new(file)
         };
         loop {
             let mut chunk = vec![0; CHUNK];

@@ -91,12 +91,13 @@ impl Roots for DaemonStore {
 }
 
 fn require_absolute(link: &Path) -> Result<()> {
-    match link.is_absolute() {
-        true => Ok(()),
-        false => Err(Error::invalid(format!(
+    if link.is_absolute() {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!(
             "{} cannot be a root: its path is not absolute",
             link.display()
-        ))),
+        )))
     }
 }
 

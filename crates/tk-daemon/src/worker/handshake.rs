@@ -210,9 +210,10 @@ async fn read_version<R: AsyncRead + Unpin + Send>(
 ) -> Result<Version, HandshakeError> {
     let theirs = Version::from_word(from.int("a version").await?);
     let agreed = theirs.min(own);
-    match theirs.major == 1 && agreed >= minimum.max(OLDEST) {
-        true => Ok(agreed),
-        false => Err(HandshakeError::Version(theirs)),
+    if theirs.major == 1 && agreed >= minimum.max(OLDEST) {
+        Ok(agreed)
+    } else {
+        Err(HandshakeError::Version(theirs))
     }
 }
 

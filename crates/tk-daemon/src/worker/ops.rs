@@ -608,13 +608,10 @@ by_version!(
         let method = from.tag("way to add a path", known).await?;
         let algorithm = from.parse("a hash algorithm", 16, str::parse).await?;
         // As Nix does: what is not fixed is a NAR by SHA-256, whatever else is said.
-        let method = match fixed {
-            true => MethodAlgorithm { method, algorithm },
-            false => MethodAlgorithm {
+        let method = if fixed { MethodAlgorithm { method, algorithm } } else { MethodAlgorithm {
                 method: Method::Nar,
                 algorithm: Algorithm::Sha256,
-            },
-        };
+            } };
         Ok(AddToStore {
             name,
             method,
@@ -657,9 +654,10 @@ impl Decode<Worker> for AddedContent {
     async fn decode<R: AsyncRead + Unpin + Send>(
         from: &mut Reader<R, Worker>,
     ) -> Result<Self, WireError> {
-        Ok(match from.protocol().at_least(25) {
-            true => AddedContent::Info(from.value().await?),
-            false => AddedContent::Path(from.path().await?),
+        Ok(if from.protocol().at_least(25) {
+            AddedContent::Info(from.value().await?)
+        } else {
+            AddedContent::Path(from.path().await?)
         })
     }
 }
@@ -875,9 +873,10 @@ impl Decode<Worker> for Option<SubstitutablePathInfo> {
     async fn decode<R: AsyncRead + Unpin + Send>(
         from: &mut Reader<R, Worker>,
     ) -> Result<Self, WireError> {
-        Ok(match from.bool().await? {
-            true => Some(from.value().await?),
-            false => None,
+        Ok(if from.bool().await? {
+            Some(from.value().await?)
+        } else {
+            None
         })
     }
 }
@@ -898,9 +897,10 @@ impl Decode<Worker> for Option<UnkeyedPathInfo> {
     async fn decode<R: AsyncRead + Unpin + Send>(
         from: &mut Reader<R, Worker>,
     ) -> Result<Self, WireError> {
-        Ok(match !from.protocol().at_least(17) || from.bool().await? {
-            true => Some(from.value().await?),
-            false => None,
+        Ok(if !from.protocol().at_least(17) || from.bool().await? {
+            Some(from.value().await?)
+        } else {
+            None
         })
     }
 }
@@ -930,13 +930,10 @@ by_version!(
         Ok(())
     },
     |from| {
-        let paths = match from.protocol().at_least(22) {
-            true => from.value().await?,
-            false => {
+        let paths = if from.protocol().at_least(22) { from.value().await? } else {
                 let paths: BTreeSet<StorePath> = from.value().await?;
                 paths.into_iter().map(|path| (path, None)).collect()
-            }
-        };
+            };
         Ok(QuerySubstitutablePathInfos { paths })
     }
 );
@@ -1159,10 +1156,12 @@ enum Form {
 }
 
 fn form(worker: &Worker) -> Form {
-    match worker.has(features::REALISATION_WITH_PATH) {
-        true => Form::New,
-        false if worker.at_least(31) => Form::Json,
-        false => Form::Paths,
+    if worker.has(features::REALISATION_WITH_PATH) {
+        Form::New
+    } else if worker.at_least(31) {
+        Form::Json
+    } else {
+        Form::Paths
     }
 }
 
@@ -1180,9 +1179,10 @@ impl AddMultipleToStore {
     /// By which protocol the path infos within the data are written. The data is a count, and for
     /// each path its [`PathInfo`] and its raw NAR.
     pub fn item_protocol(worker: &Worker) -> Worker {
-        match worker.has(features::VERSIONED_ADD_TO_STORE_MULTIPLE) {
-            true => worker.clone(),
-            false => Worker::new(worker.dir.clone(), Version::minor(16)),
+        if worker.has(features::VERSIONED_ADD_TO_STORE_MULTIPLE) {
+            worker.clone()
+        } else {
+            Worker::new(worker.dir.clone(), Version::minor(16))
         }
     }
 }

@@ -218,9 +218,10 @@ impl Decode<Worker> for DerivedPath {
     async fn decode<R: AsyncRead + Unpin + Send>(
         from: &mut Reader<R, Worker>,
     ) -> Result<Self, WireError> {
-        match from.protocol().at_least(30) {
-            true => read_derived_path(from).await,
-            false => read_old_derived_path(from).await,
+        if from.protocol().at_least(30) {
+            read_derived_path(from).await
+        } else {
+            read_old_derived_path(from).await
         }
     }
 }

@@ -136,13 +136,14 @@ impl Protocol for Worker {
 
     fn describe(&self) -> String {
         let features: Vec<_> = self.features.iter().collect();
-        match features.is_empty() {
-            true => format!("worker protocol {}", self.version),
-            false => format!(
+        if features.is_empty() {
+            format!("worker protocol {}", self.version)
+        } else {
+            format!(
                 "worker protocol {} with {}",
                 self.version,
                 features.join(", ")
-            ),
+            )
         }
     }
 

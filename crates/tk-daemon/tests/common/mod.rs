@@ -75,9 +75,10 @@ pub fn decode<P: Protocol, T: Decode<P>>(
     let mut reader = Reader::new(Pieces::new(bytes, slow), protocol.clone());
     run(async {
         let value = reader.message().await?;
-        match reader.at_end().await? {
-            true => Ok(value),
-            false => Err(reader.malformed("something is left over")),
+        if reader.at_end().await? {
+            Ok(value)
+        } else {
+            Err(reader.malformed("something is left over"))
         }
     })
 }

@@ -91,10 +91,12 @@ impl Place {
         };
         let repository = upwards(&flake, ".git").filter(|_| !is_path);
         let is_tracked = repository.is_some();
-        let tree = repository.unwrap_or(match flake.starts_with(&tree) {
-            true if is_path => tree,
-            _ => flake.clone(),
-        });
+        let own = if is_path && flake.starts_with(&tree) {
+            tree
+        } else {
+            flake.clone()
+        };
+        let tree = repository.unwrap_or(own);
         Ok(Place::Local(LocalFlake {
             flake,
             tree,

@@ -225,9 +225,12 @@ impl Adding<'_> {
         let head = AddToStoreNar { info };
         let mut held = Bytes::new();
         let mut begun = false;
-        let broken = |begun, error| match begun {
-            true => Sent::Part(error),
-            false => Sent::Nothing(error),
+        let broken = |begun, error| {
+            if begun {
+                Sent::Part(error)
+            } else {
+                Sent::Nothing(error)
+            }
         };
         while let Some(chunk) = output.wait_for(nar.next()).await? {
             let checked = chunk.and_then(|chunk| check.update(&chunk).map(|()| chunk));

@@ -66,9 +66,10 @@ impl Build for ServeStore {
             paths: BTreeSet::from([path.clone()]),
         };
         let valid = self.pool.get().await?.call_long(&request, log).await?;
-        match valid.contains(path) {
-            true => Ok(()),
-            false => Err(self.not_found(path)),
+        if valid.contains(path) {
+            Ok(())
+        } else {
+            Err(self.not_found(path))
         }
     }
 }
