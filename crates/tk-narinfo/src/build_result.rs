@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use tk_path::{DerivedPath, Hash, OutputName};
 
 use crate::json::{JsonError, boolean, expected, number, parse, text};
-use crate::realisation::UnkeyedRealisation;
+use crate::realisation::{UnkeyedRealisation, legacy::DrvOutput};
 use crate::text::shown;
 
 /// How a build ended. `Display` and `FromStr` use Nix's names.
@@ -245,6 +245,7 @@ impl BuildResult {
         result.cpu_system = optional(object, "cpuSystem", microseconds)?;
         if status.is_success() {
             result.outputs = optional(object, "builtOutputs", outputs)?.unwrap_or_default();
+            result.legacy_hash = object.get("builtOutputs").and_then(legacy_hash);
         } else {
             result.error = required(object, "errorMsg", text)?.to_owned();
             let differs = optional(object, "isNonDeterministic", boolean)?;
@@ -316,6 +317,14 @@ fn outputs(value: &Value) -> Result<BTreeMap<OutputName, UnkeyedRealisation>, St
         Ok((name, parse(UnkeyedRealisation::from_json(value))?))
     });
     entries.collect()
+}
+
+/// The hash in the ids of realisations of the older form; zeros stand for one that is not known.
+fn legacy_hash(outputs: &Value) -> Option<Hash> {
+    let ids = outputs.as_object()?.values();
+    let ids = ids.filter_map(|value| DrvOutput::parse(value.get("id")?.as_str()?).ok());
+    let mut hashes = ids.map(|id| id.hash);
+    hashes.find(|hash| hash.as_bytes().iter().any(|byte| *byte != 0))
 }
 
 fn required<'a, T>(
