@@ -31,7 +31,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 use tk_cache::{
-    FolderCache, RemoteCache,
+    BinaryCache,
     checker::{Answer as CacheAnswer, Checker, StoreInfos},
     objects::NarInfos,
 };
@@ -49,10 +49,8 @@ use tk_store::{
 pub enum Opened {
     /// A store on disk.
     Local(Arc<LocalStore>),
-    /// A binary cache in a folder.
-    Cache(Arc<FolderCache>),
-    /// A binary cache far away.
-    Remote(Arc<RemoteCache>),
+    /// A binary cache.
+    Cache(Arc<BinaryCache>),
     /// A daemon, behind a socket or over ssh.
     Daemon(Arc<DaemonStore>),
     /// A store that is spoken to over ssh in the serve protocol.
@@ -69,7 +67,6 @@ impl Opened {
         match self {
             Opened::Local(store) => store.clone(),
             Opened::Cache(store) => store.clone(),
-            Opened::Remote(store) => store.clone(),
             Opened::Daemon(store) => store.clone(),
             Opened::Serve(store) => store.clone(),
             Opened::Several(store, _) => store.clone(),
@@ -82,7 +79,6 @@ impl Opened {
         match self {
             Opened::Local(store) => store.abilities(),
             Opened::Cache(store) => store.abilities(),
-            Opened::Remote(store) => store.abilities(),
             Opened::Daemon(store) => store.clone().abilities(),
             Opened::Serve(store) => store.clone().abilities(),
             Opened::Several(store, _) => store.clone().abilities(),
@@ -95,7 +91,7 @@ impl Opened {
         match self {
             Opened::Local(store) => Ok(&**store),
             Opened::Daemon(store) => Ok(&**store),
-            Opened::Cache(_) | Opened::Remote(_) => bail!(
+            Opened::Cache(_) => bail!(
                 "{0} is a binary cache, to which files go with tk-store push FILE --to {0}",
                 self.store()
             ),
@@ -113,7 +109,6 @@ impl Opened {
         match self {
             Opened::Local(store) => Ok(&**store),
             Opened::Cache(store) => Ok(&**store),
-            Opened::Remote(store) => Ok(&**store),
             Opened::Daemon(store) => Ok(&**store),
             Opened::Serve(store) => bail!("{store} takes no signatures; use ssh-ng://"),
             Opened::Several(store, _) => bail!("{store} are several stores; name one to sign in"),
@@ -125,7 +120,6 @@ impl Opened {
     pub async fn init_cache(&self) -> Result<bool> {
         match self {
             Opened::Cache(store) => Ok(store.init().await?),
-            Opened::Remote(store) => Ok(store.init().await?),
             other => bail!("{} is no binary cache but a store", other.store()),
         }
     }
@@ -135,7 +129,6 @@ impl Opened {
         let mut listed = Listed::default();
         let paths = match self {
             Opened::Cache(store) => return listed.take(store.all_narinfos().await?).await,
-            Opened::Remote(store) => return listed.take(store.all_narinfos().await?).await,
             Opened::Local(store) => {
                 let (paths, bad) = store.all_readable().await?;
                 listed.unreadable.extend(bad);
@@ -194,7 +187,6 @@ impl Opened {
     pub fn signing_keys(&self) -> &[Arc<SecretKey>] {
         match self {
             Opened::Cache(store) => store.signing_keys(),
-            Opened::Remote(store) => store.signing_keys(),
             _ => &[],
         }
     }
@@ -202,7 +194,7 @@ impl Opened {
     /// Whether it is a binary cache: it takes what it is given, and those who read it ask for
     /// signatures. A store asks when it is given something.
     pub fn is_cache(&self) -> bool {
-        matches!(self, Opened::Cache(_) | Opened::Remote(_))
+        matches!(self, Opened::Cache(_))
     }
 
     /// Where the files of its paths lie on this machine, if they do.
@@ -210,7 +202,7 @@ impl Opened {
         match self {
             Opened::Local(store) => Some(store.real_dir()),
             Opened::Daemon(store) => store.config().real.as_deref(),
-            Opened::Cache(_) | Opened::Remote(_) | Opened::Serve(_) => None,
+            Opened::Cache(_) | Opened::Serve(_) => None,
             Opened::Several(..) | Opened::Absent(_) => None,
         }
     }
@@ -219,7 +211,8 @@ impl Opened {
     pub fn is_far(&self) -> bool {
         match self {
             Opened::Several(_, stores) => stores.iter().any(Opened::is_far),
-            store => matches!(store, Opened::Remote(_)),
+            Opened::Cache(cache) => cache.folder().is_none(),
+            _ => false,
         }
     }
 
@@ -241,7 +234,6 @@ impl Opened {
     async fn priority(&self) -> Result<i32> {
         let said = match self {
             Opened::Cache(store) => store.cache_info().await?,
-            Opened::Remote(store) => store.cache_info().await?,
             _ => return Ok(0),
         };
         Ok(said.priority.unwrap_or(PRIORITY_OF_CACHES))
@@ -251,7 +243,6 @@ impl Opened {
     pub fn narinfos(&self) -> Arc<dyn NarInfos> {
         match self {
             Opened::Cache(store) => store.clone(),
-            Opened::Remote(store) => store.clone(),
             other => Arc::new(StoreInfos::new(other.store())),
         }
     }

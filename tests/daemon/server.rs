@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
-use tk_cache::{FolderCache, FolderConfig};
+use tk_cache::{BinaryCache, BinaryCacheConfig};
 use tk_local::{LocalConfig, LocalStore};
 use tk_nar::Encoder;
 use tk_narinfo::{PathInfo, SecretKey};
@@ -307,9 +307,12 @@ async fn signatures() {
         };
         let key = SecretKey::generate("test-1").unwrap();
         // Others can read it, unlike a local store.
-        let mut config = FolderConfig::new(place.path("source"));
-        config.create = true;
-        let source = FolderCache::open(config).await.unwrap();
+        let config = BinaryCacheConfig {
+            create: true,
+            ..BinaryCacheConfig::default()
+        };
+        let source = BinaryCache::open_folder(place.path("source"), config);
+        let source = source.await.unwrap();
         let unsigned = input_addressed(&source, "unsigned", None).await;
         let signed = input_addressed(&source, "signed", Some(&key)).await;
         let from = format!("file://{}", place.path("source").display());
@@ -853,7 +856,7 @@ impl Client<'_> {
 }
 
 /// A path that nothing but a signature vouches for.
-async fn input_addressed(store: &FolderCache, name: &str, key: Option<&SecretKey>) -> String {
+async fn input_addressed(store: &BinaryCache, name: &str, key: Option<&SecretKey>) -> String {
     let mut encoder = Encoder::new(Vec::new());
     encoder.file(false, name.as_bytes()).unwrap();
     let nar = encoder.finish().unwrap();

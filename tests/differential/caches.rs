@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
 };
-use tk_cache::{FolderCache, FolderConfig};
+use tk_cache::{BinaryCache, BinaryCacheConfig};
 use tk_narinfo::{Compression, PathInfo};
 use tk_path::{Algorithm, Method, References, StoreDir, StorePath};
 use tk_store::{ContentHasher, SigCheck, Store, nar};
@@ -36,11 +36,14 @@ pub fn text(name: &str, text: &[u8], references: BTreeSet<StorePath>) -> Item {
 
 /// Puts `items`, references first, into a new cache in `folder`.
 pub fn publish(folder: &Path, items: Vec<Item>) -> Result<(), String> {
-    let mut config = FolderConfig::new(folder);
-    config.create = true;
-    config.compression = Compression::None;
+    let config = BinaryCacheConfig {
+        create: true,
+        compression: Compression::None,
+        ..BinaryCacheConfig::default()
+    };
     runtime().block_on(async {
-        let cache = FolderCache::open(config).await.map_err(|e| e.to_line())?;
+        let cache = BinaryCache::open_folder(folder, config).await;
+        let cache = cache.map_err(|e| e.to_line())?;
         let item = |(info, bytes): Item| Ok((info, nar::from_bytes(bytes)));
         let items = stream::iter(items).map(item).boxed();
         let report = cache.add(items, &SigCheck::Skip.into()).await;

@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tk_cache::{FolderCache, FolderConfig};
+use tk_cache::{BinaryCache, BinaryCacheConfig};
 use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::{
     PathInfo, Policy, SecretKey,
@@ -408,8 +408,9 @@ impl<'a> Batch<'a> {
     }
 
     async fn pull(&self) -> tk_store::Result<CopyReport> {
+        let config = BinaryCacheConfig::default();
         let from: Arc<dyn Store> =
-            Arc::new(FolderCache::open(FolderConfig::new(self.path("pushed"))).await?);
+            Arc::new(BinaryCache::open_folder(self.path("pushed"), config).await?);
         let to = LocalStore::open(LocalConfig::chroot(self.path("ours"))).await?;
         let policy = Policy::new([self.key.public()].into_iter().collect());
         let options = CopyOptions::new(SigCheck::Require(Arc::new(policy)));

@@ -20,7 +20,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tk_cache::{
-    RemoteCache, RemoteConfig,
+    BinaryCache, BinaryCacheConfig,
     checker::Checker,
     http::{ClientConfig, HttpConfig, HttpObjects, Retry},
 };
@@ -91,21 +91,21 @@ impl OverHttp {
     }
 
     /// The cache that the server has in `name`, behind `proxy`.
-    async fn cache(&self, proxy: &Proxy, name: &str, folder: &Path) -> Result<RemoteCache, Error> {
+    async fn cache(&self, proxy: &Proxy, name: &str, folder: &Path) -> Result<BinaryCache, Error> {
         let url = format!("{}/{name}", proxy.url()).parse().expect("a URL");
         let mut config = HttpConfig::new(url);
         config.client = client();
         let objects = HttpObjects::open(config)?;
-        let config = RemoteConfig {
+        let config = BinaryCacheConfig {
             compression: Compression::Zstd,
             create: self.way == Way::Push,
             journal: Some((Self::journal(folder), name.to_owned())),
-            ..RemoteConfig::default()
+            ..BinaryCacheConfig::default()
         };
-        RemoteCache::open(Arc::new(objects), config).await
+        BinaryCache::open(Arc::new(objects), config).await
     }
 
-    async fn copy(&self, cache: RemoteCache, folder: &Path) -> Outcome {
+    async fn copy(&self, cache: BinaryCache, folder: &Path) -> Outcome {
         let local = match self.way {
             Way::Push => self.world.root(Place::Local),
             _ => folder.join("store"),
@@ -125,7 +125,7 @@ impl OverHttp {
         }
     }
 
-    async fn check(&self, cache: RemoteCache) -> Outcome {
+    async fn check(&self, cache: BinaryCache) -> Outcome {
         let checker = Checker::new(vec![Arc::new(cache)]).closure(true);
         Outcome::of_check(checker.check(stream::iter(self.world.top()))).await
     }

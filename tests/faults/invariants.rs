@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OpenFlags};
 use std::{collections::BTreeMap, fs, path::Path};
-use tk_cache::{FolderCache, FolderConfig};
+use tk_cache::{BinaryCache, BinaryCacheConfig};
 use tk_local::{LocalConfig, LocalStore};
 use tk_path::{Algorithm, Hash, StorePath};
 use tk_store::{Store, StoreExt, verify};
@@ -13,7 +13,7 @@ pub async fn cache(root: &Path) -> Result<(), String> {
     if !root.exists() {
         return Ok(());
     }
-    let cache = FolderCache::open(FolderConfig::new(root)).await;
+    let cache = BinaryCache::open_folder(root, BinaryCacheConfig::default()).await;
     let cache = cache.map_err(|e| format!("the cache cannot be opened: {}", e.to_line()))?;
     let paths = cache.all_paths().await;
     let paths = paths.map_err(|e| format!("a narinfo is broken: {}", e.to_line()))?;

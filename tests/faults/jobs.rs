@@ -21,7 +21,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tk_cache::{
-    FolderCache, FolderConfig,
+    BinaryCache, BinaryCacheConfig,
     checker::{Answer, Checked, Checker, StoreInfos},
 };
 use tk_local::{LocalConfig, LocalStore};
@@ -136,11 +136,12 @@ impl Place {
                 store.expect("a store").abilities()
             }
             Place::Cache => {
-                let cache = FolderCache::open(FolderConfig {
+                let config = BinaryCacheConfig {
                     compression: Compression::Zstd,
                     create: true,
-                    ..FolderConfig::new(folder)
-                });
+                    ..BinaryCacheConfig::default()
+                };
+                let cache = BinaryCache::open_folder(folder, config);
                 cache.await.expect("a cache").abilities()
             }
         }

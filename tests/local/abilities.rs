@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 use tempfile::TempDir;
-use tk_cache::{FolderCache, FolderConfig};
+use tk_cache::{BinaryCache, BinaryCacheConfig};
 use tk_local::LocalStore;
 use tk_narinfo::realisation::legacy;
 use tk_path::{Algorithm, Method, StorePath};
@@ -241,11 +241,12 @@ async fn logs() {
         let drv = StorePath::parse(&built.resolved(&theirs).await).unwrap();
         assert_eq!(read_log(&theirs, &drv).await, b"a line of the log\n");
         // And through a cache.
-        let config = FolderConfig {
+        let config = BinaryCacheConfig {
             create: true,
-            ..FolderConfig::new(temp.path().join("cache"))
+            ..BinaryCacheConfig::default()
         };
-        let cache = FolderCache::open(config).await.unwrap();
+        let cache = BinaryCache::open_folder(temp.path().join("cache"), config);
+        let cache = cache.await.unwrap();
         // Nix 2.8 looks for the derivation first.
         copy(&theirs, &cache, [drv.clone()]).await;
         let log = theirs.build_log(&drv).await.unwrap().unwrap();
@@ -264,8 +265,9 @@ async fn realisations() {
     for rig in VERSIONS.into_iter().filter_map(rig) {
         let built = Built::new(&rig);
         let theirs = open(&built.root()).await;
-        let cache = FolderConfig::new(built.temp.path().join("cache"));
-        let cache = FolderCache::open(cache).await.unwrap();
+        let config = BinaryCacheConfig::default();
+        let cache = BinaryCache::open_folder(built.temp.path().join("cache"), config);
+        let cache = cache.await.unwrap();
         // A store with the tables of realisations, which real Nix makes.
         let fresh = built.temp.path().join("fresh");
         rig.run(

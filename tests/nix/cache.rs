@@ -5,7 +5,7 @@ use crate::support::{Rig, VERSIONS, rig};
 use futures::{StreamExt, stream};
 use std::{fs, num::NonZeroUsize, path::Path};
 use tempfile::TempDir;
-use tk_cache::{FolderCache, FolderConfig, compress::zstd_frame};
+use tk_cache::{BinaryCache, BinaryCacheConfig, compress::zstd_frame};
 use tk_nar::fs::DumpOptions;
 use tk_narinfo::{Compression, PathInfo};
 use tk_path::{
@@ -22,12 +22,14 @@ fn frames_and_blocks_are_read_by_every_nix() {
     let info = describe(&file, "large");
     for (compression, level) in [(Compression::Zstd, None), (Compression::Xz, None)] {
         let root = place.path().join(compression.as_str());
-        let mut config = FolderConfig::new(&root);
-        config.create = true;
-        config.compression = compression;
-        config.level = level;
-        config.jobs = NonZeroUsize::new(2).unwrap();
-        let written = push(config, &info, &file);
+        let config = BinaryCacheConfig {
+            create: true,
+            compression,
+            level,
+            jobs: NonZeroUsize::new(2).unwrap(),
+            ..BinaryCacheConfig::default()
+        };
+        let written = push(&root, config, &info, &file);
         assert!(
             written > 4 * zstd_frame(3) as u64,
             "{written} bytes do not make frames"
@@ -94,9 +96,9 @@ fn takes(nix: &Rig, cache: &Path, store: &Path, path: &StorePath) {
     nix.run("nix-store", ["--store", &to, "--query", "--hash", &path]);
 }
 
-fn push(config: FolderConfig, info: &PathInfo, file: &Path) -> u64 {
+fn push(root: &Path, config: BinaryCacheConfig, info: &PathInfo, file: &Path) -> u64 {
     runtime().block_on(async {
-        let cache = FolderCache::open(config).await.unwrap();
+        let cache = BinaryCache::open_folder(root, config).await.unwrap();
         let nar = nar::dump(file.to_owned(), DumpOptions::default());
         let items = stream::iter([Ok((info.clone(), nar))]).boxed();
         let report = cache.add(items, &SigCheck::Skip.into()).await.unwrap();
@@ -107,7 +109,8 @@ fn push(config: FolderConfig, info: &PathInfo, file: &Path) -> u64 {
 
 fn read(root: &Path, path: &StorePath) -> Result<(), String> {
     runtime().block_on(async {
-        let cache = FolderCache::open(FolderConfig::new(root)).await.unwrap();
+        let config = BinaryCacheConfig::default();
+        let cache = BinaryCache::open_folder(root, config).await.unwrap();
         let info = cache.require_info(path).await.unwrap();
         verify(&cache, &info).await.map_err(|error| error.to_line())
     })

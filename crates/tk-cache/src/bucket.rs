@@ -227,19 +227,20 @@ impl Objects for BucketObjects {
         }
     }
 
-    fn list(&self, prefix: &str) -> BoxStream<'_, Result<String>> {
-        let folder = match self.0.config.prefix.as_str() {
+    fn list(&self, folder: &str) -> BoxStream<'_, Result<String>> {
+        let slash = |folder: &str| match folder {
             "" => String::new(),
             folder => format!("{folder}/"),
         };
-        let prefix = format!("{folder}{prefix}");
+        let base = slash(&self.0.config.prefix);
+        let folder = format!("{base}{}", slash(folder));
         let pages = futures::stream::try_unfold(Some(None), move |page: Option<Option<String>>| {
-            let (prefix, folder) = (prefix.clone(), folder.clone());
+            let (base, folder) = (base.clone(), folder.clone());
             async move {
                 let Some(token) = page else {
                     return Ok(None);
                 };
-                let (names, next) = self.0.page(&prefix, &folder, token).await?;
+                let (names, next) = self.0.page(&base, &folder, token).await?;
                 Ok::<_, Error>(Some((names, next.map(Some))))
             }
         });
@@ -291,19 +292,20 @@ impl Inner {
         }
     }
 
-    /// Names without `folder`, and what the next page is asked for with.
+    /// Names without `base`, and what the next page is asked for with.
     async fn page(
         &self,
-        prefix: &str,
+        base: &str,
         folder: &str,
         token: Option<String>,
     ) -> Result<(Vec<String>, Option<String>)> {
         let bucket = self.bucket().await?;
         let options = PaginatedListOptions {
             page_token: token,
+            delimiter: Some("/".into()),
             ..PaginatedListOptions::default()
         };
-        let prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
+        let prefix = Some(folder).filter(|prefix| !prefix.is_empty());
         let page = bucket.lister.list_paginated(prefix, options).await;
         let page = page.map_err(|e| bucket.asked.failed("listing", &e))?;
         let keys = page
@@ -312,7 +314,7 @@ impl Inner {
             .iter()
             .map(|object| object.location.as_ref());
         let names = keys
-            .filter_map(|key| key.strip_prefix(folder))
+            .filter_map(|key| key.strip_prefix(base))
             .map(str::to_owned);
         Ok((names.collect(), page.page_token))
     }

@@ -1,593 +1,477 @@
-//! Binary caches in folders: `file://`.
+//! The objects of a cache as files in a folder: `file://`.
 
-mod abilities;
 mod files;
-mod infos;
-mod logs;
-mod nar;
-mod upload;
 
 use crate::{
-    CacheWarning, CacheWarnings, add, blocking,
-    compress::Compressor,
-    layout::{self, CACHE_INFO, NAR_FOLDER},
-    objects::NarInfos,
-    pool::Pool,
+    blocking,
+    layout::{self, DEBUG_FOLDER, NAR_FOLDER},
+    objects::{Look, ObjectReader, Objects, StagedObject, Staging, Upload},
 };
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt, fs, io,
-    num::NonZeroUsize,
+    fmt,
+    fs::{self, File},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
+    sync::Arc,
 };
 use tk_nar::fs::trees_at_once;
-use tk_narinfo::{
-    CacheInfo, Compression, MAX_CACHE_INFO_BYTES, MAX_NARINFO_BYTES, NarInfo, PathInfo, SecretKey,
-    Signature,
-};
-use tk_path::{Algorithm, HashPart, Method, NarHash, StoreDir, StorePath};
 use tk_store::{
-    AddItems, AddOptions, AddReport, AddSignatures, ContentHasher, Error, NarStream, Result, Store,
+    ByteStream, Error, Result,
+    nar::{BlockingNar, produce},
 };
-use tokio::sync::Semaphore;
-use upload::PackedAhead;
 
-/// How to open a [`FolderCache`].
-#[derive(Debug, Clone)]
-pub struct FolderConfig {
-    /// The folder.
-    pub path: PathBuf,
-    /// The directory that the paths in the cache belong to.
-    pub store_dir: StoreDir,
-    /// How new NARs are compressed. Default: xz, as Nix.
-    pub compression: Compression,
-    /// The level; `None`: the default of the compression (Nix's −1).
-    pub level: Option<i32>,
-    /// Whether to write a listing (`.ls`) for each new path. None is written for a tree whose
-    /// names are not UTF-8, since JSON cannot hold it.
-    pub write_listing: bool,
-    /// Whether to write, for each build id that a new path has debug symbols of, where they are
-    /// (`debuginfo/`).
-    pub index_debug_info: bool,
-    /// Keys that sign each new path, beside the signatures it has.
-    pub sign: Vec<Arc<SecretKey>>,
-    /// NARs that are written at once, and threads that compress; fewer if the process may not have
-    /// enough files open. Default: one for each core, at most eight.
-    pub jobs: NonZeroUsize,
-    /// Whether the folder may be made, when the cache is first written to.
-    pub create: bool,
-    /// Whether a path is refused whose references are neither in the cache nor come with it.
-    /// Without this the cache may hold incomplete closures. Default: yes.
-    pub require_references: bool,
-    /// What `nix-cache-info` of a new cache says of its priority: the lower, the earlier it is
-    /// asked. `None`: nothing, as Nix.
-    pub priority: Option<i32>,
-    /// The same, for whether the cache wants to be asked for many paths at once.
-    pub want_mass_query: Option<bool>,
-    /// Whether a packed NAR is refused that is not the file its narinfo describes (`FileHash`,
-    /// `FileSize`), which Nix does not look at. Default: no, it is a warning.
-    pub strict_file_hash: bool,
-    /// Who is told what is wrong in the cache.
-    pub warnings: CacheWarnings,
-}
-
-impl FolderConfig {
-    /// The defaults for a cache in the folder `path`, for paths of `/nix/store`.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        let cores = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        FolderConfig {
-            path: path.into(),
-            store_dir: StoreDir::default(),
-            compression: Compression::Xz,
-            level: None,
-            write_listing: false,
-            index_debug_info: false,
-            sign: Vec::new(),
-            jobs: cores.min(const { NonZeroUsize::new(8).unwrap() }),
-            create: false,
-            require_references: true,
-            priority: None,
-            want_mass_query: None,
-            strict_file_hash: false,
-            warnings: CacheWarnings::default(),
-        }
-    }
-}
-
-/// A binary cache in a folder, as Nix's `file://` stores.
+/// A folder with the objects of a cache, as Nix's `file://` stores. A clone is the same folder.
 ///
-/// What is added keeps this invariant at every moment, also when the process is killed: *a narinfo
-/// that is there has its NAR and the narinfos of its references there too*. (Not when the power
-/// fails: nothing is synced to the disk, as in Nix. And not if
-/// [`require_references`](FolderConfig::require_references) is off.) Any number of processes may
-/// read and write one cache.
-///
-/// A clone is the same cache.
+/// A file has its name when it is whole. Files are not synced to the disk, as in Nix: what is
+/// promised holds when processes are killed, not when the power fails.
 #[derive(Clone)]
-pub struct FolderCache(Arc<Inner>);
+pub struct FolderObjects(Arc<Inner>);
 
 struct Inner {
-    config: FolderConfig,
-    /// [`FolderConfig::path`] made absolute.
+    /// Absolute.
     root: PathBuf,
-    compressor: Compressor,
-    /// What the encoders may hold together, in MiB.
-    memory: u32,
-    /// What is left of it.
-    free_memory: Arc<Semaphore>,
-    /// One thread for each upload.
-    packers: Pool,
-    /// By the hashes of their NARs.
-    packed_ahead: Mutex<BTreeMap<NarHash, PackedAhead>>,
+    create: bool,
+    parallel: usize,
 }
 
-impl FolderCache {
-    /// Opens the cache. A folder without `nix-cache-info` is taken for a cache that says nothing
-    /// about itself, as Nix does.
+impl FolderObjects {
+    /// The folder at `path`, which must be there.
     ///
     /// # Errors
-    /// When there is no such folder and [`FolderConfig::create`] is off; when the cache is for
-    /// another store directory ([`Error::StoreDir`]); when there is no such compression or level.
-    pub async fn open(config: FolderConfig) -> Result<Self> {
-        blocking(move || Inner::open(config))
+    /// When it is not, or is not a folder.
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        Self::at(path.into(), false).await
+    }
+
+    /// The folder at `path`, which is made when it is first written to; until then, nothing is in
+    /// it.
+    ///
+    /// # Errors
+    /// When something else is there.
+    pub async fn open_or_create(path: impl Into<PathBuf>) -> Result<Self> {
+        Self::at(path.into(), true).await
+    }
+
+    async fn at(path: PathBuf, create: bool) -> Result<Self> {
+        blocking(move || Inner::open(&path, create))
             .await
-            .map(|inner| FolderCache(Arc::new(inner)))
+            .map(|inner| FolderObjects(Arc::new(inner)))
     }
 
-    /// The folder.
-    pub fn path(&self) -> &Path {
-        &self.0.root
-    }
-
-    /// What the cache says about itself.
-    pub async fn cache_info(&self) -> Result<CacheInfo> {
-        let inner = self.0.clone();
-        blocking(move || Ok(inner.info()?.unwrap_or_default())).await
-    }
-
-    /// Makes the folder and its `nix-cache-info`, unless they are there; true if the latter was
-    /// not. [`Store::add`] does this by itself.
-    pub async fn init(&self) -> Result<bool> {
-        let inner = self.0.clone();
-        blocking(move || inner.init()).await
-    }
-
-    /// The text of `nix-cache-info` as it is now; `None` if there is none.
-    pub async fn read_cache_info(&self) -> Result<Option<Vec<u8>>> {
-        let inner = self.0.clone();
-        blocking(move || {
-            let path = inner.root.join(CACHE_INFO);
-            files::read(&path, MAX_CACHE_INFO_BYTES).map_err(|e| reading(&path, e))
-        })
-        .await
-    }
-
-    /// Puts `text` in place of `nix-cache-info`, at once.
-    pub async fn write_cache_info(&self, text: Vec<u8>) -> Result<()> {
-        let inner = self.0.clone();
-        blocking(move || {
-            let path = inner.root.join(CACHE_INFO);
-            let doing = |e| Error::io(format!("writing {}", path.display()), e);
-            files::write(&path, &text).map_err(doing)
-        })
-        .await
-    }
-
-    /// Packs `nar` before it is known which path it will be, and returns that path: the one that
-    /// its content and `name` make, without references.
-    ///
-    /// Nobody sees anything of it until the path is added to this cache: then its NAR is not read
-    /// once more. What is not added is removed when the last clone of this is dropped.
-    ///
-    /// # Errors
-    /// When the NAR breaks off or is none, when it cannot be written, or when `method` and
-    /// `algorithm` do not go together.
-    pub async fn pack_ahead(
+    /// Runs `work` on a thread that may wait for the disk.
+    async fn run<T: Send + 'static>(
         &self,
-        name: &str,
-        (method, algorithm): (Method, Algorithm),
-        nar: NarStream,
-    ) -> Result<PathInfo> {
-        let hasher = ContentHasher::new(method, algorithm)?;
+        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let inner = self.0.clone();
-        inner.pack_ahead(name.to_owned(), hasher, nar).await
-    }
-
-    /// Whether there may be a path named `name`. A cache that has many paths is not searched: there
-    /// may be one.
-    pub async fn may_have_name(&self, name: &str) -> Result<bool> {
-        let (inner, name) = (self.0.clone(), name.to_owned());
-        blocking(move || inner.may_have_name(&name)).await
-    }
-
-    /// Everything that the cache has. Reads every narinfo.
-    ///
-    /// # Errors
-    /// A narinfo that cannot be read is an error: [`FolderCache::all_narinfos`] goes on.
-    pub async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
-        let all = self.all_narinfos().await?;
-        let paths = all.map(|(_, narinfo)| narinfo.map(|narinfo| narinfo.info.path));
-        paths.try_collect().await
-    }
-
-    /// The narinfo of everything that the cache has, in no order, each with the name of its file.
-    /// One that cannot be read does not end the others.
-    pub async fn all_narinfos(&self) -> Result<BoxStream<'_, (String, Result<NarInfo>)>> {
-        let inner = self.0.clone();
-        let parts = blocking(move || inner.parts()).await?;
-        let found = self.by_parts(futures::stream::iter(parts).boxed(), |part| *part);
-        let named = |(part, found): (HashPart, Result<Option<NarInfo>>)| async move {
-            // It may be gone since it was listed.
-            let found = found.transpose()?;
-            Some((layout::narinfo(&part), found))
-        };
-        Ok(found.filter_map(named).boxed())
-    }
-
-    /// The keys that sign what is added.
-    pub fn signing_keys(&self) -> &[Arc<SecretKey>] {
-        &self.0.config.sign
-    }
-
-    /// The narinfo of a path; `None` if it is absent.
-    ///
-    /// # Errors
-    /// A narinfo that cannot be read or parsed, or is about something else, is an error that names
-    /// the file, never an absence.
-    pub async fn narinfo(&self, path: &StorePath) -> Result<Option<NarInfo>> {
-        let (inner, path) = (self.0.clone(), path.clone());
-        blocking(move || inner.narinfo(&path)).await
+        blocking(move || work(&inner)).await
     }
 }
 
 #[async_trait]
-impl Store for FolderCache {
-    fn dir(&self) -> &StoreDir {
-        &self.0.config.store_dir
-    }
-
-    /// Reads the narinfo of each path.
-    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
-        Ok(self.0.present(paths.clone()).await?.into_keys().collect())
-    }
-
-    async fn present(
-        &self,
-        paths: &BTreeSet<StorePath>,
-    ) -> Result<BTreeMap<StorePath, Option<PathInfo>>> {
-        let present = self.0.present(paths.clone()).await?;
-        let some = |(path, info)| (path, Some(info));
-        Ok(present.into_iter().map(some).collect())
-    }
-
-    fn infos<'a>(
-        &'a self,
-        paths: BoxStream<'a, StorePath>,
-    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
-        let look = |paths: Vec<StorePath>| {
-            let inner = self.0.clone();
-            let look = move |path| inner.narinfo(&path).map(|n| (path, n.map(|n| n.info)));
-            blocking(move || Ok(paths.into_iter().map(look).collect::<Vec<_>>()))
-        };
-        let answers = |batch: Result<Vec<_>>| {
-            futures::stream::iter(batch.unwrap_or_else(|error| vec![Err(error)]))
-        };
-        // What is at hand goes to one thread; what comes meanwhile to the next.
-        let batches = paths.ready_chunks(BATCH).map(look);
-        batches
-            .buffer_unordered(self.0.config.jobs.get())
-            .flat_map(answers)
-            .boxed()
-    }
-
-    fn each_info<'a>(
-        &'a self,
-        paths: BoxStream<'a, StorePath>,
-    ) -> BoxStream<'a, (StorePath, Result<Option<PathInfo>>)> {
-        let info = |narinfo: Option<NarInfo>| narinfo.map(|narinfo| narinfo.info);
-        let answers = self.narinfos(paths);
-        answers
-            .map(move |(path, found)| (path, found.map(info)))
-            .boxed()
-    }
-
-    /// Ends with an error when more comes out than the NAR should have. Compares hash and size of the
-    /// packed file with the narinfo on the way: what differs is a warning, or with
-    /// `strict_file_hash` an error at the end of the stream.
-    async fn nar(&self, path: &StorePath) -> Result<NarStream> {
-        let (inner, path) = (self.0.clone(), path.clone());
-        blocking(move || nar::open(inner, path))
+impl Objects for FolderObjects {
+    async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
+        let name = name.to_owned();
+        self.run(move |inner| inner.read_present(&name, limit))
             .await
-            .map(nar::stream)
     }
 
-    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
-        let inner = self.0.clone();
-        blocking(move || inner.prepare()).await?;
-        let report = add::run(&self.0, items, options).await;
-        let inner = self.0.clone();
-        blocking(move || {
+    /// On one thread.
+    async fn read_each(&self, names: Vec<String>, limit: usize) -> Vec<Result<Option<Bytes>>> {
+        let count = names.len();
+        let read = self.run(move |inner| Ok(inner.read_each(&names, limit)));
+        read.await.unwrap_or_else(|error| each(&error, count))
+    }
+
+    async fn look(&self, name: &str) -> Result<Option<Look>> {
+        let name = name.to_owned();
+        self.run(move |inner| {
+            let file = inner.root.join(name);
+            let size = files::size(&file).map_err(|e| reading(&file, e))?;
+            let look = |size| Look { size: Some(size) };
+            Ok(size.map(look))
+        })
+        .await
+    }
+
+    async fn stream(&self, url: &str) -> Result<Option<ByteStream>> {
+        let Some(mut reader) = self.reader(url).await? else {
+            return Ok(None);
+        };
+        let place = self.place(url);
+        let stream = produce(move |send| {
+            loop {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                let read = reader.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
+                read.map_err(|e| reader.failure(&place, e))?;
+                if chunk.is_empty() || !send(chunk.into()) {
+                    return Ok(());
+                }
+            }
+        });
+        Ok(Some(stream))
+    }
+
+    async fn reader(&self, url: &str) -> Result<Option<Box<dyn ObjectReader>>> {
+        let name = layout::path_of_url(url);
+        let name = name.map_err(|e| Error::malformed(format!("a narinfo in {self}"), e))?;
+        let name = name.to_owned();
+        self.run(move |inner| {
+            let path = inner.root.join(name);
+            let file = files::open(&path).map_err(|e| reading(&path, e))?;
+            Ok(file.map(|file| Box::new(file) as Box<dyn ObjectReader>))
+        })
+        .await
+    }
+
+    async fn write(&self, name: &str, content: Bytes, _: &str, only_new: bool) -> Result<bool> {
+        let name = name.to_owned();
+        self.run(move |inner| {
+            if only_new && inner.root.join(&name).exists() {
+                return Ok(false);
+            }
+            inner.write(&name, &content).map(|()| true)
+        })
+        .await
+    }
+
+    /// On one thread.
+    async fn write_each(&self, objects: Vec<(String, Bytes)>) -> Vec<Result<()>> {
+        let count = objects.len();
+        let write = move |inner: &Inner| {
+            let write = |(name, content): &(String, Bytes)| inner.write(name, content);
+            Ok(objects.iter().map(write).collect())
+        };
+        let written = self.run(write).await;
+        written.unwrap_or_else(|error| each(&error, count))
+    }
+
+    async fn upload(&self, upload: Upload<'_>) -> Result<()> {
+        let (name, sent) = (upload.name.to_owned(), upload.sent);
+        let body = BlockingNar::new(upload.body);
+        self.run(move |inner| inner.upload(&name, body, &*sent))
+            .await
+    }
+
+    async fn remove(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.run(move |inner| {
+            let file = inner.root.join(name);
+            match fs::remove_file(&file) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(writing(&file, e)),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    fn list(&self, folder: &str) -> BoxStream<'_, Result<String>> {
+        let folder = folder.to_owned();
+        let names = async move {
+            match self.run(move |inner| inner.names(&folder)).await {
+                Ok(names) => names.into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(error)],
+            }
+        };
+        stream::once(names).flat_map(stream::iter).boxed()
+    }
+
+    fn staging(&self) -> Option<Arc<dyn Staging>> {
+        Some(self.0.clone())
+    }
+
+    /// Another process waits, too.
+    async fn lock(&self, name: &str) -> Result<Box<dyn Send + Sync>> {
+        let name = name.to_owned();
+        self.run(move |inner| {
+            let file = inner.root.join(name);
+            let locked = files::lock(&file).map_err(|e| reading(&file, e))?;
+            Ok(Box::new(locked) as Box<dyn Send + Sync>)
+        })
+        .await
+    }
+
+    async fn prepare(&self) -> Result<()> {
+        self.run(Inner::prepare).await
+    }
+
+    async fn sweep(&self) {
+        let sweep = |inner: &Inner| {
             inner.sweep();
             Ok(())
-        })
-        .await?;
-        report
+        };
+        // Whatever stays is removed by the next writer.
+        let _ = self.run(sweep).await;
     }
 
-    async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
-        let (inner, part) = (self.0.clone(), *part);
-        let found = blocking(move || inner.narinfo_of_part(&part)).await?;
-        Ok(found.map(|narinfo| narinfo.info.path))
+    fn parallel(&self) -> usize {
+        self.0.parallel
     }
-}
 
-#[async_trait]
-impl AddSignatures for FolderCache {
-    /// Fields of the narinfo that are unknown here are kept.
-    async fn add_signatures(
-        &self,
-        path: &StorePath,
-        signatures: &BTreeSet<Signature>,
-    ) -> Result<()> {
-        let (inner, path, signatures) = (self.0.clone(), path.clone(), signatures.clone());
-        blocking(move || inner.add_signatures(&path, signatures)).await
+    fn batch(&self) -> usize {
+        BATCH
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        Some(&self.0.root)
+    }
+
+    fn place(&self, name: &str) -> String {
+        self.0.root.join(name).display().to_string()
     }
 }
 
-/// The canonical URI.
-impl fmt::Display for FolderCache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+impl ObjectReader for File {
+    fn size(&self) -> Option<u64> {
+        self.metadata().ok().map(|meta| meta.len())
     }
 }
 
-impl fmt::Debug for FolderCache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("FolderCache").field(&self.0.config).finish()
+impl Staging for Inner {
+    fn begin(&self, folder: &str) -> io::Result<Box<dyn StagedObject>> {
+        let temporary = files::Temporary::new(&self.root.join(folder))?;
+        Ok(Box::new(StagedFile {
+            temporary,
+            root: self.root.clone(),
+        }))
     }
 }
 
-impl fmt::Display for Inner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.root.to_string_lossy();
-        write!(f, "file://{}", utf8_percent_encode(&path, NOT_IN_URLS))
+/// A file that has no name yet.
+struct StagedFile {
+    temporary: files::Temporary,
+    root: PathBuf,
+}
+
+impl Write for StagedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.temporary.file().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl StagedObject for StagedFile {
+    fn publish(mut self: Box<Self>, name: &str, replace: bool) -> io::Result<()> {
+        let file = self.root.join(name);
+        let size = self.temporary.file().metadata()?.len();
+        if !replace && files::size(&file)? == Some(size) {
+            return Ok(());
+        }
+        self.temporary.rename(&file)
     }
 }
 
 impl Inner {
-    fn open(mut config: FolderConfig) -> Result<Self> {
-        config.jobs = config.jobs.min(trees_at_once());
-        let doing = || format!("opening the binary cache in {}", config.path.display());
-        let root = std::path::absolute(&config.path).map_err(|e| Error::io(doing(), e))?;
-        let root = root.components().collect();
-        let compressor = Compressor::new(config.compression, config.level, config.jobs)
-            .map_err(|e| Error::invalid(e.to_string()))?;
+    fn open(path: &Path, create: bool) -> Result<Self> {
+        let doing = || format!("opening the binary cache in {}", path.display());
+        let root = std::path::absolute(path).map_err(|e| Error::io(doing(), e))?;
+        let root: PathBuf = root.components().collect();
         match fs::metadata(&root) {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => return Err(Error::io(doing(), io::ErrorKind::NotADirectory)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && config.create => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound && create => {}
             Err(e) => return Err(Error::io(doing(), e)),
         }
-        let memory = (compressor.memory_of_all() / MIB) as u32;
-        let inner = Inner {
-            packers: Pool::new(config.jobs.get()),
-            packed_ahead: Mutex::default(),
-            config,
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Inner {
             root,
-            compressor,
-            memory,
-            free_memory: Arc::new(Semaphore::new(memory as usize)),
-        };
-        inner.check_info()?;
-        Ok(inner)
+            create,
+            parallel: cores.min(MOST_THREADS).min(trees_at_once().get()),
+        })
     }
 
-    fn info(&self) -> Result<Option<CacheInfo>> {
-        let path = self.root.join(CACHE_INFO);
-        let text = files::read(&path, MAX_CACHE_INFO_BYTES).map_err(|e| reading(&path, e))?;
-        let parse = |text| {
-            CacheInfo::parse(text).map_err(|e| Error::malformed(path.display().to_string(), e))
-        };
-        text.map(parse).transpose()
+    fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
+        let file = self.root.join(name);
+        let content = files::read(&file, limit).map_err(|e| reading(&file, e))?;
+        Ok(content.map(Bytes::from))
     }
 
-    /// Whether the cache says anything about itself; an error if it is for another store.
-    fn check_info(&self) -> Result<bool> {
-        let info = self.info()?;
-        match info.as_ref().and_then(|info| info.store_dir.as_deref()) {
-            Some(theirs) if theirs != self.config.store_dir.as_str() => Err(Error::StoreDir {
-                store: self.to_string(),
-                theirs: theirs.to_owned(),
-                ours: self.config.store_dir.clone(),
-            }),
-            _ => Ok(info.is_some()),
+    /// A file is absent only where there is a folder in which it is not.
+    fn read_present(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
+        let content = self.read(name, limit)?;
+        if content.is_none() {
+            self.check_root()?;
+        }
+        Ok(content)
+    }
+
+    fn read_each(&self, names: &[String], limit: usize) -> Vec<Result<Option<Bytes>>> {
+        let read = |name: &String| self.read(name, limit);
+        let mut contents: Vec<_> = names.iter().map(read).collect();
+        let absent = |content: &Result<Option<Bytes>>| matches!(content, Ok(None));
+        if contents.iter().any(absent) && self.check_root().is_err() {
+            for content in contents.iter_mut().filter(|content| absent(content)) {
+                *content = self.check_root().map(|()| None);
+            }
+        }
+        contents
+    }
+
+    /// That there is a folder, if it is not still to be made.
+    fn check_root(&self) -> Result<()> {
+        match fs::metadata(&self.root) {
+            Err(e) if !self.may_be_made(&e) => Err(reading(&self.root, e)),
+            _ => Ok(()),
         }
     }
 
-    fn init(&self) -> Result<bool> {
-        let making = |e| {
-            Error::io(
-                format!("making the binary cache {}", self.root.display()),
-                e,
-            )
+    fn may_be_made(&self, error: &io::Error) -> bool {
+        self.create && error.kind() == io::ErrorKind::NotFound
+    }
+
+    /// Puts a file there, at once.
+    fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        self.put(name, |file| file.write_all(content).map_err(Into::into))
+    }
+
+    /// Puts a file there when all of `body` has come, at once.
+    fn upload(&self, name: &str, body: BlockingNar, sent: &dyn Fn(u64)) -> Result<()> {
+        self.put(name, |file| {
+            let mut size = 0;
+            for chunk in body {
+                let chunk = chunk?;
+                file.write_all(&chunk)?;
+                size += chunk.len() as u64;
+                sent(size);
+            }
+            Ok(())
+        })
+    }
+
+    fn put(&self, name: &str, fill: impl FnOnce(&mut File) -> Result<(), Unwritten>) -> Result<()> {
+        let path = self.root.join(name);
+        let folder = path.parent().unwrap_or(&self.root);
+        let put = || {
+            if folder != self.root {
+                self.make_folders(folder)?;
+            }
+            let mut temporary = files::Temporary::new(folder)?;
+            fill(temporary.file())?;
+            Ok(temporary.rename(&path)?)
         };
-        if self.config.create {
+        let put = put().map_err(|unwritten| match unwritten {
+            Unwritten::Io(error) => writing(&path, error),
+            Unwritten::Source(error) => error,
+        });
+        // Nobody else removes what killed writers left there.
+        if !is_swept(name) {
+            files::sweep(folder);
+        }
+        put
+    }
+
+    /// Makes `folder` and those above it, as far as the cache's own, which is made by
+    /// [`Inner::prepare`].
+    fn make_folders(&self, folder: &Path) -> io::Result<()> {
+        match files::make_folder(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match folder.parent().filter(|parent| *parent != self.root) {
+                    Some(parent) => self.make_folders(parent)?,
+                    None => return Err(error),
+                }
+                files::make_folder(folder)
+            }
+            made => made,
+        }
+    }
+
+    fn names(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.root.join(folder);
+        let broken = |e| reading(&path, e);
+        let entries = match fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return self.check_root().map(|()| Vec::new());
+            }
+            entries => entries.map_err(broken)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(broken)?;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            // No object of a cache has a name that is not UTF-8.
+            let name = entry.file_name().into_string();
+            names.extend(name.map(|name| match folder {
+                "" => name,
+                folder => format!("{folder}/{name}"),
+            }));
+        }
+        Ok(names)
+    }
+
+    fn prepare(&self) -> Result<()> {
+        let making = |e| {
+            let what = format!("making the binary cache {}", self.root.display());
+            Error::io(what, e)
+        };
+        if self.create {
             fs::create_dir_all(&self.root).map_err(making)?;
         }
         files::make_folder(&self.root.join(NAR_FOLDER)).map_err(making)?;
-        // Again, because another process may have made it since it was opened.
-        if self.check_info()? {
-            return Ok(false);
-        }
-        let FolderConfig {
-            store_dir,
-            want_mass_query,
-            priority,
-            ..
-        } = &self.config;
-        let info = layout::cache_info(store_dir, *want_mass_query, *priority);
-        files::write(&self.root.join(CACHE_INFO), info.print().as_bytes()).map_err(making)?;
-        Ok(true)
-    }
-
-    /// Before something is added.
-    fn prepare(&self) -> Result<()> {
-        self.init()?;
         self.sweep();
         Ok(())
     }
 
     fn sweep(&self) {
-        files::sweep(&self.root);
-        files::sweep(&self.root.join(NAR_FOLDER));
-        files::sweep(&self.root.join(layout::DEBUG_FOLDER));
-    }
-
-    /// What is there of `paths`, with the narinfo of each. A broken one counts as absent.
-    async fn present(
-        self: &Arc<Self>,
-        paths: BTreeSet<StorePath>,
-    ) -> Result<BTreeMap<StorePath, PathInfo>> {
-        let inner = self.clone();
-        if !blocking(move || inner.is_there()).await? {
-            return Ok(BTreeMap::new());
-        }
-        let paths: Vec<_> = paths.into_iter().collect();
-        let batches: Vec<_> = paths.chunks(PRESENT_BATCH).map(<[_]>::to_vec).collect();
-        let look = |batch: Vec<StorePath>| {
-            let inner = self.clone();
-            blocking(move || {
-                let infos = batch.into_iter().map(|path| inner.present_info(path));
-                infos
-                    .filter_map(Result::transpose)
-                    .collect::<Result<Vec<_>>>()
-            })
-        };
-        let infos = futures::stream::iter(batches).map(look);
-        let mut infos = infos.buffer_unordered(self.config.jobs.get());
-        let mut present = BTreeMap::new();
-        while let Some(infos) = infos.try_next().await? {
-            present.extend(infos.into_iter().map(|info| (info.path.clone(), info)));
-        }
-        Ok(present)
-    }
-
-    /// Whether there is a folder; one that is still to be made has nothing in it.
-    fn is_there(&self) -> Result<bool> {
-        match fs::read_dir(&self.root) {
-            Ok(_) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && self.config.create => Ok(false),
-            Err(e) => Err(reading(&self.root, e)),
+        for folder in SWEPT {
+            files::sweep(&self.root.join(folder));
         }
     }
+}
 
-    fn present_info(&self, path: StorePath) -> Result<Option<PathInfo>> {
-        match self.narinfo(&path) {
-            Ok(found) => Ok(found.map(|narinfo| narinfo.info)),
-            Err(error @ Error::Malformed { .. }) => {
-                self.config.warnings.tell(|| CacheWarning::BrokenNarInfo {
-                    path,
-                    store: self.to_string(),
-                    error,
-                });
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
+/// Whether what is left beside `name` is removed before and after each push.
+fn is_swept(name: &str) -> bool {
+    let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+    SWEPT.contains(&folder)
+}
 
-    /// As Nix, a narinfo with the same hash part and another name is no answer.
-    fn narinfo(&self, path: &StorePath) -> Result<Option<NarInfo>> {
-        let found = self.narinfo_of_part(&path.to_hash_part())?;
-        Ok(found.filter(|narinfo| narinfo.info.path == *path))
-    }
+/// Why a file was not written.
+enum Unwritten {
+    /// The disk did not take it.
+    Io(io::Error),
+    /// Its content did not come.
+    Source(Error),
+}
 
-    fn narinfo_of_part(&self, part: &HashPart) -> Result<Option<NarInfo>> {
-        let file = self.root.join(layout::narinfo(part));
-        let text = files::read(&file, MAX_NARINFO_BYTES).map_err(|e| reading(&file, e))?;
-        text.map(|text| self.parse(&file, part, &text)).transpose()
+impl From<io::Error> for Unwritten {
+    fn from(error: io::Error) -> Self {
+        Unwritten::Io(error)
     }
+}
 
-    fn parse(&self, file: &Path, part: &HashPart, text: &[u8]) -> Result<NarInfo> {
-        let malformed = |e| Error::malformed(file.display().to_string(), e);
-        let narinfo = NarInfo::parse(&self.config.store_dir, text).map_err(malformed)?;
-        narinfo.expect(part).map_err(malformed)?;
-        Ok(narinfo)
+impl From<Error> for Unwritten {
+    fn from(error: Error) -> Self {
+        Unwritten::Source(error)
     }
+}
 
-    fn may_have_name(&self, name: &str) -> Result<bool> {
-        let entries = match fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(reading(&self.root, e)),
-        };
-        let mut parts = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|e| reading(&self.root, e))?.file_name();
-            parts.extend(entry.to_str().and_then(layout::part_of_narinfo));
-            if parts.len() > MOST_SEARCHED {
-                return Ok(true);
-            }
-        }
-        // One that cannot be read may be it.
-        let may_be = |part| match self.narinfo_of_part(&part) {
-            Ok(narinfo) => narinfo.is_some_and(|narinfo| narinfo.info.path.name() == name),
-            Err(_) => true,
-        };
-        Ok(parts.into_iter().any(may_be))
+/// The canonical URI.
+impl fmt::Display for FolderObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.0.root.to_string_lossy();
+        write!(f, "file://{}", utf8_percent_encode(&path, NOT_IN_URLS))
     }
+}
 
-    fn packed_ahead(&self) -> MutexGuard<'_, BTreeMap<NarHash, PackedAhead>> {
-        let ahead = self.packed_ahead.lock();
-        ahead.unwrap_or_else(PoisonError::into_inner)
+impl fmt::Debug for FolderObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FolderObjects").field(&self.0.root).finish()
     }
+}
 
-    /// The hash parts of all narinfos.
-    fn parts(&self) -> Result<Vec<HashPart>> {
-        if !self.is_there()? {
-            return Ok(Vec::new());
-        }
-        let entries = fs::read_dir(&self.root).map_err(|e| reading(&self.root, e))?;
-        let part = |entry: io::Result<fs::DirEntry>| match entry {
-            Ok(entry) => entry
-                .file_name()
-                .to_str()
-                .and_then(layout::part_of_narinfo)
-                .map(Ok),
-            Err(error) => Some(Err(reading(&self.root, error))),
-        };
-        entries.filter_map(part).collect()
-    }
-
-    fn add_signatures(&self, path: &StorePath, signatures: BTreeSet<Signature>) -> Result<()> {
-        let part = path.to_hash_part();
-        let file = self.root.join(layout::narinfo(&part));
-        let not_found = || Error::NotFound {
-            path: path.clone(),
-            store: self.to_string(),
-        };
-        // Until it is dropped, nobody else adds signatures to this path.
-        let locked = files::lock(&file)
-            .map_err(|e| reading(&file, e))?
-            .ok_or_else(not_found)?;
-        let text = files::read_open(&locked, MAX_NARINFO_BYTES).map_err(|e| reading(&file, e))?;
-        let mut narinfo = self.parse(&file, &part, &text)?;
-        if narinfo.info.path != *path {
-            return Err(not_found());
-        }
-        let before = narinfo.info.signatures.len();
-        narinfo.info.signatures.extend(signatures);
-        if narinfo.info.signatures.len() == before {
-            return Ok(());
-        }
-        let text = layout::narinfo_text(&narinfo, &self.config.store_dir);
-        files::write(&file, text.as_bytes()).map_err(|e| writing(&file, e))
-    }
+/// The same for each of `count` objects: no thread could be had.
+fn each<T>(error: &Error, count: usize) -> Vec<Result<T>> {
+    let line = error.to_line();
+    let failed = |_| Err(Error::io(line.clone(), io::Error::other("no thread")));
+    (0..count).map(failed).collect()
 }
 
 fn reading(path: &Path, error: impl Into<io::Error>) -> Error {
@@ -598,15 +482,17 @@ fn writing(path: &Path, error: impl Into<io::Error>) -> Error {
     Error::io(format!("writing {}", path.display()), error)
 }
 
-/// Narinfos that one thread reads before it answers.
-const BATCH: usize = 64;
+/// Small files that one thread reads or writes before it answers.
+const BATCH: usize = 128;
 
-/// Narinfos that are read to find a name.
-const MOST_SEARCHED: usize = 2000;
-/// The same, where all are wanted and none is waited for.
-const PRESENT_BATCH: usize = 256;
+/// Threads that read at once.
+const MOST_THREADS: usize = 8;
 
-const MIB: u64 = 1 << 20;
+/// The folders into which much is written.
+const SWEPT: [&str; 3] = ["", NAR_FOLDER, DEBUG_FOLDER];
+
+/// In bytes.
+const CHUNK: usize = 64 << 10;
 
 const NOT_IN_URLS: &AsciiSet = &CONTROLS
     .add(b' ')

@@ -460,7 +460,7 @@ impl Objects for HttpObjects {
         result.map_err(|failure| self.0.failed("removing", &request.url, failure))
     }
 
-    fn list(&self, _prefix: &str) -> BoxStream<'_, Result<String>> {
+    fn list(&self, _folder: &str) -> BoxStream<'_, Result<String>> {
         let error = Error::Unsupported {
             store: self.to_string(),
             what: "cannot list what it holds".to_owned(),

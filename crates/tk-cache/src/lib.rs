@@ -2,8 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`FolderCache`] | a cache in a folder (`file://`), which Nix reads and writes too |
-//! | [`RemoteCache`] | a cache far away, over anything that has named [`objects`]: `http` (feature `http`), `bucket` (S3, Google, Azure; feature `bucket`) |
+//! | [`BinaryCache`] | a cache over anything that has named [`objects`]: [`FolderObjects`] (`file://`), `http` (feature `http`), `bucket` (S3, Google, Azure; feature `bucket`) |
 //! | [`checker::Checker`] | which caches have which paths, or whole closures: all asked at once |
 //! | [`compress`] | encoders and decoders of packed NARs, each behind a feature of its name |
 //! | [`journal`] | what a push has sent, so that a killed one goes on where it stood |
@@ -11,16 +10,16 @@
 //! | [`layout`] | the names of what is in a cache |
 //! | [`observer`] | who hears of each request and retry |
 //!
-//! Both kinds of caches are a [`Store`](tk_store::Store), so that [`tk_store::copy`] pushes to them and pulls from them.
+//! A cache is a [`Store`](tk_store::Store), so that [`tk_store::copy`] pushes to it and pulls from it.
 //! With `default-features = false, features = ["http"]` a program checks caches without SQLite and
 //! compression libraries.
 //!
 //! ```no_run
 //! use futures::{StreamExt, stream};
 //! use std::sync::Arc;
-//! use tk_cache::{FolderCache, FolderConfig, checker::Checker};
+//! use tk_cache::{BinaryCache, BinaryCacheConfig, checker::Checker};
 //! # async fn example(path: tk_path::StorePath) -> tk_store::Result<()> {
-//! let cache = FolderCache::open(FolderConfig::new("/srv/cache")).await?;
+//! let cache = BinaryCache::open_folder("/srv/cache", BinaryCacheConfig::default()).await?;
 //! let checker = Checker::new(vec![Arc::new(cache)]).closure(true);
 //! let mut answers = checker.check(stream::iter([path]));
 //! while let Some(checked) = answers.next().await {
@@ -34,7 +33,7 @@
 //! it, signatures where [`SigCheck`](tk_store::SigCheck) or a policy demands them. Nothing that a server claims is
 //! allocated ahead. "Absent" is only what a cache said in so many words; that it could not be asked is an error.
 
-mod add;
+mod binary_cache;
 #[cfg(feature = "bucket")]
 pub mod bucket;
 pub mod checker;
@@ -54,14 +53,13 @@ pub mod observer;
 mod pack;
 mod pool;
 mod realisations;
-pub mod remote;
 #[cfg(feature = "http")]
 mod sentence;
 mod unpack;
 mod warning;
 
-pub use folder::{FolderCache, FolderConfig};
-pub use remote::{RemoteCache, RemoteConfig};
+pub use binary_cache::{BinaryCache, BinaryCacheConfig};
+pub use folder::FolderObjects;
 pub use warning::{CacheWarning, CacheWarnings};
 
 use tk_store::Error;

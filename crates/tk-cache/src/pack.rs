@@ -1,6 +1,6 @@
 //! One NAR on its way into a cache: read, checked, packed, hashed and counted in one pass.
 
-use crate::{CacheWarning, add::Failure, compress::Compressor, debug_info, layout};
+use crate::{CacheWarning, binary_cache::add::Failure, compress::Compressor, debug_info, layout};
 use std::{
     fmt::Display,
     io::{self, Write},

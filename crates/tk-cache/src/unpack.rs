@@ -1,6 +1,6 @@
 //! NARs as they come out of a cache: unpacked, and checked against their narinfo.
 
-use crate::{CacheWarning, CacheWarnings, compress::nar_decoder};
+use crate::{CacheWarning, CacheWarnings, compress::nar_decoder, objects::ObjectReader};
 use bytes::Bytes;
 use std::{
     io::{self, BufReader, Read},
@@ -12,9 +12,9 @@ use tk_path::{Hash, Hasher};
 use tk_store::{Error, Result};
 
 /// A packed NAR, to be read on a blocking thread.
-pub(crate) struct Packed<S> {
+pub(crate) struct Packed {
     /// Its bytes.
-    pub(crate) source: S,
+    pub(crate) source: Box<dyn ObjectReader>,
     /// Where they come from, for errors: a file, a URL.
     pub(crate) name: String,
     /// What they should be.
@@ -27,27 +27,26 @@ pub(crate) struct Packed<S> {
     pub(crate) warnings: CacheWarnings,
 }
 
-/// Where the bytes of a packed NAR come from.
-pub(crate) trait Source: Read + Send {
-    /// What made reading fail, after it did.
-    fn failure(&mut self, name: &str, error: io::Error) -> Error;
-}
-
-impl<S: Source> Packed<S> {
+impl Packed {
     /// Sends the NAR, in chunks. Compares the hash and the size of the packed file, and checks that
     /// not more comes out than the NAR should have.
     pub(crate) fn unpack(mut self, send: &mut dyn FnMut(Bytes) -> bool) -> Result<()> {
+        let check = Check {
+            name: &self.name,
+            narinfo: &self.narinfo,
+            store: &self.store,
+        };
+        if let Some(size) = self.source.size()
+            && self.strict
+        {
+            check.size(size)?;
+        }
         let hash = self.narinfo.file_hash;
         let mut hashed = Hashed {
             hasher: hash.map(|hash| Hasher::new(hash.algorithm())),
             source: &mut self.source,
             size: 0,
             failed: None,
-        };
-        let check = Check {
-            name: &self.name,
-            narinfo: &self.narinfo,
-            store: &self.store,
         };
         let result = check.pump(&mut hashed, send);
         let (hasher, size, failed) = (hashed.hasher, hashed.size, hashed.failed);
@@ -68,10 +67,10 @@ impl<S: Source> Packed<S> {
 }
 
 /// What the narinfo of a NAR says, while it is unpacked.
-pub(crate) struct Check<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) narinfo: &'a NarInfo,
-    pub(crate) store: &'a str,
+struct Check<'a> {
+    name: &'a str,
+    narinfo: &'a NarInfo,
+    store: &'a str,
 }
 
 impl Check<'_> {
@@ -131,7 +130,7 @@ impl Check<'_> {
     }
 
     /// Whether the packed file may have `actual` bytes.
-    pub(crate) fn size(&self, actual: u64) -> Result<()> {
+    fn size(&self, actual: u64) -> Result<()> {
         match self.narinfo.file_size {
             Some(size) if size != actual && size != 0 => {
                 let (size, actual) = (format!("{size} bytes"), format!("{actual} bytes"));

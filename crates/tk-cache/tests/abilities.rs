@@ -6,7 +6,7 @@ use futures::TryStreamExt;
 use std::{cell::Cell, collections::BTreeMap, fs, io::Write, num::NonZeroUsize, path::Path};
 use support::{add, config, item, nar_of, open};
 use tempfile::TempDir;
-use tk_cache::{FolderCache, compress::Compressor};
+use tk_cache::{BinaryCache, compress::Compressor};
 use tk_narinfo::{
     Compression, PathInfo, Signature,
     realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy},
@@ -178,7 +178,7 @@ async fn outputs_of_derivations() {
     }
 }
 
-async fn cache(folder: &Path) -> FolderCache {
+async fn cache(folder: &Path) -> BinaryCache {
     open(config(folder)).await
 }
 
@@ -202,7 +202,7 @@ fn pack(compression: Compression, text: &[u8]) -> Vec<u8> {
     packed
 }
 
-async fn log(cache: &FolderCache) -> Result<Vec<u8>, Error> {
+async fn log(cache: &BinaryCache) -> Result<Vec<u8>, Error> {
     let log = cache.build_log(&drv()).await?.expect("a log");
     let chunks: Vec<_> = log.try_collect().await?;
     Ok(chunks.concat())

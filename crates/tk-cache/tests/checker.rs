@@ -18,7 +18,7 @@ use std::{
 use support::{add, chain, config, item, open, sample};
 use tempfile::TempDir;
 use tk_cache::{
-    FolderCache,
+    BinaryCache,
     checker::{Answer, Checked, Checker, StoreInfos, Summary, Trust, UnreachableCache},
     layout,
     objects::NarInfos,
@@ -540,7 +540,7 @@ async fn signatures_are_judged_for_each_cache() {
     assert!(!found[&plain.path].is_trusted() && found[&plain.path].is_present());
 }
 
-async fn folder(place: &TempDir, name: &str, items: &[&(PathInfo, bytes::Bytes)]) -> FolderCache {
+async fn folder(place: &TempDir, name: &str, items: &[&(PathInfo, bytes::Bytes)]) -> BinaryCache {
     let mut config = config(&place.path().join(name));
     config.require_references = false;
     let cache = open(config).await;

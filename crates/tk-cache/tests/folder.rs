@@ -12,9 +12,11 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
-use support::{add, assert_invariant, chain, config, item, nar_of, open, sample, tree};
+use support::{
+    FolderConfig, add, assert_invariant, chain, config, item, nar_of, open, sample, tree,
+};
 use tempfile::TempDir;
-use tk_cache::{CacheWarnings, FolderCache, FolderConfig, layout};
+use tk_cache::{BinaryCache, CacheWarnings, layout};
 use tk_narinfo::{Compression, NarInfo, SecretKey};
 use tk_path::{HashPart, StoreDir, StorePath};
 use tk_store::{AddSignatures, Error, SigCheck, Store, StoreExt, conformance, verify};
@@ -118,7 +120,7 @@ async fn what_the_cache_says_of_itself() {
     // Another store directory is refused, when opened and when it comes later.
     let other = StoreDir::new("/gnu/store").unwrap();
     asked.store_dir = other.clone();
-    let error = FolderCache::open(asked.clone()).await.unwrap_err();
+    let error = asked.clone().open().await.unwrap_err();
     assert!(matches!(error, Error::StoreDir { .. }), "{error:?}");
     assert!(
         error
@@ -144,7 +146,7 @@ async fn what_the_cache_says_of_itself() {
         "StoreDir: /nix/store\nPriority: x\n",
     )
     .unwrap();
-    let error = FolderCache::open(asked).await.unwrap_err();
+    let error = asked.open().await.unwrap_err();
     assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
 }
 
@@ -152,24 +154,22 @@ async fn what_the_cache_says_of_itself() {
 async fn folders_that_are_no_cache() {
     let folder = TempDir::new().unwrap();
     let missing = FolderConfig::new(folder.path().join("missing"));
-    let error = FolderCache::open(missing).await.unwrap_err().to_line();
+    let error = missing.open().await.unwrap_err().to_line();
     assert!(
         error.contains("missing") && error.contains("No such file"),
         "{error}"
     );
     fs::write(folder.path().join("file"), "").unwrap();
     let file = FolderConfig::new(folder.path().join("file"));
-    let error = FolderCache::open(file).await.unwrap_err().to_line();
+    let error = file.open().await.unwrap_err().to_line();
     assert!(error.contains("not a directory"), "{error}");
     // Any folder will do for reading, as in Nix.
-    let empty = FolderCache::open(FolderConfig::new(folder.path()))
-        .await
-        .unwrap();
+    let empty = FolderConfig::new(folder.path()).open().await.unwrap();
     assert!(empty.all_paths().await.unwrap().is_empty());
 
     let mut wrong = config(folder.path());
     wrong.level = Some(99);
-    let error = FolderCache::open(wrong).await.unwrap_err().to_string();
+    let error = wrong.open().await.unwrap_err().to_string();
     assert!(
         error.contains("zstd has no compression level 99; choose -7 to 22"),
         "{error}"
@@ -177,7 +177,7 @@ async fn folders_that_are_no_cache() {
     let mut wrong = config(folder.path());
     wrong.compression = Compression::Lz4;
     wrong.level = None;
-    let error = FolderCache::open(wrong).await.unwrap_err().to_string();
+    let error = wrong.open().await.unwrap_err().to_string();
     assert!(
         error.contains("compression lz4 is not supported"),
         "{error}"
@@ -351,7 +351,7 @@ async fn live_writers_are_left_alone() {
 /// A cache with one path, and ways to damage it.
 struct Victim {
     folder: TempDir,
-    cache: FolderCache,
+    cache: BinaryCache,
     path: StorePath,
 }
 
@@ -770,5 +770,5 @@ async fn a_folder_without_permission_is_named() {
         .to_line();
     assert!(error.contains(folder.path().to_str().unwrap()), "{error}");
     assert_eq!(tree(folder.path()), BTreeSet::from(["nar".into()]));
-    let _: &Path = cache.path();
+    let _: Option<&Path> = cache.folder();
 }

@@ -17,7 +17,7 @@ use std::{
 use support::{chain, item, sample};
 use tempfile::TempDir;
 use tk_cache::{
-    CacheWarnings, RemoteCache, RemoteConfig, layout,
+    BinaryCache, BinaryCacheConfig, CacheWarnings, layout,
     objects::{Known, Look, NarInfoCache, NarInfos, Objects, Upload},
     observer::NetworkObserver,
 };
@@ -182,12 +182,11 @@ impl Objects for Memory {
         Ok(())
     }
 
-    fn list(&self, prefix: &str) -> BoxStream<'_, Result<String>> {
+    fn list(&self, folder: &str) -> BoxStream<'_, Result<String>> {
         let names = self.state().objects.keys().cloned().collect::<Vec<_>>();
-        let prefix = prefix.to_owned();
-        let names = names
-            .into_iter()
-            .filter(move |name| name.starts_with(&prefix));
+        let folder = folder.to_owned();
+        let within = move |name: &String| name.rsplit_once('/').map_or("", |(f, _)| f) == folder;
+        let names = names.into_iter().filter(within);
         stream::iter(names.map(Ok)).boxed()
     }
 
@@ -196,20 +195,20 @@ impl Objects for Memory {
     }
 }
 
-fn config() -> RemoteConfig {
-    RemoteConfig {
+fn config() -> BinaryCacheConfig {
+    BinaryCacheConfig {
         compression: Compression::Zstd,
         level: Some(1),
         create: true,
-        ..RemoteConfig::default()
+        ..BinaryCacheConfig::default()
     }
 }
 
-async fn open(objects: &Arc<Memory>, config: RemoteConfig) -> RemoteCache {
-    RemoteCache::open(objects.clone(), config).await.unwrap()
+async fn open(objects: &Arc<Memory>, config: BinaryCacheConfig) -> BinaryCache {
+    BinaryCache::open(objects.clone(), config).await.unwrap()
 }
 
-async fn add(cache: &RemoteCache, items: Vec<Result<AddItem>>) -> AddReport {
+async fn add(cache: &BinaryCache, items: Vec<Result<AddItem>>) -> AddReport {
     let items = stream::iter(items).boxed();
     cache.add(items, &SigCheck::Skip.into()).await.unwrap()
 }
@@ -362,12 +361,15 @@ async fn a_place_without_cache_info_is_no_cache() {
     let objects = Memory::new();
     let mut config = config();
     config.create = false;
-    let error = RemoteCache::open(objects.clone(), config.clone())
+    let error = BinaryCache::open(objects.clone(), config.clone())
         .await
         .unwrap_err();
-    assert!(error.to_string().contains("is no binary cache"), "{error}");
+    assert!(
+        error.to_string().contains("is not a binary cache"),
+        "{error}"
+    );
     objects.break_at("get", "nix-cache-info");
-    let error = RemoteCache::open(objects.clone(), config.clone())
+    let error = BinaryCache::open(objects.clone(), config.clone())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error}");
@@ -375,7 +377,7 @@ async fn a_place_without_cache_info_is_no_cache() {
     objects
         .put("nix-cache-info", "StoreDir: /other\n".into())
         .unwrap();
-    let error = RemoteCache::open(objects, config).await.unwrap_err();
+    let error = BinaryCache::open(objects, config).await.unwrap_err();
     assert!(matches!(error, Error::StoreDir { .. }), "{error}");
 }
 
@@ -551,7 +553,7 @@ async fn a_path_that_was_rebuilt_is_asked_for_again() {
         assert_eq!(new.path, old.path);
         let other = open(
             &objects,
-            RemoteConfig {
+            BinaryCacheConfig {
                 compression: Compression::None,
                 ..self::config()
             },

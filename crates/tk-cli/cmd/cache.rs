@@ -7,7 +7,7 @@ use crate::{
 use anyhow::{Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
-use tk_nix::{CacheConfig, CacheStore, configure, nix_conf};
+use tk_nix::{CacheConfig, configure, nix_conf};
 use tk_store::StoreReference;
 
 /// Look after binary caches
@@ -122,8 +122,7 @@ impl Use {
             ..Wish::default()
         };
         let cache = match open(cx, &uri, &wish).await? {
-            Opened::Cache(cache) => CacheStore::Folder(cache),
-            Opened::Remote(cache) => CacheStore::Remote(cache),
+            Opened::Cache(cache) => cache,
             other => bail!("{} is no binary cache but a store", other.store()),
         };
         let done = configure(&cache, &conf, &config).await?;

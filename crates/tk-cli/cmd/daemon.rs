@@ -202,7 +202,7 @@ fn raise_descriptors() {
 /// The socket is as private as the store: open to all if everybody can read that on this machine anyhow.
 fn default_mode(store: &Opened) -> u32 {
     let folder = match store {
-        Opened::Cache(cache) => Some(cache.path()),
+        Opened::Cache(cache) => cache.folder(),
         other => other.real_dir(),
     };
     if folder.is_some_and(everybody_can_read) {

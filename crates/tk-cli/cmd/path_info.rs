@@ -193,7 +193,7 @@ async fn narinfos(
     let paths = paths.into_iter();
     let mut known = BTreeMap::new();
     match opened {
-        Opened::Cache(_) | Opened::Remote(_) => {
+        Opened::Cache(_) => {
             let cache = opened.narinfos();
             let mut answers = cache.narinfos(stream::iter(paths.collect::<Vec<_>>()).boxed());
             while let Some((path, narinfo)) = answers.next().await {

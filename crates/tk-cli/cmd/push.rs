@@ -137,7 +137,11 @@ impl Push {
         let meter = Arc::new(cx.ui.reading("read"));
         meter.name(&name);
         let packs = match dst {
-            Opened::Cache(cache) if !self.copy.dry_run && !cache.may_have_name(&name).await? => {
+            Opened::Cache(cache)
+                if !self.copy.dry_run
+                    && cache.folder().is_some()
+                    && !cache.may_have_name(&name).await? =>
+            {
                 Some(cache)
             }
             _ => None,

@@ -83,7 +83,7 @@ impl Sign {
 async fn add(opened: &Opened, narinfo: &NarInfo, new: &BTreeSet<Signature>) -> Result<()> {
     match opened {
         // It was read a moment ago: one request is enough.
-        Opened::Remote(cache) => cache.write_narinfo(narinfo).await?,
+        Opened::Cache(cache) if cache.folder().is_none() => cache.write_narinfo(narinfo).await?,
         other => {
             let path = &narinfo.info.path;
             other.add_signatures()?.add_signatures(path, new).await?;

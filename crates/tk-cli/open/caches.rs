@@ -8,60 +8,49 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
-use tk_cache::{CacheWarnings, FolderCache, FolderConfig};
-use tk_narinfo::{Compression, SecretKey};
-use tk_path::StoreDir;
+use tk_cache::{BinaryCache, BinaryCacheConfig, CacheWarnings};
+use tk_narinfo::Compression;
 use tk_store::reference::Settings;
 
-/// The settings that every binary cache has.
-pub struct CacheSettings {
-    pub store_dir: StoreDir,
-    pub compression: Compression,
-    pub level: Option<i32>,
-    pub listing: bool,
-    pub debug_info: bool,
-    pub sign: Vec<Arc<SecretKey>>,
-    pub priority: Option<i32>,
-    pub want_mass_query: Option<bool>,
-    pub strict_file_hash: bool,
-    pub warnings: CacheWarnings,
-}
-
-impl CacheSettings {
-    /// Takes them from the URI; what the command line says wins.
-    pub fn take(cx: &Context, settings: &mut Settings, wish: &Wish) -> Result<Self> {
-        let named = "none, xz, zstd, bzip2, gzip or br";
-        let compression = settings.take_with("compression", named, |name| name.parse().ok())?;
-        // zstd, not Nix's xz: a fraction of the time for a few percent of the size.
-        let compression = wish.compression.or(compression);
-        let level =
-            settings.take_with("compression-level", "a whole number", |n| n.parse().ok())?;
-        let mut sign = Vec::new();
-        for name in ["secret-key", "secret-keys"] {
-            let files = settings.take(name).unwrap_or_default();
-            for file in files.split(',').filter(|file| !file.is_empty()) {
-                sign.push(Arc::new(keys::secret(file.as_ref())?));
-            }
+/// What the URI says of a binary cache of any kind; what the command line says wins.
+pub fn config(cx: &Context, settings: &mut Settings, wish: &Wish) -> Result<BinaryCacheConfig> {
+    let named = "none, xz, zstd, bzip2, gzip or br";
+    let compression = settings.take_with("compression", named, |name| name.parse().ok())?;
+    let level = settings.take_with("compression-level", "a whole number", |n| n.parse().ok())?;
+    let mut sign = Vec::new();
+    for name in ["secret-key", "secret-keys"] {
+        let files = settings.take(name).unwrap_or_default();
+        for file in files.split(',').filter(|file| !file.is_empty()) {
+            sign.push(Arc::new(keys::secret(file.as_ref())?));
         }
-        let priority = settings.take_with("priority", "a number", |n| n.parse().ok())?;
-        let listing = settings.take_bool("write-nar-listing")?;
-        let mass_query = settings.take_bool("want-mass-query")?;
-        skip(settings, STORE_SETTINGS);
-        skip(settings, IGNORED);
-        Ok(CacheSettings {
-            store_dir: take_store_dir(settings)?,
-            compression: compression.unwrap_or(Compression::Zstd),
-            // Nix's -1: the default of the compression.
-            level: wish.level.or(level).filter(|level: &i32| *level != -1),
-            listing: wish.listing | listing.unwrap_or(false),
-            debug_info: settings.take_bool("index-debug-info")?.unwrap_or(false),
-            sign,
-            priority: wish.priority.or(priority),
-            want_mass_query: wish.want_mass_query.or(mass_query),
-            strict_file_hash: settings.take_bool("strict-file-hash")?.unwrap_or(false),
-            warnings: warnings(cx),
-        })
     }
+    let priority = settings.take_with("priority", "a number", |n| n.parse().ok())?;
+    let listing = settings.take_bool("write-nar-listing")?;
+    let mass_query = settings.take_bool("want-mass-query")?;
+    skip(settings, STORE_SETTINGS);
+    skip(settings, IGNORED);
+    let defaults = BinaryCacheConfig::default();
+    Ok(BinaryCacheConfig {
+        store_dir: take_store_dir(settings)?,
+        // zstd, not Nix's xz: a fraction of the time for a few percent of the size.
+        compression: wish
+            .compression
+            .or(compression)
+            .unwrap_or(Compression::Zstd),
+        // Nix's -1: the default of the compression.
+        level: wish.level.or(level).filter(|level: &i32| *level != -1),
+        write_listing: wish.listing | listing.unwrap_or(false),
+        index_debug_info: settings.take_bool("index-debug-info")?.unwrap_or(false),
+        sign,
+        jobs: wish.jobs.unwrap_or(defaults.jobs),
+        create: wish.write || wish.dry_run,
+        require_references: !wish.incomplete,
+        priority: wish.priority.or(priority),
+        want_mass_query: wish.want_mass_query.or(mass_query),
+        strict_file_hash: settings.take_bool("strict-file-hash")?.unwrap_or(false),
+        warnings: warnings(cx),
+        ..defaults
+    })
 }
 
 /// The cache in `folder`.
@@ -71,24 +60,9 @@ pub async fn folder(
     settings: &mut Settings,
     wish: &Wish,
 ) -> Result<Opened> {
-    let shared = CacheSettings::take(cx, settings, wish)?;
-    let mut config = FolderConfig::new(folder);
-    config.store_dir = shared.store_dir;
-    config.compression = shared.compression;
-    config.level = shared.level;
-    config.write_listing = shared.listing;
-    config.index_debug_info = shared.debug_info;
-    config.sign = shared.sign;
-    config.priority = shared.priority;
-    config.want_mass_query = shared.want_mass_query;
-    config.strict_file_hash = shared.strict_file_hash;
-    config.warnings = shared.warnings;
-    if let Some(jobs) = wish.jobs {
-        config.jobs = jobs;
-    }
-    config.create = wish.write || wish.dry_run;
-    config.require_references = !wish.incomplete;
-    Ok(Opened::Cache(Arc::new(FolderCache::open(config).await?)))
+    let config = config(cx, settings, wish)?;
+    let cache = BinaryCache::open_folder(folder, config).await?;
+    Ok(Opened::Cache(Arc::new(cache)))
 }
 
 /// What is wrong in one cache is told a few times: it is often wrong in all of it.

@@ -56,15 +56,11 @@ impl Opened {
                 let said = cache.cache_info().await?;
                 info.priority = said.priority;
                 info.want_mass_query = said.want_mass_query;
-            }
-            Opened::Remote(cache) => {
-                info.kind = "binary cache";
-                let said = cache.cache_info().await?;
-                info.priority = said.priority;
-                info.want_mass_query = said.want_mass_query;
-                let start = Instant::now();
-                cache.read_cache_info().await?;
-                info.latency = Some(start.elapsed());
+                if cache.folder().is_none() {
+                    let start = Instant::now();
+                    cache.read_cache_info().await?;
+                    info.latency = Some(start.elapsed());
+                }
             }
             Opened::Daemon(daemon) => {
                 let said = daemon.server_info().await?;

@@ -1,6 +1,6 @@
 //! Opening binary caches far away.
 
-use super::{Opened, Wish, caches::CacheSettings};
+use super::{Opened, Wish, caches};
 use crate::{
     Context,
     settings::{cache_folder, path_var, state_folder},
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use tk_cache::{
-    RemoteCache, RemoteConfig,
+    BinaryCache,
     bucket::{BucketConfig, BucketObjects, Environment, PARAMETERS},
     disk_cache::{DiskCache, DiskCacheConfig},
     http::{Auth, ClientConfig, HttpConfig, HttpObjects, Netrc, Proxies},
@@ -80,29 +80,12 @@ pub async fn remote(
     settings: &mut Settings,
     wish: &Wish,
 ) -> Result<Opened> {
-    let shared = CacheSettings::take(cx, settings, wish)?;
-    let defaults = RemoteConfig::default();
-    let config = RemoteConfig {
-        known: known(cx, &identity, &shared.store_dir, wish),
-        observer: cx.ui.observer(),
-        journal: journal(wish).map(|folder| (folder, identity)),
-        store_dir: shared.store_dir,
-        compression: shared.compression,
-        level: shared.level,
-        write_listing: shared.listing,
-        index_debug_info: shared.debug_info,
-        sign: shared.sign,
-        priority: shared.priority,
-        want_mass_query: shared.want_mass_query,
-        strict_file_hash: shared.strict_file_hash,
-        warnings: shared.warnings,
-        create: wish.write || wish.dry_run,
-        require_references: !wish.incomplete,
-        jobs: wish.jobs.unwrap_or(defaults.jobs),
-        ..defaults
-    };
-    let cache = RemoteCache::open(objects, config).await?;
-    Ok(Opened::Remote(Arc::new(cache)))
+    let mut config = caches::config(cx, settings, wish)?;
+    config.known = known(cx, &identity, &config.store_dir, wish);
+    config.observer = cx.ui.observer();
+    config.journal = journal(wish).map(|folder| (folder, identity));
+    let cache = BinaryCache::open(objects, config).await?;
+    Ok(Opened::Cache(Arc::new(cache)))
 }
 
 /// How to reach servers, from nix.conf, the environment, and the URI.

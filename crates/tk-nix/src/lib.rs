@@ -8,7 +8,7 @@
 //!   whatever the version of Nix.
 //! - [`repro`] tells whether a build gives the same again, and what makes it impure.
 //! - [`remote`] builds on other machines, [`machines`] are those that nix.conf names.
-//! - [`BinaryCache`] and [`configure`] are a cache, and nix.conf that names it.
+//! - [`Substituter`] and [`configure`] are a cache, and nix.conf that names it.
 //! - [`shell`] keeps environments to work in: evaluated once for all processes, entered without nix.
 //! - [`Failure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
 //!   cause, and whether trying again may help.
@@ -30,7 +30,6 @@
 //! Arguments never go through a shell. A dropped future ends the whole group of processes that it
 //! started.
 
-mod binary_cache;
 mod build;
 mod daemon;
 mod evaluate;
@@ -48,8 +47,8 @@ pub mod remote;
 pub mod repro;
 pub mod shell;
 pub mod slots;
+mod substituter;
 
-pub use binary_cache::{BinaryCache, CacheConfig, CacheStore, Configured, configure};
 pub use build::{BuildOptions, BuildResult, NixBuilder, StoreBuilder, or_cancelled};
 pub use daemon::StdioTransport;
 pub use evaluate::{EvalOptions, Target};
@@ -60,6 +59,7 @@ pub use installable::{Installable, InstallableError, Source};
 pub use nix::{Flavour, Nix, NixConfig, NixVersion};
 pub use process::{Finished, Invocation, ending};
 pub use shell::{ExecResult, NixDevShell, ShellSession};
+pub use substituter::{CacheConfig, Configured, Substituter, configure};
 pub use tokio_util::sync::CancellationToken;
 
 /// The result of everything that runs nix.

@@ -5,31 +5,38 @@ use bytes::Bytes;
 use object_store::path::Path;
 
 /// A page of a listing, without the objects whose names the library cannot hold (`a//b`, `a/`,
-/// `../b`). For one of those it would refuse the whole page; a cache has none.
+/// `../b`), and without the folders. For one such name it would refuse the whole page; a cache has
+/// none.
 pub(super) fn without_foreign(page: Bytes) -> Bytes {
     let Ok(text) = std::str::from_utf8(&page) else {
         return page;
     };
-    let mut kept = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, object, after)) = next_object(rest) {
-        kept.push_str(before);
-        if !is_foreign(object) {
-            kept.push_str(object);
-        }
-        rest = after;
+    let mut kept = text.to_owned();
+    for element in OBJECTS {
+        kept = without(kept, element, is_foreign);
     }
-    kept.push_str(rest);
+    for element in FOLDERS {
+        kept = without(kept, element, |_| true);
+    }
     kept.into()
 }
 
-/// What comes before the next object, the object, and what comes after it.
-fn next_object(text: &str) -> Option<(&str, &str, &str)> {
-    OBJECTS.iter().find_map(|(open, close)| {
-        let start = text.find(open)?;
-        let end = start + text[start..].find(close)? + close.len();
-        Some((&text[..start], &text[start..end], &text[end..]))
-    })
+/// `text` without the elements that are `unwanted`.
+fn without(text: String, (open, close): (&str, &str), unwanted: fn(&str) -> bool) -> String {
+    let mut kept = String::new();
+    let mut rest = text.as_str();
+    while let Some(start) = rest.find(open)
+        && let Some(length) = rest[start..].find(close)
+    {
+        let end = start + length + close.len();
+        let unwanted = unwanted(&rest[start..end]);
+        kept.push_str(&rest[..if unwanted { start } else { end }]);
+        rest = &rest[end..];
+    }
+    if kept.is_empty() && rest.len() == text.len() {
+        return text;
+    }
+    kept + rest
 }
 
 fn is_foreign(object: &str) -> bool {
@@ -55,6 +62,12 @@ fn has_control(name: &str) -> bool {
 
 /// What stands around an object: S3 and Google, Azure.
 const OBJECTS: [(&str, &str); 2] = [("<Contents>", "</Contents>"), ("<Blob>", "</Blob>")];
+
+/// What stands around a folder, likewise.
+const FOLDERS: [(&str, &str); 2] = [
+    ("<CommonPrefixes>", "</CommonPrefixes>"),
+    ("<BlobPrefix>", "</BlobPrefix>"),
+];
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process,
@@ -46,9 +46,13 @@ pub(super) fn read(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
     read_sized(&file, size, limit).map(Some)
 }
 
-/// The content of an open file of at most `limit` bytes.
-pub(super) fn read_open(file: &File, limit: usize) -> io::Result<Vec<u8>> {
-    read_sized(file, file.metadata()?.len(), limit)
+/// The length of a regular file in bytes; `None` if there is none.
+pub(super) fn size(path: &Path) -> io::Result<Option<u64>> {
+    match fs::metadata(path) {
+        Ok(meta) => Ok(meta.is_file().then_some(meta.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Files get their names when they are whole, so there is nothing behind the `size` bytes of this one: not to ask
@@ -61,13 +65,6 @@ fn read_sized(file: &File, size: u64, limit: usize) -> io::Result<Vec<u8>> {
     let mut content = Vec::with_capacity(size as usize);
     file.take(size).read_to_end(&mut content)?;
     Ok(content)
-}
-
-/// Puts `content` at `path`, at once.
-pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = Temporary::new(parent(path))?;
-    file.file().write_all(content)?;
-    file.rename(path)
 }
 
 /// Locks the file at `path` against others who do the same; `None` if there is none.
@@ -179,10 +176,6 @@ pub(super) fn make_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-fn parent(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new("."))
-}
-
 /// Whether `file` is what is at `path` now.
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let file = file.metadata()?;
@@ -212,7 +205,7 @@ mod tests {
                 scope.spawn(move || {
                     let name = root.join(writer.to_string());
                     for _ in 0..ROUNDS {
-                        write(&name, b"x").unwrap();
+                        Temporary::new(root).unwrap().rename(&name).unwrap();
                         sweep(root);
                     }
                 });

@@ -1,7 +1,7 @@
 //! A small S3 service: one bucket, one user, signatures checked as Amazon's are.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
     time::{SystemTime, UNIX_EPOCH},
@@ -297,11 +297,18 @@ impl State {
     fn list(&self, request: &Request) -> Reply {
         let query = |name: &str| request.query.get(name).map_or("", String::as_str);
         let (prefix, after) = (query("prefix"), query("continuation-token"));
-        let names = self
-            .objects
-            .keys()
-            .filter(|key| key.starts_with(prefix) && key.as_str() > after);
-        let names: Vec<_> = names.collect();
+        let below = |key: &String| key.starts_with(prefix) && key.as_str() > after;
+        let mut folders = BTreeSet::new();
+        let mut names: Vec<_> = self.objects.keys().filter(|key| below(key)).collect();
+        if let Some(delimiter) = request.query.get("delimiter") {
+            names.retain(|key| match key[prefix.len()..].split_once(delimiter) {
+                Some((folder, _)) => {
+                    folders.insert(format!("{prefix}{folder}{delimiter}"));
+                    false
+                }
+                None => true,
+            });
+        }
         let page = &names[..names.len().min(2)];
         let mut xml = "<ListBucketResult>".to_owned();
         for key in page {
@@ -309,6 +316,11 @@ impl State {
             xml.push_str(&format!(
                 "<Contents><Key>{key}</Key><Size>{size}</Size>\
                  <LastModified>2026-11-23T22:11:33.000Z</LastModified></Contents>"
+            ));
+        }
+        for folder in folders {
+            xml.push_str(&format!(
+                "<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>"
             ));
         }
         if names.len() > page.len() {

@@ -7,12 +7,48 @@ use futures::{StreamExt, stream};
 use std::{
     collections::BTreeSet,
     fs,
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
 };
-use tk_cache::{FolderCache, FolderConfig};
+use tk_cache::{BinaryCache, BinaryCacheConfig};
 use tk_narinfo::{Compression, PathInfo};
 use tk_path::{Algorithm, Hash, NarHash, StorePath};
 use tk_store::{AddItem, AddReport, Result, SigCheck, Store, nar};
+
+/// A folder for a cache, and how that is to be opened.
+#[derive(Debug, Clone)]
+pub struct FolderConfig {
+    pub path: PathBuf,
+    pub config: BinaryCacheConfig,
+}
+
+impl FolderConfig {
+    /// As nobody says otherwise.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        FolderConfig {
+            path: path.into(),
+            config: BinaryCacheConfig::default(),
+        }
+    }
+
+    pub async fn open(self) -> Result<BinaryCache> {
+        BinaryCache::open_folder(self.path, self.config).await
+    }
+}
+
+impl Deref for FolderConfig {
+    type Target = BinaryCacheConfig;
+
+    fn deref(&self) -> &BinaryCacheConfig {
+        &self.config
+    }
+}
+
+impl DerefMut for FolderConfig {
+    fn deref_mut(&mut self) -> &mut BinaryCacheConfig {
+        &mut self.config
+    }
+}
 
 /// A cache that is made if need be, and quick.
 pub fn config(path: &Path) -> FolderConfig {
@@ -23,11 +59,11 @@ pub fn config(path: &Path) -> FolderConfig {
     config
 }
 
-pub async fn open(config: FolderConfig) -> FolderCache {
-    FolderCache::open(config).await.unwrap()
+pub async fn open(config: FolderConfig) -> BinaryCache {
+    config.open().await.unwrap()
 }
 
-pub async fn add(cache: &FolderCache, items: Vec<Result<AddItem>>) -> AddReport {
+pub async fn add(cache: &BinaryCache, items: Vec<Result<AddItem>>) -> AddReport {
     cache
         .add(stream::iter(items).boxed(), &SigCheck::Skip.into())
         .await
@@ -102,7 +138,7 @@ pub fn tree(root: &Path) -> BTreeSet<PathBuf> {
 
 /// Every narinfo has its NAR, whole, and the narinfos of its references.
 pub async fn assert_invariant(root: &Path) {
-    let cache = FolderCache::open(FolderConfig::new(root)).await.unwrap();
+    let cache = FolderConfig::new(root).open().await.unwrap();
     for path in cache.all_paths().await.unwrap() {
         let narinfo = cache.narinfo(&path).await.unwrap().unwrap();
         let found = cache.valid(&narinfo.info.references).await.unwrap();

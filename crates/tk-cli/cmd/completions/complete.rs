@@ -267,11 +267,11 @@ impl<'a> Place<'a> {
 /// wants to read.
 fn known_paths(opened: &Opened, prefix: &str) -> Vec<StorePath> {
     let (folder, ending) = match opened {
-        Opened::Cache(cache) => (cache.path(), ".narinfo"),
-        other => match other.real_dir() {
-            Some(folder) => (folder, ""),
-            None => return Vec::new(),
-        },
+        Opened::Cache(cache) => (cache.folder(), ".narinfo"),
+        other => (other.real_dir(), ""),
+    };
+    let Some(folder) = folder else {
+        return Vec::new();
     };
     let hash = prefix.split('-').next().unwrap_or_default();
     let names = fs::read_dir(folder).into_iter().flatten().flatten();

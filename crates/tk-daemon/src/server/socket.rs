@@ -9,12 +9,17 @@ use rustix::{
     net::{RecvFlags, SendFlags, recv, send},
 };
 use std::{
-    io,
+    hint, io,
     net::Shutdown,
     os::unix::net::UnixStream,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
+    thread,
+    time::{Duration, Instant},
 };
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
@@ -36,6 +41,8 @@ struct State {
     /// Came, and was not read yet.
     buffer: Vec<u8>,
     taken: usize,
+    /// Waits that begin with sleeping, since nothing came while this looked.
+    unlucky: u32,
 }
 
 impl Socket {
@@ -54,7 +61,7 @@ impl Socket {
         if state.registered.take().is_some() {
             let _ = self.0.stream.set_nonblocking(false);
         }
-        if state.taken == state.buffer.len() {
+        if state.taken == state.buffer.len() && !state.look(&self.0.stream) {
             // What is wrong with it is found again by who reads.
             let _ = state.fill(&self.0.stream, RecvFlags::empty());
         }
@@ -67,6 +74,28 @@ impl Socket {
 }
 
 impl State {
+    /// Looks for the next request without sleeping; whether it came, or the connection ended.
+    fn look(&mut self, stream: &UnixStream) -> bool {
+        if self.unlucky > 0 {
+            self.unlucky -= 1;
+            return false;
+        }
+        let Some(_processor) = Processor::take() else {
+            return false;
+        };
+        let start = Instant::now();
+        loop {
+            match self.fill(stream, RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) if start.elapsed() < LOOK => hint::spin_loop(),
+                Err(Errno::AGAIN) => {
+                    self.unlucky = UNLUCKY;
+                    return false;
+                }
+                _ => return true,
+            }
+        }
+    }
+
     /// Receives into the empty buffer; the number of bytes, 0 at the end.
     fn fill(&mut self, stream: &UnixStream, flags: RecvFlags) -> Result<usize, Errno> {
         self.buffer.clear();
@@ -104,6 +133,30 @@ impl State {
         let blocked = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         let _ = registered.try_io(interest, blocked);
         Poll::Ready(Ok(()))
+    }
+}
+
+/// A processor that is used for looking.
+struct Processor;
+
+static LOOKING: AtomicUsize = AtomicUsize::new(0);
+
+impl Processor {
+    /// None of the other half, which the clients need.
+    fn take() -> Option<Self> {
+        static HALF: LazyLock<usize> =
+            LazyLock::new(|| thread::available_parallelism().map_or(0, |all| all.get() / 2));
+        let more = |looking: usize| (looking < *HALF).then_some(looking + 1);
+        LOOKING
+            .fetch_update(Relaxed, Relaxed, more)
+            .is_ok()
+            .then_some(Processor)
+    }
+}
+
+impl Drop for Processor {
+    fn drop(&mut self) {
+        LOOKING.fetch_sub(1, Relaxed);
     }
 }
 
@@ -166,6 +219,12 @@ impl AsyncWrite for Socket {
 
 /// Bytes that are received at once.
 const BUFFER: usize = 32 << 10;
+
+/// How long it is looked for the next request: about what a quick client takes to read an answer and to ask again.
+const LOOK: Duration = Duration::from_micros(60);
+
+/// Waits without looking, after it was in vain.
+const UNLUCKY: u32 = 30;
 
 #[cfg(test)]
 mod tests {

@@ -1,13 +1,12 @@
-//! What a cache far away can do beyond [`Store`](tk_store::Store).
+//! What a binary cache can do beyond [`Store`](tk_store::Store).
 
-use super::{Inner, RemoteCache};
+use super::{BinaryCache, Inner, logs};
 use crate::{
     layout,
     realisations::{self, MAX_REALISATION_BYTES},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::TryStreamExt;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -23,7 +22,7 @@ use tk_store::{
     realisations::{merge, merge_legacy},
 };
 
-impl RemoteCache {
+impl BinaryCache {
     /// The cache with all that it can do.
     pub fn abilities(&self) -> Abilities {
         let store = Arc::new(self.clone());
@@ -44,15 +43,16 @@ impl RemoteCache {
 }
 
 #[async_trait]
-impl AddSignatures for RemoteCache {
+impl AddSignatures for BinaryCache {
     /// Fields of the narinfo that are unknown here are kept. Of two processes that sign one path
-    /// at the same moment, one may win.
+    /// at the same moment, one may win, unless the cache is in a folder.
     async fn add_signatures(
         &self,
         path: &StorePath,
         signatures: &BTreeSet<Signature>,
     ) -> Result<()> {
         let part = path.to_hash_part();
+        let _lock = self.0.objects.lock(&layout::narinfo(&part)).await?;
         let found = self.0.fetch(&part).await?;
         let found = found.filter(|narinfo| narinfo.info.path == *path);
         let mut narinfo = found.ok_or_else(|| Error::NotFound {
@@ -70,9 +70,9 @@ impl AddSignatures for RemoteCache {
 
 /// Nothing here leads from a path to what needs it or made it.
 #[async_trait]
-impl Graph for RemoteCache {
+impl Graph for BinaryCache {
     async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
-        RemoteCache::all_paths(self).await
+        BinaryCache::all_paths(self).await
     }
 
     async fn referrers(&self, _: &StorePath) -> Result<BTreeSet<StorePath>> {
@@ -89,38 +89,19 @@ impl Graph for RemoteCache {
 }
 
 #[async_trait]
-impl Logs for RemoteCache {
+impl Logs for BinaryCache {
     async fn build_log(&self, drv: &StorePath) -> Result<Option<ByteStream>> {
-        self.0.objects.stream(&layout::log(drv)).await
+        logs::read(&self.0, drv).await
     }
 
     async fn add_build_log(&self, drv: &StorePath, log: ByteStream) -> Result<()> {
-        if !drv.is_derivation() {
-            let what = format!("{drv} is no derivation, so it has no build log");
-            return Err(Error::invalid(what));
-        }
-        let name = layout::log(drv);
-        if self.0.objects.look(&name).await?.is_some() {
-            return Ok(());
-        }
-        self.0.init().await?;
-        let log = log
-            .try_fold(Vec::new(), |mut log, chunk| async move {
-                if log.len() + chunk.len() > MAX_LOG_BYTES {
-                    let what = format!("a build log of more than {MAX_LOG_BYTES} bytes");
-                    return Err(Error::invalid(what));
-                }
-                log.extend_from_slice(&chunk);
-                Ok(log)
-            })
-            .await?;
-        self.0.put(&name, log.into()).await
+        logs::add(&self.0, drv, log).await
     }
 }
 
 /// Both forms, each in objects of its own.
 #[async_trait]
-impl Realisations for RemoteCache {
+impl Realisations for BinaryCache {
     async fn realisation(&self, id: &DrvOutput) -> Result<Option<UnkeyedRealisation>> {
         self.0.realisation(id).await
     }
@@ -128,6 +109,8 @@ impl Realisations for RemoteCache {
     async fn register(&self, realisation: &Realisation, check: &SigCheck) -> Result<()> {
         check.check_realisation(realisation)?;
         self.0.init().await?;
+        let name = layout::realisation(&realisation.id);
+        let _lock = self.0.objects.lock(&name).await?;
         let id = realisation.id.clone();
         let known = self.0.realisation(&id).await?;
         let known = known.map(|value| Realisation { id, value });
@@ -135,7 +118,6 @@ impl Realisations for RemoteCache {
         if known.as_ref() == Some(&merged) {
             return Ok(());
         }
-        let name = layout::realisation(&merged.id);
         let text = merged.value.to_json().to_string();
         self.0.put(&name, text.into()).await
     }
@@ -154,12 +136,13 @@ impl Realisations for RemoteCache {
     ) -> Result<()> {
         check.check_legacy_realisation(realisation)?;
         self.0.init().await?;
+        let name = layout::legacy_realisation(&realisation.id);
+        let _lock = self.0.objects.lock(&name).await?;
         let known = self.0.legacy_realisation(&realisation.id).await?;
         let merged = merge_legacy(&self.0, known.as_ref(), realisation)?;
         if known.as_ref() == Some(&merged) {
             return Ok(());
         }
-        let name = layout::legacy_realisation(&merged.id);
         let text = merged.to_json().to_string();
         self.0.put(&name, text.into()).await
     }
@@ -169,7 +152,7 @@ impl Inner {
     async fn realisation(&self, id: &DrvOutput) -> Result<Option<UnkeyedRealisation>> {
         let name = layout::realisation(id);
         let text = self.objects.read(&name, MAX_REALISATION_BYTES).await?;
-        let parse = |text: Bytes| realisations::parse(id, &format!("{self}/{name}"), &text);
+        let parse = |text: Bytes| realisations::parse(id, &self.objects.place(&name), &text);
         text.map(parse).transpose()
     }
 
@@ -179,7 +162,7 @@ impl Inner {
     ) -> Result<Option<legacy::Realisation>> {
         let name = layout::legacy_realisation(id);
         let text = self.objects.read(&name, MAX_REALISATION_BYTES).await?;
-        let parse = |text: Bytes| realisations::parse_legacy(id, &format!("{self}/{name}"), &text);
+        let parse = |text: Bytes| realisations::parse_legacy(id, &self.objects.place(&name), &text);
         text.map(parse).transpose()
     }
 
@@ -190,6 +173,3 @@ impl Inner {
         written.map(drop)
     }
 }
-
-/// Logs are held whole before they are sent.
-const MAX_LOG_BYTES: usize = 64 << 20;

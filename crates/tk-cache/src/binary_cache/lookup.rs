@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    mem,
+    io, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::{SystemTime, UNIX_EPOCH},
@@ -23,17 +23,19 @@ use tk_store::{Error, Result};
 /// Only what makes sense is remembered: a page that answers in the place of a cache, or a narinfo
 /// that is being written, must not count for a month.
 pub(super) fn narinfos<'a, K: Send + Sync + 'a>(
-    cache: &'a Inner,
+    cache: &'a Arc<Inner>,
     keys: BoxStream<'a, K>,
     part: fn(&K) -> HashPart,
 ) -> BoxStream<'a, (K, Result<Option<NarInfo>>)> {
     let parallel = cache.objects.parallel();
     let Some(known) = cache.known() else {
-        let look = move |key: K| async move {
-            let found = cache.fetch(&part(&key)).await;
-            (key, found)
+        let look = move |keys: Vec<K>| async move {
+            let found = cache.fetch_each(keys.iter().map(part).collect()).await;
+            stream::iter(keys.into_iter().zip(found))
         };
-        return keys.map(look).buffer_unordered(parallel).boxed();
+        // What is at hand goes to one thread; what comes meanwhile to the next.
+        let batches = keys.ready_chunks(cache.objects.batch()).map(look);
+        return batches.buffer_unordered(parallel).flatten().boxed();
     };
     let remembered = {
         let known = known.clone();
@@ -208,7 +210,7 @@ impl Inner {
     }
 
     pub(super) fn parse(&self, part: &HashPart, text: &[u8]) -> Result<NarInfo> {
-        let malformed = |e| Error::malformed(format!("{self}/{}", layout::narinfo(part)), e);
+        let malformed = |e| Error::malformed(self.objects.place(&layout::narinfo(part)), e);
         let narinfo = NarInfo::parse(&self.config.store_dir, text).map_err(malformed)?;
         narinfo.expect(part).map_err(malformed)?;
         Ok(narinfo)
@@ -220,8 +222,39 @@ impl Inner {
         text.map(|text| self.parse(part, &text)).transpose()
     }
 
+    /// The same for each of `parts`, in their order.
+    async fn fetch_each(self: &Arc<Self>, parts: Vec<HashPart>) -> Vec<Result<Option<NarInfo>>> {
+        let names = parts.iter().map(layout::narinfo).collect();
+        let texts = self.objects.read_each(names, MAX_NARINFO_BYTES).await;
+        if parts.len() < MANY {
+            return self.parse_each(&parts, texts);
+        }
+        // On another thread, so that batches that come together are parsed at once.
+        let (cache, count) = (self.clone(), parts.len());
+        let parsed = blocking(move || Ok(cache.parse_each(&parts, texts))).await;
+        parsed.unwrap_or_else(|error| {
+            let line = error.to_line();
+            let failed = |_| Err(Error::io(line.clone(), io::Error::other("no thread")));
+            (0..count).map(failed).collect()
+        })
+    }
+
+    fn parse_each(
+        &self,
+        parts: &[HashPart],
+        texts: Vec<Result<Option<Bytes>>>,
+    ) -> Vec<Result<Option<NarInfo>>> {
+        let parse = |(part, text): (&HashPart, Result<Option<Bytes>>)| {
+            text?.map(|text| self.parse(part, &text)).transpose()
+        };
+        parts.iter().zip(texts).map(parse).collect()
+    }
+
     /// The same, from memory if it is known.
-    pub(super) async fn narinfo_of_part(&self, part: &HashPart) -> Result<Option<NarInfo>> {
+    pub(super) async fn narinfo_of_part(
+        self: &Arc<Self>,
+        part: &HashPart,
+    ) -> Result<Option<NarInfo>> {
         let one = stream::iter([*part]).boxed();
         let mut answers = narinfos(self, one, |part| *part);
         let answer = answers.next().await;
@@ -235,26 +268,30 @@ impl Inner {
     /// # Errors
     /// Also when something else answers in the place of the cache.
     pub(super) async fn present(
-        &self,
+        self: &Arc<Self>,
         paths: BTreeSet<StorePath>,
     ) -> Result<BTreeMap<StorePath, PathInfo>> {
-        let look = |path: StorePath| async move {
-            let part = path.to_hash_part();
-            let text = self.ask(&part).await?;
-            let found = text.map(|text| self.parse(&part, &text));
-            Ok::<_, Error>((path, found))
+        let paths: Vec<_> = paths.into_iter().collect();
+        let look = |paths: &[StorePath]| {
+            let paths = paths.to_vec();
+            async move {
+                let parts = paths.iter().map(StorePath::to_hash_part).collect();
+                let found = self.fetch_each(parts).await;
+                stream::iter(paths.into_iter().zip(found))
+            }
         };
-        let mut answers = stream::iter(paths)
-            .map(look)
-            .buffer_unordered(self.objects.parallel());
+        let mut answers = stream::iter(paths.chunks(self.objects.batch()).map(look))
+            .buffer_unordered(self.objects.parallel())
+            .flatten();
         let mut present = BTreeMap::new();
         let mut is_cache = false;
-        while let Some(answer) = answers.next().await {
-            match answer? {
-                (path, Some(Ok(narinfo))) if narinfo.info.path == path => {
+        while let Some((path, found)) = answers.next().await {
+            match found {
+                Ok(Some(narinfo)) if narinfo.info.path == path => {
                     present.insert(path, narinfo.info);
                 }
-                (path, Some(Err(error))) => {
+                Ok(_) => {}
+                Err(error @ Error::Malformed { .. }) => {
                     if !is_cache {
                         self.require_absences().await?;
                         is_cache = true;
@@ -265,7 +302,7 @@ impl Inner {
                         error,
                     });
                 }
-                _ => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(present)
@@ -291,6 +328,9 @@ impl Inner {
         }
     }
 }
+
+/// Narinfos that are worth another thread.
+const MANY: usize = 8;
 
 /// Narinfos that are looked up in memory together.
 const BATCH: usize = 512;

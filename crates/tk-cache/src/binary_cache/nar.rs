@@ -1,32 +1,26 @@
 //! NARs out of the cache.
 
 use super::Inner;
-use crate::{
-    blocking,
-    unpack::{Packed, Source},
-};
+use crate::{blocking, objects::ObjectReader, unpack::Packed};
 use std::{
     collections::BTreeSet,
     io,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
 };
 use tk_narinfo::NarInfo;
 use tk_path::{HashPart, StorePath};
-use tk_store::{
-    ByteStream, Error, NarStream, Result,
-    nar::{self, BlockingNar},
-};
+use tk_store::{Error, NarStream, Result, nar};
 
 impl Inner {
     /// The NAR of `path`. What is remembered of it may be old: then it is asked once more.
-    pub(super) async fn nar(&self, path: &StorePath) -> Result<NarStream> {
+    pub(super) async fn nar(self: &Arc<Self>, path: &StorePath) -> Result<NarStream> {
         let part = path.to_hash_part();
         let named = |narinfo: &NarInfo| narinfo.info.path == *path;
         let remembered = self.narinfo_of_part(&part).await?.filter(named);
         if let Some(narinfo) = &remembered
-            && let Some(bytes) = self.objects.stream(&narinfo.url).await?
+            && let Some(source) = self.objects.reader(&narinfo.url).await?
         {
-            return Ok(self.unpack(narinfo.clone(), bytes));
+            return Ok(self.unpack(narinfo.clone(), source));
         }
         let not_found = || Error::NotFound {
             path: path.clone(),
@@ -39,7 +33,7 @@ impl Inner {
         let now = now.ok_or_else(not_found)?;
         match &remembered {
             Some(old) if old.url == now.url => {
-                self.forget(part).await;
+                self.forget(vec![part]).await;
                 return Err(self.no_nar(&now));
             }
             // Whoever asked for it expects the old one.
@@ -54,22 +48,22 @@ impl Inner {
             }
             _ => {}
         }
-        match self.objects.stream(&now.url).await? {
-            Some(bytes) => Ok(self.unpack(now, bytes)),
+        match self.objects.reader(&now.url).await? {
+            Some(source) => Ok(self.unpack(now, source)),
             None => Err(self.no_nar(&now)),
         }
     }
 
     /// What the cache says now in the place of what is remembered. [`Inner::renew`] tells of it.
-    async fn ask_again(&self, part: &HashPart) -> Result<Option<NarInfo>> {
-        self.forget(*part).await;
+    async fn ask_again(self: &Arc<Self>, part: &HashPart) -> Result<Option<NarInfo>> {
+        self.forget(vec![*part]).await;
         let now = self.narinfo_of_part(part).await?;
         self.renewed().insert(*part);
         Ok(now)
     }
 
     /// See [`Store::renew`](tk_store::Store::renew).
-    pub(super) async fn renew(&self, part: HashPart) -> Result<bool> {
+    pub(super) async fn renew(self: &Arc<Self>, part: HashPart) -> Result<bool> {
         let Some(known) = self.known() else {
             return Ok(false);
         };
@@ -85,7 +79,7 @@ impl Inner {
         if before.is_none() {
             return Ok(false);
         }
-        self.forget(part).await;
+        self.forget(vec![part]).await;
         let now = self.narinfo_of_part(&part).await?;
         Ok(match look().await? {
             // It cannot be remembered.
@@ -98,10 +92,10 @@ impl Inner {
         self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unpack(&self, narinfo: NarInfo, bytes: ByteStream) -> NarStream {
+    fn unpack(&self, narinfo: NarInfo, source: Box<dyn ObjectReader>) -> NarStream {
         let packed = Packed {
-            source: BlockingNar::new(bytes),
-            name: format!("{} in {self}", narinfo.url),
+            source,
+            name: self.objects.place(&narinfo.url),
             narinfo,
             store: self.to_string(),
             strict: self.config.strict_file_hash,
@@ -113,15 +107,12 @@ impl Inner {
     fn no_nar(&self, narinfo: &NarInfo) -> Error {
         let reason = "its narinfo is there, its NAR is not";
         Error::io(
-            format!("reading {} of {} in {self}", narinfo.url, narinfo.info.path),
+            format!(
+                "reading {} of {}",
+                self.objects.place(&narinfo.url),
+                narinfo.info.path
+            ),
             io::Error::new(io::ErrorKind::NotFound, reason),
         )
-    }
-}
-
-impl Source for BlockingNar {
-    fn failure(&mut self, name: &str, error: io::Error) -> Error {
-        let reading = |error| Error::io(format!("reading {name}"), error);
-        self.take_error().unwrap_or_else(|| reading(error))
     }
 }

@@ -4,9 +4,12 @@
 //! bounded apart from each other: a NAR that is packed whole leaves its packer to the next while it
 //! is sent. One that is too large for that is sent while it is packed.
 
-use super::Inner;
+use super::{
+    Inner,
+    add::{Failure, Uploaded},
+    staged, take,
+};
 use crate::{
-    add::{Failure, Publishing, Target, Uploaded},
     blocking,
     journal::Arrived,
     layout,
@@ -14,9 +17,8 @@ use crate::{
     pack::{Packed, Unpacked, narinfo, no_listing, pack},
 };
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use futures::{StreamExt, stream};
 use std::{
-    collections::BTreeSet,
     io::{self, Write},
     mem,
     sync::{
@@ -25,7 +27,7 @@ use std::{
     },
 };
 use tk_narinfo::PathInfo;
-use tk_path::{StoreDir, StorePath};
+use tk_path::StorePath;
 use tk_store::{
     AddOptions, ByteStream, Error, Existing, NarStream, Result, nar::BlockingNar,
     progress::Progress,
@@ -35,74 +37,63 @@ use tokio::{
     task::JoinHandle,
 };
 
-impl Target for Inner {
-    fn store_dir(&self) -> &StoreDir {
-        &self.config.store_dir
+impl Inner {
+    /// NARs that are uploaded at once.
+    pub(crate) fn uploads(&self) -> usize {
+        match self.objects.staging() {
+            Some(_) => self.config.jobs.get(),
+            None => self.config.uploads.get(),
+        }
     }
 
-    fn require_references(&self) -> bool {
-        self.config.require_references
+    /// Narinfos that are written with one call, and such calls at once.
+    pub(crate) fn publishing(&self) -> (usize, usize) {
+        match self.objects.batch() {
+            1 => (1, self.objects.parallel()),
+            // The more come together, the fewer calls there are.
+            _ => (usize::MAX, 1),
+        }
     }
 
-    fn uploads(&self) -> usize {
-        self.config.uploads.get()
-    }
-
-    fn publishing(&self) -> Publishing {
-        Publishing::Each(self.objects.parallel())
-    }
-
-    fn valid(
-        self: Arc<Self>,
-        paths: BTreeSet<StorePath>,
-    ) -> BoxFuture<'static, Result<BTreeSet<StorePath>>> {
-        async move { Ok(self.present(paths).await?.into_keys().collect()) }.boxed()
-    }
-
-    fn upload(
+    /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written. What is
+    /// there of the NAR is not relied on with [`Existing::Replace`].
+    pub(crate) async fn upload(
         self: Arc<Self>,
         info: PathInfo,
         nar: NarStream,
         options: AddOptions,
-    ) -> BoxFuture<'static, Result<Uploaded, Failure>> {
-        async move {
-            let size = (info.nar_size != 0).then_some(info.nar_size);
-            let encoding = self.compressor.encoding(size);
-            let url = layout::nar(&info.nar_hash, self.config.compression, &encoding);
-            let arriving = Arriving::new(options.progress);
-            let nar_size = info.nar_size;
-            let replace = options.existing == Existing::Replace;
-            let uploaded = match self.arrived(&url, replace).await? {
-                Some(arrived) => self.described(info, url, &arrived, 0),
-                None => Inner::send(&self, info, nar, url, &arriving).await,
-            }?;
-            arriving.tell(nar_size);
-            Ok(uploaded)
+    ) -> Result<Uploaded, Failure> {
+        if let Some(staging) = self.objects.staging() {
+            return staged::upload(self, staging, info, nar, options).await;
         }
-        .boxed()
+        let size = (info.nar_size != 0).then_some(info.nar_size);
+        let encoding = self.compressor.encoding(size);
+        let url = layout::nar(&info.nar_hash, self.config.compression, &encoding);
+        let arriving = Arriving::new(options.progress);
+        let nar_size = info.nar_size;
+        let replace = options.existing == Existing::Replace;
+        let uploaded = match self.arrived(&url, replace).await? {
+            Some(arrived) => self.described(info, url, &arrived, 0),
+            None => Inner::send(&self, info, nar, url, &arriving).await,
+        }?;
+        arriving.tell(nar_size);
+        Ok(uploaded)
     }
 
-    fn publish(
+    /// Writes narinfos; one result for each, in order.
+    pub(crate) async fn publish(
         self: Arc<Self>,
         narinfos: Vec<(StorePath, String)>,
-    ) -> BoxFuture<'static, Vec<(StorePath, Result<()>)>> {
-        async move {
-            let mut results = Vec::with_capacity(narinfos.len());
-            for (path, text) in narinfos {
-                let part = path.to_hash_part();
-                let name = layout::narinfo(&part);
-                let mime = layout::mime_type(&name);
-                let written = self.objects.write(&name, text.into(), mime, false).await;
-                self.forget(part).await;
-                results.push((path, written.map(drop)));
-            }
-            results
-        }
-        .boxed()
+    ) -> Vec<(StorePath, Result<()>)> {
+        let (paths, texts): (Vec<_>, Vec<_>) = narinfos.into_iter().unzip();
+        let parts: Vec<_> = paths.iter().map(StorePath::to_hash_part).collect();
+        let names = parts.iter().map(layout::narinfo);
+        let objects = names.zip(texts.into_iter().map(Bytes::from)).collect();
+        let written = self.objects.write_each(objects).await;
+        self.forget(parts).await;
+        paths.into_iter().zip(written).collect()
     }
-}
 
-impl Inner {
     /// What is known of the NAR `url` if all of it is there already, from an earlier push.
     async fn arrived(&self, url: &str, replace: bool) -> Result<Option<Arrived>, Failure> {
         let Some(arrived) = self.journal().and_then(|journal| journal.arrived(url)) else {
@@ -139,7 +130,8 @@ impl Inner {
                 .await?
         };
         let packed = sent.map_err(Failure::Cache)?;
-        this.send_companions(&info, &url, &packed).await?;
+        let companions = this.companions(&info, &url, &packed);
+        this.send_companions(companions).await?;
         let arrived = Arrived {
             file_hash: packed.hash(&info),
             file_size: packed.size,
@@ -177,15 +169,22 @@ impl Inner {
         }
     }
 
-    async fn send_companions(
+    /// What goes beside the NAR of `info`: names and contents.
+    pub(super) fn companions(
         &self,
         info: &PathInfo,
         url: &str,
         packed: &Packed,
-    ) -> Result<(), Failure> {
+    ) -> Vec<(String, String)> {
         let wanted = (self.config.write_listing, self.config.index_debug_info);
         let skipped = || self.config.warnings.tell(|| no_listing(info, self));
-        let objects = packed.companions(info, url, wanted, skipped);
+        packed.companions(info, url, wanted, skipped)
+    }
+
+    pub(super) async fn send_companions(
+        &self,
+        objects: Vec<(String, String)>,
+    ) -> Result<(), Failure> {
         let write = |(name, content): (String, String)| async move {
             let mime = layout::mime_type(&name);
             self.objects.write(&name, content.into(), mime, false).await
@@ -209,7 +208,7 @@ impl Inner {
         .await
     }
 
-    fn described(
+    pub(super) fn described(
         &self,
         mut info: PathInfo,
         url: String,
@@ -244,13 +243,11 @@ impl Packing {
         arriving: Arc<Arriving>,
     ) -> Self {
         let size = (info.nar_size != 0).then_some(info.nar_size);
-        let memory = cache.compressor.memory(size).div_ceil(1 << 20);
-        let memory = memory.min(u64::from(cache.encoder_memory_of_all)) as u32;
         let room = size.map_or(WHOLE, |size| (size as usize).clamp(CHUNK, WHOLE));
         // What was packed and waits for the network goes first: it needs nothing more to end.
         let room = take(&cache.packed_memory, (room >> 10) as u32).await;
         let packer = take(&cache.free_packers, 1).await;
-        let memory = take(&cache.encoder_memory, memory).await;
+        let memory = cache.encoder_room(size).await;
         let (sender, chunks) = mpsc::channel(WINDOW);
         let (pool, cache) = (cache.clone(), cache.clone());
         let nar = BlockingNar::new(nar);
@@ -332,11 +329,6 @@ impl Packing {
             }
         }
     }
-}
-
-async fn take(semaphore: &Arc<tokio::sync::Semaphore>, permits: u32) -> OwnedSemaphorePermit {
-    let permit = semaphore.clone().acquire_many_owned(permits).await;
-    permit.expect("it is never closed")
 }
 
 fn broke_off() -> Error {

@@ -1,12 +1,15 @@
-//! Binary caches far away: on HTTP servers, in object storage.
+//! Binary caches, over any place that has named objects.
 
 mod abilities;
+pub(crate) mod add;
+mod logs;
 mod lookup;
 mod nar;
+mod staged;
 mod upload;
 
 use crate::{
-    CacheWarnings, add, blocking,
+    CacheWarnings, FolderObjects, blocking,
     compress::Compressor,
     journal::Journal,
     layout::{self, CACHE_INFO},
@@ -17,23 +20,24 @@ use crate::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use staged::PackedAhead;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
 use tk_nar::fs::{descriptors, trees_at_once};
 use tk_narinfo::{CacheInfo, Compression, MAX_CACHE_INFO_BYTES, NarInfo, PathInfo, SecretKey};
-use tk_path::{HashPart, StoreDir, StorePath};
-use tk_store::{AddItems, AddOptions, AddReport, Error, NarStream, Result, Store};
-use tokio::sync::{OnceCell, Semaphore};
+use tk_path::{Algorithm, HashPart, Method, NarHash, StoreDir, StorePath};
+use tk_store::{AddItems, AddOptions, AddReport, ContentHasher, Error, NarStream, Result, Store};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore};
 
-/// How to use a [`RemoteCache`].
+/// How to use a [`BinaryCache`].
 #[derive(Debug, Clone)]
-pub struct RemoteConfig {
+pub struct BinaryCacheConfig {
     /// The directory that the paths in the cache belong to.
     pub store_dir: StoreDir,
     /// How new NARs are compressed. Default: xz, as Nix, where that is built in.
@@ -51,10 +55,11 @@ pub struct RemoteConfig {
     /// NARs that are compressed at once, and threads that compress; fewer if the process may not have
     /// enough files open. Default: one for each core, at most eight.
     pub jobs: NonZeroUsize,
-    /// NARs that are on their way at once. Default: 32.
+    /// NARs that are on their way over a network at once. Default: 32.
     pub uploads: NonZeroUsize,
-    /// Whether `nix-cache-info` may be made, when the cache is first written to, and whether the
-    /// cache may be opened without one. Without this, a place that has none is no cache.
+    /// Whether the cache may be opened though it is not there yet. It is made when it is first
+    /// written to. Without this, a place that has no `nix-cache-info` is not a cache, unless it is
+    /// a folder.
     pub create: bool,
     /// Whether a path is refused whose references are neither in the cache nor come with it.
     /// Without this the cache may hold incomplete closures. Default: yes.
@@ -72,7 +77,7 @@ pub struct RemoteConfig {
     pub observer: Arc<dyn NetworkObserver>,
     /// Folder and identity of the [`Journal`] of what was uploaded, by which a killed push goes on
     /// where it stood. Where nothing can be written there, that is told to
-    /// [`observer`](RemoteConfig::observer), and a killed push begins anew.
+    /// [`observer`](BinaryCacheConfig::observer), and a killed push begins anew.
     pub journal: Option<(PathBuf, String)>,
     /// Whether a packed NAR is refused that is not the file its narinfo describes (`FileHash`,
     /// `FileSize`). Nix looks at neither, and proxies that pack anew leave them as they were.
@@ -82,7 +87,7 @@ pub struct RemoteConfig {
     pub warnings: CacheWarnings,
 }
 
-impl Default for RemoteConfig {
+impl Default for BinaryCacheConfig {
     fn default() -> Self {
         let cores = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let compression = if cfg!(feature = "xz") {
@@ -90,7 +95,7 @@ impl Default for RemoteConfig {
         } else {
             Compression::None
         };
-        RemoteConfig {
+        BinaryCacheConfig {
             store_dir: StoreDir::default(),
             compression,
             level: None,
@@ -112,23 +117,24 @@ impl Default for RemoteConfig {
     }
 }
 
-/// A binary cache whose objects lie on an HTTP server or in object storage.
+/// A binary cache whose objects lie in a folder, on an HTTP server or in object storage.
 ///
 /// What is added keeps this invariant at every moment, also when the process is killed: *a narinfo
 /// that is there has its NAR and the narinfos of its references there too*, unless
-/// [`require_references`](RemoteConfig::require_references) is off. Any number of processes may
+/// [`require_references`](BinaryCacheConfig::require_references) is off. (A folder does not keep it
+/// when the power fails: nothing is synced to the disk, as in Nix.) Any number of processes may
 /// read and write one cache.
 ///
 /// A clone is the same cache.
 #[derive(Clone)]
-pub struct RemoteCache(Arc<Inner>);
+pub struct BinaryCache(Arc<Inner>);
 
 struct Inner {
     objects: Arc<dyn Objects>,
-    config: RemoteConfig,
+    config: BinaryCacheConfig,
     compressor: Compressor,
     /// What the cache says about itself, once somebody asked; `None` within: nothing.
-    info: OnceCell<Option<CacheInfo>>,
+    info: RwLock<Option<Option<CacheInfo>>>,
     /// Of what another answer was given than was remembered, until somebody hears of it.
     renewed: Mutex<BTreeSet<HashPart>>,
     /// Opened when something is uploaded; `None` within: it could not be.
@@ -142,41 +148,67 @@ struct Inner {
     encoder_memory_of_all: u32,
     /// Memory for packed NARs that is free, in KiB.
     packed_memory: Arc<Semaphore>,
+    /// By the hashes of their NARs.
+    packed_ahead: Mutex<BTreeMap<NarHash, PackedAhead>>,
 }
 
-impl RemoteCache {
+impl BinaryCache {
     /// Opens the cache at `objects` and reads what it says about itself, unless that is
-    /// [`known`](RemoteConfig::known).
+    /// [`known`](BinaryCacheConfig::known).
     ///
     /// # Errors
-    /// When the place cannot be asked; when it has no `nix-cache-info` and
-    /// [`create`](RemoteConfig::create) is off; when the cache is for another store directory
+    /// When the place cannot be asked; when it is not a folder, has no `nix-cache-info`, and
+    /// [`create`](BinaryCacheConfig::create) is off; when the cache is for another store directory
     /// ([`Error::StoreDir`]); when there is no such compression or level.
-    pub async fn open(objects: Arc<dyn Objects>, mut config: RemoteConfig) -> Result<Self> {
+    pub async fn open(objects: Arc<dyn Objects>, mut config: BinaryCacheConfig) -> Result<Self> {
         config.jobs = config.jobs.min(trees_at_once());
         // Each has a connection, and may have a file.
         let uploads = NonZeroUsize::new(descriptors() / 8).unwrap_or(NonZeroUsize::MIN);
         config.uploads = config.uploads.min(uploads);
         let compressor = Compressor::new(config.compression, config.level, config.jobs)
             .map_err(|e| Error::invalid(e.to_string()))?;
-        let memory = (compressor.memory_of_all() >> 20) as u32;
-        // A packer may wait for its source or for the network.
-        let packers = config.jobs.get() + 1;
+        let memory = (compressor.memory_of_all() / MIB) as u32;
+        let packers = match objects.staging() {
+            Some(_) => config.jobs.get(),
+            // A packer may wait for the network.
+            None => config.jobs.get() + 1,
+        };
         let inner = Inner {
             objects,
             packers: Pool::new(packers),
             free_packers: Arc::new(Semaphore::new(packers)),
             config,
             compressor,
-            info: OnceCell::new(),
+            info: RwLock::default(),
             renewed: Mutex::default(),
             journal: Mutex::default(),
             encoder_memory: Arc::new(Semaphore::new(memory as usize)),
             encoder_memory_of_all: memory,
             packed_memory: Arc::new(Semaphore::new(PACKED_MEMORY)),
+            packed_ahead: Mutex::default(),
         };
-        inner.require_info().await?;
-        Ok(RemoteCache(Arc::new(inner)))
+        let info = inner.info().await?;
+        inner.require_info(info)?;
+        Ok(BinaryCache(Arc::new(inner)))
+    }
+
+    /// Opens the cache in the folder at `path`.
+    ///
+    /// # Errors
+    /// Those of [`BinaryCache::open`], and that there is no such folder and
+    /// [`create`](BinaryCacheConfig::create) is off.
+    pub async fn open_folder(path: impl Into<PathBuf>, config: BinaryCacheConfig) -> Result<Self> {
+        let objects = if config.create {
+            FolderObjects::open_or_create(path).await?
+        } else {
+            FolderObjects::open(path).await?
+        };
+        BinaryCache::open(Arc::new(objects), config).await
+    }
+
+    /// The folder of this machine that the cache lies in, if it does.
+    pub fn folder(&self) -> Option<&Path> {
+        self.0.objects.folder()
     }
 
     /// The place where the objects of the cache lie.
@@ -186,11 +218,11 @@ impl RemoteCache {
 
     /// What the cache says about itself.
     pub async fn cache_info(&self) -> Result<CacheInfo> {
-        Ok(self.0.info().await?.clone().unwrap_or_default())
+        Ok(self.0.info().await?.unwrap_or_default())
     }
 
-    /// Makes `nix-cache-info`, unless it is there; true if it was not. [`Store::add`] does this by
-    /// itself.
+    /// Makes the cache and its `nix-cache-info`, unless that is there; true if it was not.
+    /// [`Store::add`] does this by itself.
     pub async fn init(&self) -> Result<bool> {
         self.0.init().await
     }
@@ -208,16 +240,63 @@ impl RemoteCache {
     /// Puts `text` in place of `nix-cache-info`. Clients that remember what it said learn of it when
     /// they ask again.
     pub async fn write_cache_info(&self, text: Vec<u8>) -> Result<()> {
-        let mime = layout::mime_type(CACHE_INFO);
-        let written = self.0.objects.write(CACHE_INFO, text.into(), mime, false);
-        written.await.map(drop)
+        self.0.put(CACHE_INFO, text.into()).await?;
+        *self.0.info.write().await = None;
+        Ok(())
+    }
+
+    /// Packs `nar` before it is known which path it will be, and returns that path: the one that
+    /// its content and `name` make, without references.
+    ///
+    /// Nobody sees anything of it until the path is added to this cache: then its NAR is not read
+    /// once more. What is not added is removed when the last clone of this is dropped.
+    ///
+    /// # Errors
+    /// When the NAR breaks off or is not one, when it cannot be written, when `method` and
+    /// `algorithm` do not go together, or when the place takes no object before its name is known
+    /// ([`Error::Unsupported`]): only folders do.
+    pub async fn pack_ahead(
+        &self,
+        name: &str,
+        (method, algorithm): (Method, Algorithm),
+        nar: NarStream,
+    ) -> Result<PathInfo> {
+        let hasher = ContentHasher::new(method, algorithm)?;
+        staged::pack_ahead(&self.0, name.to_owned(), hasher, nar).await
+    }
+
+    /// Whether there may be a path named `name`. A cache that has many paths is not searched: there
+    /// may be one.
+    ///
+    /// # Errors
+    /// HTTP servers cannot list.
+    pub async fn may_have_name(&self, name: &str) -> Result<bool> {
+        let mut parts = Vec::new();
+        let mut names = self.0.objects.list("");
+        while let Some(listed) = names.next().await {
+            parts.extend(layout::part_of_narinfo(&listed?));
+            if parts.len() > MOST_SEARCHED {
+                return Ok(true);
+            }
+        }
+        let parts = futures::stream::iter(parts).boxed();
+        let mut found = lookup::narinfos(&self.0, parts, |part| *part);
+        while let Some((_, narinfo)) = found.next().await {
+            // One that cannot be read may be it.
+            if narinfo.map_or(true, |narinfo| {
+                narinfo.is_some_and(|narinfo| narinfo.info.path.name() == name)
+            }) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Everything that the cache has. Lists it, and reads every narinfo.
     ///
     /// # Errors
     /// HTTP servers cannot list. A narinfo that cannot be read is an error too:
-    /// [`RemoteCache::all_narinfos`] goes on.
+    /// [`BinaryCache::all_narinfos`] goes on.
     pub async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
         let all = self.all_narinfos().await?;
         let paths = all.map(|(_, narinfo)| narinfo.map(|narinfo| narinfo.info.path));
@@ -255,7 +334,7 @@ impl RemoteCache {
         let part = narinfo.info.path.to_hash_part();
         let text = layout::narinfo_text(narinfo, &self.0.config.store_dir);
         self.0.put(&layout::narinfo(&part), text.into()).await?;
-        self.0.forget(part).await;
+        self.0.forget(vec![part]).await;
         Ok(())
     }
 
@@ -271,7 +350,7 @@ impl RemoteCache {
 }
 
 #[async_trait]
-impl Store for RemoteCache {
+impl Store for BinaryCache {
     fn dir(&self) -> &StoreDir {
         &self.0.config.store_dir
     }
@@ -320,7 +399,9 @@ impl Store for RemoteCache {
 
     async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
         self.0.init().await?;
-        let report = add::run(&self.0, items, options).await?;
+        let report = add::run(&self.0, items, options).await;
+        self.0.objects.sweep().await;
+        let report = report?;
         if report.failed.is_empty() {
             self.0.finish_journal().await?;
         }
@@ -341,7 +422,7 @@ impl Store for RemoteCache {
     }
 }
 
-impl NarInfos for RemoteCache {
+impl NarInfos for BinaryCache {
     fn narinfos<'a>(
         &'a self,
         paths: BoxStream<'a, StorePath>,
@@ -357,15 +438,15 @@ impl NarInfos for RemoteCache {
 }
 
 /// The canonical URI.
-impl fmt::Display for RemoteCache {
+impl fmt::Display for BinaryCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl fmt::Debug for RemoteCache {
+impl fmt::Debug for BinaryCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteCache")
+        f.debug_struct("BinaryCache")
             .field("objects", &self.0.objects)
             .field("config", &self.0.config)
             .finish()
@@ -379,8 +460,15 @@ impl fmt::Display for Inner {
 }
 
 impl Inner {
-    async fn info(&self) -> Result<&Option<CacheInfo>> {
-        self.info.get_or_try_init(|| self.read_info()).await
+    async fn info(&self) -> Result<Option<CacheInfo>> {
+        if let Some(info) = &*self.info.read().await {
+            return Ok(info.clone());
+        }
+        let mut info = self.info.write().await;
+        if let Some(info) = &*info {
+            return Ok(info.clone());
+        }
+        Ok(info.insert(self.read_info().await?).clone())
     }
 
     async fn read_info(&self) -> Result<Option<CacheInfo>> {
@@ -397,7 +485,7 @@ impl Inner {
         }
         let text = self.objects.read(CACHE_INFO, MAX_CACHE_INFO_BYTES).await?;
         let parse = |text: &Bytes| {
-            CacheInfo::parse(text).map_err(|e| Error::malformed(format!("{self}/{CACHE_INFO}"), e))
+            CacheInfo::parse(text).map_err(|e| Error::malformed(self.objects.place(CACHE_INFO), e))
         };
         let info = text.as_ref().map(parse).transpose()?;
         // Any page can be read as one that says nothing.
@@ -412,33 +500,45 @@ impl Inner {
         Ok(info)
     }
 
-    /// That this is a cache, and for our store directory.
-    async fn require_info(&self) -> Result<()> {
-        match self.info().await? {
-            Some(info) => match &info.store_dir {
-                Some(theirs) if *theirs != self.config.store_dir.as_str() => Err(Error::StoreDir {
+    /// That `info` is that of a cache, and for our store directory.
+    fn require_info(&self, info: Option<CacheInfo>) -> Result<()> {
+        match info.map(|info| info.store_dir) {
+            Some(Some(theirs)) if theirs != self.config.store_dir.as_str() => {
+                Err(Error::StoreDir {
                     store: self.to_string(),
-                    theirs: theirs.clone(),
+                    theirs,
                     ours: self.config.store_dir.clone(),
-                }),
-                _ => Ok(()),
-            },
-            None if self.config.create => Ok(()),
+                })
+            }
+            Some(_) => Ok(()),
+            None if self.config.create || self.objects.folder().is_some() => Ok(()),
             None => Err(Error::invalid(format!(
-                "{self} is no binary cache: it has no {CACHE_INFO}"
+                "{self} is not a binary cache: it has no {CACHE_INFO}"
             ))),
         }
     }
 
     async fn init(&self) -> Result<bool> {
-        if self.info().await?.is_some() {
-            return Ok(false);
+        self.objects.prepare().await?;
+        if self.objects.folder().is_some() {
+            // It costs nothing to ask again: somebody may have made it since it was opened.
+            *self.info.write().await = None;
+        }
+        let info = self.info().await?;
+        if info.is_some() {
+            return self.require_info(info).map(|()| false);
         }
         let config = &self.config;
         let info = layout::cache_info(&config.store_dir, config.want_mass_query, config.priority);
         let text = Bytes::from(info.print());
         let mime = layout::mime_type(CACHE_INFO);
-        self.objects.write(CACHE_INFO, text, mime, true).await
+        let made = self.objects.write(CACHE_INFO, text, mime, true).await?;
+        *self.info.write().await = made.then_some(Some(info));
+        if !made {
+            // Somebody else was faster, perhaps for another store directory.
+            self.require_info(self.read_info().await?)?;
+        }
+        Ok(made)
     }
 
     fn known(&self) -> Option<Arc<dyn NarInfoCache>> {
@@ -446,15 +546,22 @@ impl Inner {
     }
 
     /// What this process changed is no longer what the cache said.
-    async fn forget(&self, part: HashPart) {
+    async fn forget(&self, parts: Vec<HashPart>) {
         if let Some(known) = self.known() {
             let forget = move || {
-                known.forget(&[part]);
+                known.forget(&parts);
                 Ok(())
             };
             // A fault of the memory is none of the cache.
             let _ = blocking(forget).await;
         }
+    }
+
+    /// Waits until there is memory for one more encoder, of a NAR of `size` bytes if that is known.
+    async fn encoder_room(&self, size: Option<u64>) -> OwnedSemaphorePermit {
+        let memory = self.compressor.memory(size).div_ceil(MIB);
+        let memory = memory.min(u64::from(self.encoder_memory_of_all)) as u32;
+        take(&self.encoder_memory, memory).await
     }
 
     /// The journal, if there is to be one and it can be written.
@@ -498,5 +605,15 @@ impl Inner {
     }
 }
 
+/// Narinfos that are read to find a name.
+const MOST_SEARCHED: usize = 2000;
+
 /// Packed NARs that wait to be sent, in KiB.
 const PACKED_MEMORY: usize = 24 << 10;
+
+const MIB: u64 = 1 << 20;
+
+async fn take(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {
+    let permit = semaphore.clone().acquire_many_owned(permits).await;
+    permit.expect("it is never closed")
+}

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tk_cache::{FolderCache, RemoteCache};
+use tk_cache::BinaryCache;
 use tk_narinfo::{CacheInfo, PublicKey, SecretKey};
 use tk_path::StorePath;
 use tk_store::{
@@ -16,20 +16,11 @@ use tk_store::{
 
 /// A binary cache that is filled from a store here, and that nix can be made to fetch from.
 #[derive(Debug, Clone)]
-pub struct BinaryCache {
-    cache: CacheStore,
+pub struct Substituter {
+    cache: Arc<BinaryCache>,
     source: Arc<dyn Store>,
     conf: PathBuf,
     sign: Vec<Arc<SecretKey>>,
-}
-
-/// A cache, in a folder or far away.
-#[derive(Debug, Clone)]
-pub enum CacheStore {
-    /// In a folder.
-    Folder(Arc<FolderCache>),
-    /// On a server or in a bucket.
-    Remote(Arc<RemoteCache>),
 }
 
 /// How nix is to use a cache.
@@ -51,7 +42,7 @@ pub struct CacheConfig {
     pub priority: Option<i32>,
 }
 
-/// What [`BinaryCache::configure`] found or made.
+/// What [`Substituter::configure`] found or made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Configured {
     /// The URL as nix has it.
@@ -66,10 +57,10 @@ pub struct Configured {
     pub cache_changed: bool,
 }
 
-impl BinaryCache {
+impl Substituter {
     /// `cache`, filled from `source`; nix reads the nix.conf at `conf`.
-    pub fn new(cache: CacheStore, source: Arc<dyn Store>, conf: impl Into<PathBuf>) -> Self {
-        BinaryCache {
+    pub fn new(cache: Arc<BinaryCache>, source: Arc<dyn Store>, conf: impl Into<PathBuf>) -> Self {
+        Substituter {
             cache,
             source,
             conf: conf.into(),
@@ -89,7 +80,7 @@ impl BinaryCache {
     /// When it could not be asked, which is never "no".
     pub async fn exists(&self, path: &StorePath) -> Result<bool> {
         let one = BTreeSet::from([path.clone()]);
-        Ok(self.cache.store().valid(&one).await?.contains(path))
+        Ok(self.cache.valid(&one).await?.contains(path))
     }
 
     /// Puts `path` there with its closure; what is there is not sent again.
@@ -101,9 +92,9 @@ impl BinaryCache {
             sign: self.sign.clone(),
             ..CopyOptions::new(SigCheck::Skip)
         };
-        let (roots, cache) = ([path.clone()].into(), self.cache.store());
-        let plan = copy::plan(&*self.source, &*cache, &roots, &options).await?;
-        let mut report = plan.run(&self.source, &*cache, Arc::new(())).await?;
+        let (roots, cache) = ([path.clone()].into(), &*self.cache);
+        let plan = copy::plan(&*self.source, cache, &roots, &options).await?;
+        let mut report = plan.run(&self.source, cache, Arc::new(())).await?;
         if report.failed.is_empty() {
             Ok(report)
         } else {
@@ -128,23 +119,22 @@ impl BinaryCache {
 /// [`Error::Invalid`] for what is no key or no URL for nix.conf, [`Error::Io`] for files and caches
 /// that cannot be read or written.
 pub async fn configure(
-    cache: &CacheStore,
+    cache: &BinaryCache,
     conf: &Path,
     config: &CacheConfig,
 ) -> Result<Configured> {
     let url = url_for_nix(&config.url)?;
     let public_key = config.checked_key()?;
-    let said = cache.read_info().await?;
+    let said = cache.read_cache_info().await?;
     if said.is_none() && config.priority.is_none() {
         return Err(Error::invalid(format!(
-            "{} has no nix-cache-info, so that nix takes it for no cache; make one first (tk-store cache init)",
-            cache.store()
+            "{cache} has no nix-cache-info, so that nix takes it for no cache; make one first (tk-store cache init)"
         )));
     }
-    let told = cache.tell_priority(said, config.priority).await?;
+    let told = tell_priority(cache, said, config.priority).await?;
     let (info, cache_changed) = told;
-    info.check_store_dir(cache.store().dir())
-        .map_err(|e| Error::invalid(format!("{}: {e}", cache.store())))?;
+    info.check_store_dir(cache.dir())
+        .map_err(|e| Error::invalid(format!("{cache}: {e}")))?;
     let file = conf.to_owned();
     let (wanted, key) = (url.clone(), public_key.clone());
     let work = move || {
@@ -170,66 +160,35 @@ pub async fn configure(
     })
 }
 
-impl CacheStore {
-    /// The cache as every store.
-    pub fn store(&self) -> Arc<dyn Store> {
-        match self {
-            CacheStore::Folder(cache) => cache.clone(),
-            CacheStore::Remote(cache) => cache.clone(),
+/// What the cache says of itself, once it says `priority`; whether that was new to it.
+async fn tell_priority(
+    cache: &BinaryCache,
+    said: Option<Vec<u8>>,
+    priority: Option<i32>,
+) -> Result<(CacheInfo, bool)> {
+    let malformed = |e| Error::malformed(format!("nix-cache-info of {}", cache), e);
+    let text = match said {
+        Some(text) => text,
+        None => {
+            cache.init().await?;
+            cache.read_cache_info().await?.unwrap_or_default()
         }
+    };
+    let info = CacheInfo::parse(&text).map_err(malformed)?;
+    if priority.is_none() || info.priority == priority {
+        return Ok((info, false));
     }
-
-    async fn read_info(&self) -> Result<Option<Vec<u8>>> {
-        match self {
-            CacheStore::Folder(cache) => cache.read_cache_info().await,
-            CacheStore::Remote(cache) => cache.read_cache_info().await,
-        }
-    }
-
-    async fn write_info(&self, text: Vec<u8>) -> Result<()> {
-        match self {
-            CacheStore::Folder(cache) => cache.write_cache_info(text).await,
-            CacheStore::Remote(cache) => cache.write_cache_info(text).await,
-        }
-    }
-
-    async fn init(&self) -> Result<bool> {
-        match self {
-            CacheStore::Folder(cache) => cache.init().await,
-            CacheStore::Remote(cache) => cache.init().await,
-        }
-    }
-
-    /// What the cache says of itself, once it says `priority`; whether that was new to it.
-    async fn tell_priority(
-        &self,
-        said: Option<Vec<u8>>,
-        priority: Option<i32>,
-    ) -> Result<(CacheInfo, bool)> {
-        let malformed = |e| Error::malformed(format!("nix-cache-info of {}", self.store()), e);
-        let text = match said {
-            Some(text) => text,
-            None => {
-                self.init().await?;
-                self.read_info().await?.unwrap_or_default()
-            }
-        };
-        let info = CacheInfo::parse(&text).map_err(malformed)?;
-        if priority.is_none() || info.priority == priority {
-            return Ok((info, false));
-        }
-        let new = with_priority(&text, priority.unwrap_or_default());
-        self.write_info(new).await?;
-        let back = self.read_info().await?.unwrap_or_default();
-        let back = CacheInfo::parse(&back).map_err(malformed)?;
-        if back.priority == priority {
-            Ok((back, true))
-        } else {
-            Err(Error::io(
-                format!("telling {} its priority", self.store()),
-                io::Error::other("it still says another"),
-            ))
-        }
+    let new = with_priority(&text, priority.unwrap_or_default());
+    cache.write_cache_info(new).await?;
+    let back = cache.read_cache_info().await?.unwrap_or_default();
+    let back = CacheInfo::parse(&back).map_err(malformed)?;
+    if back.priority == priority {
+        Ok((back, true))
+    } else {
+        Err(Error::io(
+            format!("telling {} its priority", cache),
+            io::Error::other("it still says another"),
+        ))
     }
 }
 
@@ -322,7 +281,7 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tk_cache::FolderConfig;
+    use tk_cache::BinaryCacheConfig;
     use tk_narinfo::{Compression, TrustedKeys};
     use tk_path::{Algorithm, Method, References};
     use tk_store::{AddContent, MemoryStore, StoreExt, nar};
@@ -336,6 +295,15 @@ mod tests {
         }
     }
 
+    async fn opened(place: &Path) -> BinaryCache {
+        let config = BinaryCacheConfig {
+            create: true,
+            compression: Compression::None,
+            ..BinaryCacheConfig::default()
+        };
+        BinaryCache::open_folder(place, config).await.unwrap()
+    }
+
     #[tokio::test]
     async fn configured_twice_is_configured_once() {
         let folder = tempfile::tempdir().unwrap();
@@ -343,13 +311,8 @@ mod tests {
             folder.path().join("conf/nix.conf"),
             folder.path().join("cache"),
         );
-        let opened = FolderCache::open(FolderConfig {
-            create: true,
-            compression: Compression::None,
-            ..FolderConfig::new(&place)
-        });
-        let cache = CacheStore::Folder(Arc::new(opened.await.unwrap()));
-        let cache = BinaryCache::new(cache, Arc::new(MemoryStore::default()), &conf);
+        let cache = Arc::new(opened(&place).await);
+        let cache = Substituter::new(cache, Arc::new(MemoryStore::default()), &conf);
         let secret = SecretKey::generate("k-1").unwrap();
         let mut config = CacheConfig {
             secret_key: Some(secret.to_text().to_string()),
@@ -380,12 +343,7 @@ mod tests {
     #[tokio::test]
     async fn uploaded_is_there_with_all_it_refers_to() {
         let folder = tempfile::tempdir().unwrap();
-        let opened = FolderCache::open(FolderConfig {
-            create: true,
-            compression: Compression::None,
-            ..FolderConfig::new(folder.path())
-        });
-        let opened = Arc::new(opened.await.unwrap());
+        let opened = Arc::new(opened(folder.path()).await);
         let source = Arc::new(MemoryStore::default());
         let add = async |name: &str, references: References| {
             let mut nar = tk_nar::Encoder::new(Vec::new());
@@ -402,8 +360,8 @@ mod tests {
         };
         let two = add("two", to_one).await;
         let key = Arc::new(SecretKey::generate("k-1").unwrap());
-        let cache = CacheStore::Folder(opened.clone());
-        let cache = BinaryCache::new(cache, source.clone(), "nix.conf").sign_with(key.clone());
+        let cache =
+            Substituter::new(opened.clone(), source.clone(), "nix.conf").sign_with(key.clone());
         assert!(!cache.exists(&two).await.unwrap());
         assert_eq!(cache.upload(&two).await.unwrap().copied.len(), 2);
         for path in [&one, &two] {

@@ -8,8 +8,9 @@
 //! ```
 //! An uploaded path becomes visible when everything it refers to is. The largest NARs of what is
 //! at hand go first, so that no long one is left over for the end; therefore uploads end in any
-//! order. One task decides (this file's [`Adding`]); the cache's [`Target`] does the work.
+//! order. One task decides (this file's [`Adding`]); the cache does the work.
 
+use super::Inner;
 use futures::{
     FutureExt, StreamExt,
     future::BoxFuture,
@@ -17,54 +18,14 @@ use futures::{
 };
 use std::{
     collections::{BTreeSet, BinaryHeap, HashMap, HashSet},
-    fmt::Display,
     future::poll_fn,
     io::ErrorKind,
     sync::Arc,
     task::Poll,
 };
 use tk_narinfo::PathInfo;
-use tk_path::{StoreDir, StorePath};
+use tk_path::StorePath;
 use tk_store::{AddItem, AddItems, AddOptions, AddReport, Error, Existing, NarStream, Result};
-
-/// A cache that paths are added to. `Display` is its URI.
-pub(crate) trait Target: Display + Send + Sync + 'static {
-    /// The directory that its paths belong to.
-    fn store_dir(&self) -> &StoreDir;
-    /// Whether a path is refused whose references are not there.
-    fn require_references(&self) -> bool;
-    /// Uploads at once.
-    fn uploads(&self) -> usize;
-    /// How narinfos are published.
-    fn publishing(&self) -> Publishing;
-    /// The subset of `paths` that is there.
-    fn valid(
-        self: Arc<Self>,
-        paths: BTreeSet<StorePath>,
-    ) -> BoxFuture<'static, Result<BTreeSet<StorePath>>>;
-    /// Puts `nar` into the cache, if it is what `info` says. Its narinfo is not written. What is
-    /// there of the NAR is not relied on with [`Existing::Replace`].
-    fn upload(
-        self: Arc<Self>,
-        info: PathInfo,
-        nar: NarStream,
-        options: AddOptions,
-    ) -> BoxFuture<'static, Result<Uploaded, Failure>>;
-    /// Writes narinfos; one result for each, in order.
-    fn publish(
-        self: Arc<Self>,
-        narinfos: Vec<(StorePath, String)>,
-    ) -> BoxFuture<'static, Vec<(StorePath, Result<()>)>>;
-}
-
-/// How narinfos are published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Publishing {
-    /// All that can be, one after the other, on one thread.
-    Together,
-    /// Each by itself, up to so many at once.
-    Each(usize),
-}
 
 /// What is left to do after an upload: write the narinfo.
 pub(crate) struct Uploaded {
@@ -91,8 +52,8 @@ impl Failure {
 }
 
 /// [`Store::add`](tk_store::Store::add) of a cache.
-pub(crate) async fn run<T: Target>(
-    cache: &Arc<T>,
+pub(super) async fn run(
+    cache: &Arc<Inner>,
     items: AddItems<'_>,
     options: &AddOptions,
 ) -> Result<AddReport> {
@@ -120,8 +81,8 @@ pub(crate) async fn run<T: Target>(
     }
 }
 
-struct Adding<'a, T: Target> {
-    cache: Arc<T>,
+struct Adding<'a> {
+    cache: Arc<Inner>,
     options: &'a AddOptions,
     report: AddReport,
     /// All items so far that were not there before.
@@ -171,7 +132,7 @@ enum Next {
     End,
 }
 
-impl<T: Target> Adding<'_, T> {
+impl Adding<'_> {
     async fn run(&mut self, items: AddItems<'_>) -> Result<()> {
         let mut items = items.ready_chunks(BATCH).fuse();
         loop {
@@ -210,8 +171,8 @@ impl<T: Target> Adding<'_, T> {
         let batch = batch.into_iter().collect::<Result<Vec<_>>>()?;
         let unknown = self.unknown(&batch);
         if !unknown.is_empty() {
-            let valid = self.cache.clone().valid(unknown).await?;
-            self.visible.extend(valid);
+            let present = self.cache.present(unknown).await?;
+            self.visible.extend(present.into_keys());
         }
         for (info, nar) in batch {
             if self.nodes.contains_key(&info.path) {
@@ -252,7 +213,7 @@ impl<T: Target> Adding<'_, T> {
         let accepted = self
             .options
             .check
-            .check(self.cache.store_dir(), &info)
+            .check(&self.cache.config.store_dir, &info)
             .and_then(|()| self.await_references(&info));
         match accepted {
             Ok(waits_for) => {
@@ -273,7 +234,7 @@ impl<T: Target> Adding<'_, T> {
 
     /// Registers `info` with those of its references that are still to come; their number.
     fn await_references(&mut self, info: &PathInfo) -> Result<usize> {
-        if !self.cache.require_references() {
+        if !self.cache.config.require_references {
             return Ok(0);
         }
         let is_there = |r: &StorePath| {
@@ -315,10 +276,7 @@ impl<T: Target> Adding<'_, T> {
                 self.running.push(event.boxed());
             }
         }
-        let (most, size) = match self.cache.publishing() {
-            Publishing::Together => (1, usize::MAX),
-            Publishing::Each(most) => (most, 1),
-        };
+        let (size, most) = self.cache.publishing();
         while self.publishing < most && !self.publishable.is_empty() {
             self.publishing += 1;
             let size = size.min(self.publishable.len());
@@ -419,7 +377,7 @@ impl<T: Target> Adding<'_, T> {
 }
 
 /// If nobody waits for the result any more, the threads end at their next chunk.
-impl<T: Target> Drop for Adding<'_, T> {
+impl Drop for Adding<'_> {
     fn drop(&mut self) {
         for node in self.nodes.values() {
             node.abort();
