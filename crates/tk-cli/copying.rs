@@ -5,7 +5,7 @@ mod report;
 use crate::{
     Answer, Context,
     keys::{self, SignKeyArgs},
-    open::{Opened, Wish, open, open_several},
+    open::{OpenStore, Wish, open, open_several},
     paths::{PathArgs, Sources},
     ui,
 };
@@ -64,7 +64,7 @@ pub struct TrustArgs {
 
 impl TrustArgs {
     /// The demand on what is copied to `dst`.
-    fn check(&self, cx: &Context, verb: &CopyVerb, dst: &Opened) -> Result<SigCheck> {
+    fn check(&self, cx: &Context, verb: &CopyVerb, dst: &OpenStore) -> Result<SigCheck> {
         let unsigned = self.no_check_sigs || !keys::are_required(cx, &self.trusted_key, dst);
         match (unsigned, verb.checks_for_caches) {
             (true, _) => Ok(SigCheck::Skip),
@@ -76,8 +76,8 @@ impl TrustArgs {
 
 /// What is demanded of what goes into `dst`. A binary cache takes what it is given: those who read it
 /// ask for signatures.
-pub fn demand(cx: &Context, dst: &Opened, keys: &[String], needed: usize) -> Result<SigCheck> {
-    if dst.is_cache() || !keys::are_required(cx, keys, dst) {
+pub fn demand(cx: &Context, dst: &OpenStore, keys: &[String], needed: usize) -> Result<SigCheck> {
+    if dst.cache().is_some() || !keys::are_required(cx, keys, dst) {
         Ok(SigCheck::Skip)
     } else {
         keys::signed(cx, keys, needed)
@@ -86,13 +86,13 @@ pub fn demand(cx: &Context, dst: &Opened, keys: &[String], needed: usize) -> Res
 
 /// Keys for what goes into `dst`: those that are `given`, and those that the cache signs with by
 /// itself.
-pub fn keys_for(dst: &Opened, given: &[Arc<SecretKey>]) -> Vec<Arc<SecretKey>> {
+pub fn keys_for(dst: &OpenStore, given: &[Arc<SecretKey>]) -> Vec<Arc<SecretKey>> {
     given.iter().chain(dst.signing_keys()).cloned().collect()
 }
 
 /// Says that `paths` paths of the cache `dst` have nobody who vouches for them.
-pub fn warn_unsigned(cx: &Context, dst: &Opened, paths: usize) {
-    if paths == 0 || !dst.is_cache() {
+pub fn warn_unsigned(cx: &Context, dst: &OpenStore, paths: usize) {
+    if paths == 0 || dst.cache().is_none() {
         return;
     }
     let (paths, store) = (ui::paths(paths), dst.store());
@@ -133,10 +133,10 @@ pub struct CopyVerb {
 
 /// A copy between two open stores.
 pub struct CopyJob<'a> {
-    pub src: Opened,
+    pub src: OpenStore,
     /// Files as they lie, before `src`.
     trees: Option<Arc<TreeStore>>,
-    pub dst: Opened,
+    pub dst: OpenStore,
     args: &'a CopyArgs,
     verb: &'a CopyVerb,
     options: CopyOptions,
@@ -293,7 +293,7 @@ impl CopyJob<'_> {
     /// Where one of several sources gave what was not as it should be, takes it from the next that has
     /// it, as nix does.
     async fn try_other_sources(&self, cx: &Context, report: &mut CopyReport) -> Result<()> {
-        let Opened::Several(stores, _) = &self.src else {
+        let Some((stores, _)) = self.src.members() else {
             return Ok(());
         };
         loop {
@@ -335,13 +335,13 @@ impl CopyJob<'_> {
             };
             let (path, size) = (&info.path, ui::size(info.nar_size));
             let file = self.trees.as_ref().and_then(|trees| trees.file(path));
-            let from = match (file, &self.src) {
+            let from = match (file, self.src.members()) {
                 (Some(file), _) => file.display().to_string(),
-                (None, Opened::Several(several, stores)) => {
+                (None, Some((several, stores))) => {
                     let origin = several.origin(path).and_then(|index| stores.get(index));
                     origin.unwrap_or(&self.src).store().to_string()
                 }
-                (None, src) => src.store().to_string(),
+                (None, None) => self.src.store().to_string(),
             };
             cx.ui
                 .detail(format_args!("{path}: {why}, {size} from {from}"));
@@ -361,7 +361,7 @@ impl CopyJob<'_> {
         if !self.listing {
             return;
         }
-        if !self.dst.is_cache() {
+        if self.dst.cache().is_none() {
             let store = self.dst.store();
             cx.ui.warn(format_args!(
                 "only binary caches have listings; {store} gets none"
@@ -399,9 +399,9 @@ pub struct UpstreamArgs {
 
 impl UpstreamArgs {
     /// Opens the caches. `dst` is where the copy goes.
-    pub async fn open(&self, cx: &Context, dst: &Opened) -> Result<Upstreams> {
+    pub async fn open(&self, cx: &Context, dst: &OpenStore) -> Result<Upstreams> {
         let none = self.upstream.is_empty() && self.upstream_key.is_empty();
-        if !none && !dst.is_cache() {
+        if !none && dst.cache().is_none() {
             bail!(
                 "{} is no binary cache: all that a path refers to must be in it, \
                  so nothing can be left to an --upstream",

@@ -1,7 +1,7 @@
 //! Keys as the command line takes them: files, stdin or variables for secrets, text or files for public
 //! ones. Whatever is given where, no secret is ever repeated.
 
-use crate::{Context, open::Opened, words::is_base64};
+use crate::{Context, open::OpenStore, words::is_base64};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     env,
@@ -173,8 +173,8 @@ fn configured(cx: &Context) -> Result<TrustedKeys> {
 
 /// Whether a path needs a signature to come into `dst`: a store on disk is what `require-sigs` of its URI and of
 /// nix.conf is about, a daemon heeds its own. Keys that are `given` are wanted for a reason.
-pub fn are_required(cx: &Context, given: &[String], dst: &Opened) -> bool {
-    let Opened::Local(store) = dst else {
+pub fn are_required(cx: &Context, given: &[String], dst: &OpenStore) -> bool {
+    let Some(store) = dst.local() else {
         return true;
     };
     let of_store = store.config().require_signatures;

@@ -2,13 +2,11 @@
 
 mod builders;
 mod caches;
-mod info;
 mod network;
 mod nix;
 mod remote;
 
 pub use builders::{Open as OpenMachine, RemoteArgs, slots};
-pub use info::Info;
 pub use nix::{NixOptions, store_dir};
 pub use remote::BuildOptions;
 
@@ -40,114 +38,184 @@ use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::{Compression, NarInfo, SecretKey};
 use tk_path::{StoreDir, StorePath};
 use tk_store::{
-    Abilities, AddContent, AddSignatures, Closure, Fetching, Graph, MemoryStore, SeveralStores,
-    SigCheck, Sources, Store, StoreReference, StoreVariant, reference::Settings,
+    Abilities, AddContent, AddSignatures, Closure, Fetching, MemoryStore, Roots, SeveralStores,
+    SigCheck, Sources, Store, StoreDescription, StoreReference, StoreVariant, reference::Settings,
 };
 
-/// An opened store, with what its kind can do beyond [`Store`].
+/// An opened store: what it can do, and what this program has to know of it beyond that.
 #[derive(Clone)]
-pub enum Opened {
-    /// A store on disk.
-    Local(Arc<LocalStore>),
-    /// A binary cache.
-    Cache(Arc<BinaryCache>),
-    /// A daemon, behind a socket or over ssh.
-    Daemon(Arc<DaemonStore>),
-    /// A store that is spoken to over ssh in the serve protocol.
-    Serve(Arc<ServeStore>),
-    /// Several as one, to read from: in the order of the second, which are the same stores.
-    Several(Arc<SeveralStores>, Vec<Opened>),
-    /// A store that is not there yet, in a dry run: it has nothing.
-    Absent(Arc<MemoryStore>),
+pub struct OpenStore {
+    abilities: Abilities,
+    /// It, where it is a binary cache.
+    cache: Option<Arc<BinaryCache>>,
+    /// It, where it is a store on disk.
+    local: Option<Arc<LocalStore>>,
+    /// It, where it is several as one, to read from; and these, in the same order.
+    several: Option<(Arc<SeveralStores>, Vec<OpenStore>)>,
+    instead: Instead,
 }
 
-impl Opened {
+/// What to do instead, where a store cannot do something. `STORE` stands for its name.
+#[derive(Clone, Copy)]
+struct Instead {
+    content: &'static str,
+    signatures: &'static str,
+    list: &'static str,
+}
+
+impl Default for Instead {
+    fn default() -> Self {
+        Instead {
+            content: "STORE takes no files",
+            signatures: "STORE takes no signatures",
+            list: "STORE cannot list its paths",
+        }
+    }
+}
+
+impl From<Abilities> for OpenStore {
+    fn from(abilities: Abilities) -> Self {
+        OpenStore {
+            abilities,
+            cache: None,
+            local: None,
+            several: None,
+            instead: Instead::default(),
+        }
+    }
+}
+
+impl From<BinaryCache> for OpenStore {
+    fn from(cache: BinaryCache) -> Self {
+        OpenStore {
+            cache: Some(Arc::new(cache.clone())),
+            instead: Instead {
+                content: "STORE is a binary cache, to which files go with \
+                          tk-store push FILE --to STORE",
+                ..Instead::default()
+            },
+            ..cache.abilities().into()
+        }
+    }
+}
+
+impl From<LocalStore> for OpenStore {
+    fn from(store: LocalStore) -> Self {
+        OpenStore {
+            local: Some(Arc::new(store.clone())),
+            ..store.abilities().into()
+        }
+    }
+}
+
+impl From<DaemonStore> for OpenStore {
+    fn from(store: DaemonStore) -> Self {
+        Arc::new(store).abilities().into()
+    }
+}
+
+impl From<ServeStore> for OpenStore {
+    fn from(store: ServeStore) -> Self {
+        OpenStore {
+            instead: Instead {
+                content: "STORE takes store paths only; add files to a local store first \
+                          (tk-store add FILE), or use ssh-ng://",
+                signatures: "STORE takes no signatures; use ssh-ng://",
+                list: "STORE cannot list its paths; use ssh-ng://",
+            },
+            ..Arc::new(store).abilities().into()
+        }
+    }
+}
+
+/// A store that is not there yet, in a dry run: it has nothing.
+impl From<MemoryStore> for OpenStore {
+    fn from(store: MemoryStore) -> Self {
+        let store = Arc::new(store);
+        OpenStore::from(Abilities {
+            content: Some(store.clone()),
+            signatures: Some(store.clone()),
+            graph: Some(store.clone()),
+            ..Abilities::of(store)
+        })
+    }
+}
+
+impl OpenStore {
+    fn several(store: SeveralStores, stores: Vec<OpenStore>) -> Self {
+        let store = Arc::new(store);
+        OpenStore {
+            several: Some((store.clone(), stores)),
+            instead: Instead {
+                content: "STORE are several stores; name one to add to",
+                signatures: "STORE are several stores; name one to sign in",
+                list: "STORE are several stores; name one to list",
+            },
+            ..store.abilities().into()
+        }
+    }
+
     /// The store as every store.
     pub fn store(&self) -> Arc<dyn Store> {
-        match self {
-            Opened::Local(store) => store.clone(),
-            Opened::Cache(store) => store.clone(),
-            Opened::Daemon(store) => store.clone(),
-            Opened::Serve(store) => store.clone(),
-            Opened::Several(store, _) => store.clone(),
-            Opened::Absent(store) => store.clone(),
-        }
+        self.abilities.store.clone()
     }
 
     /// The store with all that it can do.
     pub fn abilities(&self) -> Abilities {
-        match self {
-            Opened::Local(store) => store.abilities(),
-            Opened::Cache(store) => store.abilities(),
-            Opened::Daemon(store) => store.clone().abilities(),
-            Opened::Serve(store) => store.clone().abilities(),
-            Opened::Several(store, _) => store.clone().abilities(),
-            Opened::Absent(store) => Abilities::of(store.clone()),
-        }
+        self.abilities.clone()
+    }
+
+    /// The store as a binary cache, if it is one: it takes what it is given, and those who read it ask
+    /// for signatures. A store asks when it is given something.
+    pub fn cache(&self) -> Option<&Arc<BinaryCache>> {
+        self.cache.as_ref()
+    }
+
+    /// The store as one on disk, if it is one.
+    pub fn local(&self) -> Option<&Arc<LocalStore>> {
+        self.local.as_ref()
+    }
+
+    /// The stores that are read from as one.
+    pub fn members(&self) -> Option<(&Arc<SeveralStores>, &[OpenStore])> {
+        let (store, stores) = self.several.as_ref()?;
+        Some((store, stores))
     }
 
     /// The store, if content can be added to it.
     pub fn add_content(&self) -> Result<&dyn AddContent> {
-        match self {
-            Opened::Local(store) => Ok(&**store),
-            Opened::Daemon(store) => Ok(&**store),
-            Opened::Cache(_) => bail!(
-                "{0} is a binary cache, to which files go with tk-store push FILE --to {0}",
-                self.store()
-            ),
-            Opened::Serve(store) => bail!(
-                "{store} takes store paths only; add files to a local store first \
-                 (tk-store add FILE), or use ssh-ng://"
-            ),
-            Opened::Several(store, _) => bail!("{store} are several stores; name one to add to"),
-            Opened::Absent(store) => Ok(&**store),
-        }
+        self.able(self.abilities.content.as_deref(), self.instead.content)
     }
 
     /// The store, if signatures can be added to its paths.
     pub fn add_signatures(&self) -> Result<&dyn AddSignatures> {
-        match self {
-            Opened::Local(store) => Ok(&**store),
-            Opened::Cache(store) => Ok(&**store),
-            Opened::Daemon(store) => Ok(&**store),
-            Opened::Serve(store) => bail!("{store} takes no signatures; use ssh-ng://"),
-            Opened::Several(store, _) => bail!("{store} are several stores; name one to sign in"),
-            Opened::Absent(store) => Ok(&**store),
-        }
+        let signatures = self.abilities.signatures.as_deref();
+        self.able(signatures, self.instead.signatures)
     }
 
-    /// Makes a cache that is not there yet; whether it was made.
-    pub async fn init_cache(&self) -> Result<bool> {
-        match self {
-            Opened::Cache(store) => Ok(store.init().await?),
-            other => bail!("{} is no binary cache but a store", other.store()),
-        }
+    fn able<'a, T: ?Sized>(&self, ability: Option<&'a T>, instead: &str) -> Result<&'a T> {
+        ability.ok_or_else(|| anyhow::anyhow!(instead.replace("STORE", &self.store().to_string())))
     }
 
     /// Everything that the store has, as far as it can be read. Each narinfo of a cache is read once.
     pub async fn all(&self) -> Result<Listed> {
         let mut listed = Listed::default();
-        let paths = match self {
-            Opened::Cache(store) => return listed.take(store.all_narinfos().await?).await,
-            Opened::Local(store) => {
-                let (paths, bad) = store.all_readable().await?;
-                listed.unreadable.extend(bad);
-                paths
-            }
-            Opened::Daemon(store) => Graph::all_paths(&**store).await?,
-            Opened::Serve(store) => bail!("{store} cannot list its paths; use ssh-ng://"),
-            Opened::Several(_, stores) => {
-                for store in stores {
-                    let all = Box::pin(store.all()).await?;
-                    listed.unreadable.extend(all.unreadable);
-                    for (path, narinfo) in all.narinfos {
-                        listed.narinfos.entry(path).or_insert(narinfo);
-                    }
+        if let Some(cache) = &self.cache {
+            return listed.take(cache.all_narinfos().await?).await;
+        }
+        if let Some((_, stores)) = &self.several {
+            for store in stores {
+                let all = Box::pin(store.all()).await?;
+                listed.unreadable.extend(all.unreadable);
+                for (path, narinfo) in all.narinfos {
+                    listed.narinfos.entry(path).or_insert(narinfo);
                 }
-                return Ok(listed);
             }
-            Opened::Absent(_) => return Ok(listed),
-        };
+            return Ok(listed);
+        }
+        let graph = self.able(self.abilities.graph.as_deref(), self.instead.list)?;
+        let (paths, bad) = graph.all_readable().await?;
+        listed.unreadable.extend(bad);
         let store = self.store();
         let mut infos = StoreInfos::ask(&*store, futures::stream::iter(paths).boxed());
         while let Some((path, found)) = infos.next().await {
@@ -183,67 +251,87 @@ impl Opened {
         looked
     }
 
-    /// The keys that a cache signs with by itself.
-    pub fn signing_keys(&self) -> &[Arc<SecretKey>] {
-        match self {
-            Opened::Cache(store) => store.signing_keys(),
-            _ => &[],
+    /// Asks the store what it is.
+    pub async fn describe(&self) -> Result<StoreDescription> {
+        match &self.abilities.description {
+            Some(description) => Ok(description.describe().await?),
+            None => Ok(StoreDescription::of("store")),
         }
     }
 
-    /// Whether it is a binary cache: it takes what it is given, and those who read it ask for
-    /// signatures. A store asks when it is given something.
-    pub fn is_cache(&self) -> bool {
-        matches!(self, Opened::Cache(_))
+    /// The store, if it keeps roots.
+    pub fn roots(&self) -> Option<&dyn Roots> {
+        self.abilities.roots.as_deref()
+    }
+
+    /// The keys that a cache signs with by itself.
+    pub fn signing_keys(&self) -> &[Arc<SecretKey>] {
+        self.cache.as_deref().map_or(&[], BinaryCache::signing_keys)
     }
 
     /// Where the files of its paths lie on this machine, if they do.
     pub fn real_dir(&self) -> Option<&Path> {
-        match self {
-            Opened::Local(store) => Some(store.real_dir()),
-            Opened::Daemon(store) => store.config().real.as_deref(),
-            Opened::Cache(_) | Opened::Serve(_) => None,
-            Opened::Several(..) | Opened::Absent(_) => None,
-        }
+        self.abilities.real_dir.as_deref()
     }
 
     /// Whether each of its paths costs a round trip over a network.
     pub fn is_far(&self) -> bool {
-        match self {
-            Opened::Several(_, stores) => stores.iter().any(Opened::is_far),
-            Opened::Cache(cache) => cache.folder().is_none(),
-            _ => false,
+        match &self.several {
+            Some((_, stores)) => stores.iter().any(OpenStore::is_far),
+            None => self
+                .cache
+                .as_ref()
+                .is_some_and(|cache| cache.folder().is_none()),
+        }
+    }
+
+    /// Paths that are worth reading at once: more than there are processors where each waits for a
+    /// round trip.
+    pub fn at_once(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        if self.is_far() {
+            processors.max(FROM_AFAR)
+        } else {
+            processors
         }
     }
 
     /// The store, where one of several whose metadata of a path satisfies `check` is preferred.
     pub fn preferring(self, check: &SigCheck) -> Self {
-        match self {
-            Opened::Several(store, stores) => {
-                let store = match Arc::try_unwrap(store) {
-                    Ok(store) => Arc::new(store.prefer(check.clone())),
-                    Err(shared) => shared,
-                };
-                Opened::Several(store, stores)
-            }
-            store => store,
+        let Some((store, stores)) = self.several else {
+            return self;
+        };
+        // The abilities are the same store.
+        drop(self.abilities);
+        match Arc::try_unwrap(store) {
+            Ok(store) => OpenStore::several(store.prefer(check.clone()), stores),
+            Err(shared) => OpenStore {
+                abilities: shared.clone().abilities(),
+                cache: None,
+                local: None,
+                several: Some((shared, stores)),
+                instead: self.instead,
+            },
         }
     }
 
     /// How late it is asked where there are several: the lower, the earlier. As Nix has it.
     async fn priority(&self) -> Result<i32> {
-        let said = match self {
-            Opened::Cache(store) => store.cache_info().await?,
-            _ => return Ok(0),
+        let Some(cache) = &self.cache else {
+            return Ok(0);
         };
-        Ok(said.priority.unwrap_or(PRIORITY_OF_CACHES))
+        Ok(cache
+            .cache_info()
+            .await?
+            .priority
+            .unwrap_or(PRIORITY_OF_CACHES))
     }
 
     /// The store as a cache that answers with narinfos; other stores say what they know.
     pub fn narinfos(&self) -> Arc<dyn NarInfos> {
-        match self {
-            Opened::Cache(store) => store.clone(),
-            other => Arc::new(StoreInfos::new(other.store())),
+        match &self.cache {
+            Some(cache) => cache.clone(),
+            None => Arc::new(StoreInfos::new(self.store())),
         }
     }
 }
@@ -334,7 +422,7 @@ pub struct Wish {
 }
 
 /// Opens the store that `uri` names.
-pub async fn open(cx: &Context, uri: &str, wish: &Wish) -> Result<Opened> {
+pub async fn open(cx: &Context, uri: &str, wish: &Wish) -> Result<OpenStore> {
     let reference = reference(uri)?;
     let wish = Wish {
         jobs: cx.threads.jobs(wish.jobs),
@@ -377,7 +465,7 @@ fn reference(uri: &str) -> Result<StoreReference> {
 /// Opens the stores that `uris` name, as one to read from: each path comes from the first that has
 /// it, by priority and then in this order. One of several that cannot be opened is told and passed
 /// over, and what the others lack counts as unknown.
-pub async fn open_several(cx: &Context, uris: &[String], wish: &Wish) -> Result<Opened> {
+pub async fn open_several(cx: &Context, uris: &[String], wish: &Wish) -> Result<OpenStore> {
     if let [uri] = uris {
         return open(cx, uri, wish).await;
     }
@@ -417,7 +505,7 @@ pub async fn open_several(cx: &Context, uris: &[String], wish: &Wish) -> Result<
     }
     let told = Mutex::new(BTreeSet::new());
     let ui = cx.ui;
-    let mut several = SeveralStores::new(stores.iter().map(Opened::abilities))?;
+    let mut several = SeveralStores::new(stores.iter().map(OpenStore::abilities))?;
     for (uri, error) in lost {
         several = several.without(shown(uri), format!("{error:#}"));
     }
@@ -427,7 +515,7 @@ pub async fn open_several(cx: &Context, uris: &[String], wish: &Wish) -> Result<
             ui.warn(format_args!("{store} cannot be asked: {}", error.to_line()));
         }
     });
-    Ok(Opened::Several(Arc::new(several), stores))
+    Ok(OpenStore::several(several, stores))
 }
 
 /// Where a command reads from.
@@ -441,13 +529,13 @@ pub struct FromArgs {
 
 impl FromArgs {
     /// Opens the store to read from, in which `texts` are.
-    pub async fn open(&self, cx: &Context, texts: &[OsString]) -> Result<Opened> {
+    pub async fn open(&self, cx: &Context, texts: &[OsString]) -> Result<OpenStore> {
         let uris = sources_of(cx, &self.from, texts);
         open_several(cx, &uris, &Wish::default()).await
     }
 
     /// The same, where what counts is what is there now, not what is remembered of it.
-    pub async fn open_anew(&self, cx: &Context, texts: &[OsString]) -> Result<Opened> {
+    pub async fn open_anew(&self, cx: &Context, texts: &[OsString]) -> Result<OpenStore> {
         let uris = sources_of(cx, &self.from, texts);
         let wish = Wish {
             refresh: true,
@@ -484,15 +572,13 @@ pub fn substituters(cx: &Context, option: &str) -> Result<Vec<String>> {
 
 /// What a server has for its clients: the store with all that it can do, and for a store on disk that it
 /// fetches what satisfies `check` from the substituters that nix.conf names.
-pub fn served(cx: &Context, store: &Opened, check: SigCheck) -> Abilities {
+pub fn served(cx: &Context, store: &OpenStore, check: SigCheck) -> Abilities {
     let abilities = store.abilities();
-    match store {
-        Opened::Local(_) => {
-            let sources = Configured(cx.clone(), check.clone());
-            Fetching::new(abilities, Arc::new(sources), check).abilities()
-        }
-        _ => abilities,
+    if store.local().is_none() {
+        return abilities;
     }
+    let sources = Configured(cx.clone(), check.clone());
+    Fetching::new(abilities, Arc::new(sources), check).abilities()
 }
 
 /// The substituters of nix.conf, and what is demanded of what they have. Nix's default counts only where something is added to it: nobody's server
@@ -526,7 +612,7 @@ impl Sources for Configured {
     }
 }
 
-async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result<Opened> {
+async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result<OpenStore> {
     let mut settings = reference.settings();
     let store = match reference.scheme() {
         None => auto(cx, reference, &mut settings, wish).await?,
@@ -578,7 +664,7 @@ async fn auto(
     reference: &StoreReference,
     settings: &mut Settings,
     wish: &Wish,
-) -> Result<Opened> {
+) -> Result<OpenStore> {
     let state = path_var("NIX_STATE_DIR");
     let configured = state.is_some() || path_var("NIX_STORE_DIR").is_some();
     let state = state.unwrap_or_else(|| "/nix/var/nix".into());
@@ -622,11 +708,11 @@ fn pick(state: &Path, socket: &Path, configured: bool) -> Pick {
     }
 }
 
-async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> Result<Opened> {
+async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> Result<OpenStore> {
     let config = local_config(root, settings, wish)?;
     if wish.dry_run && is_still_to_make(&config) {
         let store = MemoryStore::named(config.dir.clone(), config.to_string());
-        return Ok(Opened::Absent(Arc::new(store)));
+        return Ok(store.into());
     }
     let store = if wish.write {
         LocalStore::open(config).await?
@@ -634,7 +720,7 @@ async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> R
         // A slip in a name must not leave an empty store behind.
         LocalStore::open_existing(config).await?
     };
-    Ok(Opened::Local(Arc::new(store)))
+    Ok(store.into())
 }
 
 /// Whether there is no store, and nothing in the way of one.

@@ -1,6 +1,6 @@
 //! Links that people want to what they fetched or built (`--out-link`), which are roots as well.
 
-use crate::open::Opened;
+use crate::open::OpenStore;
 use anyhow::{Context as _, Result, bail};
 use std::{
     fs,
@@ -35,13 +35,13 @@ impl OutLink {
     }
 
     /// Fails unless `store` can have links to its paths, and keeps `path` until there is one.
-    pub async fn prepare(store: &Opened, path: &StorePath) -> Result<()> {
+    pub async fn prepare(store: &OpenStore, path: &StorePath) -> Result<()> {
         roots(store)?.add_temp_root(path).await?;
         Ok(())
     }
 
     /// Makes it with the folders above it, in one step if a link is there, and tells the store.
-    pub async fn make(&self, store: &Opened, path: &StorePath) -> Result<()> {
+    pub async fn make(&self, store: &OpenStore, path: &StorePath) -> Result<()> {
         let target = match store.real_dir() {
             Some(folder) => folder.join(path.as_str()),
             None => store.store().dir().path(path).into(),
@@ -65,13 +65,13 @@ fn leads_into_store(text: &Path) -> bool {
 }
 
 /// The roots of a store on this machine.
-fn roots(store: &Opened) -> Result<&dyn Roots> {
-    match store {
-        Opened::Local(local) => Ok(&**local),
-        Opened::Daemon(daemon) if daemon.config().real.is_some() => Ok(&**daemon),
-        other => bail!(
+fn roots(store: &OpenStore) -> Result<&dyn Roots> {
+    let of_this_machine = store.real_dir().is_some();
+    match store.roots() {
+        Some(roots) if of_this_machine => Ok(roots),
+        _ => bail!(
             "--out-link needs a store of this machine, and {} is none",
-            other.store()
+            store.store()
         ),
     }
 }

@@ -1,6 +1,6 @@
 //! Arguments that name store paths, and such that name files to be added.
 
-use crate::{Context, open::Opened, ui};
+use crate::{Context, open::OpenStore, ui};
 use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt, TryStreamExt};
 use std::{
@@ -95,7 +95,7 @@ pub enum Named {
 }
 
 /// Finds out what `text` names: a path of the store, a link to one, or an ordinary file.
-pub fn named(store: &Opened, text: impl AsRef<OsStr>) -> Result<Named> {
+pub fn named(store: &OpenStore, text: impl AsRef<OsStr>) -> Result<Named> {
     let text = text.as_ref();
     let shared = store.store();
     let dir = shared.dir();
@@ -176,7 +176,7 @@ fn root_of(place: &Path) -> Option<PathBuf> {
 }
 
 /// The store path that `text` names; what follows it in the text is not looked at, as in Nix.
-pub fn store_path(store: &Opened, text: impl AsRef<OsStr>) -> Result<StorePath> {
+pub fn store_path(store: &OpenStore, text: impl AsRef<OsStr>) -> Result<StorePath> {
     match named(store, text)? {
         Named::Path(path, _) => Ok(path),
         Named::File(file) => bail!(
@@ -198,7 +198,7 @@ pub struct Sources {
 
 impl Sources {
     /// What `texts` name in `store`.
-    pub async fn find(store: &Opened, texts: &[OsString]) -> Result<Self> {
+    pub async fn find(store: &OpenStore, texts: &[OsString]) -> Result<Self> {
         let mut sources = Sources::default();
         for text in texts {
             if let Some(file) = sources.add(store, text).await? {
@@ -210,7 +210,7 @@ impl Sources {
     }
 
     /// Adds what `text` names; a file that is in no store is given back.
-    pub async fn add(&mut self, store: &Opened, text: &OsStr) -> Result<Option<PathBuf>> {
+    pub async fn add(&mut self, store: &OpenStore, text: &OsStr) -> Result<Option<PathBuf>> {
         let (found, rest) = self.outputs_named(store, text).await?;
         if !found.is_empty() {
             ensure_no_member(text, &rest)?;
@@ -225,7 +225,7 @@ impl Sources {
     }
 
     /// The one path that `text` names, and what follows it in the text, as `bin/sh`.
-    pub async fn one(store: &Opened, text: &OsStr) -> Result<(StorePath, Vec<u8>)> {
+    pub async fn one(store: &OpenStore, text: &OsStr) -> Result<(StorePath, Vec<u8>)> {
         let (mut found, rest) = Sources::default().outputs_named(store, text).await?;
         match (found.pop(), found.is_empty()) {
             (Some(path), true) => return Ok((path, rest)),
@@ -242,7 +242,7 @@ impl Sources {
     /// `DRV!OUT`), and what follows it; none if it is of another kind.
     async fn outputs_named(
         &mut self,
-        store: &Opened,
+        store: &OpenStore,
         text: &OsStr,
     ) -> Result<(Vec<StorePath>, Vec<u8>)> {
         let shown = text.to_str().filter(|_| is_output(text));
@@ -293,7 +293,7 @@ pub struct AddArgs {
 /// Adds `file` to the store, or with `dry_run` only finds the path it would get.
 pub async fn add_file(
     cx: &Context,
-    store: &Opened,
+    store: &OpenStore,
     file: &Path,
     name: Option<&str>,
     (method, algorithm): (Method, Algorithm),
@@ -365,7 +365,7 @@ fn name_of(file: &Path) -> Result<String> {
     }
 }
 
-fn inside(store: &Opened, place: &Path) -> Option<Named> {
+fn inside(store: &OpenStore, place: &Path) -> Option<Named> {
     let shared = store.store();
     let split = |text: &OsStr| shared.dir().split_bytes(text.as_bytes()).ok();
     let found = split(place.as_os_str()).or_else(|| {

@@ -13,6 +13,7 @@ use crate::{
     compress::Compressor,
     journal::Journal,
     layout::{self, CACHE_INFO},
+    narinfo_memory::NarInfoMemory,
     objects::{NarInfoCache, NarInfos, Objects},
     observer::NetworkObserver,
     pool::Pool,
@@ -70,7 +71,8 @@ pub struct BinaryCacheConfig {
     /// The same, for whether the cache wants to be asked for many paths at once.
     pub want_mass_query: Option<bool>,
     /// What the cache said before. It is only believed by those who read: whether a path has to be
-    /// uploaded is always asked anew.
+    /// uploaded is always asked anew. `None`: what a cache far away says is remembered by this
+    /// process, for some minutes, and never that a path is absent.
     pub known: Option<Arc<dyn NarInfoCache>>,
     /// Who is told which questions are answered from there, and of what people should know though
     /// the work goes on.
@@ -168,6 +170,9 @@ impl BinaryCache {
         let compressor = Compressor::new(config.compression, config.level, config.jobs)
             .map_err(|e| Error::invalid(e.to_string()))?;
         let memory = (compressor.memory_of_all() / MIB) as u32;
+        if config.known.is_none() && objects.folder().is_none() {
+            config.known = Some(Arc::new(NarInfoMemory::default()));
+        }
         let packers = match objects.staging() {
             Some(_) => config.jobs.get(),
             // A packer may wait for the network.
@@ -423,6 +428,10 @@ impl Store for BinaryCache {
 }
 
 impl NarInfos for BinaryCache {
+    fn store_dir(&self) -> &StoreDir {
+        &self.0.config.store_dir
+    }
+
     fn narinfos<'a>(
         &'a self,
         paths: BoxStream<'a, StorePath>,

@@ -48,6 +48,7 @@ pub mod journal;
 pub mod layout;
 #[cfg(feature = "http")]
 mod limit;
+mod narinfo_memory;
 pub mod objects;
 pub mod observer;
 mod pack;

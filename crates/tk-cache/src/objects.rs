@@ -11,8 +11,8 @@ use std::{
     sync::Arc,
 };
 use tk_narinfo::NarInfo;
-use tk_path::{HashPart, StorePath};
-use tk_store::{ByteStream, Error, Result, Store, nar::BlockingNar};
+use tk_path::{HashPart, StoreDir, StorePath};
+use tk_store::{ByteStream, Error, Result, nar::BlockingNar};
 
 /// The place where the objects of one cache lie: a folder, an HTTP server, a bucket.
 ///
@@ -197,12 +197,15 @@ pub struct Upload<'a> {
     pub sent: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
-/// Caches that answer with narinfos.
-pub trait NarInfos: Store {
+/// Whoever answers with narinfos: binary caches, and what stands for one. `Display` is the URI.
+pub trait NarInfos: Debug + Display + Send + Sync {
+    /// The directory that the paths belong to.
+    fn store_dir(&self) -> &StoreDir;
+
     /// One answer for each path, as it arrives: its narinfo, `None` if the cache says that it is
     /// absent, or why it could not be asked. What fails for one path does not end the others.
     ///
-    /// The input may depend on the output, as in [`Store::infos`].
+    /// The input may depend on the output, as in [`Store::infos`](tk_store::Store::infos).
     fn narinfos<'a>(
         &'a self,
         paths: BoxStream<'a, StorePath>,

@@ -68,6 +68,10 @@ impl Fake {
 }
 
 impl NarInfos for Fake {
+    fn store_dir(&self) -> &StoreDir {
+        &self.dir
+    }
+
     fn narinfos<'a>(
         &'a self,
         paths: BoxStream<'a, StorePath>,

@@ -5,7 +5,7 @@ use crate::{
     Answer, Context,
     build_log::BuildLog,
     keys,
-    open::{BuildOptions, NixOptions, Opened, RemoteArgs, Wish, open, store_dir},
+    open::{BuildOptions, NixOptions, OpenStore, RemoteArgs, Wish, open, store_dir},
     out_link::OutLink,
 };
 use anyhow::{Context as _, Result, bail};
@@ -85,7 +85,7 @@ pub struct Build {
 struct Ready {
     builder: StoreBuilder,
     nix: Option<NixBuilder>,
-    opened: Opened,
+    opened: OpenStore,
 }
 
 /// Caches that are asked before anything is built.
@@ -194,7 +194,7 @@ impl Build {
                     opened,
                 });
             }
-            if !matches!(opened, Opened::Local(_)) {
+            if opened.local().is_none() {
                 bail!(
                     "{} cannot build; name a daemon, such as --store daemon or ssh-ng://host",
                     store.store
@@ -315,7 +315,7 @@ impl Build {
     }
 
     /// Makes the links that were asked for.
-    async fn link(&self, opened: &Opened, outcomes: &[Outcome]) -> Result<()> {
+    async fn link(&self, opened: &OpenStore, outcomes: &[Outcome]) -> Result<()> {
         let Some(link) = &self.out_link else {
             return Ok(());
         };

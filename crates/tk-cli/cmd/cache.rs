@@ -1,12 +1,13 @@
 use crate::{
     Answer, Context, keys,
-    open::{Opened, Wish, open},
+    open::{OpenStore, Wish, open},
     settings::user_conf,
     ui,
 };
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::json;
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
+use tk_cache::BinaryCache;
 use tk_nix::{CacheConfig, configure, nix_conf};
 use tk_store::StoreReference;
 
@@ -91,7 +92,7 @@ async fn init(
         ..Wish::default()
     };
     let opened = open(cx, &cache_uri(uri)?, &wish).await?;
-    let made = opened.init_cache().await?;
+    let made = required(&opened)?.init().await?;
     let store = opened.store();
     cx.ui.say(if made {
         format!("made the cache {store} for {}", store.dir())
@@ -121,11 +122,8 @@ impl Use {
             refresh: true,
             ..Wish::default()
         };
-        let cache = match open(cx, &uri, &wish).await? {
-            Opened::Cache(cache) => cache,
-            other => bail!("{} is no binary cache but a store", other.store()),
-        };
-        let done = configure(&cache, &conf, &config).await?;
+        let opened = open(cx, &uri, &wish).await?;
+        let done = configure(required(&opened)?, &conf, &config).await?;
         let file = done.conf.file.display();
         if self.json {
             ui::out(json!({
@@ -175,6 +173,13 @@ impl Use {
         }
         Ok(if left { Answer::No } else { Answer::Yes })
     }
+}
+
+/// The cache that `opened` is.
+fn required(opened: &OpenStore) -> Result<&Arc<BinaryCache>> {
+    opened
+        .cache()
+        .with_context(|| format!("{} is not a binary cache but a store", opened.store()))
 }
 
 /// The URI; elsewhere a plain folder is a local store, here only a cache can be meant.

@@ -3,7 +3,7 @@ mod wanted;
 
 use crate::{
     Answer, Context, failures, keys,
-    open::{Opened, Wish, open, substituters},
+    open::{OpenStore, Wish, open, substituters},
     paths::PathArgs,
 };
 use anyhow::{Context as _, Result};
@@ -11,7 +11,6 @@ use futures::StreamExt;
 use show::Show;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     sync::Arc,
 };
 use tk_cache::{
@@ -68,9 +67,10 @@ impl Check {
     /// Runs the command.
     pub async fn run(self, cx: &Context) -> Result<Answer> {
         let caches = self.open_caches(cx).await?;
-        let opened: Vec<_> = caches.iter().filter_map(Place::opened).cloned().collect();
+        let opened = caches.iter().filter_map(|cache| cache.store.clone());
+        let opened: Vec<_> = opened.collect();
         let wanted = wanted::find(cx, &self, &opened).await?;
-        let all = caches.iter().map(Place::narinfos).collect();
+        let all = caches.iter().map(|cache| cache.narinfos.clone()).collect();
         let mut checker = Checker::new(all);
         checker = checker.closure(self.closure);
         if let Some(store) = &wanted.store {
@@ -89,8 +89,8 @@ impl Check {
         drop(answers);
         show.end(&tally.summary)?;
         let known = wanted.unknown_outputs == 0;
-        let dead = caches.iter().filter(|place| place.opened().is_none());
-        let dead = dead.map(Place::to_string).collect();
+        let dead = caches.iter().filter(|cache| cache.store.is_none());
+        let dead = dead.map(|cache| cache.narinfos.to_string()).collect();
         Ok(tally
             .tell(cx, &checker, &dead, wanted.store.is_some())
             .max(if known { Answer::Yes } else { Answer::Failed }))
@@ -98,7 +98,7 @@ impl Check {
 
     /// The caches, each once. One that cannot be opened is told of at once, and stays as one that
     /// could not be asked.
-    async fn open_caches(&self, cx: &Context) -> Result<Vec<Place>> {
+    async fn open_caches(&self, cx: &Context) -> Result<Vec<AskedCache>> {
         let uris = if self.caches.is_empty() {
             substituters(cx, "--in")?
         } else {
@@ -126,16 +126,16 @@ impl Check {
         let mut places = Vec::new();
         for (uri, cache) in uris.into_iter().zip(opened) {
             let place = match cache {
-                Ok(cache) if *cache.store().dir() == dir => Place::Open(cache),
+                Ok(cache) if *cache.store().dir() == dir => AskedCache::open(cache),
                 Ok(cache) => {
                     let store = cache.store();
                     let why = format!("it holds paths of {}, not of {dir}", store.dir());
                     cx.ui.warn(format_args!("{store} is not asked: {why}"));
-                    Place::closed(store.to_string(), &dir, why)
+                    AskedCache::unreachable(store.to_string(), &dir, why)
                 }
-                Err(error) => Place::closed(uri, &dir, format!("{error:#}")),
+                Err(error) => AskedCache::unreachable(uri, &dir, format!("{error:#}")),
             };
-            if seen.insert(place.to_string()) {
+            if seen.insert(place.narinfos.to_string()) {
                 places.push(place);
             }
         }
@@ -153,36 +153,24 @@ impl Check {
 }
 
 /// A cache that is asked, or that would be.
-enum Place {
-    Open(Opened),
-    Closed(Arc<UnreachableCache>),
+struct AskedCache {
+    /// It, or who tells why it cannot be asked.
+    narinfos: Arc<dyn NarInfos>,
+    store: Option<OpenStore>,
 }
 
-impl Place {
-    fn closed(uri: String, dir: &StoreDir, why: String) -> Self {
-        Place::Closed(Arc::new(UnreachableCache::new(uri, dir.clone(), why)))
-    }
-
-    fn narinfos(&self) -> Arc<dyn NarInfos> {
-        match self {
-            Place::Open(cache) => cache.narinfos(),
-            Place::Closed(cache) => cache.clone(),
+impl AskedCache {
+    fn open(store: OpenStore) -> Self {
+        AskedCache {
+            narinfos: store.narinfos(),
+            store: Some(store),
         }
     }
 
-    fn opened(&self) -> Option<&Opened> {
-        match self {
-            Place::Open(cache) => Some(cache),
-            Place::Closed(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Place::Open(cache) => cache.store().fmt(f),
-            Place::Closed(cache) => cache.fmt(f),
+    fn unreachable(uri: String, dir: &StoreDir, why: String) -> Self {
+        AskedCache {
+            narinfos: Arc::new(UnreachableCache::new(uri, dir.clone(), why)),
+            store: None,
         }
     }
 }

@@ -1,6 +1,6 @@
 use crate::{
     Answer, Context, keys,
-    open::{Opened, Wish, open, served},
+    open::{OpenStore, Wish, open, served},
     words::of_client,
 };
 use anyhow::{Context as _, Result, bail};
@@ -109,7 +109,7 @@ impl Daemon {
         }
     }
 
-    fn config(&self, cx: &Context, store: &Opened) -> Result<ServerConfig> {
+    fn config(&self, cx: &Context, store: &OpenStore) -> Result<ServerConfig> {
         let mut policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
         if !keys::are_required(cx, &self.trusted_key, store) {
             policy.threshold = 0;
@@ -200,10 +200,10 @@ fn raise_descriptors() {
 }
 
 /// The socket is as private as the store: open to all if everybody can read that on this machine anyhow.
-fn default_mode(store: &Opened) -> u32 {
-    let folder = match store {
-        Opened::Cache(cache) => cache.folder(),
-        other => other.real_dir(),
+fn default_mode(store: &OpenStore) -> u32 {
+    let folder = match store.cache() {
+        Some(cache) => cache.folder(),
+        None => store.real_dir(),
     };
     if folder.is_some_and(everybody_can_read) {
         0o666

@@ -1,6 +1,6 @@
 use crate::{
     Answer, Context,
-    open::{Opened, Wish, open},
+    open::{OpenStore, Wish, open},
     paths::{Named, named},
     settings::default_store_dir,
     ui,
@@ -224,7 +224,7 @@ impl PathOf {
 
 /// Where derivations come from.
 struct Shelf {
-    opened: Option<Opened>,
+    opened: Option<OpenStore>,
     dir: StoreDir,
 }
 

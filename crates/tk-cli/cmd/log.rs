@@ -53,7 +53,7 @@ impl Log {
 }
 
 /// The derivation that `path` was built from, if that is known.
-async fn deriver(opened: &crate::open::Opened, path: &StorePath) -> Result<Option<StorePath>> {
+async fn deriver(opened: &crate::open::OpenStore, path: &StorePath) -> Result<Option<StorePath>> {
     let info = opened.store().info(path).await?;
     Ok(info.and_then(|info| info.deriver))
 }

@@ -1,6 +1,6 @@
 use crate::{
     Answer, Context,
-    open::{FromArgs, Listed, Opened},
+    open::{FromArgs, Listed, OpenStore},
     paths::{PathsOrAll, Sources},
     ui,
 };
@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use futures::{StreamExt, stream};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use tk_cache::objects::NarInfos;
 use tk_narinfo::{NarInfo, PathInfo as Info, json as format};
 use tk_path::StorePath;
 use tk_store::{Closure, Store, closure};
@@ -130,7 +131,7 @@ impl PathInfo {
 
     async fn print_json(
         &self,
-        opened: &Opened,
+        opened: &OpenStore,
         found: &Closure,
         shown: Vec<StorePath>,
     ) -> Result<()> {
@@ -187,30 +188,25 @@ impl PathInfo {
 /// What caches say of those of `paths` that they have: also where the NARs are. Nothing where the
 /// paths are in no cache.
 async fn narinfos(
-    opened: &Opened,
+    opened: &OpenStore,
     paths: impl IntoIterator<Item = StorePath>,
 ) -> Result<BTreeMap<StorePath, NarInfo>> {
     let paths = paths.into_iter();
     let mut known = BTreeMap::new();
-    match opened {
-        Opened::Cache(_) => {
-            let cache = opened.narinfos();
-            let mut answers = cache.narinfos(stream::iter(paths.collect::<Vec<_>>()).boxed());
-            while let Some((path, narinfo)) = answers.next().await {
-                known.extend(narinfo?.map(|narinfo| (path, narinfo)));
-            }
+    if let Some(cache) = opened.cache() {
+        let mut answers = cache.narinfos(stream::iter(paths.collect::<Vec<_>>()).boxed());
+        while let Some((path, narinfo)) = answers.next().await {
+            known.extend(narinfo?.map(|narinfo| (path, narinfo)));
         }
-        Opened::Several(several, stores) => {
-            let mut by_origin: BTreeMap<usize, Vec<StorePath>> = BTreeMap::new();
-            for path in paths {
-                let origin = several.origin(&path).unwrap_or_default();
-                by_origin.entry(origin).or_default().push(path);
-            }
-            for (origin, paths) in by_origin {
-                known.extend(Box::pin(narinfos(&stores[origin], paths)).await?);
-            }
+    } else if let Some((several, stores)) = opened.members() {
+        let mut by_origin: BTreeMap<usize, Vec<StorePath>> = BTreeMap::new();
+        for path in paths {
+            let origin = several.origin(&path).unwrap_or_default();
+            by_origin.entry(origin).or_default().push(path);
         }
-        _ => {}
+        for (origin, paths) in by_origin {
+            known.extend(Box::pin(narinfos(&stores[origin], paths)).await?);
+        }
     }
     Ok(known)
 }

@@ -2,7 +2,7 @@ use crate::{
     Answer, Context,
     copying::{CopyArgs, CopyVerb, TrustArgs, WriteArgs},
     keys,
-    open::{self, Opened, Wish},
+    open::{self, OpenStore, Wish},
     paths::{Sources, add_file, name_in_store, required},
 };
 use anyhow::{Context as _, Result};
@@ -127,7 +127,7 @@ impl Push {
     async fn read(
         &self,
         cx: &Context,
-        dst: &Opened,
+        dst: &OpenStore,
         trees: &mut TreeStore,
         file: PathBuf,
     ) -> Result<PathInfo> {
@@ -136,8 +136,8 @@ impl Push {
         let (how, dump) = ((Method::Nar, Algorithm::Sha256), DumpOptions::default());
         let meter = Arc::new(cx.ui.reading("read"));
         meter.name(&name);
-        let packs = match dst {
-            Opened::Cache(cache)
+        let packs = match dst.cache() {
+            Some(cache)
                 if !self.copy.dry_run
                     && cache.folder().is_some()
                     && !cache.may_have_name(&name).await? =>

@@ -1,7 +1,7 @@
 use crate::{
     Answer, Context,
     keys::KeyFileArgs,
-    open::{FromArgs, Opened},
+    open::{FromArgs, OpenStore},
     paths::{PathsOrAll, Sources},
     ui,
 };
@@ -80,13 +80,13 @@ impl Sign {
 }
 
 /// Adds the signatures `new`, which `narinfo` has already, to what the store has.
-async fn add(opened: &Opened, narinfo: &NarInfo, new: &BTreeSet<Signature>) -> Result<()> {
-    match opened {
+async fn add(opened: &OpenStore, narinfo: &NarInfo, new: &BTreeSet<Signature>) -> Result<()> {
+    match opened.cache() {
         // It was read a moment ago: one request is enough.
-        Opened::Cache(cache) if cache.folder().is_none() => cache.write_narinfo(narinfo).await?,
-        other => {
+        Some(cache) if cache.folder().is_none() => cache.write_narinfo(narinfo).await?,
+        _ => {
             let path = &narinfo.info.path;
-            other.add_signatures()?.add_signatures(path, new).await?;
+            opened.add_signatures()?.add_signatures(path, new).await?;
         }
     }
     Ok(())

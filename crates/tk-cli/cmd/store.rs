@@ -1,11 +1,12 @@
 use crate::{
     Answer, Context,
-    open::{Info, Wish, open},
+    open::{Wish, open},
     ui,
     words::plain,
 };
 use anyhow::Result;
 use serde_json::{Value, json};
+use tk_store::StoreDescription;
 
 /// Look at a store itself
 #[derive(clap::Subcommand)]
@@ -37,11 +38,12 @@ impl Store {
             ..Wish::default()
         };
         let opened = open(cx, &uri, &wish).await?;
-        let info = opened.info().await?;
+        let info = opened.describe().await?;
+        let store = opened.store();
         if json {
-            ui::out(to_json(&info))?;
+            ui::out(to_json(&*store, &info))?;
         } else {
-            for (name, value) in to_lines(&info) {
+            for (name, value) in to_lines(&*store, &info) {
                 ui::out(format_args!("{name}: {}", plain(&value)))?;
             }
         }
@@ -49,11 +51,11 @@ impl Store {
     }
 }
 
-fn to_json(info: &Info) -> Value {
+fn to_json(store: &dyn tk_store::Store, info: &StoreDescription) -> Value {
     let mut value = json!({
-        "url": info.url,
+        "url": store.to_string(),
         "kind": info.kind,
-        "storeDir": info.dir.as_str(),
+        "storeDir": store.dir().as_str(),
     });
     let mut set = |name: &str, field: Option<Value>| {
         if let Some(field) = field {
@@ -72,12 +74,12 @@ fn to_json(info: &Info) -> Value {
     value
 }
 
-fn to_lines(info: &Info) -> Vec<(&'static str, String)> {
+fn to_lines(store: &dyn tk_store::Store, info: &StoreDescription) -> Vec<(&'static str, String)> {
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     let mut lines = vec![
-        ("Store URL", info.url.clone()),
+        ("Store URL", store.to_string()),
         ("Kind", info.kind.to_owned()),
-        ("Store directory", info.dir.to_string()),
+        ("Store directory", store.dir().to_string()),
     ];
     let mut add = |name, value: Option<String>| lines.extend(value.map(|value| (name, value)));
     add("Version", info.version.clone());

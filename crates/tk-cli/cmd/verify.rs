@@ -73,8 +73,9 @@ impl Verify {
         let nar_size = infos
             .iter()
             .fold(0u64, |sum, i| sum.saturating_add(i.nar_size));
-        let jobs = self.jobs.or(std::thread::available_parallelism().ok());
-        let jobs = jobs.map_or(1, NonZeroUsize::get);
+        let jobs = self
+            .jobs
+            .map_or_else(|| opened.at_once(), NonZeroUsize::get);
         let jobs = jobs.min(tk_nar::fs::trees_at_once().get());
         let meter = cx.ui.progress("verify", store.dir(), infos.len(), nar_size);
         let checks = stream::iter(&infos)

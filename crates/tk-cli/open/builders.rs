@@ -133,7 +133,7 @@ impl Open {
             ..Wish::default()
         };
         let opened = open(&self.cx, &reference.to_string(), &wish).await?;
-        let info = opened.info().await?;
+        let info = opened.describe().await?;
         Ok(Connected {
             store: opened.abilities(),
             nix_version: info.version,

@@ -1,6 +1,6 @@
 //! Opening binary caches: what all kinds have in common, and folders.
 
-use super::{Opened, STORE_SETTINGS, Wish, skip, take_store_dir};
+use super::{OpenStore, STORE_SETTINGS, Wish, skip, take_store_dir};
 use crate::{Context, keys};
 use anyhow::Result;
 use std::{
@@ -59,10 +59,10 @@ pub async fn folder(
     folder: PathBuf,
     settings: &mut Settings,
     wish: &Wish,
-) -> Result<Opened> {
+) -> Result<OpenStore> {
     let config = config(cx, settings, wish)?;
     let cache = BinaryCache::open_folder(folder, config).await?;
-    Ok(Opened::Cache(Arc::new(cache)))
+    Ok(cache.into())
 }
 
 /// What is wrong in one cache is told a few times: it is often wrong in all of it.

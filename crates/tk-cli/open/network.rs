@@ -1,6 +1,6 @@
 //! Opening binary caches far away.
 
-use super::{Opened, Wish, caches};
+use super::{OpenStore, Wish, caches};
 use crate::{
     Context,
     settings::{cache_folder, path_var, state_folder},
@@ -30,7 +30,7 @@ pub async fn http(
     reference: &StoreReference,
     settings: &mut Settings,
     wish: &Wish,
-) -> Result<Opened> {
+) -> Result<OpenStore> {
     let url = Url::parse(&reference.without_params().to_string())?;
     let mut config = HttpConfig::new(url);
     config.client = client(cx, settings)?;
@@ -46,7 +46,7 @@ pub async fn bucket(
     reference: &StoreReference,
     settings: &mut Settings,
     wish: &Wish,
-) -> Result<Opened> {
+) -> Result<OpenStore> {
     let client = client(cx, settings)?;
     let StoreVariant::Specified { authority, .. } = &reference.variant else {
         bail!("it names no bucket");
@@ -79,13 +79,13 @@ pub async fn remote(
     identity: String,
     settings: &mut Settings,
     wish: &Wish,
-) -> Result<Opened> {
+) -> Result<OpenStore> {
     let mut config = caches::config(cx, settings, wish)?;
     config.known = known(cx, &identity, &config.store_dir, wish);
     config.observer = cx.ui.observer();
     config.journal = journal(wish).map(|folder| (folder, identity));
     let cache = BinaryCache::open(objects, config).await?;
-    Ok(Opened::Cache(Arc::new(cache)))
+    Ok(cache.into())
 }
 
 /// How to reach servers, from nix.conf, the environment, and the URI.

@@ -1,6 +1,8 @@
 //! The nix binary, and stores that build with it where they cannot build themselves.
 
-use super::{BuildOptions, Opened, Pick, Wish, local_config, open, pick, remote, take_store_dir};
+use super::{
+    BuildOptions, OpenStore, Pick, Wish, local_config, open, pick, remote, take_store_dir,
+};
 use crate::{
     Context,
     settings::{data_folder, path_var},
@@ -83,7 +85,7 @@ impl NixOptions {
         &self,
         cx: &Context,
         build: &BuildOptions,
-    ) -> Result<(NixBuilder, Opened)> {
+    ) -> Result<(NixBuilder, OpenStore)> {
         let nix = self.find(cx, build).await?;
         self.builder_with(cx, build, nix).await
     }
@@ -93,7 +95,7 @@ impl NixOptions {
         &self,
         cx: &Context,
         build: &BuildOptions,
-    ) -> Result<(NixBuilder, Opened)> {
+    ) -> Result<(NixBuilder, OpenStore)> {
         let nix = Nix::known(self.config(cx, build)?, NixVersion::OLDEST)?;
         self.builder_with(cx, build, nix).await
     }
@@ -106,7 +108,7 @@ impl NixOptions {
         build: &BuildOptions,
         nix: Nix,
         paths: &BTreeSet<StorePath>,
-    ) -> Result<(NixBuilder, Opened)> {
+    ) -> Result<(NixBuilder, OpenStore)> {
         if !paths.is_empty() && on_disk(cx)?.is_some() {
             let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
             if opened.store().valid(paths).await? == *paths {
@@ -122,7 +124,7 @@ impl NixOptions {
         cx: &Context,
         build: &BuildOptions,
         nix: Nix,
-    ) -> Result<(NixBuilder, Opened)> {
+    ) -> Result<(NixBuilder, OpenStore)> {
         let wish = Wish {
             write: true,
             build: build.clone(),
@@ -130,7 +132,7 @@ impl NixOptions {
         };
         let opened = match on_disk(cx)? {
             None => open(cx, &cx.store_uri(), &wish).await?,
-            Some(reference) => Opened::Daemon(Arc::new(by_stdio(cx, &nix, &reference, &wish)?)),
+            Some(reference) => by_stdio(cx, &nix, &reference, &wish)?.into(),
         };
         Ok((NixBuilder::new(nix, opened.abilities()), opened))
     }

@@ -1,6 +1,6 @@
 //! Opening stores behind a daemon's socket or over ssh.
 
-use super::{Opened, STORE_SETTINGS, Wish, skip, take_store_dir};
+use super::{OpenStore, STORE_SETTINGS, Wish, skip, take_store_dir};
 use crate::{Context, settings::path_var};
 use anyhow::{Context as _, Result};
 use std::{
@@ -148,7 +148,7 @@ pub fn daemon(
     reference: &StoreReference,
     settings: &mut Settings,
     wish: &Wish,
-) -> Result<Opened> {
+) -> Result<OpenStore> {
     let root = settings.take_path("root")?;
     let below = |place: &str| root.as_ref().map(|root| root.join(place));
     let state = settings.take_path("state")?.or(below("nix/var/nix"));
@@ -169,9 +169,7 @@ pub fn daemon(
     skip(settings, STORE_SETTINGS);
     skip(settings, REMOTE_SETTINGS);
     let transport = Arc::new(UnixTransport::new(socket));
-    Ok(Opened::Daemon(Arc::new(DaemonStore::new(
-        transport, config,
-    ))))
+    Ok(DaemonStore::new(transport, config).into())
 }
 
 /// Where a daemon with the state folder `state` listens, unless the user says otherwise.
@@ -185,15 +183,12 @@ pub fn ssh_ng(
     reference: &StoreReference,
     settings: &mut Settings,
     wish: &Wish,
-) -> Result<Opened> {
+) -> Result<OpenStore> {
     let transport = ssh(cx, SshConfig::worker(host(reference)?), settings)?;
     let config = config(cx, reference.to_string(), settings, wish)?;
     skip(settings, STORE_SETTINGS);
     skip(settings, REMOTE_SETTINGS);
-    Ok(Opened::Daemon(Arc::new(DaemonStore::new(
-        Arc::new(transport),
-        config,
-    ))))
+    Ok(DaemonStore::new(Arc::new(transport), config).into())
 }
 
 /// The serve protocol at the other end of ssh.
@@ -202,7 +197,7 @@ pub fn ssh_serve(
     reference: &StoreReference,
     settings: &mut Settings,
     wish: &Wish,
-) -> Result<Opened> {
+) -> Result<OpenStore> {
     let transport = ssh(cx, SshConfig::serve(host(reference)?), settings)?;
     let mut config = ServeConfig::new(reference.to_string());
     config.dir = take_store_dir(settings)?;
@@ -213,10 +208,7 @@ pub fn ssh_serve(
     skip(settings, STORE_SETTINGS);
     skip(settings, REMOTE_SETTINGS);
     skip(settings, &["log-fd"]);
-    Ok(Opened::Serve(Arc::new(ServeStore::new(
-        Arc::new(transport),
-        config,
-    ))))
+    Ok(ServeStore::new(Arc::new(transport), config).into())
 }
 
 fn host(reference: &StoreReference) -> Result<SshHost> {

@@ -19,7 +19,8 @@ use tk_nar::fs::{CaseHack, DumpOptions};
 use tk_narinfo::PathInfo;
 use tk_path::{HashPart, StoreDir, StorePath};
 use tk_store::{
-    Abilities, AddItems, AddOptions, AddReport, Error, NarStream, Result, Store, log::LogSink, nar,
+    Abilities, AddItems, AddOptions, AddReport, Describe, Error, NarStream, Result, Store,
+    StoreDescription, log::LogSink, nar,
 };
 
 mod add;
@@ -114,6 +115,21 @@ pub struct ServerInfo {
     pub latency: Duration,
 }
 
+#[async_trait]
+impl Describe for DaemonStore {
+    async fn describe(&self) -> Result<StoreDescription> {
+        let said = self.server_info().await?;
+        Ok(StoreDescription {
+            version: said.nix_version,
+            protocol: Some(format!("worker {}", said.version)),
+            features: Some(said.features.iter().map(str::to_owned).collect()),
+            trusted: said.trust.map(|trust| trust == Trust::Trusted),
+            latency: Some(said.latency),
+            ..StoreDescription::of("daemon")
+        })
+    }
+}
+
 impl DaemonStore {
     /// The store that `transport` leads to. Connects when it is first asked something.
     pub fn new(transport: Arc<dyn Transport>, config: DaemonConfig) -> Self {
@@ -203,6 +219,8 @@ impl DaemonStore {
             substitutes: Some(self.clone()),
             maintenance: Some(self.clone()),
             sessions: Some(self.clone()),
+            description: Some(self.clone()),
+            real_dir: self.config.real.clone(),
             store: self,
         }
     }

@@ -10,8 +10,8 @@ use std::{
 use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
 use tk_path::{Derivation, OutputName, StorePath};
 use tk_store::{
-    Abilities, ByteStream, ClientSettings, Error, Graph, Logs, Realisations, Result, Root, Roots,
-    Sessions, SigCheck, derivation, log::LogSink,
+    Abilities, ByteStream, ClientSettings, Describe, Error, Graph, Logs, Realisations, Result,
+    Root, Roots, Sessions, SigCheck, StoreDescription, derivation, log::LogSink,
 };
 
 impl LocalStore {
@@ -25,8 +25,21 @@ impl LocalStore {
         abilities.graph = Some(store.clone());
         abilities.logs = Some(store.clone());
         abilities.realisations = Some(store.clone());
-        abilities.sessions = Some(store);
+        abilities.sessions = Some(store.clone());
+        abilities.description = Some(store);
+        abilities.real_dir = Some(self.real_dir().to_owned());
         abilities
+    }
+}
+
+#[async_trait]
+impl Describe for LocalStore {
+    async fn describe(&self) -> Result<StoreDescription> {
+        Ok(StoreDescription {
+            writable: Some(!self.config().read_only),
+            trusted: Some(true),
+            ..StoreDescription::of("local")
+        })
     }
 }
 
@@ -34,6 +47,10 @@ impl LocalStore {
 impl Graph for LocalStore {
     async fn all_paths(&self) -> Result<BTreeSet<StorePath>> {
         self.all().await
+    }
+
+    async fn all_readable(&self) -> Result<(BTreeSet<StorePath>, Vec<(String, Error)>)> {
+        LocalStore::all_readable(self).await
     }
 
     async fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {

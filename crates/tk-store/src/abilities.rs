@@ -1,14 +1,14 @@
 //! What only some stores can do, a trait each, and [`Abilities`]: a store with those that it has.
 
 use crate::{
-    AddContent, AddSignatures, Error, NarStream, Result, SigCheck, Store, derivation,
+    AddContent, AddSignatures, Describe, Error, NarStream, Result, SigCheck, Store, derivation,
     log::{Level, LogSink},
 };
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 use tk_narinfo::{
@@ -163,6 +163,11 @@ pub struct GcReport {
 pub trait Graph: Store {
     /// Everything that is valid.
     async fn all_paths(&self) -> Result<BTreeSet<StorePath>>;
+
+    /// The same, going on past entries that name no path: each of these with what is wrong.
+    async fn all_readable(&self) -> Result<(BTreeSet<StorePath>, Vec<(String, Error)>)> {
+        Ok((self.all_paths().await?, Vec::new()))
+    }
 
     /// The valid paths that refer to `path`, with itself if it does.
     async fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>>;
@@ -352,6 +357,10 @@ pub struct Abilities {
     pub maintenance: Option<Arc<dyn Maintain>>,
     /// Things of each client.
     pub sessions: Option<Arc<dyn Sessions>>,
+    /// Telling what it is.
+    pub description: Option<Arc<dyn Describe>>,
+    /// Where the files of its paths lie on this machine, if they do.
+    pub real_dir: Option<PathBuf>,
 }
 
 impl Abilities {
@@ -370,6 +379,8 @@ impl Abilities {
             substitutes: None,
             maintenance: None,
             sessions: None,
+            description: None,
+            real_dir: None,
         }
     }
 

@@ -44,6 +44,7 @@ pub mod conformance;
 mod content;
 pub mod copy;
 pub mod derivation;
+mod describe;
 mod each_info;
 mod error;
 mod fetching;
@@ -68,6 +69,7 @@ pub use abilities::{
 pub use closure::{Closure, closure};
 pub use compare::{Compared, compare};
 pub use content::ContentHasher;
+pub use describe::{Describe, StoreDescription};
 pub use error::{Error, Result};
 pub use fetching::{Fetching, Sources};
 pub use memory::MemoryStore;

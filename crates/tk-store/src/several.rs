@@ -1,8 +1,8 @@
 //! Several stores as one to read from: each path from the first that has it.
 
 use crate::{
-    Abilities, AddItems, AddOptions, AddReport, ByteStream, Error, Logs, NarStream, Realisations,
-    Result, SigCheck, Store, StoreExt, each_info,
+    Abilities, AddItems, AddOptions, AddReport, ByteStream, Describe, Error, Logs, NarStream,
+    Realisations, Result, SigCheck, Store, StoreDescription, StoreExt, each_info,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -160,6 +160,7 @@ impl SeveralStores {
         Abilities {
             realisations: realisations.then(|| self.clone() as Arc<dyn Realisations>),
             logs: logs.then(|| self.clone() as Arc<dyn Logs>),
+            description: Some(self.clone()),
             ..Abilities::of(self)
         }
     }
@@ -342,6 +343,13 @@ impl Unasked {
             ),
             source: io::Error::other(self.why),
         }
+    }
+}
+
+#[async_trait]
+impl Describe for SeveralStores {
+    async fn describe(&self) -> Result<StoreDescription> {
+        Ok(StoreDescription::of("several stores"))
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Instant,
 };
 use tk_narinfo::{
     Signature,
@@ -17,8 +18,8 @@ use tk_narinfo::{
 };
 use tk_path::{OutputName, StorePath};
 use tk_store::{
-    Abilities, AddSignatures, ByteStream, Error, Graph, Logs, Realisations, Result, SigCheck,
-    derivation,
+    Abilities, AddSignatures, ByteStream, Describe, Error, Graph, Logs, Realisations, Result,
+    SigCheck, StoreDescription, derivation,
     realisations::{merge, merge_legacy},
 };
 
@@ -30,7 +31,8 @@ impl BinaryCache {
         abilities.signatures = Some(store.clone());
         abilities.graph = Some(store.clone());
         abilities.logs = Some(store.clone());
-        abilities.realisations = Some(store);
+        abilities.realisations = Some(store.clone());
+        abilities.description = Some(store);
         abilities
     }
 
@@ -39,6 +41,24 @@ impl BinaryCache {
             store: self.to_string(),
             what: what.to_owned(),
         }
+    }
+}
+
+#[async_trait]
+impl Describe for BinaryCache {
+    async fn describe(&self) -> Result<StoreDescription> {
+        let said = self.cache_info().await?;
+        let mut description = StoreDescription {
+            priority: said.priority,
+            want_mass_query: said.want_mass_query,
+            ..StoreDescription::of("binary cache")
+        };
+        if self.folder().is_none() {
+            let asked = Instant::now();
+            self.read_cache_info().await?;
+            description.latency = Some(asked.elapsed());
+        }
+        Ok(description)
     }
 }
 

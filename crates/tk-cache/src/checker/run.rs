@@ -313,7 +313,7 @@ impl Checker {
             Ok(None) => Answer::Absent,
             Err(error) => Answer::NotAsked(error),
             Ok(Some(narinfo)) => {
-                let trust = self.judge(self.caches[cache].dir(), &narinfo);
+                let trust = self.judge(self.caches[cache].store_dir(), &narinfo);
                 Answer::Present(narinfo, trust)
             }
         }

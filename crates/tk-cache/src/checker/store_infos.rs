@@ -1,10 +1,9 @@
 use crate::objects::NarInfos;
-use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 use tk_narinfo::{Compression, NarInfo, PathInfo};
-use tk_path::{HashPart, StoreDir, StorePath};
-use tk_store::{AddItems, AddOptions, AddReport, NarStream, Result, Store};
+use tk_path::{StoreDir, StorePath};
+use tk_store::{Result, Store};
 
 /// Any store as if it answered with narinfos: a daemon, a store on disk.
 ///
@@ -36,48 +35,15 @@ fn as_narinfo(info: PathInfo) -> NarInfo {
 }
 
 impl NarInfos for StoreInfos {
+    fn store_dir(&self) -> &StoreDir {
+        self.0.dir()
+    }
+
     fn narinfos<'a>(
         &'a self,
         paths: BoxStream<'a, StorePath>,
     ) -> BoxStream<'a, (StorePath, Result<Option<NarInfo>>)> {
         StoreInfos::ask(&*self.0, paths)
-    }
-}
-
-#[async_trait]
-impl Store for StoreInfos {
-    fn dir(&self) -> &StoreDir {
-        self.0.dir()
-    }
-
-    async fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
-        self.0.valid(paths).await
-    }
-
-    fn infos<'a>(
-        &'a self,
-        paths: BoxStream<'a, StorePath>,
-    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
-        self.0.infos(paths)
-    }
-
-    fn each_info<'a>(
-        &'a self,
-        paths: BoxStream<'a, StorePath>,
-    ) -> BoxStream<'a, (StorePath, Result<Option<PathInfo>>)> {
-        self.0.each_info(paths)
-    }
-
-    async fn nar(&self, path: &StorePath) -> Result<NarStream> {
-        self.0.nar(path).await
-    }
-
-    async fn add(&self, items: AddItems<'_>, options: &AddOptions) -> Result<AddReport> {
-        self.0.add(items, options).await
-    }
-
-    async fn find(&self, part: &HashPart) -> Result<Option<StorePath>> {
-        self.0.find(part).await
     }
 }
 

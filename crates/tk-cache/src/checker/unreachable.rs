@@ -1,10 +1,9 @@
 use crate::objects::NarInfos;
-use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
-use std::{collections::BTreeSet, fmt};
-use tk_narinfo::{NarInfo, PathInfo};
-use tk_path::{HashPart, StoreDir, StorePath};
-use tk_store::{AddItems, AddOptions, AddReport, Error, NarStream, Result, Store};
+use std::fmt;
+use tk_narinfo::NarInfo;
+use tk_path::{StoreDir, StorePath};
+use tk_store::{Error, Result};
 
 /// A cache that could not be opened. It stands among the others and answers every question with the
 /// reason, so that nothing counts as absent because of it.
@@ -34,41 +33,15 @@ impl UnreachableCache {
 }
 
 impl NarInfos for UnreachableCache {
+    fn store_dir(&self) -> &StoreDir {
+        &self.dir
+    }
+
     fn narinfos<'a>(
         &'a self,
         paths: BoxStream<'a, StorePath>,
     ) -> BoxStream<'a, (StorePath, Result<Option<NarInfo>>)> {
         paths.map(|path| (path, Err(self.error()))).boxed()
-    }
-}
-
-#[async_trait]
-impl Store for UnreachableCache {
-    fn dir(&self) -> &StoreDir {
-        &self.dir
-    }
-
-    async fn valid(&self, _: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>> {
-        Err(self.error())
-    }
-
-    fn infos<'a>(
-        &'a self,
-        paths: BoxStream<'a, StorePath>,
-    ) -> BoxStream<'a, Result<(StorePath, Option<PathInfo>)>> {
-        paths.map(|_| Err(self.error())).boxed()
-    }
-
-    async fn nar(&self, _: &StorePath) -> Result<NarStream> {
-        Err(self.error())
-    }
-
-    async fn add(&self, _: AddItems<'_>, _: &AddOptions) -> Result<AddReport> {
-        Err(self.error())
-    }
-
-    async fn find(&self, _: &HashPart) -> Result<Option<StorePath>> {
-        Err(self.error())
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     copying::{UpstreamArgs, demand, keys_for, warn_unsigned},
     failures,
     keys::SignKeyArgs,
-    open::{Opened, Wish, open},
+    open::{OpenStore, Wish, open},
 };
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ pub struct PushArgs {
 impl PushArgs {
     /// Opens the caches, before anything is built that could not be pushed.
     /// With `dry_run` nothing is made that is not there.
-    pub async fn open(&self, cx: &Context, source: &Opened, dry_run: bool) -> Result<Pusher> {
+    pub async fn open(&self, cx: &Context, source: &OpenStore, dry_run: bool) -> Result<Pusher> {
         ensure!(
             !self.push.is_empty() || !self.sign.is_given(),
             "--sign-key is for what is pushed; say where to with --push"
@@ -116,7 +116,7 @@ pub struct Pusher {
 }
 
 struct Place {
-    cache: Opened,
+    cache: OpenStore,
     upstreams: Upstreams,
     check: SigCheck,
     sign: Vec<Arc<SecretKey>>,
@@ -193,7 +193,7 @@ impl Pusher {
     pub async fn follow(
         &self,
         cx: &Context,
-        source: &Opened,
+        source: &OpenStore,
         target: Option<&StorePath>,
         mut built: UnboundedReceiver<StorePath>,
     ) -> Vec<Pushed> {
@@ -219,7 +219,7 @@ impl Pusher {
     async fn push_built(
         &self,
         cx: &Context,
-        source: &Opened,
+        source: &OpenStore,
         drv: &StorePath,
         all: &mut [Pushed],
     ) -> bool {
@@ -245,7 +245,7 @@ impl Pusher {
     /// The outputs of `drv` that are there.
     async fn there(
         &self,
-        source: &Opened,
+        source: &OpenStore,
         drv: &StorePath,
     ) -> Result<BTreeMap<OutputName, StorePath>, Error> {
         let outputs = source.abilities().output_map(drv).await?;
@@ -261,7 +261,7 @@ impl Pusher {
     pub async fn push(
         &self,
         cx: &Context,
-        source: &Opened,
+        source: &OpenStore,
         built: &BuildResult,
         before: &mut [Pushed],
     ) -> Result<()> {
@@ -300,7 +300,7 @@ impl Pusher {
     async fn push_outputs(
         &self,
         cx: &Context,
-        source: &Opened,
+        source: &OpenStore,
         drv: Option<&StorePath>,
         outputs: &BTreeMap<OutputName, StorePath>,
     ) -> Vec<Pushed> {
@@ -332,7 +332,7 @@ impl Pusher {
         &self,
         cx: &Context,
         place: &Place,
-        source: &Opened,
+        source: &OpenStore,
         drv: Option<&StorePath>,
         built: &BTreeMap<OutputName, StorePath>,
     ) -> Result<Pushed> {

@@ -24,7 +24,7 @@ pub struct Show {
 impl Show {
     pub fn new(cx: &Context, checker: &Checker, what: What) -> Self {
         let caches = checker.caches();
-        let dir = caches.first().map(|cache| cache.dir().clone());
+        let dir = caches.first().map(|cache| cache.store_dir().clone());
         let table = what == What::All && io::stdout().is_terminal();
         let count = cx.ui.draws().then(counter);
         if let Some(count) = &count {

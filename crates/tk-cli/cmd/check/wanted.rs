@@ -3,7 +3,7 @@
 use super::Check;
 use crate::{
     Context,
-    open::{Opened, Wish, open},
+    open::{OpenStore, Wish, open},
     paths::{PathArgs, Sources, is_output, lines_of_stdin},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -21,13 +21,13 @@ use tk_store::{Store, closure, derivation};
 pub struct Wanted {
     pub paths: Vec<StorePath>,
     /// The store that knows the references, if one was named or needed.
-    pub store: Option<Opened>,
+    pub store: Option<OpenStore>,
     /// Outputs whose paths nobody can tell yet.
     pub unknown_outputs: usize,
 }
 
 /// Finds out what `check` is asked for.
-pub async fn find(cx: &Context, check: &Check, caches: &[Opened]) -> Result<Wanted> {
+pub async fn find(cx: &Context, check: &Check, caches: &[OpenStore]) -> Result<Wanted> {
     let mut store = if cx.store.is_empty() {
         None
     } else {
@@ -96,7 +96,7 @@ impl Wanted {
 
 /// The paths of all outputs of `drvs`, and how many have none yet.
 async fn outputs(
-    opened: &Opened,
+    opened: &OpenStore,
     store: &dyn Store,
     drvs: &[StorePath],
 ) -> Result<(BTreeSet<StorePath>, usize)> {
@@ -120,8 +120,8 @@ async fn outputs(
 /// derivation are looked for in both.
 async fn named(
     cx: &Context,
-    store: &mut Option<Opened>,
-    caches: &[Opened],
+    store: &mut Option<OpenStore>,
+    caches: &[OpenStore],
     text: &OsString,
 ) -> Result<Vec<StorePath>> {
     let mut sources = Sources::default();

@@ -1,6 +1,6 @@
 use crate::{
     Answer, Cli, Context,
-    open::{Opened, Wish, open},
+    open::{OpenStore, Wish, open},
     ui,
 };
 use anyhow::Result;
@@ -265,10 +265,10 @@ impl<'a> Place<'a> {
 
 /// Paths that begin with `prefix`, as far as a folder of this machine tells, and no more than anybody
 /// wants to read.
-fn known_paths(opened: &Opened, prefix: &str) -> Vec<StorePath> {
-    let (folder, ending) = match opened {
-        Opened::Cache(cache) => (cache.folder(), ".narinfo"),
-        other => (other.real_dir(), ""),
+fn known_paths(opened: &OpenStore, prefix: &str) -> Vec<StorePath> {
+    let (folder, ending) = match opened.cache() {
+        Some(cache) => (cache.folder(), ".narinfo"),
+        None => (opened.real_dir(), ""),
     };
     let Some(folder) = folder else {
         return Vec::new();
@@ -291,7 +291,7 @@ fn known_paths(opened: &Opened, prefix: &str) -> Vec<StorePath> {
     paths
 }
 
-fn path_of(file: &Path, opened: &Opened) -> Option<StorePath> {
+fn path_of(file: &Path, opened: &OpenStore) -> Option<StorePath> {
     let text = fs::read(file).ok()?;
     let narinfo = NarInfo::parse(opened.store().dir(), str::from_utf8(&text).ok()?).ok()?;
     Some(narinfo.info.path)

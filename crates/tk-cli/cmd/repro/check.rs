@@ -3,7 +3,7 @@ use crate::{
     Answer, Context,
     build_log::BuildLog,
     failure::tell_failure,
-    open::{BuildOptions, NixOptions, Opened, Wish, open},
+    open::{BuildOptions, NixOptions, OpenStore, Wish, open},
     settings::default_store_dir,
     ui,
 };
@@ -142,7 +142,7 @@ impl Check {
         // Derivations are where they were evaluated to, or where the user says.
         let mut shelves = stores.clone();
         if evaluates || !cx.store.is_empty() {
-            let opened: Opened = open(cx, &cx.store_uri(), &wish).await?;
+            let opened: OpenStore = open(cx, &cx.store_uri(), &wish).await?;
             shelves.insert(0, opened.abilities());
         }
         for what in self.refs.installables(&dir)? {

@@ -26,8 +26,8 @@ use std::{
 use tk_narinfo::PathInfo;
 use tk_path::{ContentAddress, HashPart, StoreDir, StorePath};
 use tk_store::{
-    Abilities, AddItems, AddOptions, AddReport, Error, NarStream, Result, Store,
-    SubstitutablePathInfo, Substitute, log::LogSink,
+    Abilities, AddItems, AddOptions, AddReport, Describe, Error, NarStream, Result, Store,
+    StoreDescription, SubstitutablePathInfo, Substitute, log::LogSink,
 };
 
 /// A store behind `nix-store --serve --write`, or another server of the serve protocol.
@@ -85,6 +85,18 @@ pub struct ServeInfo {
     pub latency: Duration,
 }
 
+#[async_trait]
+impl Describe for ServeStore {
+    async fn describe(&self) -> Result<StoreDescription> {
+        let said = self.server_info().await?;
+        Ok(StoreDescription {
+            protocol: Some(format!("serve 2.{}", said.minor)),
+            latency: Some(said.latency),
+            ..StoreDescription::of("ssh")
+        })
+    }
+}
+
 impl ServeStore {
     /// The store that `transport` leads to. Connects when it is first asked something.
     pub fn new(transport: Arc<dyn Transport>, config: ServeConfig) -> Self {
@@ -138,6 +150,7 @@ impl ServeStore {
         Abilities {
             build: Some(self.clone()),
             substitutes: Some(self.clone()),
+            description: Some(self.clone()),
             ..Abilities::of(self)
         }
     }
