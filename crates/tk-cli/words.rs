@@ -75,16 +75,18 @@ pub fn is_base64(c: char) -> bool {
 /// Writes a line of data to stdout; on a terminal what it would obey is escaped.
 pub fn out(line: impl Display) -> io::Result<()> {
     let mut out = stdout();
+    // Whole, so that it goes with one system call.
+    let line = format!("{line}\n");
     if !is_terminal() {
-        return writeln!(out, "{line}");
+        return out.write_all(line.as_bytes());
     }
     // Columns and lines are ours.
-    for piece in line.to_string().split_inclusive(['\t', '\n']) {
+    for piece in line.split_inclusive(['\t', '\n']) {
         let end = piece.ends_with(['\t', '\n']) as usize;
         let (text, mark) = piece.split_at(piece.len() - end);
         write!(out, "{}{mark}", escape_controls(text))?;
     }
-    writeln!(out)
+    Ok(())
 }
 
 /// A name of others as it goes to stdout: as it is, but for a terminal escaped.

@@ -10,6 +10,7 @@ mod examples;
 mod files;
 mod misuse;
 mod progress;
+mod requests;
 mod settings;
 mod signatures;
 mod sources;

@@ -4,7 +4,11 @@ use super::steps::{Steps, Swap};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 use tk_narinfo::{PathInfo, Signature};
 use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
 use tk_store::{
@@ -94,16 +98,20 @@ impl AddContent for Breaking {
 
 #[async_trait]
 impl AddSignatures for Breaking {
-    async fn add_signatures(
+    async fn add_all_signatures(
         &self,
-        path: &StorePath,
-        signatures: &BTreeSet<Signature>,
-    ) -> Result<()> {
-        self.steps.step("adding signatures").await?;
+        signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
+    ) -> Vec<(StorePath, Result<()>)> {
+        let paths: Vec<_> = signatures.keys().cloned().collect();
+        if let Err(error) = self.steps.step("adding signatures").await {
+            return error.for_each(paths);
+        }
         let signed = self.store.signatures.as_ref().expect("a store to sign in");
-        let done = signed.add_signatures(path, signatures).await;
-        self.steps.step("hearing that it is signed").await?;
-        done
+        let done = signed.add_all_signatures(signatures).await;
+        match self.steps.step("hearing that it is signed").await {
+            Ok(()) => done,
+            Err(error) => error.for_each(paths),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! An HTTP server that keeps what it is given, and answers otherwise where a test wants it.
+//! An HTTP server that keeps what it is given, and answers otherwise where a test wants it. It lists as S3
+//! does, so that it is a bucket as well.
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::{
@@ -81,7 +82,8 @@ impl Shelf {
                 None => self.answer(&method, path, body),
             };
             let head = format!(
-                "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"x\"\r\n\
+                 Last-Modified: Mon, 23 Nov 2026 22:11:33 GMT\r\n\r\n",
                 body.len()
             );
             let stream = reader.get_mut();
@@ -97,15 +99,37 @@ impl Shelf {
 
     fn answer(&self, method: &str, path: String, body: Vec<u8>) -> (&'static str, Vec<u8>) {
         let mut objects = self.0.objects.lock().expect("no panics");
+        if let Some((bucket, query)) = path.split_once('?')
+            && query.contains("list-type=2")
+        {
+            return ("200 OK", listing(&objects, bucket).into());
+        }
         if method == "PUT" {
             objects.insert(path, body);
             return ("201 Created", Vec::new());
         }
         match objects.get(&path) {
             Some(content) => ("200 OK", content.clone()),
-            None => ("404 Not Found", Vec::new()),
+            // In the words of S3, which are more than the number.
+            None => ("404 Not Found", ABSENT.into()),
         }
     }
+}
+
+const ABSENT: &str = "<Error><Code>NoSuchKey</Code></Error>";
+
+/// What lies in the bucket itself, not in a folder of it.
+fn listing(objects: &BTreeMap<String, Vec<u8>>, bucket: &str) -> String {
+    let bucket = format!("{}/", bucket.trim_end_matches('/'));
+    let keys = objects.keys().filter_map(|path| path.strip_prefix(&bucket));
+    let contents = keys.filter(|key| !key.contains('/')).map(|key| {
+        format!(
+            "<Contents><Key>{key}</Key><Size>1</Size>\
+             <LastModified>2026-11-23T22:11:33.000Z</LastModified></Contents>"
+        )
+    });
+    let contents: String = contents.collect();
+    format!("<ListBucketResult>{contents}</ListBucketResult>")
 }
 
 fn read(reader: &mut BufReader<TcpStream>) -> Option<(String, String, Vec<u8>)> {

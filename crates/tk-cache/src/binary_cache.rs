@@ -333,14 +333,19 @@ impl BinaryCache {
         &self.0.config.sign
     }
 
-    /// Puts `narinfo` in place of what is there of its path, fields that are unknown here included.
-    /// The NAR that it names must be there.
-    pub async fn write_narinfo(&self, narinfo: &NarInfo) -> Result<()> {
-        let part = narinfo.info.path.to_hash_part();
-        let text = layout::narinfo_text(narinfo, &self.0.config.store_dir);
-        self.0.put(&layout::narinfo(&part), text.into()).await?;
-        self.0.forget(vec![part]).await;
-        Ok(())
+    /// Puts each narinfo in place of what is there of its path, fields that are unknown here
+    /// included. The NARs that they name must be there. One result for each, in order.
+    pub async fn write_narinfos(&self, narinfos: Vec<NarInfo>) -> Vec<(StorePath, Result<()>)> {
+        let dir = &self.0.config.store_dir;
+        let texts = narinfos.into_iter().map(|narinfo| {
+            let text = layout::narinfo_text(&narinfo, dir);
+            (narinfo.info.path, text)
+        });
+        let batches = futures::stream::iter(texts).chunks(self.0.objects.batch());
+        let written = batches
+            .map(|batch| self.0.clone().publish(batch))
+            .buffered(self.0.objects.parallel());
+        written.map(futures::stream::iter).flatten().collect().await
     }
 
     /// The narinfo of a path; `None` if it is absent.

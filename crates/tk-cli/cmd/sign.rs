@@ -6,9 +6,9 @@ use crate::{
     ui,
 };
 use anyhow::Result;
-use futures::{StreamExt, stream};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tk_narinfo::{NarInfo, Signature};
+use tk_path::StorePath;
 
 /// Sign paths that are in a store or cache
 ///
@@ -47,28 +47,24 @@ impl Sign {
         };
         let mut answer = listed.tell_unreadable(cx);
         let (mut signed, total) = (0, listed.narinfos.len());
-        let added = listed.narinfos.into_values().map(|mut narinfo| async {
+        let (mut new, mut failed) = (BTreeMap::new(), BTreeMap::new());
+        let mut narinfos = listed.narinfos;
+        for (path, narinfo) in &mut narinfos {
             let before = narinfo.info.signatures.clone();
-            for key in &keys {
-                narinfo.info.sign(store.dir(), key)?;
+            let mut keys = keys.iter();
+            match keys.try_for_each(|key| narinfo.info.sign(store.dir(), key).map(drop)) {
+                Ok(()) => drop(new.insert(path.clone(), &narinfo.info.signatures - &before)),
+                Err(error) => drop(failed.insert(path.clone(), error.to_string())),
             }
-            let new = &narinfo.info.signatures - &before;
-            if !new.is_empty() {
-                add(&opened, &narinfo, &new).await?;
-            }
-            anyhow::Ok((narinfo.info.path, new.len()))
-        });
-        let mut added = stream::iter(added).buffered(SIGNED_AT_ONCE);
-        while let Some(added) = added.next().await {
-            match added {
-                Ok((path, new)) => {
-                    signed += new;
-                    ui::out(store.dir().display(&path))?;
-                }
-                Err(error) => {
-                    cx.ui.error(format_args!("{error:#}"));
-                    answer = Answer::Failed;
-                }
+        }
+        failed.extend(add(&opened, &narinfos, &new).await?);
+        for path in narinfos.keys() {
+            if let Some(error) = failed.get(path) {
+                cx.ui.error(error);
+                answer = Answer::Failed;
+            } else {
+                signed += new.get(path).map_or(0, BTreeSet::len);
+                ui::out(store.dir().display(path))?;
             }
         }
         cx.ui.say(format_args!(
@@ -79,21 +75,32 @@ impl Sign {
     }
 }
 
-/// Adds the signatures `new`, which `narinfo` has already, to what the store has.
-async fn add(opened: &OpenStore, narinfo: &NarInfo, new: &BTreeSet<Signature>) -> Result<()> {
-    match opened.cache() {
-        // It was read a moment ago: one request is enough.
-        Some(cache) if cache.folder().is_none() => cache.write_narinfo(narinfo).await?,
-        _ => {
-            let path = &narinfo.info.path;
-            opened.add_signatures()?.add_signatures(path, new).await?;
+/// Adds the signatures `new`, which `narinfos` have already, to what the store has; what failed.
+async fn add(
+    opened: &OpenStore,
+    narinfos: &BTreeMap<StorePath, NarInfo>,
+    new: &BTreeMap<StorePath, BTreeSet<Signature>>,
+) -> Result<BTreeMap<StorePath, String>> {
+    let new = new.iter().filter(|(_, new)| !new.is_empty());
+    let results = match opened.cache() {
+        // They were read a moment ago: one request for each is enough.
+        Some(cache) if cache.folder().is_none() => {
+            let narinfos = new.filter_map(|(path, _)| narinfos.get(path));
+            cache.write_narinfos(narinfos.cloned().collect()).await
         }
-    }
-    Ok(())
+        _ => {
+            let new = new.map(|(path, new)| (path.clone(), new.clone()));
+            opened
+                .add_signatures()?
+                .add_all_signatures(new.collect())
+                .await
+        }
+    };
+    let failed = results
+        .into_iter()
+        .filter_map(|(path, result)| Some((path, result.err()?.to_line())));
+    Ok(failed.collect())
 }
-
-/// Paths whose signatures are on their way at once.
-const SIGNED_AT_ONCE: usize = 16;
 
 const EXAMPLES: &str = "\
 Example:

@@ -83,12 +83,15 @@ impl Sessions for LocalStore {
 
 #[async_trait]
 impl Roots for LocalStore {
-    async fn add_temp_root(&self, path: &StorePath) -> Result<()> {
+    async fn add_temp_roots(&self, paths: &BTreeSet<StorePath>) -> Result<()> {
         self.inner().require_writable()?;
-        let (path, roots) = (path.clone(), self.temp_roots().clone());
+        let (paths, roots) = (paths.clone(), self.temp_roots().clone());
         let cancel = Cancel::default();
         let _cancel_on_drop = cancel.on_drop();
-        let add = move |store: &Inner| roots.add(&store.config.dir, &path, &cancel);
+        let add = move |store: &Inner| {
+            let add = |path| roots.add(&store.config.dir, path, &cancel);
+            paths.iter().try_for_each(add)
+        };
         self.run("adding a root", add).await
     }
 

@@ -255,23 +255,27 @@ impl Database {
         })
     }
 
-    /// Adds signatures to those of `path`.
-    pub fn add_signatures(&self, path: &StorePath, new: &BTreeSet<Signature>) -> Result<()> {
+    /// Adds signatures to those of each path; the paths that are absent.
+    pub fn add_signatures(
+        &self,
+        new: &BTreeMap<StorePath, BTreeSet<Signature>>,
+    ) -> Result<BTreeSet<StorePath>> {
         self.write(|transaction| {
-            let Some(mut info) = self.info_from(transaction, path, &mut Known::new())? else {
-                return Err(Error::NotFound {
-                    path: path.clone(),
-                    store: self.store.clone(),
-                });
-            };
-            info.signatures.extend(new.iter().cloned());
-            let update = || {
-                let sql = "update ValidPaths set sigs = ? where path = ?";
-                let values = params![signatures(&info), self.dir.path(path)];
-                transaction.prepare_cached(sql)?.execute(values)
-            };
-            self.written(update())?;
-            Ok(())
+            let (mut absent, mut known) = (BTreeSet::new(), Known::new());
+            for (path, new) in new {
+                let Some(mut info) = self.info_from(transaction, path, &mut known)? else {
+                    absent.insert(path.clone());
+                    continue;
+                };
+                info.signatures.extend(new.iter().cloned());
+                let update = || {
+                    let sql = "update ValidPaths set sigs = ? where path = ?";
+                    let values = params![signatures(&info), self.dir.path(path)];
+                    transaction.prepare_cached(sql)?.execute(values)
+                };
+                self.written(update())?;
+            }
+            Ok(absent)
         })
     }
 
@@ -1039,12 +1043,15 @@ mod tests {
         let (one, two) = (sign("a"), sign("b"));
         db.add(std::slice::from_ref(&one)).unwrap();
         for _ in 0..2 {
-            db.add_signatures(&path(1), &two.signatures).unwrap();
+            let new = [
+                (path(1), two.signatures.clone()),
+                (path(2), two.signatures.clone()),
+            ];
+            let absent = db.add_signatures(&new.into()).unwrap();
+            assert_eq!(absent, [path(2)].into());
         }
         let both = one.signatures.union(&two.signatures).cloned().collect();
         assert_eq!(db.info(&path(1)).unwrap().unwrap().signatures, both);
-        let absent = db.add_signatures(&path(2), &both).unwrap_err();
-        assert!(matches!(absent, Error::NotFound { .. }), "{absent}");
     }
 
     #[test]

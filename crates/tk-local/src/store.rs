@@ -10,7 +10,7 @@ use crate::{
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     fs::File,
     io,
@@ -270,16 +270,30 @@ impl AddContent for LocalStore {
 
 #[async_trait]
 impl AddSignatures for LocalStore {
-    async fn add_signatures(
+    /// In one transaction.
+    async fn add_all_signatures(
         &self,
-        path: &StorePath,
-        signatures: &BTreeSet<Signature>,
-    ) -> Result<()> {
-        let (path, signatures) = (path.clone(), signatures.clone());
-        self.run("adding signatures", move |store| {
-            store.db.add_signatures(&path, &signatures)
-        })
-        .await
+        signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
+    ) -> Vec<(StorePath, Result<()>)> {
+        let paths: Vec<_> = signatures.keys().cloned().collect();
+        let add = move |store: &Inner| store.db.add_signatures(&signatures);
+        let added = self.run("adding signatures", add).await;
+        let absent = match added {
+            Ok(absent) => absent,
+            Err(error) => return error.for_each(paths),
+        };
+        let result = |path: StorePath| {
+            if absent.contains(&path) {
+                let store = self.to_string();
+                Err(Error::NotFound { path, store })
+            } else {
+                Ok(())
+            }
+        };
+        paths
+            .into_iter()
+            .map(|path| (path.clone(), result(path)))
+            .collect()
     }
 }
 

@@ -974,10 +974,8 @@ impl Shells {
             DerivedPath::Built { .. } => None,
         });
         let there = builder.store().store.valid(&named.collect()).await?;
-        for path in &there {
-            if let Some(roots) = &builder.store().roots {
-                roots.add_temp_root(path).await?;
-            }
+        if let Some(roots) = &builder.store().roots {
+            roots.add_temp_roots(&there).await?;
         }
         // What is there is not built.
         targets.retain(|target| match &target.path {

@@ -82,9 +82,14 @@ pub struct Missing {
 /// to, is never collected.
 #[async_trait]
 pub trait Roots: Store {
-    /// Makes `path` a root as long as this process (or this connection) lives. The path need not
-    /// be there.
-    async fn add_temp_root(&self, path: &StorePath) -> Result<()>;
+    /// Makes each of `paths` a root as long as this process (or this connection) lives. They need
+    /// not be there. No path waits for a round trip of its own.
+    async fn add_temp_roots(&self, paths: &BTreeSet<StorePath>) -> Result<()>;
+
+    /// The same for one path.
+    async fn add_temp_root(&self, path: &StorePath) -> Result<()> {
+        self.add_temp_roots(&[path.clone()].into()).await
+    }
 
     /// Makes a root of the link at `link`, which lies anywhere: a root as long as it is there and
     /// leads into the store.

@@ -558,12 +558,7 @@ pub async fn sign_present(
     let Some(store) = &dst.signatures else {
         return;
     };
-    let signed = signatures.into_iter().map(|(path, new)| async move {
-        let added = store.add_signatures(&path, &new).await;
-        (path, added)
-    });
-    let mut signed = stream::iter(signed).buffer_unordered(RENEWALS);
-    while let Some((path, added)) = signed.next().await {
+    for (path, added) in store.add_all_signatures(signatures).await {
         match added {
             Ok(()) => report.signed.push(path),
             Err(error) => report.failed.push((path, error)),
@@ -602,5 +597,5 @@ fn watched(src: Arc<dyn Store>, path: StorePath, progress: Arc<dyn Progress>) ->
 /// How often a plan is made again because something absent was there after all.
 const STALE_ANSWERS: usize = 3;
 
-/// Paths that are asked about again, or signed, at once.
+/// Paths that are asked about again at once.
 const RENEWALS: usize = 16;

@@ -145,6 +145,71 @@ impl Error {
         }
     }
 
+    /// The same error for each of `keys`, where it ended a question about all of them.
+    pub fn for_each<K, T>(self, keys: impl IntoIterator<Item = K>) -> Vec<(K, Result<T>)> {
+        let same = |key| (key, Err(self.duplicate()));
+        keys.into_iter().map(same).collect()
+    }
+
+    /// The same error, with its sources as text.
+    fn duplicate(&self) -> Error {
+        match self {
+            Error::Malformed { what, source } => Error::malformed(what, source.to_string()),
+            Error::Refused { who, words } => Error::Refused {
+                who: who.clone(),
+                words: words.clone(),
+            },
+            Error::Untrusted { path, source } => Error::Untrusted {
+                path: path.clone(),
+                source: source.clone(),
+            },
+            Error::Mismatch {
+                what,
+                path,
+                from,
+                expected,
+                actual,
+            } => Error::Mismatch {
+                what,
+                path: path.clone(),
+                from: from.clone(),
+                expected: expected.clone(),
+                actual: actual.clone(),
+            },
+            Error::NotFound { path, store } => Error::NotFound {
+                path: path.clone(),
+                store: store.clone(),
+            },
+            Error::MissingReference {
+                path,
+                reference,
+                store,
+            } => Error::MissingReference {
+                path: path.clone(),
+                reference: reference.clone(),
+                store: store.clone(),
+            },
+            Error::StoreDir {
+                store,
+                theirs,
+                ours,
+            } => Error::StoreDir {
+                store: store.clone(),
+                theirs: theirs.clone(),
+                ours: ours.clone(),
+            },
+            Error::Unsupported { store, what } => Error::Unsupported {
+                store: store.clone(),
+                what: what.clone(),
+            },
+            Error::Invalid { what } => Error::invalid(what),
+            Error::Io { doing, source } => {
+                let source = std::io::Error::new(source.kind(), source.to_string());
+                Error::io(doing, source)
+            }
+        }
+    }
+
     /// The error and all its sources in one line, joined by `: `, with what others said in it escaped
     /// ([`escape_controls`]).
     pub fn to_line(&self) -> String {

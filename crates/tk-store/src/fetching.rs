@@ -118,10 +118,11 @@ impl Fetching {
             ..CopyOptions::new(self.check.clone())
         };
         let plan = plan(&**from, &**store, paths, &options).await?;
+        if let Some(roots) = roots {
+            let missing = plan.missing.iter().map(|info| info.path.clone());
+            roots.add_temp_roots(&missing.collect()).await?;
+        }
         for info in &plan.missing {
-            if let Some(roots) = roots {
-                roots.add_temp_root(&info.path).await?;
-            }
             let path = store.dir().display(&info.path);
             let words = format!("copying path '{path}' from '{from}'...");
             log.event(LogEvent::message(Level::Info, words));

@@ -172,21 +172,21 @@ impl AddContent for MemoryStore {
 
 #[async_trait]
 impl AddSignatures for MemoryStore {
-    async fn add_signatures(
+    async fn add_all_signatures(
         &self,
-        path: &StorePath,
-        signatures: &BTreeSet<Signature>,
-    ) -> Result<()> {
-        match self.paths().get_mut(path) {
-            None => Err(Error::NotFound {
+        signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
+    ) -> Vec<(StorePath, Result<()>)> {
+        let mut paths = self.paths();
+        let add = |(path, new): (StorePath, BTreeSet<Signature>)| {
+            let not_found = || Error::NotFound {
                 path: path.clone(),
                 store: self.to_string(),
-            }),
-            Some((info, _)) => {
-                info.signatures.extend(signatures.iter().cloned());
-                Ok(())
-            }
-        }
+            };
+            let entry = paths.get_mut(&path).ok_or_else(not_found);
+            let added = entry.map(|(info, _)| info.signatures.extend(new));
+            (path, added)
+        };
+        signatures.into_iter().map(add).collect()
     }
 }
 

@@ -255,15 +255,26 @@ pub trait AddContent: Store {
 /// Stores whose paths can be given further signatures.
 #[async_trait]
 pub trait AddSignatures: Store {
-    /// Adds `signatures` to those that `path` has.
+    /// Adds to each path these signatures, beside those that it has. One result for each, in order;
+    /// what fails for one does not end the others. No path waits for a round trip of its own.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the path is absent.
+    /// [`Error::NotFound`] for a path that is absent.
+    async fn add_all_signatures(
+        &self,
+        signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
+    ) -> Vec<(StorePath, Result<()>)>;
+
+    /// The same for one path.
     async fn add_signatures(
         &self,
         path: &StorePath,
         signatures: &BTreeSet<Signature>,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        let one = [(path.clone(), signatures.clone())].into();
+        let mut results = self.add_all_signatures(one).await;
+        results.pop().map_or(Ok(()), |(_, result)| result)
+    }
 }
 
 /// Conveniences that follow from [`Store`].

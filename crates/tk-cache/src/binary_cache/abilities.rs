@@ -7,6 +7,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -66,11 +67,22 @@ impl Describe for BinaryCache {
 impl AddSignatures for BinaryCache {
     /// Fields of the narinfo that are unknown here are kept. Of two processes that sign one path
     /// at the same moment, one may win, unless the cache is in a folder.
-    async fn add_signatures(
+    async fn add_all_signatures(
         &self,
-        path: &StorePath,
-        signatures: &BTreeSet<Signature>,
-    ) -> Result<()> {
+        signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
+    ) -> Vec<(StorePath, Result<()>)> {
+        let add = |(path, new): (StorePath, BTreeSet<Signature>)| async move {
+            let added = self.sign(&path, new).await;
+            (path, added)
+        };
+        let at_once = self.0.objects.parallel();
+        let added = stream::iter(signatures).map(add).buffered(at_once);
+        added.collect().await
+    }
+}
+
+impl BinaryCache {
+    async fn sign(&self, path: &StorePath, new: BTreeSet<Signature>) -> Result<()> {
         let part = path.to_hash_part();
         let _lock = self.0.objects.lock(&layout::narinfo(&part)).await?;
         let found = self.0.fetch(&part).await?;
@@ -80,11 +92,12 @@ impl AddSignatures for BinaryCache {
             store: self.to_string(),
         })?;
         let before = narinfo.info.signatures.len();
-        narinfo.info.signatures.extend(signatures.iter().cloned());
+        narinfo.info.signatures.extend(new);
         if narinfo.info.signatures.len() == before {
             return Ok(());
         }
-        self.write_narinfo(&narinfo).await
+        let mut written = self.write_narinfos(vec![narinfo]).await;
+        written.pop().map_or(Ok(()), |(_, result)| result)
     }
 }
 

@@ -197,9 +197,7 @@ where
             && self.server.write
         {
             // Before the question, so that nothing is collected after the answer.
-            for path in &request.paths {
-                roots.add_temp_root(path).await?;
-            }
+            roots.add_temp_roots(&request.paths).await?;
         }
         let ServeServer { abilities, log, .. } = self.server;
         let valid = match &abilities.substitutes {

@@ -95,9 +95,9 @@ impl Context {
     }
 
     /// Stores without roots never collect, so that every root holds by itself.
-    pub async fn add_temp_root(&self, path: &StorePath) -> Answer<()> {
+    pub async fn add_temp_roots(&self, paths: &BTreeSet<StorePath>) -> Answer<()> {
         match &self.abilities.roots {
-            Some(roots) => Ok(roots.add_temp_root(path).await?),
+            Some(roots) => Ok(roots.add_temp_roots(paths).await?),
             None => Ok(()),
         }
     }

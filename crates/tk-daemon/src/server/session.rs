@@ -347,15 +347,12 @@ where
             }),
             Op::AddTempRoot => {
                 answer!(self, |q: AddTempRoot| cx
-                    .add_temp_root(&q.path)
+                    .add_temp_roots(&[q.path].into())
                     .await
                     .map(done))
             }
             Op::AddTempRoots => answer!(self, |q: AddTempRoots| {
-                for path in &q.paths {
-                    cx.add_temp_root(path).await?;
-                }
-                Ok(Done)
+                cx.add_temp_roots(&q.paths).await.map(done)
             }),
             Op::AddIndirectRoot => answer!(self, |q: AddIndirectRoot| {
                 cx.add_indirect_root(q.link.as_ref()).await.map(done)

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Read, Seek, SeekFrom, Write},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -141,19 +141,38 @@ impl DaemonStore {
 
 #[async_trait]
 impl AddSignatures for DaemonStore {
-    async fn add_signatures(
+    /// Requests are written ahead, on one connection.
+    async fn add_all_signatures(
         &self,
-        path: &StorePath,
-        signatures: &BTreeSet<Signature>,
-    ) -> Result<()> {
-        let request = Sign {
-            path: path.clone(),
-            signatures: signatures.clone(),
+        signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
+    ) -> Vec<(StorePath, Result<()>)> {
+        let paths: Vec<_> = signatures.keys().cloned().collect();
+        let mut connection = match self.connection().await {
+            Ok(connection) => connection,
+            Err(error) => return error.for_each(paths),
         };
-        match self.call(&request).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.or_not_found(error, path).await),
+        let requests = signatures.into_iter().map(|(path, signatures)| {
+            let request = Sign {
+                path: path.clone(),
+                signatures,
+            };
+            (path, request)
+        });
+        let mut results = Vec::with_capacity(paths.len());
+        let answered = |path, answer: Result<_>| results.push((path, answer.map(drop)));
+        let requests = stream::iter(requests.collect::<Vec<_>>());
+        let sent = connection.pipeline(requests, self.log(), answered).await;
+        drop(connection);
+        if let Err(error) = sent {
+            let unanswered = paths[results.len()..].to_vec();
+            results.extend(error.for_each(unanswered));
         }
+        for (path, result) in &mut results {
+            if let Err(error) = std::mem::replace(result, Ok(())) {
+                *result = Err(self.or_not_found(error, path).await);
+            }
+        }
+        results
     }
 }
 

@@ -24,15 +24,15 @@ struct Held {
 
 #[async_trait]
 impl Roots for DaemonStore {
-    /// The root lives as long as this store is open: on a connection of its own, beside those of
+    /// The roots live as long as this store is open: on a connection of its own, beside those of
     /// the pool. Should that break, the next call makes another, with all roots again.
-    async fn add_temp_root(&self, path: &StorePath) -> Result<()> {
+    async fn add_temp_roots(&self, paths: &BTreeSet<StorePath>) -> Result<()> {
         let held = &mut *self.temp_roots.held.lock().await;
         let alive = held.connection.as_mut().is_some_and(Connection::is_alive);
-        if alive && held.paths.contains(path) {
+        if alive && paths.is_subset(&held.paths) {
             return Ok(());
         }
-        let mut wanted = BTreeSet::from([path.clone()]);
+        let mut wanted = paths.clone();
         let mut connection = match held.connection.take().filter(|_| alive) {
             Some(connection) => connection,
             None => {
@@ -51,7 +51,7 @@ impl Roots for DaemonStore {
         connection.pipeline(requests, self.log(), answered).await?;
         held.connection = Some(connection);
         outcome?;
-        held.paths.insert(path.clone());
+        held.paths.extend(paths.iter().cloned());
         Ok(())
     }
 

@@ -490,10 +490,9 @@ impl At<'_> {
     async fn fetch(&self, infos: Vec<PathInfo>) -> Result<(), Fault> {
         let (local, builder) = (self.shared.local, &self.builder.store.store);
         if let Some(roots) = &local.roots {
-            for info in &infos {
-                let kept = roots.add_temp_root(&info.path).await;
-                kept.map_err(|error| Fault::Final(error.to_line()))?;
-            }
+            let paths = infos.iter().map(|info| info.path.clone()).collect();
+            let kept = roots.add_temp_roots(&paths).await;
+            kept.map_err(|error| Fault::Final(error.to_line()))?;
         }
         let items = infos.into_iter().map(|info| {
             let nar = self.nar(builder, &info.path);

@@ -2,7 +2,7 @@
 
 use super::{Instance, InstanceState, Verdict, mismatch};
 use crate::{Cause, Failure, Result, Target};
-use futures::future::join_all;
+use futures::{StreamExt, future::join_all, stream};
 use std::sync::Arc;
 use tk_narinfo::{
     PathInfo,
@@ -83,11 +83,10 @@ pub async fn wanted(target: &Target, stores: &[Abilities]) -> Result<Vec<Wanted>
 /// with one NAR hash, and different if two hashes differ or one store lacks what another has; where they
 /// differ, the first two that do are read and compared. Up to `limit` differences are kept of each.
 pub async fn compare_stores(wanted: &[Wanted], stores: &[Abilities], limit: usize) -> Vec<Verdict> {
-    let mut verdicts = Vec::with_capacity(wanted.len());
-    for wanted in wanted {
-        verdicts.push(compare_one(wanted, stores, limit).await);
-    }
-    verdicts
+    let verdicts = wanted
+        .iter()
+        .map(|wanted| compare_one(wanted, stores, limit));
+    stream::iter(verdicts).buffered(AT_ONCE).collect().await
 }
 
 async fn compare_one(wanted: &Wanted, stores: &[Abilities], limit: usize) -> Verdict {
@@ -249,6 +248,9 @@ async fn read(path: &StorePath, stores: &[Abilities]) -> Result<(Arc<dyn Store>,
         }
     })
 }
+
+/// Outputs that are compared at once.
+const AT_ONCE: usize = 8;
 
 #[cfg(test)]
 mod tests {

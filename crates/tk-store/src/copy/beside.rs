@@ -6,6 +6,7 @@ use crate::{
 use futures::{StreamExt, stream};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
 };
 use tk_narinfo::{
@@ -141,14 +142,20 @@ impl Outputs {
         };
         let mut wave = vec![id.clone()];
         let mut found = BTreeMap::new();
-        while let Some(id) = wave.pop() {
-            let seen = self.legacy.iter().any(|known| known.id == id) || found.contains_key(&id);
-            if seen {
-                continue;
-            }
-            if let Some(realisation) = if_known(store.legacy_realisation(&id).await)? {
-                wave.extend(realisation.dependent.keys().cloned());
-                found.insert(id, realisation);
+        let mut seen: BTreeSet<_> = self.legacy.iter().map(|known| known.id.clone()).collect();
+        while !wave.is_empty() {
+            let new = mem::take(&mut wave).into_iter();
+            let new = new.filter(|id| seen.insert(id.clone())).collect::<Vec<_>>();
+            let ask = |id| async move {
+                let answer = store.legacy_realisation(&id).await;
+                (id, answer)
+            };
+            let mut answers = stream::iter(new).map(ask).buffered(AT_ONCE);
+            while let Some((id, answer)) = answers.next().await {
+                if let Some(realisation) = if_known(answer)? {
+                    wave.extend(realisation.dependent.keys().cloned());
+                    found.insert(id, realisation);
+                }
             }
         }
         self.legacy.extend(dependencies_first(found));
@@ -176,18 +183,25 @@ impl Outputs {
             return report.warnings.push(Warning::Realisation { id, error });
         };
         let failed: BTreeSet<_> = report.failed.iter().map(|(path, _)| path.clone()).collect();
-        for mut realisation in self.realisations {
-            let path = realisation.value.out_path.clone();
-            if failed.contains(&path) {
-                continue;
-            }
+        let copied = self.realisations.into_iter();
+        let copied = copied.filter(|realisation| !failed.contains(&realisation.value.out_path));
+        let registered = copied.map(|mut realisation| {
             for key in keys {
                 realisation.sign(key);
             }
-            let id = realisation.id.display(dst.store.dir()).to_string();
-            let told = store.register(&realisation, check).await;
+            let store = &store;
+            async move {
+                let told = store.register(&realisation, check).await;
+                let id = realisation.id.display(dst.store.dir()).to_string();
+                (id, realisation.value.out_path, told)
+            }
+        });
+        let mut registered = stream::iter(registered).buffered(AT_ONCE);
+        while let Some((id, path, told)) = registered.next().await {
             report.told(id, path, told);
         }
+        drop(registered);
+        // In their order: a reader is to find what one depends on.
         for mut realisation in self.legacy {
             let path = realisation.out_path.clone();
             if failed.contains(&path) {
@@ -244,7 +258,7 @@ pub async fn logs(
         };
         (drv.clone(), copy.await)
     });
-    let mut copies = stream::iter(copies).buffered(LOGS);
+    let mut copies = stream::iter(copies).buffered(AT_ONCE);
     while let Some((drv, copied)) = copies.next().await {
         match copied {
             Ok(true) => report.logs.push(drv),
@@ -292,5 +306,5 @@ fn dependencies_first(
     sorted
 }
 
-/// Build logs on their way at once.
-const LOGS: usize = 16;
+/// Realisations or build logs on their way at once.
+const AT_ONCE: usize = 16;
