@@ -6,7 +6,7 @@ use std::{
     pin::{Pin, pin},
     task::{Context, Poll, Waker},
 };
-use tk_daemon::wire::{Decode, Encode, Protocol, Reader, WireError, Writer};
+use tk_daemon::wire::{Decode, Encode, Protocol, WireError, WireReader, Writer};
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// Decodes one value from the front of `input`, which comes at once or byte by byte.
@@ -19,7 +19,7 @@ pub fn decode<P: Protocol, T: Decode<P>>(
         rest: input,
         bytewise,
     };
-    let mut reader = Reader::new(source, protocol.clone());
+    let mut reader = WireReader::new(source, protocol.clone());
     now(reader.message())
 }
 

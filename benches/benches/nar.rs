@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tk_instructions::inputs;
-use tk_nar::{Event, Reader, SliceReader, Validator};
+use tk_nar::{Event, NarReader, SliceReader, Validator};
 
 fn nar(c: &mut Criterion) {
     let archive = inputs::nar(FOLDERS);
@@ -28,7 +28,7 @@ fn nar(c: &mut Criterion) {
     });
     group.bench_function("decode a Read", |b| {
         b.iter(|| {
-            let (mut events, mut files) = (Reader::new(Cursor::new(black_box(&archive))), 0);
+            let (mut events, mut files) = (NarReader::new(Cursor::new(black_box(&archive))), 0);
             while let Some(event) = events.next_event().expect("valid") {
                 files += u32::from(matches!(event, Event::Regular { .. }));
             }

@@ -13,14 +13,14 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use tk_daemon::client::{Channel, Transport};
 use tk_daemon::serve::{self, Serve, ServeConfig, ServeServer, ServeStore};
 use tk_daemon::server::{Server, ServerConfig};
-use tk_daemon::wire::{Decode, Encode, FRAME_END, FramedRead, Reader, Writer, frames};
+use tk_daemon::wire::{Decode, Encode, FRAME_END, FramedRead, WireReader, Writer, frames};
 use tk_daemon::worker::{Trust, log::Message};
 use tk_daemon::{DaemonConfig, DaemonStore};
 use tk_instructions::codecs::{self, decode, encode};
 use tk_instructions::inputs;
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Hash, StoreDir, StorePath};
-use tk_store::log::{ActivityType, Field, Level, LogEvent, ResultType};
+use tk_store::log::{ActivityType, Level, LogEvent, LogField, ResultType};
 use tk_store::{Abilities, AddOptions, MemoryStore, SigCheck, Store, nar};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -40,7 +40,7 @@ fn messages(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(log.len() as u64));
     group.bench_function("log of a build", |b| {
         b.iter(|| {
-            let mut from = Reader::new(black_box(&log[..]), codecs::worker());
+            let mut from = WireReader::new(black_box(&log[..]), codecs::worker());
             let all = async {
                 while !from.at_end().await.expect("memory") {
                     black_box(Message::decode(&mut from).await.expect("valid"));
@@ -54,7 +54,7 @@ fn messages(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(UPLOAD as u64));
     group.bench_function("framed upload, read", |b| {
         b.iter(|| {
-            let mut from = Reader::new(black_box(&framed[..]), codecs::worker());
+            let mut from = WireReader::new(black_box(&framed[..]), codecs::worker());
             let mut data = FramedRead::new(&mut from);
             let all = async {
                 let mut sum = 0;
@@ -72,7 +72,7 @@ fn messages(c: &mut Criterion) {
 fn serve_messages(c: &mut Criterion) {
     let mut group = c.benchmark_group("serve messages");
     let info = inputs::path_info(0);
-    let unkeyed = serve::UnkeyedPathInfo {
+    let unkeyed = serve::ServePathInfo {
         deriver: info.deriver,
         references: info.references,
         nar_size: info.nar_size,
@@ -93,8 +93,8 @@ fn serve_messages(c: &mut Criterion) {
     group.bench_function("path info encode", |b| b.iter(write));
     group.bench_function("path info decode", |b| {
         b.iter(|| {
-            let mut from = Reader::new(black_box(&bytes[..]), protocol());
-            let info = serve::UnkeyedPathInfo::decode(&mut from).now_or_never();
+            let mut from = WireReader::new(black_box(&bytes[..]), protocol());
+            let info = serve::ServePathInfo::decode(&mut from).now_or_never();
             info.expect("all bytes are there").expect("valid")
         });
     });
@@ -217,13 +217,16 @@ fn events(n: u64) -> [Message; 3] {
         level: Level::Info,
         kind: ActivityType(105),
         text: format!("building '/nix/store/{}'", inputs::path(0)),
-        fields: vec![Field::Text(inputs::path(0).to_string()), Field::Int(1)],
+        fields: vec![
+            LogField::Text(inputs::path(0).to_string()),
+            LogField::Int(1),
+        ],
         parent: 0,
     };
     let result = LogEvent::Result {
         id: n,
         kind: ResultType(101),
-        fields: vec![Field::Text(line)],
+        fields: vec![LogField::Text(line)],
     };
     [start, result, LogEvent::Stop { id: n }].map(Message::Log)
 }

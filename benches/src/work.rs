@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use tk_nar::fs::{Dump, DumpOptions, Metadata, UnpackOptions};
+use tk_nar::fs::{Dump, DumpOptions, UnpackMetadata, UnpackOptions};
 use tk_path::{Algorithm, Hash, Hasher};
 
 /// Do a piece of work with one crate.
@@ -95,7 +95,7 @@ fn unpack(library: Library, nar: &Path, dest: &Path) -> Result<()> {
     match library {
         Library::TkNar => {
             let options = UnpackOptions {
-                metadata: Metadata::Plain,
+                metadata: UnpackMetadata::Plain,
                 ..UnpackOptions::default()
             };
             tk_nar::fs::unpack(nar, dest, &options)?;

@@ -2,8 +2,8 @@
 //! line of a builder, and on a terminal what is running at the bottom.
 
 use crate::{
+    output::{plain, tell},
     ui::Ui,
-    words::{plain, tell},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
@@ -11,10 +11,10 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tk_store::log::{ActivityType, Field, Level, LogEvent, LogSink, ResultType, strip_ansi};
+use tk_store::log::{ActivityType, Level, LogEvent, LogField, LogSink, ResultType, strip_ansi};
 
 /// Shows log events on stderr as they come.
-pub struct BuildLog {
+pub struct LogPrinter {
     bar: Option<ProgressBar>,
     /// Whether the lines of builders are shown.
     lines: bool,
@@ -22,13 +22,13 @@ pub struct BuildLog {
     shown: bool,
     /// Whether errors are shown; they are left out where they are told otherwise.
     errors: bool,
-    running: Mutex<BTreeMap<u64, Running>>,
-    done: Mutex<Done>,
+    running: Mutex<BTreeMap<u64, RunningActivity>>,
+    done: Mutex<FinishedActivities>,
 }
 
 /// What was begun so far: whole paths.
 #[derive(Debug, Clone, Default)]
-pub struct Done {
+pub struct FinishedActivities {
     /// Derivations that were built, or tried.
     pub built: BTreeSet<String>,
     /// Paths that were fetched.
@@ -36,12 +36,12 @@ pub struct Done {
 }
 
 /// A build or a fetch that has begun.
-struct Running {
+struct RunningActivity {
     name: String,
     phase: String,
 }
 
-impl BuildLog {
+impl LogPrinter {
     /// A log as `ui` wants it; without `lines` what builders print is left out.
     pub fn new(ui: &Ui, lines: bool) -> Self {
         let shown = !ui.is_quiet();
@@ -49,7 +49,7 @@ impl BuildLog {
         if let Some(bar) = &bar {
             ui.attach(bar);
         }
-        BuildLog {
+        LogPrinter {
             bar,
             lines,
             shown,
@@ -61,18 +61,18 @@ impl BuildLog {
 
     /// The same without errors, which are told at the end.
     pub fn without_errors(self) -> Self {
-        BuildLog {
+        LogPrinter {
             errors: false,
             ..self
         }
     }
 
     /// What was built and fetched so far.
-    pub fn done(&self) -> Done {
+    pub fn done(&self) -> FinishedActivities {
         self.locked_done().clone()
     }
 
-    fn locked_done(&self) -> MutexGuard<'_, Done> {
+    fn locked_done(&self) -> MutexGuard<'_, FinishedActivities> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -90,14 +90,14 @@ impl BuildLog {
         }
     }
 
-    fn start(&self, id: u64, kind: ActivityType, text: &str, fields: &[Field]) {
+    fn start(&self, id: u64, kind: ActivityType, text: &str, fields: &[LogField]) {
         let verb = match kind {
             ActivityType::BUILD => "building",
             ActivityType::SUBSTITUTE | ActivityType::COPY_PATH => "fetching",
             _ => return,
         };
         let path = match fields.first() {
-            Some(Field::Text(path)) => path.as_str(),
+            Some(LogField::Text(path)) => path.as_str(),
             _ => text,
         };
         let path = strip_ansi(path);
@@ -116,7 +116,7 @@ impl BuildLog {
             return;
         }
         self.say(&format!("{verb} {path}"));
-        let running = Running {
+        let running = RunningActivity {
             name: name_of(&path),
             phase: String::new(),
         };
@@ -128,8 +128,8 @@ impl BuildLog {
         self.show(&all);
     }
 
-    fn result(&self, id: u64, kind: ResultType, fields: &[Field]) {
-        let Some(Field::Text(text)) = fields.first() else {
+    fn result(&self, id: u64, kind: ResultType, fields: &[LogField]) {
+        let Some(LogField::Text(text)) = fields.first() else {
             return;
         };
         let mut all = self.running();
@@ -150,7 +150,7 @@ impl BuildLog {
         }
     }
 
-    fn show(&self, all: &BTreeMap<u64, Running>) {
+    fn show(&self, all: &BTreeMap<u64, RunningActivity>) {
         let Some(bar) = &self.bar else { return };
         let named = all.values().map(|running| match running.phase.as_str() {
             "" => running.name.clone(),
@@ -159,12 +159,12 @@ impl BuildLog {
         bar.set_message(named.collect::<Vec<_>>().join(", "));
     }
 
-    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Running>> {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, RunningActivity>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl LogSink for BuildLog {
+impl LogSink for LogPrinter {
     fn event(&self, event: LogEvent) {
         match event {
             LogEvent::Message { level, text } if level <= Level::Info => {

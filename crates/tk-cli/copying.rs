@@ -3,10 +3,10 @@
 mod report;
 
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     keys::{self, SignKeyArgs},
-    open::{OpenStore, Wish, open, open_several},
-    paths::{PathArgs, Sources},
+    open::{OpenOptions, OpenStore, open, open_several},
+    paths::{NamedPaths, PathArgs},
     ui,
 };
 use anyhow::{Context as _, Result, bail};
@@ -35,7 +35,7 @@ pub struct CopyArgs {
     #[arg(long, visible_alias = "no-recursive")]
     pub no_closure: bool,
     #[command(flatten)]
-    beside: BesideArgs,
+    beside: CopyExtrasArgs,
     /// Say what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -64,7 +64,7 @@ pub struct TrustArgs {
 
 impl TrustArgs {
     /// The demand on what is copied to `dst`.
-    fn check(&self, cx: &Context, verb: &CopyVerb, dst: &OpenStore) -> Result<SigCheck> {
+    fn check(&self, cx: &CommandContext, verb: &CopyVerb, dst: &OpenStore) -> Result<SigCheck> {
         let unsigned = self.no_check_sigs || !keys::are_required(cx, &self.trusted_key, dst);
         match (unsigned, verb.checks_for_caches) {
             (true, _) => Ok(SigCheck::Skip),
@@ -76,7 +76,12 @@ impl TrustArgs {
 
 /// What is demanded of what goes into `dst`. A binary cache takes what it is given: those who read it
 /// ask for signatures.
-pub fn demand(cx: &Context, dst: &OpenStore, keys: &[String], needed: usize) -> Result<SigCheck> {
+pub fn demand(
+    cx: &CommandContext,
+    dst: &OpenStore,
+    keys: &[String],
+    needed: usize,
+) -> Result<SigCheck> {
     if dst.cache().is_some() || !keys::are_required(cx, keys, dst) {
         Ok(SigCheck::Skip)
     } else {
@@ -91,7 +96,7 @@ pub fn keys_for(dst: &OpenStore, given: &[Arc<SecretKey>]) -> Vec<Arc<SecretKey>
 }
 
 /// Says that `paths` paths of the cache `dst` have nobody who vouches for them.
-pub fn warn_unsigned(cx: &Context, dst: &OpenStore, paths: usize) {
+pub fn warn_unsigned(cx: &CommandContext, dst: &OpenStore, paths: usize) {
     if paths == 0 || dst.cache().is_none() {
         return;
     }
@@ -149,9 +154,9 @@ impl CopyArgs {
     /// Opens the stores: the source at `from`, as `source` wants it, and the destination.
     pub async fn open<'a>(
         &'a self,
-        cx: &Context,
+        cx: &CommandContext,
         verb: &'a CopyVerb,
-        (from, source): (Vec<String>, Wish),
+        (from, source): (Vec<String>, OpenOptions),
         write: Option<&WriteArgs>,
         trust: &TrustArgs,
         reach: Reach,
@@ -162,7 +167,7 @@ impl CopyArgs {
         keys::policy(cx, &trust.trusted_key, trust.sigs_needed)?;
         let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
         let src = open_several(cx, &from, &source).await?;
-        let wish = Wish {
+        let wish = OpenOptions {
             from_afar: src.is_far(),
             write: !self.dry_run,
             dry_run: self.dry_run,
@@ -171,7 +176,7 @@ impl CopyArgs {
             jobs: self.jobs,
             incomplete: self.no_closure,
             listing: write.is_some_and(|write| write.listing),
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let dst = open(cx, &to, &wish).await?;
         let check = trust.check(cx, verb, &dst)?;
@@ -202,7 +207,7 @@ impl CopyJob<'_> {
     /// Lets the destination fetch what others have of `roots` and all that they refer to.
     async fn substitute(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         src: &dyn Store,
         roots: &BTreeSet<StorePath>,
     ) -> Result<()> {
@@ -248,7 +253,11 @@ impl CopyJob<'_> {
     }
 
     /// Copies what is missing of `sources`; in a dry run only says what would go, and gives `None`.
-    pub async fn run(&self, cx: &Context, sources: Sources) -> Result<Option<CopyReport>> {
+    pub async fn run(
+        &self,
+        cx: &CommandContext,
+        sources: NamedPaths,
+    ) -> Result<Option<CopyReport>> {
         let (src, dst) = (self.from(), self.dst.store());
         let failed = || format!("cannot {} from {src} to {dst}", self.verb.present);
         let roots: BTreeSet<_> = sources.paths.iter().cloned().collect();
@@ -280,7 +289,7 @@ impl CopyJob<'_> {
     }
 
     /// Copies by `plan`.
-    async fn transfer(&self, cx: &Context, plan: Plan) -> Result<CopyReport> {
+    async fn transfer(&self, cx: &CommandContext, plan: Plan) -> Result<CopyReport> {
         let src = self.from();
         self.tell_decisions(cx, &plan);
         let (verb, paths, size) = (self.verb.present, plan.missing.len(), plan.nar_size());
@@ -292,7 +301,7 @@ impl CopyJob<'_> {
 
     /// Where one of several sources gave what was not as it should be, takes it from the next that has
     /// it, as nix does.
-    async fn try_other_sources(&self, cx: &Context, report: &mut CopyReport) -> Result<()> {
+    async fn try_other_sources(&self, cx: &CommandContext, report: &mut CopyReport) -> Result<()> {
         let Some((stores, _)) = self.src.members() else {
             return Ok(());
         };
@@ -326,7 +335,7 @@ impl CopyJob<'_> {
     }
 
     /// Says where each path comes from, and why the others stay where they are.
-    fn tell_decisions(&self, cx: &Context, plan: &Plan) {
+    fn tell_decisions(&self, cx: &CommandContext, plan: &Plan) {
         for info in &plan.missing {
             let why = if plan.replaced.contains(&info.path) {
                 "to be replaced"
@@ -357,7 +366,7 @@ impl CopyJob<'_> {
     }
 
     /// Says which listings that were wanted (`--listing`) are not written.
-    fn tell_listings(&self, cx: &Context, report: &CopyReport) {
+    fn tell_listings(&self, cx: &CommandContext, report: &CopyReport) {
         if !self.listing {
             return;
         }
@@ -375,7 +384,12 @@ impl CopyJob<'_> {
     }
 
     /// Says what was copied; the answer that follows.
-    pub fn tell(&self, cx: &Context, report: &CopyReport, roots: &[StorePath]) -> Result<Answer> {
+    pub fn tell(
+        &self,
+        cx: &CommandContext,
+        report: &CopyReport,
+        roots: &[StorePath],
+    ) -> Result<ExitStatus> {
         let (dst, json) = (self.dst.store(), self.args.json);
         report::tell_report(cx, self.verb.past, report, roots, &*dst, self.start, json)
     }
@@ -399,7 +413,7 @@ pub struct UpstreamArgs {
 
 impl UpstreamArgs {
     /// Opens the caches. `dst` is where the copy goes.
-    pub async fn open(&self, cx: &Context, dst: &OpenStore) -> Result<Upstreams> {
+    pub async fn open(&self, cx: &CommandContext, dst: &OpenStore) -> Result<Upstreams> {
         let none = self.upstream.is_empty() && self.upstream_key.is_empty();
         if !none && dst.cache().is_none() {
             bail!(
@@ -420,7 +434,7 @@ impl UpstreamArgs {
             upstreams.keys.insert(keys::public(key)?);
         }
         for uri in &self.upstream {
-            match open(cx, uri, &Wish::default()).await {
+            match open(cx, uri, &OpenOptions::default()).await {
                 Ok(opened) => upstreams.caches.push(opened.store()),
                 Err(error) if self.upstream_optional => {
                     cx.ui.warn(format_args!("{error:#}; nothing is left to it"))
@@ -434,10 +448,10 @@ impl UpstreamArgs {
 
 impl UpstreamArgs {
     /// The caches alone, as places where paths may be found.
-    pub async fn caches(&self, cx: &Context) -> Result<Vec<Arc<dyn Store>>> {
+    pub async fn caches(&self, cx: &CommandContext) -> Result<Vec<Arc<dyn Store>>> {
         let mut caches = Vec::new();
         for uri in &self.upstream {
-            caches.push(open(cx, uri, &Wish::default()).await?.store());
+            caches.push(open(cx, uri, &OpenOptions::default()).await?.store());
         }
         Ok(caches)
     }
@@ -445,7 +459,7 @@ impl UpstreamArgs {
 
 /// What goes again, and what goes along.
 #[derive(clap::Args)]
-pub struct BesideArgs {
+pub struct CopyExtrasArgs {
     /// Send also what is there already, and replace it: its content and what is known of it
     #[arg(long, visible_alias = "force")]
     repair: bool,
@@ -458,7 +472,7 @@ pub struct BesideArgs {
     substitute_on_destination: bool,
 }
 
-impl BesideArgs {
+impl CopyExtrasArgs {
     /// What becomes of paths that are there.
     pub fn existing(&self) -> Existing {
         if self.repair {

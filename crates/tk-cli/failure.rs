@@ -1,11 +1,11 @@
 //! What people are told of a failure of nix or of a build.
 
-use crate::{Answer, Context, words::tell_lines};
-use tk_nix::{Cause, Failure};
+use crate::{CommandContext, ExitStatus, output::tell_lines};
+use tk_nix::{Cause, NixFailure};
 
 /// Says why `what` failed, with the last lines of its log and what to do next; the answer that
 /// follows: 1 for what was understood and is wrong itself, 2 for what could not be done.
-pub fn tell_failure(cx: &Context, what: &str, failure: &Failure) -> Answer {
+pub fn tell_failure(cx: &CommandContext, what: &str, failure: &NixFailure) -> ExitStatus {
     // Where it is in the code, as nix draws it.
     if failure.cause == Cause::Evaluation && failure.message.lines().count() > 1 {
         tell_lines(failure.message.trim_start_matches('\n'));
@@ -30,7 +30,7 @@ pub fn tell_failure(cx: &Context, what: &str, failure: &Failure) -> Answer {
 }
 
 /// The exit status that a failure means.
-pub fn answer(failure: &Failure) -> Answer {
+pub fn answer(failure: &NixFailure) -> ExitStatus {
     match failure.cause {
         Cause::NoNix
         | Cause::Misused
@@ -41,13 +41,13 @@ pub fn answer(failure: &Failure) -> Answer {
         | Cause::Untrusted
         | Cause::NoBuilder
         | Cause::Cancelled
-        | Cause::Other => Answer::Failed,
-        _ => Answer::No,
+        | Cause::Other => ExitStatus::Failed,
+        _ => ExitStatus::No,
     }
 }
 
 /// What to do about it, where that is not in the words of nix.
-fn advice(failure: &Failure) -> Option<String> {
+fn advice(failure: &NixFailure) -> Option<String> {
     Some(match &failure.cause {
         Cause::HashMismatch { actual, .. } => {
             format!("if the new content is right, write {actual} into the derivation")

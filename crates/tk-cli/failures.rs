@@ -1,6 +1,6 @@
 //! What became of single paths, for people and for programs: each cause once.
 
-use crate::{Context, words};
+use crate::{CommandContext, output};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use tk_narinfo::Untrusted;
@@ -9,7 +9,7 @@ use tk_store::Error;
 
 /// Says why paths failed: each cause once, with what has it, the first that came first; then how many
 /// failed only because what they refer to did.
-pub fn tell<'a>(cx: &Context, failed: impl IntoIterator<Item = (&'a StorePath, &'a Error)>) {
+pub fn tell<'a>(cx: &CommandContext, failed: impl IntoIterator<Item = (&'a StorePath, &'a Error)>) {
     for line in lines(failed) {
         cx.ui.error(line);
     }
@@ -23,7 +23,7 @@ pub fn to_json(dir: &StoreDir, path: &StorePath, error: &Error) -> Value {
 
 /// The report of a command that failed as a whole.
 pub fn whole_to_json(error: &anyhow::Error) -> Value {
-    let (line, kind) = (words::plain(&words::line_of(error)), kind_of(error));
+    let (line, kind) = (output::plain(&output::line_of(error)), kind_of(error));
     let failed = json!([{ "path": null, "error": line, "kind": kind }]);
     json!({ "error": line, "kind": kind, "failed": failed })
 }
@@ -37,7 +37,7 @@ pub fn line_of(error: &Error) -> String {
         }
         error => error.to_line(),
     };
-    words::plain(&line)
+    output::plain(&line)
 }
 
 /// Says why `count` paths are not trusted, of which `why` is about the first.
@@ -49,7 +49,7 @@ pub fn untrusted(why: &Untrusted, count: usize) -> String {
 }
 
 /// What failed for one reason.
-struct Group<'a> {
+struct FailureGroup<'a> {
     first: &'a Error,
     paths: Vec<&'a StorePath>,
 }
@@ -58,7 +58,7 @@ struct Group<'a> {
 pub fn lines<'a>(failed: impl IntoIterator<Item = (&'a StorePath, &'a Error)>) -> Vec<String> {
     let failed: Vec<_> = failed.into_iter().collect();
     let paths: BTreeSet<_> = failed.iter().map(|(path, _)| *path).collect();
-    let mut groups: Vec<Group<'a>> = Vec::new();
+    let mut groups: Vec<FailureGroup<'a>> = Vec::new();
     let mut known = BTreeMap::new();
     let mut consequences = 0;
     for (path, error) in failed {
@@ -70,7 +70,7 @@ pub fn lines<'a>(failed: impl IntoIterator<Item = (&'a StorePath, &'a Error)>) -
             continue;
         }
         let place = *known.entry(cause_of(path, error)).or_insert_with(|| {
-            groups.push(Group {
+            groups.push(FailureGroup {
                 first: error,
                 paths: Vec::new(),
             });
@@ -78,7 +78,7 @@ pub fn lines<'a>(failed: impl IntoIterator<Item = (&'a StorePath, &'a Error)>) -
         });
         groups[place].paths.push(path);
     }
-    let mut lines: Vec<_> = groups.iter().map(Group::line).collect();
+    let mut lines: Vec<_> = groups.iter().map(FailureGroup::line).collect();
     match consequences {
         0 => {}
         1 => lines.push("1 path that refers to such a path was left out".into()),
@@ -87,7 +87,7 @@ pub fn lines<'a>(failed: impl IntoIterator<Item = (&'a StorePath, &'a Error)>) -
     lines
 }
 
-impl Group<'_> {
+impl FailureGroup<'_> {
     fn line(&self) -> String {
         let count = self.paths.len();
         let line = match self.first {
@@ -102,7 +102,7 @@ impl Group<'_> {
                 n => format!("{line}; {} more paths failed for the same reason", n - 1),
             },
         };
-        words::plain(&line)
+        output::plain(&line)
     }
 }
 
@@ -133,7 +133,7 @@ fn kind_of(error: &anyhow::Error) -> &'static str {
         if let Some(error) = cause.downcast_ref::<Error>() {
             return Some(error.kind());
         }
-        if let Some(failure) = cause.downcast_ref::<tk_nix::Failure>() {
+        if let Some(failure) = cause.downcast_ref::<tk_nix::NixFailure>() {
             return Some(failure.cause.name());
         }
         if cause.is::<tk_nar::MemberError>() {

@@ -1,6 +1,6 @@
 //! What Ctrl-C leaves: a clean terminal, and a word on how to go on.
 
-use crate::words::tell;
+use crate::output::tell;
 use indicatif::{ProgressBar, WeakProgressBar};
 use std::{
     process,

@@ -1,7 +1,7 @@
 //! Keys as the command line takes them: files, stdin or variables for secrets, text or files for public
 //! ones. Whatever is given where, no secret is ever repeated.
 
-use crate::{Context, open::OpenStore, words::is_base64};
+use crate::{CommandContext, open::OpenStore, output::is_base64};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     env,
@@ -141,13 +141,13 @@ pub fn public(text: &str) -> Result<PublicKey> {
 }
 
 /// That `threshold` of the keys given, or of nix.conf's, have signed each path.
-pub fn signed(cx: &Context, given: &[String], threshold: usize) -> Result<SigCheck> {
+pub fn signed(cx: &CommandContext, given: &[String], threshold: usize) -> Result<SigCheck> {
     let policy = policy(cx, given, threshold)?;
     Ok(SigCheck::Require(Arc::new(policy)))
 }
 
 /// Whom to trust: the keys given, or those of nix.conf, or Nix's default.
-pub fn policy(cx: &Context, given: &[String], threshold: usize) -> Result<Policy> {
+pub fn policy(cx: &CommandContext, given: &[String], threshold: usize) -> Result<Policy> {
     let keys = if given.is_empty() {
         configured(cx)?
     } else {
@@ -158,7 +158,7 @@ pub fn policy(cx: &Context, given: &[String], threshold: usize) -> Result<Policy
 
 /// The keys that nix.conf trusts, or Nix's default: also what this machine signs with is trusted, as
 /// far as this user may read it.
-fn configured(cx: &Context) -> Result<TrustedKeys> {
+fn configured(cx: &CommandContext) -> Result<TrustedKeys> {
     let named = cx.settings.list("trusted-public-keys");
     let named = named.unwrap_or_else(|| vec![DEFAULT_TRUSTED_KEY]);
     let mut keys: TrustedKeys = named.into_iter().map(public).collect::<Result<_>>()?;
@@ -173,7 +173,7 @@ fn configured(cx: &Context) -> Result<TrustedKeys> {
 
 /// Whether a path needs a signature to come into `dst`: a store on disk is what `require-sigs` of its URI and of
 /// nix.conf is about, a daemon heeds its own. Keys that are `given` are wanted for a reason.
-pub fn are_required(cx: &Context, given: &[String], dst: &OpenStore) -> bool {
+pub fn are_required(cx: &CommandContext, given: &[String], dst: &OpenStore) -> bool {
     let Some(store) = dst.local() else {
         return true;
     };

@@ -1,12 +1,12 @@
 //! How trees are printed, by `ls` and `nar ls`.
 
-use crate::words::{name_for_stdout, stdout};
+use crate::output::{name_for_stdout, stdout};
 use anyhow::{Result, ensure};
 use std::{
     collections::BTreeMap,
     io::{self, BufWriter, Write},
 };
-use tk_nar::{Listing, ListingStyle, MemberError, Node};
+use tk_nar::{Listing, ListingNode, ListingStyle, MemberError};
 
 /// Which lines are printed, and how.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -61,7 +61,7 @@ pub fn print(
                 writeln!(out, "{}", node.to_json_as(ListingStyle::Sparse))?;
             }
         }
-    } else if let Node::Directory(_) = node {
+    } else if let ListingNode::Directory(_) = node {
         let sub = Listing { root: node.clone() };
         let depth = |path: &[u8]| path.iter().filter(|b| **b == b'/').count();
         for (path, node) in sub.walk().skip(1) {
@@ -78,15 +78,15 @@ pub fn print(
 }
 
 /// The node with names that JSON can hold, down to the leaves if `deep`.
-fn node_of_text(node: &Node, deep: bool, offsets: bool) -> Result<Node> {
+fn node_of_text(node: &ListingNode, deep: bool, offsets: bool) -> Result<ListingNode> {
     Ok(match node {
-        Node::Directory(entries) => {
+        ListingNode::Directory(entries) => {
             let mut texts = BTreeMap::new();
             for (name, child) in entries {
                 let child = if deep {
                     node_of_text(child, deep, offsets)?
                 } else {
-                    Node::Unlisted
+                    ListingNode::Unlisted
                 };
                 let text = text_of(name);
                 let shown = String::from_utf8_lossy(&text).into_owned();
@@ -95,21 +95,21 @@ fn node_of_text(node: &Node, deep: bool, offsets: bool) -> Result<Node> {
                     "two names in it are '{shown}' in JSON; list it without --json"
                 );
             }
-            Node::Directory(texts)
+            ListingNode::Directory(texts)
         }
-        Node::Regular {
+        ListingNode::Regular {
             size,
             executable,
             nar_offset,
-        } => Node::Regular {
+        } => ListingNode::Regular {
             size: *size,
             executable: *executable,
             nar_offset: nar_offset.filter(|_| offsets),
         },
-        Node::Symlink { target } => Node::Symlink {
+        ListingNode::Symlink { target } => ListingNode::Symlink {
             target: text_of(target),
         },
-        Node::Unlisted => Node::Unlisted,
+        ListingNode::Unlisted => ListingNode::Unlisted,
     })
 }
 
@@ -129,22 +129,22 @@ fn text_of(bytes: &[u8]) -> Vec<u8> {
     text.into_bytes()
 }
 
-fn line(out: &mut impl Write, name: &[u8], node: &Node, long: bool) -> io::Result<()> {
+fn line(out: &mut impl Write, name: &[u8], node: &ListingNode, long: bool) -> io::Result<()> {
     if long {
         let (mode, size) = match node {
-            Node::Directory(_) | Node::Unlisted => ("dr-xr-xr-x", 0),
-            Node::Regular {
+            ListingNode::Directory(_) | ListingNode::Unlisted => ("dr-xr-xr-x", 0),
+            ListingNode::Regular {
                 executable: true,
                 size,
                 ..
             } => ("-r-xr-xr-x", size.unwrap_or(0)),
-            Node::Regular { size, .. } => ("-r--r--r--", size.unwrap_or(0)),
-            Node::Symlink { .. } => ("lrwxrwxrwx", 0),
+            ListingNode::Regular { size, .. } => ("-r--r--r--", size.unwrap_or(0)),
+            ListingNode::Symlink { .. } => ("lrwxrwxrwx", 0),
         };
         write!(out, "{mode} {size:>20} ")?;
     }
     out.write_all(&name_for_stdout(name))?;
-    if let (true, Node::Symlink { target }) = (long, node) {
+    if let (true, ListingNode::Symlink { target }) = (long, node) {
         out.write_all(b" -> ")?;
         out.write_all(&name_for_stdout(target))?;
     }

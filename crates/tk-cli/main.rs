@@ -13,11 +13,11 @@ mod keys;
 mod listing;
 mod open;
 mod out_link;
+mod output;
 mod paths;
 mod settings;
 mod threads;
 mod ui;
-mod words;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, error::ErrorKind};
@@ -36,7 +36,7 @@ use ui::{ProgressMode, Ui};
 #[command(name = "tk-store", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
-    command: cmd::Command,
+    command: cmd::CliCommand,
     #[command(flatten)]
     global: Global,
 }
@@ -95,7 +95,7 @@ impl Cli {
     ///
     /// # Errors
     /// Where it makes no sense, and where only help was asked for.
-    fn of_process() -> Result<(Self, Asked), clap::Error> {
+    fn of_process() -> Result<(Self, EndOptions), clap::Error> {
         let mut words: Vec<_> = std::env::args_os().collect();
         if words.len() > 1 {
             let name = words.remove(1);
@@ -112,27 +112,27 @@ impl Cli {
                 }
                 _ => Err(error),
             })?;
-        Ok((Cli::from_arg_matches(&matches)?, Asked::of(&matches)))
+        Ok((Cli::from_arg_matches(&matches)?, EndOptions::of(&matches)))
     }
 
     /// The command `name` with these arguments, for those that others run all the time: to describe all
     /// commands takes longer than to enter an environment. `None` leaves it to [`Cli::try_parse`], which
     /// has the words for what is wrong.
-    fn of_one(name: &str, words: &[OsString]) -> Option<(Self, Asked)> {
+    fn of_one(name: &str, words: &[OsString]) -> Option<(Self, EndOptions)> {
         fn parse<C: Args>(
             words: &[OsString],
-            command: impl Fn(C) -> cmd::Command,
-        ) -> Option<(Cli, Asked)> {
+            command: impl Fn(C) -> cmd::CliCommand,
+        ) -> Option<(Cli, EndOptions)> {
             let matches = One::<C>::command().try_get_matches_from(words).ok()?;
             let one = One::<C>::from_arg_matches(&matches).ok()?;
             let (command, global) = (command(one.args), one.global);
-            Some((Cli { command, global }, Asked::of(&matches)))
+            Some((Cli { command, global }, EndOptions::of(&matches)))
         }
         match name {
-            "shell" | "develop" => parse(words, |args| cmd::Command::Shell(Box::new(args))),
-            "run" => parse(words, |args| cmd::Command::Run(Box::new(args))),
-            "path-info" => parse(words, cmd::Command::PathInfo),
-            "check" => parse(words, cmd::Command::Check),
+            "shell" | "develop" => parse(words, |args| cmd::CliCommand::Shell(Box::new(args))),
+            "run" => parse(words, |args| cmd::CliCommand::Run(Box::new(args))),
+            "path-info" => parse(words, cmd::CliCommand::PathInfo),
+            "check" => parse(words, cmd::CliCommand::Check),
             _ => None,
         }
     }
@@ -140,20 +140,20 @@ impl Cli {
 
 /// What a command was asked for that concerns how it ends.
 #[derive(Debug, Clone, Copy)]
-struct Asked {
+struct EndOptions {
     /// A report as JSON.
     json: bool,
 }
 
-impl Asked {
+impl EndOptions {
     fn of(mut matches: &ArgMatches) -> Self {
         loop {
             if let Ok(Some(true)) = matches.try_get_one::<bool>("json") {
-                return Asked { json: true };
+                return EndOptions { json: true };
             }
             match matches.subcommand() {
                 Some((_, below)) => matches = below,
-                None => return Asked { json: false },
+                None => return EndOptions { json: false },
             }
         }
     }
@@ -161,7 +161,7 @@ impl Asked {
 
 /// What every command gets.
 #[derive(Clone)]
-pub struct Context {
+pub struct CommandContext {
     store: Vec<String>,
     /// What is remembered is not believed.
     refresh: bool,
@@ -172,7 +172,7 @@ pub struct Context {
     cancel: tk_nix::CancellationToken,
 }
 
-impl Context {
+impl CommandContext {
     /// The URI of the store to work on: `--store`, `TK_STORE`, nix.conf's `store`, `NIX_REMOTE`, or `auto`.
     fn store_uri(&self) -> String {
         let remote = || {
@@ -193,7 +193,7 @@ impl Context {
 
 /// The answer of a command, as its exit status has it; what failed is an error and 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Answer {
+pub enum ExitStatus {
     /// 0: yes, or done.
     Yes,
     /// 1: no: something is missing or not what it should be.
@@ -202,24 +202,28 @@ pub enum Answer {
     Failed,
 }
 
-impl Answer {
+impl ExitStatus {
     /// The answer of a command that went on after these errors.
     fn after<'a>(errors: impl IntoIterator<Item = &'a Error>) -> Self {
         let answer = |error: &Error| match error {
-            Error::Malformed { .. } => Answer::No,
+            Error::Malformed { .. } => ExitStatus::No,
             // A narinfo without its NAR.
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Answer::No,
-            error if is_no(error) => Answer::No,
-            _ => Answer::Failed,
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ExitStatus::No,
+            error if is_no(error) => ExitStatus::No,
+            _ => ExitStatus::Failed,
         };
-        errors.into_iter().map(answer).max().unwrap_or(Answer::Yes)
+        errors
+            .into_iter()
+            .map(answer)
+            .max()
+            .unwrap_or(ExitStatus::Yes)
     }
 }
 
 fn main() -> ExitCode {
     let (cli, asked) = match Cli::of_process() {
         Ok(parsed) => parsed,
-        Err(error) => return words::tell_usage(&error),
+        Err(error) => return output::tell_usage(&error),
     };
     if cli.command.moves_data() {
         // As Nix: a store or a cache is for others too, and nobody else writes it, whatever the user's
@@ -233,13 +237,13 @@ fn main() -> ExitCode {
     let global = &cli.global;
     let ui = Ui::new(global.quiet, global.verbose > 0, global.progress);
     match run(cli, ui) {
-        Ok(Answer::Yes) => ExitCode::SUCCESS,
-        Ok(Answer::No) => ExitCode::from(1),
-        Ok(Answer::Failed) => ExitCode::from(2),
-        Err(error) if words::is_reader_gone(&error) => ExitCode::from(words::READER_GONE),
+        Ok(ExitStatus::Yes) => ExitCode::SUCCESS,
+        Ok(ExitStatus::No) => ExitCode::from(1),
+        Ok(ExitStatus::Failed) => ExitCode::from(2),
+        Err(error) if output::is_reader_gone(&error) => ExitCode::from(output::READER_GONE),
         Err(error) => {
-            ui.error(words::line_of(&error));
-            if asked.json && !words::has_written() {
+            ui.error(output::line_of(&error));
+            if asked.json && !output::has_written() {
                 // There is nobody to tell where that fails.
                 let _ = ui::out(failures::whole_to_json(&error));
             }
@@ -262,7 +266,7 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-fn run(cli: Cli, ui: Ui) -> Result<Answer> {
+fn run(cli: Cli, ui: Ui) -> Result<ExitStatus> {
     // An empty variable counts as unset.
     let stores: Vec<_> = cli
         .global
@@ -275,7 +279,7 @@ fn run(cli: Cli, ui: Ui) -> Result<Answer> {
         "this command works on one store: --store is given {} times",
         stores.len()
     );
-    let context = Context {
+    let context = CommandContext {
         store: stores,
         refresh: cli.global.refresh,
         settings: settings::load()?,
@@ -315,9 +319,9 @@ fn run(cli: Cli, ui: Ui) -> Result<Answer> {
 /// became of what it was doing, and is given up; and nix has a moment to end its builders, which are
 /// in groups of processes of their own.
 async fn until_told_to_end(
-    mut command: Pin<Box<impl Future<Output = Result<Answer>>>>,
+    mut command: Pin<Box<impl Future<Output = Result<ExitStatus>>>>,
     cancel: &tk_nix::CancellationToken,
-) -> Result<Answer> {
+) -> Result<ExitStatus> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -336,7 +340,7 @@ async fn until_told_to_end(
         tokio::select! {
             answer = &mut command => {
                 if let Err(error) = answer {
-                    words::tell_error(&error);
+                    output::tell_error(&error);
                 }
             }
             () = tokio::time::sleep(TELLING) => {}

@@ -6,12 +6,12 @@ mod network;
 mod nix;
 mod remote;
 
-pub use builders::{Open as OpenMachine, RemoteArgs, slots};
+pub use builders::{MachineOpener as OpenMachine, RemoteArgs, slots};
 pub use nix::{NixOptions, store_dir};
-pub use remote::BuildOptions;
+pub use remote::BuildArgs;
 
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     paths::root_of_all,
     settings::{data_folder, default_store_dir, path_var},
 };
@@ -30,7 +30,7 @@ use std::{
 };
 use tk_cache::{
     BinaryCache,
-    checker::{Answer as CacheAnswer, Checker, StoreInfos},
+    checker::{CacheAnswer, Checker, StoreInfos},
     objects::NarInfos,
 };
 use tk_daemon::{DaemonStore, serve::ServeStore};
@@ -198,8 +198,8 @@ impl OpenStore {
     }
 
     /// Everything that the store has, as far as it can be read. Each narinfo of a cache is read once.
-    pub async fn all(&self) -> Result<Listed> {
-        let mut listed = Listed::default();
+    pub async fn all(&self) -> Result<ListedPaths> {
+        let mut listed = ListedPaths::default();
         if let Some(cache) = &self.cache {
             return listed.take(cache.all_narinfos().await?).await;
         }
@@ -338,18 +338,18 @@ impl OpenStore {
 
 /// What a store has.
 #[derive(Default)]
-pub struct Listed {
+pub struct ListedPaths {
     /// What it says of each path.
     pub narinfos: BTreeMap<StorePath, NarInfo>,
     /// What could not be read, by its name, and why.
     pub unreadable: Vec<(String, tk_store::Error)>,
 }
 
-impl Listed {
+impl ListedPaths {
     async fn take(
         mut self,
         mut all: BoxStream<'_, (String, tk_store::Result<NarInfo>)>,
-    ) -> Result<Listed> {
+    ) -> Result<ListedPaths> {
         while let Some((name, narinfo)) = all.next().await {
             match narinfo {
                 Ok(narinfo) => self.add(narinfo),
@@ -364,11 +364,11 @@ impl Listed {
     }
 
     /// Says what could not be read; the answer that follows.
-    pub fn tell_unreadable(&self, cx: &Context) -> Answer {
+    pub fn tell_unreadable(&self, cx: &CommandContext) -> ExitStatus {
         for (_, error) in &self.unreadable {
             cx.ui.error(error.to_line());
         }
-        Answer::after(self.unreadable.iter().map(|(_, error)| error))
+        ExitStatus::after(self.unreadable.iter().map(|(_, error)| error))
     }
 
     /// The same as a closure, in which nothing is absent.
@@ -386,14 +386,14 @@ impl Listed {
 #[derive(Default)]
 pub struct Looked {
     /// What it has.
-    pub listed: Listed,
+    pub listed: ListedPaths,
     /// What it has not.
     pub absent: Vec<StorePath>,
 }
 
 /// What a command wants of a store, beyond what its URI says.
 #[derive(Debug, Default, Clone)]
-pub struct Wish {
+pub struct OpenOptions {
     /// The store will be written to: make it if it is not there.
     pub write: bool,
     /// Compression of a cache's new NARs.
@@ -416,15 +416,15 @@ pub struct Wish {
     /// What caches said before is not believed.
     pub refresh: bool,
     /// How a daemon is to build.
-    pub build: BuildOptions,
+    pub build: BuildArgs,
     /// Nothing will be written: a store that writing would make is taken for an empty one.
     pub dry_run: bool,
 }
 
 /// Opens the store that `uri` names.
-pub async fn open(cx: &Context, uri: &str, wish: &Wish) -> Result<OpenStore> {
+pub async fn open(cx: &CommandContext, uri: &str, wish: &OpenOptions) -> Result<OpenStore> {
     let reference = reference(uri)?;
-    let wish = Wish {
+    let wish = OpenOptions {
         jobs: cx.threads.jobs(wish.jobs),
         ..wish.clone()
     };
@@ -465,7 +465,11 @@ fn reference(uri: &str) -> Result<StoreReference> {
 /// Opens the stores that `uris` name, as one to read from: each path comes from the first that has
 /// it, by priority and then in this order. One of several that cannot be opened is told and passed
 /// over, and what the others lack counts as unknown.
-pub async fn open_several(cx: &Context, uris: &[String], wish: &Wish) -> Result<OpenStore> {
+pub async fn open_several(
+    cx: &CommandContext,
+    uris: &[String],
+    wish: &OpenOptions,
+) -> Result<OpenStore> {
     if let [uri] = uris {
         return open(cx, uri, wish).await;
     }
@@ -529,17 +533,17 @@ pub struct FromArgs {
 
 impl FromArgs {
     /// Opens the store to read from, in which `texts` are.
-    pub async fn open(&self, cx: &Context, texts: &[OsString]) -> Result<OpenStore> {
+    pub async fn open(&self, cx: &CommandContext, texts: &[OsString]) -> Result<OpenStore> {
         let uris = sources_of(cx, &self.from, texts);
-        open_several(cx, &uris, &Wish::default()).await
+        open_several(cx, &uris, &OpenOptions::default()).await
     }
 
     /// The same, where what counts is what is there now, not what is remembered of it.
-    pub async fn open_anew(&self, cx: &Context, texts: &[OsString]) -> Result<OpenStore> {
+    pub async fn open_anew(&self, cx: &CommandContext, texts: &[OsString]) -> Result<OpenStore> {
         let uris = sources_of(cx, &self.from, texts);
-        let wish = Wish {
+        let wish = OpenOptions {
             refresh: true,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         open_several(cx, &uris, &wish).await
     }
@@ -547,7 +551,7 @@ impl FromArgs {
 
 /// The URIs of the stores to read from: those of `--from`, else of `--store`, else the store in a
 /// folder of its own in which all of `texts` lie on disk, else what is configured.
-pub fn sources_of(cx: &Context, from: &[String], texts: &[OsString]) -> Vec<String> {
+pub fn sources_of(cx: &CommandContext, from: &[String], texts: &[OsString]) -> Vec<String> {
     if !from.is_empty() {
         return from.to_vec();
     }
@@ -560,7 +564,7 @@ pub fn sources_of(cx: &Context, from: &[String], texts: &[OsString]) -> Vec<Stri
 }
 
 /// The caches that nix.conf has paths fetched from; `option` names others.
-pub fn substituters(cx: &Context, option: &str) -> Result<Vec<String>> {
+pub fn substituters(cx: &CommandContext, option: &str) -> Result<Vec<String>> {
     let all = cx.settings.list("substituters").unwrap_or_default();
     anyhow::ensure!(
         !all.is_empty(),
@@ -572,29 +576,29 @@ pub fn substituters(cx: &Context, option: &str) -> Result<Vec<String>> {
 
 /// What a server has for its clients: the store with all that it can do, and for a store on disk that it
 /// fetches what satisfies `check` from the substituters that nix.conf names.
-pub fn served(cx: &Context, store: &OpenStore, check: SigCheck) -> Abilities {
+pub fn served(cx: &CommandContext, store: &OpenStore, check: SigCheck) -> Abilities {
     let abilities = store.abilities();
     if store.local().is_none() {
         return abilities;
     }
-    let sources = Configured(cx.clone(), check.clone());
+    let sources = ConfiguredSources(cx.clone(), check.clone());
     Fetching::new(abilities, Arc::new(sources), check).abilities()
 }
 
 /// The substituters of nix.conf, and what is demanded of what they have. Nix's default counts only where something is added to it: nobody's server
 /// should ask the world by itself.
-struct Configured(Context, SigCheck);
+struct ConfiguredSources(CommandContext, SigCheck);
 
-impl fmt::Debug for Configured {
+impl fmt::Debug for ConfiguredSources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the substituters of nix.conf")
     }
 }
 
 #[async_trait]
-impl Sources for Configured {
+impl Sources for ConfiguredSources {
     async fn open(&self, uris: Option<&[String]>) -> tk_store::Result<Option<Arc<dyn Store>>> {
-        let Configured(cx, check) = self;
+        let ConfiguredSources(cx, check) = self;
         let configured = || match cx.settings.is_on("substitute") {
             Some(false) => Vec::new(),
             _ => cx.settings.list("substituters").unwrap_or_default(),
@@ -606,13 +610,17 @@ impl Sources for Configured {
         if uris.is_empty() {
             return Ok(None);
         }
-        let opened = open_several(cx, &uris, &Wish::default()).await;
+        let opened = open_several(cx, &uris, &OpenOptions::default()).await;
         let opened = opened.map_err(|error| tk_store::Error::invalid(format!("{error:#}")))?;
         Ok(Some(opened.preferring(check).store()))
     }
 }
 
-async fn opened(cx: &Context, reference: &StoreReference, wish: &Wish) -> Result<OpenStore> {
+async fn opened(
+    cx: &CommandContext,
+    reference: &StoreReference,
+    wish: &OpenOptions,
+) -> Result<OpenStore> {
     let mut settings = reference.settings();
     let store = match reference.scheme() {
         None => auto(cx, reference, &mut settings, wish).await?,
@@ -660,10 +668,10 @@ fn shown(uri: &str) -> Cow<'_, str> {
 
 /// What Nix would pick, see [`pick`].
 async fn auto(
-    cx: &Context,
+    cx: &CommandContext,
     reference: &StoreReference,
     settings: &mut Settings,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<OpenStore> {
     let state = path_var("NIX_STATE_DIR");
     let configured = state.is_some() || path_var("NIX_STORE_DIR").is_some();
@@ -677,7 +685,7 @@ async fn auto(
         }
         Pick::Own => {
             // The user's own store is there as soon as somebody asks for it.
-            let wish = Wish {
+            let wish = OpenOptions {
                 write: !wish.dry_run,
                 ..wish.clone()
             };
@@ -708,7 +716,11 @@ fn pick(state: &Path, socket: &Path, configured: bool) -> Pick {
     }
 }
 
-async fn local(root: Option<PathBuf>, settings: &mut Settings, wish: &Wish) -> Result<OpenStore> {
+async fn local(
+    root: Option<PathBuf>,
+    settings: &mut Settings,
+    wish: &OpenOptions,
+) -> Result<OpenStore> {
     let config = local_config(root, settings, wish)?;
     if wish.dry_run && is_still_to_make(&config) {
         let store = MemoryStore::named(config.dir.clone(), config.to_string());
@@ -733,7 +745,7 @@ fn is_still_to_make(config: &LocalConfig) -> bool {
 fn local_config(
     root: Option<PathBuf>,
     settings: &mut Settings,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<LocalConfig> {
     let root = settings.take_path("root")?.or(root);
     let mut config = match &root {

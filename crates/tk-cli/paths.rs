@@ -1,6 +1,6 @@
 //! Arguments that name store paths, and such that name files to be added.
 
-use crate::{Context, open::OpenStore, ui};
+use crate::{CommandContext, open::OpenStore, ui};
 use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt, TryStreamExt};
 use std::{
@@ -14,7 +14,7 @@ use std::{
 use tk_nar::fs::DumpOptions;
 use tk_narinfo::{PathInfo, realisation::legacy};
 use tk_path::{Algorithm, Method, OutputsSpec, References, StorePath};
-use tk_store::{ContentHasher, copy::Outputs, nar};
+use tk_store::{ContentHasher, copy::OutputPaths, nar};
 
 /// Arguments that name store paths.
 #[derive(Debug, clap::Args)]
@@ -190,16 +190,16 @@ pub fn store_path(store: &OpenStore, text: impl AsRef<OsStr>) -> Result<StorePat
 
 /// Store paths, with what says that some of them are outputs of derivations.
 #[derive(Default)]
-pub struct Sources {
+pub struct NamedPaths {
     /// In the order of the arguments.
     pub paths: Vec<StorePath>,
-    pub outputs: Outputs,
+    pub outputs: OutputPaths,
 }
 
-impl Sources {
+impl NamedPaths {
     /// What `texts` name in `store`.
     pub async fn find(store: &OpenStore, texts: &[OsString]) -> Result<Self> {
-        let mut sources = Sources::default();
+        let mut sources = NamedPaths::default();
         for text in texts {
             if let Some(file) = sources.add(store, text).await? {
                 // The same words as for a single path.
@@ -226,7 +226,7 @@ impl Sources {
 
     /// The one path that `text` names, and what follows it in the text, as `bin/sh`.
     pub async fn one(store: &OpenStore, text: &OsStr) -> Result<(StorePath, Vec<u8>)> {
-        let (mut found, rest) = Sources::default().outputs_named(store, text).await?;
+        let (mut found, rest) = NamedPaths::default().outputs_named(store, text).await?;
         match (found.pop(), found.is_empty()) {
             (Some(path), true) => return Ok((path, rest)),
             (Some(_), false) => bail!("{} are several paths; name one output", text.display()),
@@ -249,7 +249,7 @@ impl Sources {
         let Some(shown) = shown else {
             return Ok((Vec::new(), Vec::new()));
         };
-        if let Ok(id) = shown.parse::<legacy::DrvOutput>() {
+        if let Ok(id) = shown.parse::<legacy::LegacyDrvOutput>() {
             let found = self.outputs.find_legacy(&store.abilities(), &id).await?;
             let unknown = || format!("{} does not know what {id} is", store.store());
             return Ok((vec![found.with_context(unknown)?], Vec::new()));
@@ -292,7 +292,7 @@ pub struct AddArgs {
 
 /// Adds `file` to the store, or with `dry_run` only finds the path it would get.
 pub async fn add_file(
-    cx: &Context,
+    cx: &CommandContext,
     store: &OpenStore,
     file: &Path,
     name: Option<&str>,

@@ -4,12 +4,12 @@ mod line;
 mod meter;
 mod wire;
 
-pub use crate::words::out;
+pub use crate::output::out;
 pub use meter::Meter;
 
 use crate::{
     interrupt,
-    words::{plain, tell},
+    output::{plain, tell},
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -51,10 +51,10 @@ impl ProgressMode {
 /// How much is said on stderr. There is one for the life of the process, so that a copy of it can
 /// go to wherever words come from.
 #[derive(Debug, Clone, Copy)]
-pub struct Ui(&'static Shared);
+pub struct Ui(&'static SharedUi);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedUi {
     quiet: bool,
     verbose: bool,
     mode: ProgressMode,
@@ -67,7 +67,7 @@ impl Ui {
     /// With `quiet`, only warnings and errors are said; with `verbose`, also each request and what
     /// was decided.
     pub fn new(quiet: bool, verbose: bool, mode: Option<ProgressMode>) -> Self {
-        Ui(Box::leak(Box::new(Shared {
+        Ui(Box::leak(Box::new(SharedUi {
             quiet,
             verbose,
             mode: mode.unwrap_or_else(|| ProgressMode::find(quiet)),

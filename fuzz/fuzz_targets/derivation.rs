@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use tk_path::modulo::Modulo;
-use tk_path::{Derivation, JsonVersion, StoreDir};
+use tk_path::{Derivation, DerivationJsonVersion, StoreDir};
 
 fuzz_target!(|file: &[u8]| {
     let dir = StoreDir::default();
@@ -23,13 +23,17 @@ fn check(dir: &StoreDir, mut drv: Derivation) {
         let again = Derivation::parse_aterm(dir, &drv.name, &file);
         assert_eq!(again.as_ref(), Ok(&drv));
     }
-    for version in [JsonVersion::V1, JsonVersion::V2, JsonVersion::V3] {
+    for version in [
+        DerivationJsonVersion::V1,
+        DerivationJsonVersion::V2,
+        DerivationJsonVersion::V3,
+    ] {
         let _ = drv.to_json(dir, version);
     }
-    if let Ok(json) = drv.to_json(dir, JsonVersion::V4) {
+    if let Ok(json) = drv.to_json(dir, DerivationJsonVersion::V4) {
         let again: Derivation = Derivation::from_json(&json).expect("our own JSON");
         // Structured attributes come back in the form of Nix, which is then stable.
-        let json = again.to_json(dir, JsonVersion::V4).expect("JSON");
+        let json = again.to_json(dir, DerivationJsonVersion::V4).expect("JSON");
         assert_eq!(Derivation::from_json(&json), Ok(again));
     }
     let _ = drv.path(dir);

@@ -3,15 +3,15 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tk_nix::shell::{Environment, ShellFormat, Variables};
+use tk_nix::shell::{ShellEnvironment, ShellFormat, Variables};
 use tk_path::StoreDir;
 
 fuzz_target!(|text: &[u8]| {
-    let Ok(environment) = serde_json::from_slice::<Environment>(text) else {
+    let Ok(environment) = serde_json::from_slice::<ShellEnvironment>(text) else {
         return;
     };
     let printed = serde_json::to_vec(&environment).expect("it was read");
-    let back: Environment = serde_json::from_slice(&printed).expect("our own");
+    let back: ShellEnvironment = serde_json::from_slice(&printed).expect("our own");
     assert_eq!(back, environment);
     for format in [
         ShellFormat::Bash,

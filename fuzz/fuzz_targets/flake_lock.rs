@@ -3,13 +3,13 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
-use tk_nix::{flake::Metadata, repro::audit_flake};
+use tk_nix::{flake::FlakeMetadata, repro::audit_flake};
 
 fuzz_target!(|text: &[u8]| {
     let Ok(lock) = serde_json::from_slice::<Value>(text) else {
         return;
     };
-    let metadata: Metadata = serde_json::from_value(json!({
+    let metadata: FlakeMetadata = serde_json::from_value(json!({
         "originalUrl": "path:/f", "resolvedUrl": "path:/f", "url": "path:/f", "description": null,
         "path": "/nix/store/x", "revision": null, "lastModified": null, "locks": lock,
     }))

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tk_nar::{Listing, ListingStyle, Node};
+use tk_nar::{Listing, ListingNode, ListingStyle};
 
 fuzz_target!(|text: &str| {
     let Ok(listing) = Listing::from_json(text) else {
@@ -19,6 +19,6 @@ fuzz_target!(|text: &str| {
         assert_eq!(listing.find(&path), Some(node));
         listing.resolve(&path);
     }
-    let root = Node::from_json(&listing.root.to_json()).expect("our own node");
+    let root = ListingNode::from_json(&listing.root.to_json()).expect("our own node");
     assert_eq!(root, listing.root);
 });

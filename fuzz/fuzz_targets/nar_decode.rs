@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use tk_fuzz::Pieces;
-use tk_nar::{Decoder, Encoder, Event, NarError, Reader, SliceReader};
+use tk_nar::{Decoder, Encoder, Event, NarError, NarReader, SliceReader};
 
 fuzz_target!(|data: &[u8]| {
     let (events, verdict) = of_slice(data);
@@ -51,7 +51,7 @@ fn of_slice(data: &[u8]) -> Outcome {
 
 fn of_reader(data: &[u8]) -> Outcome {
     let mut events = Vec::new();
-    let mut reader = Reader::new(Pieces::of(data));
+    let mut reader = NarReader::new(Pieces::of(data));
     let verdict = loop {
         match reader.next_event() {
             Ok(Some(event)) => keep(&mut events, event),

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::io::{Cursor, Read};
 use tk_fuzz::Pieces;
-use tk_nar::{Index, Listing, ListingBuilder, Node, SliceReader};
+use tk_nar::{Index, Listing, ListingBuilder, ListingNode, SliceReader};
 
 fuzz_target!(|data: &[u8]| {
     let read = Listing::read(data).ok();
@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
     for (path, node) in listing.walk() {
         assert_eq!(listing.find(&path), Some(node));
         listing.resolve(&path);
-        let Node::Regular {
+        let ListingNode::Regular {
             size: Some(size),
             nar_offset: Some(offset),
             ..

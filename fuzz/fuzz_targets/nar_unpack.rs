@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::{fs, num::NonZeroUsize, path::Path, sync::OnceLock};
 use tempfile::TempDir;
-use tk_nar::fs::{CaseHack, DumpOptions, Metadata, UnpackError, UnpackOptions};
+use tk_nar::fs::{CaseHack, DumpOptions, UnpackError, UnpackMetadata, UnpackOptions};
 use tk_nar::{Decoder, Event, NarError};
 
 fuzz_target!(|data: &[u8]| {
@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
     let turn = data.iter().map(|&b| usize::from(b)).sum::<usize>();
     let threads = NonZeroUsize::new(1 + turn % 3).expect("one at least");
     let case_hack = [CaseHack::Off, CaseHack::On][turn / 3 % 2];
-    let metadata = [Metadata::Canonical, Metadata::Plain][turn / 6 % 2];
+    let metadata = [UnpackMetadata::Canonical, UnpackMetadata::Plain][turn / 6 % 2];
     let dest = room.path().join("dest");
 
     let (length, hacked) = judge(data);

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tk_narinfo::PathInfo;
-use tk_narinfo::json::{self, Fields, JsonVersion};
+use tk_narinfo::json::{self, JsonFields, JsonVersion};
 use tk_path::{StoreDir, StorePath};
 
 fuzz_target!(|text: &[u8]| {
@@ -22,7 +22,7 @@ fuzz_target!(|text: &[u8]| {
         return;
     };
     for version in JsonVersion::ALL {
-        let written = json::narinfo_to_json(&narinfo, &dir, version, Fields::Impure);
+        let written = json::narinfo_to_json(&narinfo, &dir, version, JsonFields::Impure);
         let back = json::narinfo_from_json(&written, &dir, &path);
         assert_eq!(back.as_ref(), Ok(&narinfo), "{written}");
     }
@@ -35,13 +35,13 @@ fn check_info(info: &PathInfo, dir: &StoreDir) {
         ..PathInfo::new(info.path.clone(), info.nar_hash, info.nar_size)
     };
     for version in JsonVersion::ALL {
-        for (fields, meant) in [(Fields::Pure, &pure), (Fields::Impure, info)] {
+        for (fields, meant) in [(JsonFields::Pure, &pure), (JsonFields::Impure, info)] {
             let written = json::path_info_to_json(info, dir, version, fields);
             let back = json::path_info_from_json(&written, dir, &info.path);
             assert_eq!(back.as_ref(), Ok(meant), "{written}");
         }
     }
-    let first = json::path_info_to_json(info, dir, JsonVersion::V1, Fields::Impure);
+    let first = json::path_info_to_json(info, dir, JsonVersion::V1, JsonFields::Impure);
     let old = json::nix_2_8(first, dir, &info.path);
     assert_eq!(
         json::path_info_from_json(&old, dir, &info.path).as_ref(),

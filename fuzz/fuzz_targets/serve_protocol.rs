@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::fmt::Debug;
 use tk_daemon::{
-    serve::{Command, ExportTrailer, Request, Serve, commands},
+    serve::{Command, ExportTrailer, Serve, ServeRequest, commands},
     wire::{Decode, Encode},
 };
 use tk_fuzz::protocol::{decode, encode};
@@ -21,7 +21,7 @@ fuzz_target!(|input: &[u8]| {
             match Command::ALL[usize::from(*which) % Command::ALL.len()] {
                 $(Command::$name => {
                     check::<commands::$name>(&serve, rest);
-                    check::<<commands::$name as Request>::Reply>(&serve, rest);
+                    check::<<commands::$name as ServeRequest>::Reply>(&serve, rest);
                 })*
             }
         };

@@ -7,8 +7,8 @@ use std::fmt::Debug;
 use tk_daemon::{
     wire::{Decode, Encode},
     worker::{
-        Capabilities, Features, Op, Request, Version, Worker, handshake::ServerHello, log::Message,
-        ops,
+        Capabilities, Features, Op, Request, Version, WorkerProtocol, handshake::ServerHello,
+        log::Message, ops,
     },
 };
 use tk_fuzz::protocol::{decode, encode};
@@ -46,7 +46,10 @@ fuzz_target!(|input: &[u8]| {
     check::<ServerHello>(&worker, rest);
 });
 
-fn check<T: Encode<Worker> + Decode<Worker> + PartialEq + Debug>(worker: &Worker, input: &[u8]) {
+fn check<T: Encode<WorkerProtocol> + Decode<WorkerProtocol> + PartialEq + Debug>(
+    worker: &WorkerProtocol,
+    input: &[u8],
+) {
     let read = decode::<_, T>(worker, input, true);
     let Ok(value) = decode::<_, T>(worker, input, false) else {
         assert!(read.is_err());
@@ -61,8 +64,8 @@ fn check<T: Encode<Worker> + Decode<Worker> + PartialEq + Debug>(worker: &Worker
 }
 
 /// One of the versions, the highest with features.
-fn worker(byte: u8) -> Worker {
-    let worker = Worker::new(StoreDir::default(), Version::minor(10 + byte % 29));
+fn worker(byte: u8) -> WorkerProtocol {
+    let worker = WorkerProtocol::new(StoreDir::default(), Version::minor(10 + byte % 29));
     match byte {
         ..200 => worker,
         _ => worker.with(Capabilities::latest(Features::all())),

@@ -3,7 +3,7 @@
 use crate::support::{RigDaemon, VERSIONS};
 use std::{sync::Arc, time::Duration};
 use tk_daemon::{DaemonConfig, DaemonStore, UnixTransport, worker::Version};
-use tk_store::{CollectGarbage, GcAction, GcOptions, Graph, conformance};
+use tk_store::{GarbageCollector, GcAction, GcOptions, Graph, conformance};
 
 /// The suite of all stores, with the daemon of each version and over older forms of the protocol.
 #[tokio::test(flavor = "multi_thread")]

@@ -134,7 +134,7 @@ struct Bench {
     /// Only in the cache that the daemon fetches from.
     cached: StorePath,
     /// Built, content-addressed; with its realisation.
-    floating: legacy::Realisation,
+    floating: legacy::LegacyRealisation,
     key: SecretKey,
 }
 
@@ -191,7 +191,7 @@ impl Bench {
             store: DaemonStore::new(transport, config),
             built: file.clone(),
             drv: file.clone(),
-            floating: legacy::Realisation::new(NO_ID.parse().unwrap(), file.clone()),
+            floating: legacy::LegacyRealisation::new(NO_ID.parse().unwrap(), file.clone()),
             daemon,
             dir,
             file,
@@ -221,7 +221,7 @@ impl Bench {
             .ask("nix", &["realisation", "info", "--json", &installable]);
         let said: Value = serde_json::from_str(&said).unwrap();
         let said = said.get(0).unwrap_or(&said);
-        self.floating = legacy::Realisation::from_json(said).unwrap();
+        self.floating = legacy::LegacyRealisation::from_json(said).unwrap();
     }
 
     fn instantiate(&self, name: &str) -> StorePath {
@@ -638,11 +638,11 @@ impl Bench {
                 same!(map.into_values().flatten().collect::<BTreeSet<_>>(), said);
             }
             Op::RegisterDrvOutput => {
-                let id = legacy::DrvOutput {
+                let id = legacy::LegacyDrvOutput {
                     hash: Hash::digest(Algorithm::Sha256, b"anything"),
                     output: OutputName::out(),
                 };
-                let realisation = legacy::Realisation::new(id.clone(), file);
+                let realisation = legacy::LegacyRealisation::new(id.clone(), file);
                 let request = RegisterDrvOutput::Legacy(realisation.clone());
                 store.call(&request).await?;
                 let found = store.call(&QueryRealisation::Legacy(id)).await?;

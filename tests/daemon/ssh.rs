@@ -17,13 +17,13 @@ use tk_daemon::{
     DaemonConfig, DaemonStore,
     client::Transport,
     serve::{
-        Command, ExportTrailer, LATEST, Request, Serve, ServeConfig, ServeStore,
+        Command, ExportTrailer, LATEST, Serve, ServeConfig, ServeRequest, ServeStore,
         commands::{ImportPaths, QueryValidPaths},
         handshake,
     },
     ssh::{SshConfig, SshHost, SshStderr, SshTransport},
     values::Done,
-    wire::{Reader, Writer},
+    wire::{WireReader, Writer},
 };
 use tk_local::{LocalConfig, LocalStore};
 use tk_nar::fs::remove_tree;
@@ -487,7 +487,7 @@ async fn a_slow_line() {
 async fn import(config: SshConfig) {
     let channel = SshTransport::new(config).connect().await.unwrap();
     let protocol = Serve::new(StoreDir::default(), LATEST);
-    let (mut reader, mut to) = (Reader::new(channel.reader, protocol), channel.writer);
+    let (mut reader, mut to) = (WireReader::new(channel.reader, protocol), channel.writer);
     handshake::client(&mut reader, &mut to, LATEST)
         .await
         .unwrap();

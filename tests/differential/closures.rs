@@ -23,7 +23,7 @@ use tk_cache::{BinaryCache, BinaryCacheConfig};
 use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::{
     PathInfo, Policy, SecretKey,
-    json::{Fields, JsonVersion, nix_2_8, path_info_to_json, without_version},
+    json::{JsonFields, JsonVersion, nix_2_8, path_info_to_json, without_version},
 };
 use tk_path::{Algorithm, Hash, Method, NarHash, StoreDir, StorePath};
 use tk_store::{
@@ -286,7 +286,7 @@ impl<'a> Batch<'a> {
     fn as_shown(&self, shown: &BTreeMap<String, Value>, number: usize) -> Verdict {
         let dir = StoreDir::default();
         let json = |(path, info): (&StorePath, &PathInfo)| {
-            let json = path_info_to_json(info, &dir, JsonVersion::V1, Fields::Impure);
+            let json = path_info_to_json(info, &dir, JsonVersion::V1, JsonFields::Impure);
             let json = match self.rig.version {
                 "2.8" => nix_2_8(json, &dir, path),
                 "2.26" => without_version(json),

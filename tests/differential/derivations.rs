@@ -18,8 +18,8 @@ use std::{
     path::PathBuf,
 };
 use tk_path::{
-    Algorithm, ContentAddress, Derivation, DerivationOutput, Encoding, Hash, Inputs, JsonVersion,
-    Method, MethodAlgorithm, OutputName, Placeholder, StoreDir, StorePath, modulo::Modulo,
+    Algorithm, ContentAddress, Derivation, DerivationJsonVersion, DerivationOutput, Encoding, Hash,
+    Inputs, Method, MethodAlgorithm, OutputName, Placeholder, StoreDir, StorePath, modulo::Modulo,
     placeholder,
 };
 
@@ -703,7 +703,7 @@ impl<'a> Batch<'a> {
             .rig
             .try_run(show.arg("--store").arg(store).args(paths))?;
         let mut json: Value = serde_json::from_slice(&out).map_err(|e| e.to_string())?;
-        if shape(self.rig) == JsonVersion::V4 {
+        if shape(self.rig) == DerivationJsonVersion::V4 {
             json = json["derivations"].take();
         }
         let Value::Object(all) = json else {
@@ -722,11 +722,11 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn shape(rig: &Rig) -> JsonVersion {
+fn shape(rig: &Rig) -> DerivationJsonVersion {
     match rig.version {
-        "2.8" => JsonVersion::V1,
-        "2.26" => JsonVersion::V2,
-        _ => JsonVersion::V4,
+        "2.8" => DerivationJsonVersion::V1,
+        "2.26" => DerivationJsonVersion::V2,
+        _ => DerivationJsonVersion::V4,
     }
 }
 

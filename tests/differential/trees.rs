@@ -14,7 +14,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
 };
-use tk_nar::fs::{Metadata, UnpackOptions, unpack};
+use tk_nar::fs::{UnpackMetadata, UnpackOptions, unpack};
 use tk_path::{Algorithm, ContentAddress, Hash, Method, NarHash, References, StoreDir};
 
 #[test]
@@ -181,10 +181,10 @@ impl<'a> Batch<'a> {
         let nar_file = File::open(&file).expect("readable");
         command.arg("--restore").arg(&theirs).stdin(nar_file);
         self.rig.try_run(&mut command)?;
-        self.unpack(nar, "we", Metadata::Plain)
+        self.unpack(nar, "we", UnpackMetadata::Plain)
     }
 
-    fn unpack(&self, nar: &[u8], name: &str, metadata: Metadata) -> Result<(), String> {
+    fn unpack(&self, nar: &[u8], name: &str, metadata: UnpackMetadata) -> Result<(), String> {
         let options = UnpackOptions {
             metadata,
             ..UnpackOptions::default()
@@ -212,7 +212,7 @@ impl<'a> Batch<'a> {
         equal(inside("we"), inside("it")).map_err(|e| format!("unpacked: {e}"))?;
         let stored = snapshot(&self.store().join(&answers.sources[at][1..]));
         let name = format!("canonical-{at}");
-        self.unpack(nar, &name, Metadata::Canonical)?;
+        self.unpack(nar, &name, UnpackMetadata::Canonical)?;
         let ours = snapshot(&self.place.path().join(name));
         equal(ours, stored).map_err(|e| format!("in a store: {e}"))
     }

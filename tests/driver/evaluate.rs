@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use tempfile::TempDir;
 use tk_nar::fs::remove_tree;
-use tk_nix::{EvalOptions, Nix, NixConfig, flake::Metadata};
+use tk_nix::{EvalOptions, Nix, NixConfig, flake::FlakeMetadata};
 
 #[test]
 fn values() {
@@ -72,7 +72,7 @@ fn values() {
 fn flakes() {
     let table = Table::new("facts about flakes from real Nix");
     let mut ran = Vec::new();
-    let mut seen: Vec<(Metadata, Value)> = Vec::new();
+    let mut seen: Vec<(FlakeMetadata, Value)> = Vec::new();
     let folder = TempDir::new().unwrap();
     let (flake, input) = (folder.path().join("flake"), folder.path().join("input"));
     for dir in [&flake, &input] {

@@ -20,7 +20,7 @@ use tk_narinfo::{
 };
 use tk_nix::{
     machines::Machine,
-    remote::{Connect, Connected, Patience, RemoteBuilder, RemoteConfig},
+    remote::{Connect, Connected, MachineTimeouts, RemoteBuilder, RemoteConfig},
     slots::Slots,
 };
 use tk_path::{
@@ -250,7 +250,7 @@ impl Lab {
             keep_going: false,
             builders_substitute: false,
             sign: Vec::new(),
-            patience: Patience::default(),
+            patience: MachineTimeouts::default(),
         }
     }
 
@@ -282,7 +282,7 @@ impl Lab {
         let modulo = Modulo::for_realisations(StoreDir::default());
         let hash = modulo.realisation_hash(&drv.unwrap()).unwrap().unwrap();
         let output = "out".parse().unwrap();
-        let id = legacy::DrvOutput { hash, output };
+        let id = legacy::LegacyDrvOutput { hash, output };
         let found = self.local.legacy_realisation(&id).await.unwrap();
         found.map(|found| found.out_path)
     }

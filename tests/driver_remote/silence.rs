@@ -16,7 +16,7 @@ use tk_daemon::{
 use tk_narinfo::build_result::{BuildStatus, KeyedBuildResult};
 use tk_nix::{
     machines::{Machine, Machines},
-    remote::{Connect, Connected, Patience, RemoteBuilder, RemoteConfig},
+    remote::{Connect, Connected, MachineTimeouts, RemoteBuilder, RemoteConfig},
     slots::Slots,
 };
 use tk_path::{DerivedPath, OutputsSpec, SingleDerivedPath, StoreDir};
@@ -52,10 +52,10 @@ async fn a_machine_that_is_frozen() {
     };
     lab.host("alpha", &alpha);
     lab.host("beta", &beta);
-    let patience = Patience {
+    let patience = MachineTimeouts {
         silence: Duration::from_secs(1),
         answer: Duration::from_secs(4),
-        ..Patience::default()
+        ..MachineTimeouts::default()
     };
     let remote = Remote::new(
         &lab,
@@ -103,10 +103,10 @@ async fn a_quiet_build() {
         return;
     };
     lab.host("alpha", &alpha);
-    let patience = Patience {
+    let patience = MachineTimeouts {
         silence: Duration::from_millis(50),
         answer: Duration::from_secs(60),
-        ..Patience::default()
+        ..MachineTimeouts::default()
     };
     let remote = Remote::new(&lab, "ssh-ng://alpha", patience);
     let building = remote.build(&[lab.instantiate(SLOW, "one")]);
@@ -135,9 +135,9 @@ async fn a_machine_that_does_not_answer_from_the_beginning() {
     lab.say("deaf", "exec sleep 1000\n");
     lab.host("beta", &beta);
     fs::write(lab.path("go"), "").unwrap();
-    let patience = Patience {
+    let patience = MachineTimeouts {
         connect: Duration::from_secs(20),
-        ..Patience::default()
+        ..MachineTimeouts::default()
     };
     let remote = Remote::new(&lab, "ssh-ng://deaf - - 1 100; ssh-ng://beta", patience);
     let building = remote.build(&[lab.instantiate(SLOW, "one")]);
@@ -162,7 +162,7 @@ struct Remote {
 type Building = tokio::task::JoinHandle<Result<Vec<KeyedBuildResult>>>;
 
 impl Remote {
-    fn new(lab: &Lab, machines: &str, patience: Patience) -> Remote {
+    fn new(lab: &Lab, machines: &str, patience: MachineTimeouts) -> Remote {
         let system = lab.source.ask(
             "nix-instantiate",
             &["--eval", "-E", "builtins.currentSystem"],

@@ -4,8 +4,8 @@ use super::Bench;
 use std::{env, sync::Arc};
 use tk_daemon::{DaemonConfig, DaemonStore, UnixTransport};
 use tk_nix::{
-    Cause, Installable, Nix, NixBuilder, NixConfig, ShellSession, Source,
-    shell::{Hook, ShellConfig, Shells, Stream, Variables, What},
+    Cause, Installable, InstallableSource, Nix, NixBuilder, NixConfig, ShellSession,
+    shell::{EnvironmentKind, Hook, ShellConfig, Shells, Stream, Variables},
 };
 use tk_path::StoreDir;
 
@@ -64,7 +64,7 @@ async fn anything_that_can_be_built() {
         return;
     };
     let builder = builder(&bench).await;
-    let plain = || Source::File(bench.path("plain"));
+    let plain = || InstallableSource::File(bench.path("plain"));
     let what = Installable::attribute(plain(), "shell").unwrap();
     let session = builder.dev_shell_of(what).await.unwrap();
     assert_eq!(session.describe().env_vars["PART"], "part");
@@ -78,13 +78,16 @@ async fn anything_that_can_be_built() {
         folders.map(str::to_owned).collect()
     };
     let tool = Installable::attribute(plain(), "tool").unwrap();
-    let session = builder.session(What::Packages(vec![tool])).await.unwrap();
+    let session = builder
+        .session(EnvironmentKind::Packages(vec![tool]))
+        .await
+        .unwrap();
     let folders = of(&session);
     assert_eq!(folders.len(), 2, "a tool and what it brings: {folders:?}");
     let path = folders[0].strip_suffix("/bin").unwrap();
     let path = Installable::parse(&dir, path).unwrap();
     let other = Installable::attribute(plain(), "other").unwrap();
-    let both = What::Packages(vec![path.clone(), other]);
+    let both = EnvironmentKind::Packages(vec![path.clone(), other]);
     let session = builder.session(both).await.unwrap();
     let more = of(&session);
     assert_eq!((&more[0], &more[2]), (&folders[0], &folders[1]));

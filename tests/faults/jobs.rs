@@ -22,7 +22,7 @@ use std::{
 use tempfile::TempDir;
 use tk_cache::{
     BinaryCache, BinaryCacheConfig,
-    checker::{Answer, Checked, Checker, StoreInfos},
+    checker::{CacheAnswer, CheckedPath, Checker, StoreInfos},
 };
 use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::{Compression, Policy, SecretKey, TrustedKeys};
@@ -446,15 +446,15 @@ impl Asking {
 
 impl Outcome {
     /// What a check says of paths of which none is absent.
-    pub async fn of_check(answers: BoxStream<'_, Checked>) -> Outcome {
+    pub async fn of_check(answers: BoxStream<'_, CheckedPath>) -> Outcome {
         let answers: Vec<_> = answers.collect().await;
         if let Some(lie) = answers.iter().find(|answer| answer.is_missing()) {
             return Outcome::Lied(format!("{} is said to be absent", lie.path));
         }
         let errors = answers.into_iter().flat_map(|answer| answer.answers);
         let errors = errors.filter_map(|answer| match answer {
-            Answer::NotAsked(error) => Some(error),
-            Answer::Absent | Answer::Present(..) => None,
+            CacheAnswer::NotAsked(error) => Some(error),
+            CacheAnswer::Absent | CacheAnswer::Present(..) => None,
         });
         match errors.collect::<Vec<_>>() {
             errors if errors.is_empty() => Outcome::Done,

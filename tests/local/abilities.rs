@@ -285,7 +285,7 @@ async fn realisations() {
             .as_array()
             .unwrap()
             .iter()
-            .map(legacy::Realisation::from_json)
+            .map(legacy::LegacyRealisation::from_json)
             .collect();
         let [Ok(told)] = &told[..] else {
             panic!("Nix {} said {told:?}", rig.version)
@@ -297,7 +297,7 @@ async fn realisations() {
 
         copy(&theirs, &store, [built.drv.clone(), told.out_path.clone()]).await;
         for (id, path) in &told.dependent {
-            let needed = legacy::Realisation::new(id.clone(), path.clone());
+            let needed = legacy::LegacyRealisation::new(id.clone(), path.clone());
             store
                 .register_legacy(&needed, &SigCheck::Skip)
                 .await
@@ -324,7 +324,7 @@ async fn realisations() {
             &output,
         ];
         let known: Value = serde_json::from_slice(&rig.run("nix", args)).unwrap();
-        let known = legacy::Realisation::from_json(&known[0]);
+        let known = legacy::LegacyRealisation::from_json(&known[0]);
         assert_eq!(known, Ok(signed), "Nix {}", rig.version);
     }
 }

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tk_cache::{
-    bucket::{BucketConfig, BucketObjects, Environment},
+    bucket::{BucketConfig, BucketObjects, CloudEnvironment},
     http::ClientConfig,
     objects::Objects,
 };
@@ -167,7 +167,7 @@ fn kill_after(source: &Source, cache: &str, env: &[(&str, String)], wait: Durati
 
 /// Reads all narinfos again and again; each must have its NAR and its references.
 fn watch(ceph: &S3, bucket: &str, over: &AtomicBool) -> usize {
-    let environment = Environment {
+    let environment = CloudEnvironment {
         variables: ceph
             .env()
             .into_iter()

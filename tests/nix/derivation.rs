@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, io::Write, path::Path, process::Stdio};
 use tempfile::TempDir;
 use tk_path::modulo::Modulo;
-use tk_path::{Derivation, DerivationKind, DerivationOutput, JsonVersion, StoreDir, StorePath};
+use tk_path::{
+    Derivation, DerivationJsonVersion, DerivationKind, DerivationOutput, StoreDir, StorePath,
+};
 
 #[test]
 fn what_nix_instantiates() {
@@ -123,11 +125,11 @@ fn loaded(drv: &Derivation, all: &BTreeMap<StorePath, Derivation>) -> Result<Mod
     Ok(modulo)
 }
 
-fn shape(rig: &Rig) -> JsonVersion {
+fn shape(rig: &Rig) -> DerivationJsonVersion {
     match rig.version {
-        "2.8" => JsonVersion::V1,
-        "2.26" => JsonVersion::V2,
-        _ => JsonVersion::V4,
+        "2.8" => DerivationJsonVersion::V1,
+        "2.26" => DerivationJsonVersion::V2,
+        _ => DerivationJsonVersion::V4,
     }
 }
 
@@ -171,7 +173,7 @@ fn added(
     all: &BTreeMap<StorePath, Derivation>,
 ) -> Result<(), String> {
     let mut json = drv
-        .to_json(&StoreDir::default(), JsonVersion::V4)
+        .to_json(&StoreDir::default(), DerivationJsonVersion::V4)
         .map_err(|e| e.to_string())?;
     for (name, output) in &drv.outputs {
         if let DerivationOutput::InputAddressed(_) = output {

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use tempfile::TempDir;
 use tk_cache::{
     disk_cache::{DiskCache, DiskCacheConfig},
-    objects::Known,
+    objects::CachedNarInfo,
 };
 use tk_path::{StoreDir, StorePath};
 
@@ -43,7 +43,7 @@ fn what_nix_found_in_a_cache_is_known_without_asking() {
         cache.get(&[there.to_hash_part(), absent.to_hash_part()])
     };
     let narinfo = at("cache").join(format!("{}.narinfo", there.hash_part()));
-    let narinfo = Known::Present(fs::read(narinfo).unwrap().into());
+    let narinfo = CachedNarInfo::Present(fs::read(narinfo).unwrap().into());
     assert_eq!(known(&server.url), [Some(narinfo), None]);
     assert_eq!(known("https://elsewhere.example"), [None, None]);
     // Nix goes on as before.

@@ -16,7 +16,7 @@ use std::{
     process::Stdio,
 };
 use tempfile::TempDir;
-use tk_nar::fs::{DumpOptions, Metadata, UnpackOptions, dump, unpack};
+use tk_nar::fs::{DumpOptions, UnpackMetadata, UnpackOptions, dump, unpack};
 use tk_path::{Algorithm, Hash, Hasher};
 
 #[test]
@@ -69,7 +69,7 @@ fn unpack_is_the_restore_of_nix() {
         fs::write(&file, &nar).expect("writable");
         let ours = temp.path().join(format!("{i}.ours"));
         let options = UnpackOptions {
-            metadata: Metadata::Plain,
+            metadata: UnpackMetadata::Plain,
             ..UnpackOptions::default()
         };
         unpack(&nar[..], &ours, &options).expect("unpacked");

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tk_path::modulo::Modulo;
 use tk_path::{
-    Algorithm, BasicDerivation, Derivation, DerivationErrorKind as Kind, DerivationOutput, Hash,
-    Inputs, JsonVersion, Method, MethodAlgorithm, OutputError, OutputName, StoreDir, StorePath,
+    Algorithm, BasicDerivation, Derivation, DerivationErrorKind as Kind, DerivationJsonVersion,
+    DerivationOutput, Hash, Inputs, Method, MethodAlgorithm, OutputError, OutputName, StoreDir,
+    StorePath,
 };
 
 #[test]
@@ -165,7 +166,7 @@ fn changed(file: &Golden) -> Result<(), String> {
 fn older_json(drv: &Golden, json: &Golden) -> Result<(), String> {
     let drv = parse(drv)?;
     let dir = StoreDir::default();
-    let ours = drv.to_json(&dir, JsonVersion::V1);
+    let ours = drv.to_json(&dir, DerivationJsonVersion::V1);
     let Ok(theirs) = serde_json::from_slice::<Value>(&json.bytes) else {
         return ours.map_or(Ok(()), |_| Err("has a text that is not UTF-8".to_owned()));
     };
@@ -285,7 +286,10 @@ fn resolving(vectors: &Vectors, tally: &mut Tally) {
                         BasicDerivation::from_json(&after).map_err(say)?,
                         drv.clone(),
                     )?;
-                    equal(drv.to_json(&dir, JsonVersion::V4).map_err(say)?, after)
+                    equal(
+                        drv.to_json(&dir, DerivationJsonVersion::V4).map_err(say)?,
+                        after,
+                    )
                 }
             }
         });
@@ -347,7 +351,7 @@ fn full(file: &Golden) -> Result<Derivation, String> {
 }
 
 fn v4(drv: &Derivation) -> Result<Value, String> {
-    drv.to_json(&StoreDir::default(), JsonVersion::V4)
+    drv.to_json(&StoreDir::default(), DerivationJsonVersion::V4)
         .map_err(say)
 }
 

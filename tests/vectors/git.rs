@@ -7,7 +7,7 @@ use std::{fs, os::unix::fs::symlink};
 use tempfile::TempDir;
 use tk_path::{
     Algorithm, Hash,
-    git::{Mode, Tree, blob_header, hash_tree},
+    git::{GitMode, GitTree, blob_header, hash_tree},
 };
 
 #[test]
@@ -50,7 +50,7 @@ fn git_objects() {
         let Some(Ok(algorithm)) = stem.strip_prefix("tree-").map(str::parse) else {
             continue;
         };
-        let decode = || Tree::decode(&object.bytes, algorithm).map_err(say);
+        let decode = || GitTree::decode(&object.bytes, algorithm).map_err(say);
         tally.case(rows[2], &object.name, || {
             let tree = decode()?;
             equal(tree.encode(), object.bytes.clone())?;
@@ -68,16 +68,19 @@ fn git_objects() {
 }
 
 /// The tree of lines `MODE TYPE HASH<tab>NAME`.
-fn listed(text: &str, algorithm: Algorithm) -> Result<Tree, String> {
-    let mut tree = Tree::new();
+fn listed(text: &str, algorithm: Algorithm) -> Result<GitTree, String> {
+    let mut tree = GitTree::new();
     for line in text.lines() {
         let (facts, name) = line.split_once('\t').ok_or("no tab")?;
         let facts: Vec<_> = facts.split(' ').collect();
         let [mode, _, hash] = facts[..] else {
             return Err(format!("not a line of git ls-tree: {line}"));
         };
-        let mode = |known: &Mode| known.digits() == mode.trim_start_matches('0');
-        let mode = Mode::ALL.into_iter().find(mode).ok_or("an unknown mode")?;
+        let mode = |known: &GitMode| known.digits() == mode.trim_start_matches('0');
+        let mode = GitMode::ALL
+            .into_iter()
+            .find(mode)
+            .ok_or("an unknown mode")?;
         let hash = Hash::new(algorithm, &unhex(hash)).map_err(say)?;
         tree.insert(name.as_bytes(), mode, hash).map_err(say)?;
     }

@@ -12,8 +12,9 @@ use std::{
 };
 use tempfile::TempDir;
 use tk_nar::{
-    Decoder, Encoder, Event, Index, Listing, NarError, Node, Reader, SliceReader, Validator,
-    fs::{CaseHack, DumpOptions, Metadata, UnpackOptions, dump, unpack},
+    Decoder, Encoder, Event, Index, Listing, ListingNode, NarError, NarReader, SliceReader,
+    Validator,
+    fs::{CaseHack, DumpOptions, UnpackMetadata, UnpackOptions, dump, unpack},
 };
 use tk_path::{Algorithm, Hash};
 
@@ -86,7 +87,7 @@ fn nars_and_their_sources() {
     }
     for file in vectors.files("nix/libutil/nar-listing", ".json") {
         tally.case(SHALLOW, &file.name, || {
-            let node = Node::from_json(file.text()).map_err(say)?;
+            let node = ListingNode::from_json(file.text()).map_err(say)?;
             let printed: Value = serde_json::from_str(&node.to_json()).map_err(say)?;
             equal(printed, file.json())
         });
@@ -167,7 +168,7 @@ fn valid(tally: &mut Tally, file: &str, nar: &[u8], expected: &Value) {
     });
     tally.case(UNPACKED, file, || {
         let temp = TempDir::new().map_err(say)?;
-        for (i, metadata) in [Metadata::Canonical, Metadata::Plain]
+        for (i, metadata) in [UnpackMetadata::Canonical, UnpackMetadata::Plain]
             .into_iter()
             .enumerate()
         {
@@ -288,7 +289,7 @@ fn events(nar: &[u8]) -> Events {
 }
 
 fn read_events(nar: impl Read) -> Events {
-    let (mut reader, mut events) = (Reader::new(nar), Vec::new());
+    let (mut reader, mut events) = (NarReader::new(nar), Vec::new());
     while let Some(event) = reader.next_event()? {
         push(&mut events, event);
     }

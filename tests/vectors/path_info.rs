@@ -6,7 +6,8 @@ use crate::support::{Golden, Tally, Vectors, equal};
 use serde_json::Value;
 use tk_nar::Encoder;
 use tk_narinfo::json::{
-    Fields, JsonVersion, narinfo_from_json, narinfo_to_json, path_info_from_json, path_info_to_json,
+    JsonFields, JsonVersion, narinfo_from_json, narinfo_to_json, path_info_from_json,
+    path_info_to_json,
 };
 use tk_path::{Algorithm, Hash, StoreDir, StorePath, scan::RefScanner};
 
@@ -30,9 +31,9 @@ fn path_infos() {
             for file in vectors.files(&format!("{folder}/json-{}", version.number()), ".json") {
                 let stem = file.base().trim_end_matches(".json");
                 let fields = if stem.contains("impure") {
-                    Fields::Impure
+                    JsonFields::Impure
                 } else {
-                    Fields::Pure
+                    JsonFields::Pure
                 };
                 match stem.strip_suffix("_noversion") {
                     // Nothing writes it any more; it says what its sibling says.
@@ -104,7 +105,7 @@ fn stores_as_json() {
                     .into_iter()
                     .find(stated)
                     .ok_or("no version")?;
-                let json = path_info_to_json(&info.clone()?, &dir, version, Fields::Impure);
+                let json = path_info_to_json(&info.clone()?, &dir, version, JsonFields::Impure);
                 equal(&json, &value["info"])
             });
             tally.case(rows[1], &what, || {
@@ -139,7 +140,7 @@ fn packed(tree: &Value) -> Result<Vec<u8>, String> {
 }
 
 /// Reads a golden and prints it in a version.
-type Print = fn(&Golden, JsonVersion, Fields) -> Result<Value, String>;
+type Print = fn(&Golden, JsonVersion, JsonFields) -> Result<Value, String>;
 
 const KINDS: [(&str, &str, Print); 2] = [
     (

@@ -14,8 +14,10 @@ use std::{
 };
 use tk_daemon::{
     serve::{self, Serve},
-    wire::{Decode, Encode, Protocol, Reader, WireError, Writer},
-    worker::{self, Capabilities, Features, Op, Trust, Version, Worker, handshake::ServerHello},
+    wire::{Decode, Encode, Protocol, WireError, WireReader, Writer},
+    worker::{
+        self, Capabilities, Features, Op, Trust, Version, WorkerProtocol, handshake::ServerHello,
+    },
 };
 use tk_narinfo::{
     PathInfo,
@@ -29,13 +31,13 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 #[test]
 fn common() {
-    protocol("common", |_| Worker::new(StoreDir::default(), OLD));
+    protocol("common", |_| WorkerProtocol::new(StoreDir::default(), OLD));
 }
 
 #[test]
 fn worker() {
     protocol("worker", |stem| {
-        let mut worker = Worker::new(StoreDir::default(), stem.version.unwrap_or(OLD));
+        let mut worker = WorkerProtocol::new(StoreDir::default(), stem.version.unwrap_or(OLD));
         if stem.new {
             worker.version = worker::LATEST;
             worker.features = Features::from_iter([worker::features::REALISATION_WITH_PATH]);
@@ -61,7 +63,10 @@ fn harmonia() {
     let mut tally = Tally::new("golden data: harmonia's worker protocol", &[row]);
     for file in vectors.files("harmonia/worker-protocol", "") {
         tally.case(row, &file.name, || {
-            let mut reader = Reader::new(&file.bytes[..], Worker::new(StoreDir::default(), OLD));
+            let mut reader = WireReader::new(
+                &file.bytes[..],
+                WorkerProtocol::new(StoreDir::default(), OLD),
+            );
             let number = run(reader.u64()).map_err(say)?;
             let op = Op::from_u64(number).ok_or_else(|| format!("no operation {number}"))?;
             let name = format!("op_{}", op.name().to_lowercase());
@@ -109,7 +114,7 @@ fn protocol<P: Folder>(name: &str, context: impl Fn(&Stem) -> P) {
     tally.finish();
 }
 
-impl Folder for Worker {
+impl Folder for WorkerProtocol {
     fn case(run: &mut Run<'_, Self>) -> Option<()> {
         match (run.stem.kind.as_str(), run.stem.new) {
             ("drv-output", true) => run.all(|v| DrvOutput::from_json(v).map_err(say)),
@@ -142,7 +147,8 @@ impl Folder for Worker {
                 run.values(Ok(values), true);
             }
             ("handshake-to-client", _) => run.handshake(|bytes| async move {
-                let mut reader = Reader::new(bytes, Worker::new(StoreDir::default(), OLD));
+                let mut reader =
+                    WireReader::new(bytes, WorkerProtocol::new(StoreDir::default(), OLD));
                 let offered = Capabilities {
                     version: OLD,
                     features: Features::all(),
@@ -172,7 +178,7 @@ impl Folder for Serve {
             ("unkeyed-valid-path-info", _) => {
                 let hashed = run.protocol.at_least(4);
                 run.all(|v| {
-                    let mut info = serve::UnkeyedPathInfo::from(path_info(v)?);
+                    let mut info = serve::ServePathInfo::from(path_info(v)?);
                     // Where there is none on the wire, the JSON has zeros.
                     let none = Some(NarHash::from_bytes([0; 32]));
                     info.nar_hash = info.nar_hash.filter(|_| hashed || info.nar_hash != none);
@@ -181,7 +187,7 @@ impl Folder for Serve {
             }
             ("build-options", _) => run.build_options(),
             ("handshake-to-client", _) => run.handshake(|bytes| async move {
-                let mut reader = Reader::new(bytes, Serve::new(StoreDir::default(), 0));
+                let mut reader = WireReader::new(bytes, Serve::new(StoreDir::default(), 0));
                 serve::handshake::client(&mut reader, &mut Vec::new(), 5)
                     .await
                     .map_err(say)?;
@@ -212,9 +218,10 @@ impl<P: Protocol> Run<'_, P> {
             "content-address" => self.all(content_address),
             "optional-content-address" => self.all(|v| optional(v, content_address)),
             "vector" | "set" => self.nested(),
-            "drv-output" => self.all(|v| legacy::DrvOutput::parse(text(v)?).map_err(say)),
+            "drv-output" => self.all(|v| legacy::LegacyDrvOutput::parse(text(v)?).map_err(say)),
             "realisation" | "realisation-with-deps" => {
-                let values = self.read_json(|v| legacy::Realisation::from_json(v).map_err(say));
+                let values =
+                    self.read_json(|v| legacy::LegacyRealisation::from_json(v).map_err(say));
                 // Signatures that are objects are read, but the older form has texts.
                 let texts = !String::from_utf8_lossy(&self.file.bytes).contains("keyName");
                 self.values(values, texts);
@@ -246,11 +253,11 @@ impl<P: Protocol> Run<'_, P> {
 
     fn build_options(&mut self)
     where
-        serve::BuildOptions: Encode<P> + Decode<P>,
+        serve::ServeBuildOptions: Encode<P> + Decode<P>,
     {
         let minor = self.stem.version.expect("a version").minor;
         let since = |version| minor >= version;
-        let options = serve::BuildOptions {
+        let options = serve::ServeBuildOptions {
             max_silent_time: 5,
             build_timeout: 6,
             max_log_size: if since(2) { 7 } else { 0 },
@@ -321,7 +328,7 @@ impl<P: Protocol> Run<'_, P> {
         };
         let (protocol, items) = (&self.protocol, &self.items);
         let read = |bytes: &[u8], slow: bool| {
-            let mut reader = Reader::new(Pieces::new(bytes, slow), protocol.clone());
+            let mut reader = WireReader::new(Pieces::new(bytes, slow), protocol.clone());
             let mut writer = Writer::new(protocol.clone());
             let mut values = Vec::new();
             for item in items {
@@ -395,7 +402,7 @@ impl<P: Protocol> Run<'_, P> {
 
 /// Reads a value of nested lists, writes it again, and gives it as JSON.
 async fn again<P: Protocol, T>(
-    reader: &mut Reader<Pieces, P>,
+    reader: &mut WireReader<Pieces, P>,
     writer: &mut Writer<P>,
 ) -> Result<Value, String>
 where
@@ -435,7 +442,7 @@ async fn read_all<P: Protocol, T: Decode<P>>(
     slow: bool,
     count: usize,
 ) -> Result<Vec<T>, WireError> {
-    let mut reader = Reader::new(Pieces::new(bytes, slow), protocol.clone());
+    let mut reader = WireReader::new(Pieces::new(bytes, slow), protocol.clone());
     let mut values = Vec::new();
     for _ in 0..count {
         values.push(reader.message().await?);

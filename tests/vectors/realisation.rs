@@ -70,16 +70,16 @@ fn legacy_forms(tally: &mut Tally, vectors: &Vectors, folder: &str) {
         let mut found = Vec::new();
         collect(&file.json(), &mut found);
         for value in found {
-            let read = legacy::Realisation::from_json(&value).map_err(say);
+            let read = legacy::LegacyRealisation::from_json(&value).map_err(say);
             tally.case(LEGACY, &file.name, || {
                 let read = read.clone()?;
                 equal(&texts(read.to_json()), &texts(value.clone()))?;
-                let again = legacy::Realisation::from_json(&read.to_json());
+                let again = legacy::LegacyRealisation::from_json(&read.to_json());
                 equal(again.map_err(say)?, read)
             });
             tally.case(LEGACY_IDS, &file.name, || {
                 let id = value["id"].as_str().ok_or("no id")?;
-                let read = id.parse::<legacy::DrvOutput>().map_err(say)?;
+                let read = id.parse::<legacy::LegacyDrvOutput>().map_err(say)?;
                 equal(read.to_string().as_str(), id)
             });
         }

@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use futures::FutureExt;
-use tk_daemon::wire::{Decode, Encode, Reader, Writer};
-use tk_daemon::worker::{LATEST, Worker};
+use tk_daemon::wire::{Decode, Encode, WireReader, Writer};
+use tk_daemon::worker::{LATEST, WorkerProtocol};
 use tk_nar::{Event, SliceReader, Validator};
 use tk_narinfo::{NarInfo, PathInfo};
 use tk_path::scan::RefScanner;
@@ -43,15 +43,15 @@ pub fn find(name: &str) -> Option<Codec> {
 }
 
 /// A value as the worker protocol writes it.
-pub fn encode<T: Encode<Worker>>(value: &T) -> Vec<u8> {
+pub fn encode<T: Encode<WorkerProtocol>>(value: &T) -> Vec<u8> {
     let mut out = Writer::new(worker());
     out.value(value).expect("the protocol can say it");
     out.take().to_vec()
 }
 
 /// A value of the worker protocol that is there as a whole, so that nothing waits.
-pub fn decode<T: Decode<Worker>>(bytes: &[u8]) -> T {
-    let mut from = Reader::new(bytes, worker());
+pub fn decode<T: Decode<WorkerProtocol>>(bytes: &[u8]) -> T {
+    let mut from = WireReader::new(bytes, worker());
     let value = T::decode(&mut from).now_or_never();
     value
         .expect("all bytes are there")
@@ -59,8 +59,8 @@ pub fn decode<T: Decode<Worker>>(bytes: &[u8]) -> T {
 }
 
 /// The newest worker protocol.
-pub fn worker() -> Worker {
-    Worker::new(StoreDir::default(), LATEST)
+pub fn worker() -> WorkerProtocol {
+    WorkerProtocol::new(StoreDir::default(), LATEST)
 }
 
 fn nar_decode() -> Pass {

@@ -16,7 +16,7 @@ use crate::{
     narinfo_memory::NarInfoMemory,
     objects::{NarInfoCache, NarInfos, Objects},
     observer::NetworkObserver,
-    pool::Pool,
+    pool::PackPool,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -129,9 +129,9 @@ impl Default for BinaryCacheConfig {
 ///
 /// A clone is the same cache.
 #[derive(Clone)]
-pub struct BinaryCache(Arc<Inner>);
+pub struct BinaryCache(Arc<CacheInner>);
 
-struct Inner {
+struct CacheInner {
     objects: Arc<dyn Objects>,
     config: BinaryCacheConfig,
     compressor: Compressor,
@@ -141,12 +141,12 @@ struct Inner {
     renewed: Mutex<BTreeSet<HashPart>>,
     /// Opened when something is uploaded; `None` within: it could not be.
     journal: Mutex<Option<Option<Arc<Journal>>>>,
-    packers: Pool,
+    packers: PackPool,
     /// Packers at work.
     free_packers: Arc<Semaphore>,
     /// Memory of encoders that is free, in MiB.
     encoder_memory: Arc<Semaphore>,
-    /// What [`Inner::encoder_memory`] is when nothing is under way.
+    /// What [`CacheInner::encoder_memory`] is when nothing is under way.
     encoder_memory_of_all: u32,
     /// Memory for packed NARs that is free, in KiB.
     packed_memory: Arc<Semaphore>,
@@ -178,9 +178,9 @@ impl BinaryCache {
             // A packer may wait for the network.
             None => config.jobs.get() + 1,
         };
-        let inner = Inner {
+        let inner = CacheInner {
             objects,
-            packers: Pool::new(packers),
+            packers: PackPool::new(packers),
             free_packers: Arc::new(Semaphore::new(packers)),
             config,
             compressor,
@@ -467,13 +467,13 @@ impl fmt::Debug for BinaryCache {
     }
 }
 
-impl fmt::Display for Inner {
+impl fmt::Display for CacheInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.objects.fmt(f)
     }
 }
 
-impl Inner {
+impl CacheInner {
     async fn info(&self) -> Result<Option<CacheInfo>> {
         if let Some(info) = &*self.info.read().await {
             return Ok(info.clone());

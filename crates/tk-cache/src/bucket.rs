@@ -9,6 +9,7 @@ mod credentials;
 mod listing;
 mod process;
 mod profile;
+mod refusal;
 mod service;
 mod sources;
 mod stream;
@@ -16,14 +17,15 @@ mod tidy;
 mod time;
 mod transport;
 mod upload;
-mod words;
 
-pub use config::{Addressing, BucketConfig, Environment, MIN_CHUNK, PARAMETERS, S3Params, Service};
+pub use config::{
+    Addressing, BucketConfig, CloudEnvironment, MIN_CHUNK, PARAMETERS, S3Params, Service,
+};
 
 use crate::{
-    http::{Client, Encodings, Failure},
+    http::{Client, Encodings, RequestFailure},
     journal::Journal,
-    objects::{Look, Objects, Upload},
+    objects::{ObjectMeta, Objects, Upload},
 };
 use absent::Absence;
 use async_trait::async_trait;
@@ -32,6 +34,7 @@ use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{
     Attribute, GetOptions, GetResult, PutMode, PutOptions, list::PaginatedListOptions, path::Path,
 };
+use refusal::Refusal;
 use service::{Bucket, attributes};
 use std::{
     fmt, io,
@@ -42,9 +45,8 @@ use std::{
 };
 use tk_store::{ByteStream, Error, Result};
 use tokio::sync::OnceCell;
-use transport::Transport;
+use transport::BucketTransport;
 use upload::Memory;
-use words::Refusal;
 
 /// A cache in a bucket.
 ///
@@ -56,12 +58,12 @@ use words::Refusal;
 ///
 /// A clone is the same cache.
 #[derive(Clone)]
-pub struct BucketObjects(Arc<Inner>);
+pub struct BucketObjects(Arc<BucketInner>);
 
-struct Inner {
+struct BucketInner {
     config: BucketConfig,
     name: String,
-    transport: Transport,
+    transport: BucketTransport,
     /// Made when it is first needed, since it takes requests to learn who we are.
     bucket: OnceCell<Bucket>,
     absence: Absence,
@@ -87,9 +89,9 @@ impl BucketObjects {
         let client = Client::new(&config.client)?;
         // At least one part at once, however large.
         let memory = config.chunk_size.clamp(MEMORY, u32::MAX.into()) as u32;
-        Ok(BucketObjects(Arc::new(Inner {
+        Ok(BucketObjects(Arc::new(BucketInner {
             name: config.to_string(),
-            transport: Transport::new(client, config.client.stall_timeout),
+            transport: BucketTransport::new(client, config.client.stall_timeout),
             bucket: OnceCell::new(),
             absence: Absence::default(),
             unconditional: AtomicBool::new(false),
@@ -99,7 +101,7 @@ impl BucketObjects {
     }
 }
 
-impl Inner {
+impl BucketInner {
     async fn bucket(&self) -> Result<&Bucket> {
         let open = || Bucket::open(&self.config, &self.transport);
         self.bucket.get_or_try_init(open).await
@@ -172,7 +174,7 @@ impl Objects for BucketObjects {
             let permit = tries.start().await;
             match tries.again(permit, failure).await {
                 Ok(()) => {}
-                Err(Failure::Nonsense(words)) => {
+                Err(RequestFailure::Nonsense(words)) => {
                     return Err(Error::malformed(
                         format!("{name} in {}", self.0.name),
                         words,
@@ -186,7 +188,7 @@ impl Objects for BucketObjects {
         }
     }
 
-    async fn look(&self, name: &str) -> Result<Option<Look>> {
+    async fn look(&self, name: &str) -> Result<Option<ObjectMeta>> {
         let options = GetOptions {
             head: true,
             ..GetOptions::default()
@@ -197,7 +199,7 @@ impl Objects for BucketObjects {
             Ok(encodings) if encodings.is_empty() => Some(object.meta.size),
             _ => None,
         };
-        Ok(found.map(|object| Look { size: size(object) }))
+        Ok(found.map(|object| ObjectMeta { size: size(object) }))
     }
 
     async fn stream(&self, url: &str) -> Result<Option<ByteStream>> {
@@ -257,7 +259,7 @@ impl Objects for BucketObjects {
     }
 }
 
-impl Inner {
+impl BucketInner {
     async fn put(
         &self,
         name: &str,
@@ -338,7 +340,7 @@ impl fmt::Debug for BucketObjects {
 /// Why one attempt to read an object failed.
 enum ReadError {
     /// The answer broke off, or makes no sense.
-    Broken(Failure),
+    Broken(RequestFailure),
     Final(Error),
 }
 
@@ -348,23 +350,23 @@ impl From<Error> for ReadError {
     }
 }
 
-impl From<Failure> for ReadError {
-    fn from(failure: Failure) -> Self {
+impl From<RequestFailure> for ReadError {
+    fn from(failure: RequestFailure) -> Self {
         ReadError::Broken(failure)
     }
 }
 
 /// Of the body of an object.
-fn broke_off(error: object_store::Error) -> Failure {
-    let words = words::sources(&error).last().map(ToString::to_string);
-    Failure::Broken {
-        kind: words::io_kind(&error).unwrap_or(io::ErrorKind::ConnectionAborted),
+fn broke_off(error: object_store::Error) -> RequestFailure {
+    let words = refusal::sources(&error).last().map(ToString::to_string);
+    RequestFailure::Broken {
+        kind: refusal::io_kind(&error).unwrap_or(io::ErrorKind::ConnectionAborted),
         words: words.unwrap_or_default(),
     }
 }
 
 /// How an object is packed for the way. Nix stores metadata packed if it is told to.
-fn encodings(object: &GetResult) -> Result<Encodings, Failure> {
+fn encodings(object: &GetResult) -> Result<Encodings, RequestFailure> {
     let value = object.attributes.get(&Attribute::ContentEncoding);
     Encodings::parse(value.map(|value| value.as_ref()))
 }

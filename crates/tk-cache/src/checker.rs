@@ -20,7 +20,7 @@ use tk_store::{Error, Store, closure::MAX_CLOSURE_PATHS};
 ///
 /// All caches are asked at the same time and about many paths at once, and each path is answered
 /// for as soon as every cache has. That a cache does not have a path is only what it said in so
-/// many words; whatever else happened is [`Answer::NotAsked`], with the reason.
+/// many words; whatever else happened is [`CacheAnswer::NotAsked`], with the reason.
 ///
 #[cfg_attr(feature = "http", doc = "```no_run")]
 #[cfg_attr(not(feature = "http"), doc = "```ignore")]
@@ -67,7 +67,7 @@ impl Checker {
     /// Whether to check all that the paths refer to as well. Default: no.
     ///
     /// What a path refers to is what the caches say. Of a path that none of them has it is not
-    /// known: see [`Checked::followed`], and [`Checker::references_from`].
+    /// known: see [`CheckedPath::followed`], and [`Checker::references_from`].
     pub fn closure(mut self, closure: bool) -> Self {
         self.closure = closure;
         self
@@ -80,7 +80,7 @@ impl Checker {
         self
     }
 
-    /// Checks the signatures of what is present. Default: not checked, [`Trust::NotChecked`].
+    /// Checks the signatures of what is present. Default: not checked, [`SignatureTrust::NotChecked`].
     ///
     /// What is not trusted is present all the same; the verdict is beside it.
     pub fn trust(mut self, policy: impl Into<Arc<Policy>>) -> Self {
@@ -102,7 +102,7 @@ impl Checker {
         self
     }
 
-    /// The caches, in the order of [`Checked::answers`].
+    /// The caches, in the order of [`CheckedPath::answers`].
     pub fn caches(&self) -> &[Arc<dyn NarInfos>] {
         &self.caches
     }
@@ -111,39 +111,39 @@ impl Checker {
     pub fn check<'a>(
         &'a self,
         paths: impl Stream<Item = StorePath> + Send + 'a,
-    ) -> BoxStream<'a, Checked> {
+    ) -> BoxStream<'a, CheckedPath> {
         run::run(self, Box::pin(paths))
     }
 
-    fn judge(&self, dir: &StoreDir, narinfo: &NarInfo) -> Trust {
+    fn judge(&self, dir: &StoreDir, narinfo: &NarInfo) -> SignatureTrust {
         let Some(policy) = &self.policy else {
-            return Trust::NotChecked;
+            return SignatureTrust::NotChecked;
         };
         let valid = narinfo.info.valid_signatures(dir, &policy.keys);
         let signatures = valid.unwrap_or(0);
         if signatures >= policy.threshold {
-            return Trust::Trusted { signatures };
+            return SignatureTrust::Trusted { signatures };
         }
         match policy.check(dir, &narinfo.info) {
-            Ok(()) => Trust::Trusted { signatures },
-            Err(why) => Trust::Untrusted(Box::new(why)),
+            Ok(()) => SignatureTrust::Trusted { signatures },
+            Err(why) => SignatureTrust::Untrusted(Box::new(why)),
         }
     }
 }
 
 /// What became of one path.
 #[derive(Debug)]
-pub struct Checked {
+pub struct CheckedPath {
     /// The path.
     pub path: StorePath,
     /// What each cache said, in the order of the caches.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<CacheAnswer>,
     /// Whether it is known what the path refers to, so that the closure goes on behind it. Always
     /// true where no closure was asked for.
     pub followed: bool,
 }
 
-impl Checked {
+impl CheckedPath {
     /// Whether at least one cache has it.
     pub fn is_present(&self) -> bool {
         self.first().is_some()
@@ -151,7 +151,9 @@ impl Checked {
 
     /// Whether every cache said that it is absent.
     pub fn is_missing(&self) -> bool {
-        self.answers.iter().all(|a| matches!(a, Answer::Absent))
+        self.answers
+            .iter()
+            .all(|a| matches!(a, CacheAnswer::Absent))
     }
 
     /// Whether this cannot be told: none is known to have it, and not all could be asked.
@@ -161,30 +163,29 @@ impl Checked {
 
     /// The first cache that has it: its place among the caches, its narinfo, and what that is
     /// worth.
-    pub fn first(&self) -> Option<(usize, &NarInfo, &Trust)> {
+    pub fn first(&self) -> Option<(usize, &NarInfo, &SignatureTrust)> {
         let answers = self.answers.iter().enumerate();
         answers
             .filter_map(|(i, answer)| match answer {
-                Answer::Present(narinfo, trust) => Some((i, &**narinfo, trust)),
-                Answer::Absent | Answer::NotAsked(_) => None,
+                CacheAnswer::Present(narinfo, trust) => Some((i, &**narinfo, trust)),
+                CacheAnswer::Absent | CacheAnswer::NotAsked(_) => None,
             })
             .next()
     }
 
-    /// Whether a cache has it whose word is enough: as [`Checked::is_present`] where signatures
+    /// Whether a cache has it whose word is enough: as [`CheckedPath::is_present`] where signatures
     /// are not checked.
     pub fn is_trusted(&self) -> bool {
-        let trusted =
-            |answer: &Answer| matches!(answer, Answer::Present(_, trust) if trust.is_enough());
+        let trusted = |answer: &CacheAnswer| matches!(answer, CacheAnswer::Present(_, trust) if trust.is_enough());
         self.answers.iter().any(trusted)
     }
 }
 
 /// What one cache said about one path.
 #[derive(Debug)]
-pub enum Answer {
+pub enum CacheAnswer {
     /// It has it.
-    Present(Box<NarInfo>, Trust),
+    Present(Box<NarInfo>, SignatureTrust),
     /// It said that it does not have it.
     Absent,
     /// It could not be asked, or gave no answer that makes sense.
@@ -193,7 +194,7 @@ pub enum Answer {
 
 /// What the signatures on a narinfo are worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trust {
+pub enum SignatureTrust {
     /// Nobody wanted to know.
     NotChecked,
     /// As good as the policy demands.
@@ -206,10 +207,10 @@ pub enum Trust {
     Untrusted(Box<Untrusted>),
 }
 
-impl Trust {
+impl SignatureTrust {
     /// Whether nothing speaks against it.
     pub fn is_enough(&self) -> bool {
-        !matches!(self, Trust::Untrusted(_))
+        !matches!(self, SignatureTrust::Untrusted(_))
     }
 }
 

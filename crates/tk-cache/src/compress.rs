@@ -102,7 +102,7 @@ impl Compressor {
     pub fn memory(&self, size: Option<u64>) -> u64 {
         match self.compression {
             #[cfg(feature = "xz")]
-            Compression::Xz if !self.xz_streams() => xz::Whole::new(self.xz_level(), size).memory(),
+            Compression::Xz if !self.xz_streams() => xz::XzNar::new(self.xz_level(), size).memory(),
             // The buffers behind the window and its hash tables, at the top level.
             Compression::Br => 64 << 20,
             Compression::Bzip2 => 8 << 20,
@@ -131,7 +131,7 @@ impl Compressor {
             #[cfg(feature = "xz")]
             Compression::Xz if self.xz_streams() => xz::encoding(self.xz_level()),
             #[cfg(feature = "xz")]
-            Compression::Xz => xz::Whole::new(self.xz_level(), size).encoding(),
+            Compression::Xz => xz::XzNar::new(self.xz_level(), size).encoding(),
             #[cfg(feature = "gzip")]
             Compression::Gzip => format!("gzip 1 level {}", level.unwrap_or(GZIP_LEVEL)),
             #[cfg(feature = "bzip2")]
@@ -145,38 +145,40 @@ impl Compressor {
     /// An encoder that writes to `out`. `size`, the number of bytes that will come if it is known,
     /// saves memory and is not otherwise relied on.
     #[allow(unused_variables)]
-    pub fn encoder<W: Write>(&self, out: W, size: Option<u64>) -> io::Result<Encoder<'_, W>> {
-        Ok(Encoder(match self.compression {
+    pub fn encoder<W: Write>(&self, out: W, size: Option<u64>) -> io::Result<PackEncoder<'_, W>> {
+        Ok(PackEncoder(match self.compression {
             #[cfg(feature = "zstd")]
-            Compression::Zstd => Inner::Zstd(self.zstd.encoder(out, size)),
+            Compression::Zstd => EncoderInner::Zstd(self.zstd.encoder(out, size)),
             #[cfg(feature = "xz")]
-            Compression::Xz if self.xz_streams() => Inner::XzStreams(self.xz.encoder(out, size)),
+            Compression::Xz if self.xz_streams() => {
+                EncoderInner::XzStreams(self.xz.encoder(out, size))
+            }
             #[cfg(feature = "xz")]
             Compression::Xz => {
-                let stream = xz::Whole::new(self.xz_level(), size).stream()?;
-                Inner::Xz(liblzma::write::XzEncoder::new_stream(out, stream))
+                let stream = xz::XzNar::new(self.xz_level(), size).stream()?;
+                EncoderInner::Xz(liblzma::write::XzEncoder::new_stream(out, stream))
             }
             #[cfg(feature = "gzip")]
             Compression::Gzip => {
                 let level = self.level.unwrap_or(GZIP_LEVEL) as u32;
                 let level = flate2::Compression::new(level);
-                Inner::Gzip(Box::new(flate2::write::GzEncoder::new(out, level)))
+                EncoderInner::Gzip(Box::new(flate2::write::GzEncoder::new(out, level)))
             }
             #[cfg(feature = "bzip2")]
             Compression::Bzip2 => {
                 let level = self.level.unwrap_or(BZIP2_LEVEL) as u32;
                 let level = bzip2::Compression::new(level);
-                Inner::Bzip2(bzip2::write::BzEncoder::new(out, level))
+                EncoderInner::Bzip2(bzip2::write::BzEncoder::new(out, level))
             }
             #[cfg(feature = "brotli")]
             Compression::Br => {
                 let level = self.level.unwrap_or(BROTLI_LEVEL) as u32;
                 let out = Remembering { out, failed: None };
                 let encoder = brotli::CompressorWriter::new(out, BUFFER, level, BROTLI_WINDOW_LOG);
-                Inner::Brotli(Box::new(encoder))
+                EncoderInner::Brotli(Box::new(encoder))
             }
             // `new` let nothing else pass.
-            _ => Inner::None(out, std::marker::PhantomData),
+            _ => EncoderInner::None(out, std::marker::PhantomData),
         }))
     }
 
@@ -202,47 +204,47 @@ impl fmt::Debug for Compressor {
     }
 }
 
-/// A blocking encoder; made by [`Compressor::encoder`]. Without [`Encoder::finish`] what was
+/// A blocking encoder; made by [`Compressor::encoder`]. Without [`PackEncoder::finish`] what was
 /// written is not complete.
-pub struct Encoder<'a, W: Write>(Inner<'a, W>);
+pub struct PackEncoder<'a, W: Write>(EncoderInner<'a, W>);
 
-impl<W: Write> Encoder<'_, W> {
+impl<W: Write> PackEncoder<'_, W> {
     /// Writes what is still held back and the end mark, and gives the output back.
     pub fn finish(self) -> io::Result<W> {
         match self.0 {
-            Inner::None(out, _) => Ok(out),
+            EncoderInner::None(out, _) => Ok(out),
             #[cfg(feature = "zstd")]
-            Inner::Zstd(encoder) => encoder.finish(),
+            EncoderInner::Zstd(encoder) => encoder.finish(),
             #[cfg(feature = "xz")]
-            Inner::XzStreams(encoder) => encoder.finish(),
+            EncoderInner::XzStreams(encoder) => encoder.finish(),
             #[cfg(feature = "xz")]
-            Inner::Xz(encoder) => encoder.finish(),
+            EncoderInner::Xz(encoder) => encoder.finish(),
             #[cfg(feature = "gzip")]
-            Inner::Gzip(encoder) => encoder.finish(),
+            EncoderInner::Gzip(encoder) => encoder.finish(),
             #[cfg(feature = "bzip2")]
-            Inner::Bzip2(encoder) => encoder.finish(),
+            EncoderInner::Bzip2(encoder) => encoder.finish(),
             #[cfg(feature = "brotli")]
-            Inner::Brotli(encoder) => encoder.into_inner().into_inner(),
+            EncoderInner::Brotli(encoder) => encoder.into_inner().into_inner(),
         }
     }
 }
 
-impl<W: Write> Write for Encoder<'_, W> {
+impl<W: Write> Write for PackEncoder<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.0 {
-            Inner::None(out, _) => out.write(bytes),
+            EncoderInner::None(out, _) => out.write(bytes),
             #[cfg(feature = "zstd")]
-            Inner::Zstd(encoder) => encoder.write(bytes),
+            EncoderInner::Zstd(encoder) => encoder.write(bytes),
             #[cfg(feature = "xz")]
-            Inner::XzStreams(encoder) => encoder.write(bytes),
+            EncoderInner::XzStreams(encoder) => encoder.write(bytes),
             #[cfg(feature = "xz")]
-            Inner::Xz(encoder) => encoder.write(bytes),
+            EncoderInner::Xz(encoder) => encoder.write(bytes),
             #[cfg(feature = "gzip")]
-            Inner::Gzip(encoder) => encoder.write(bytes),
+            EncoderInner::Gzip(encoder) => encoder.write(bytes),
             #[cfg(feature = "bzip2")]
-            Inner::Bzip2(encoder) => encoder.write(bytes),
+            EncoderInner::Bzip2(encoder) => encoder.write(bytes),
             #[cfg(feature = "brotli")]
-            Inner::Brotli(encoder) => encoder.write(bytes),
+            EncoderInner::Brotli(encoder) => encoder.write(bytes),
         }
     }
 
@@ -252,7 +254,7 @@ impl<W: Write> Write for Encoder<'_, W> {
     }
 }
 
-impl<W: Write> fmt::Debug for Encoder<'_, W> {
+impl<W: Write> fmt::Debug for PackEncoder<'_, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Encoder")
     }
@@ -295,7 +297,7 @@ pub const fn zstd_frame(level: i32) -> usize {
     if level <= 9 { 2 << 20 } else { 8 << 20 }
 }
 
-enum Inner<'a, W: Write> {
+enum EncoderInner<'a, W: Write> {
     None(W, std::marker::PhantomData<&'a ()>),
     #[cfg(feature = "zstd")]
     Zstd(frames::FrameEncoder<'a, zstd_frames::Frames, W>),

@@ -3,24 +3,24 @@
 
 use crate::layout::DEBUG_FOLDER;
 use serde_json::json;
-use tk_nar::{Listing, Node};
+use tk_nar::{Listing, ListingNode};
 
 /// The objects that stand for the symbols in a tree: their names and contents. `url` is that of
 /// the NAR.
 pub(crate) fn index(listing: &Listing, url: &str) -> Vec<(String, String)> {
-    let Some(Node::Directory(folders)) = listing.find(FOLDER) else {
+    let Some(ListingNode::Directory(folders)) = listing.find(FOLDER) else {
         return Vec::new();
     };
     let mut objects = Vec::new();
     for (begin, folder) in folders {
-        let Node::Directory(files) = folder else {
+        let ListingNode::Directory(files) = folder else {
             continue;
         };
         for (rest, file) in files {
             let Some((begin, rest)) = build_id(begin, rest) else {
                 continue;
             };
-            if matches!(file, Node::Regular { .. }) {
+            if matches!(file, ListingNode::Regular { .. }) {
                 let name = format!("{DEBUG_FOLDER}/{begin}{rest}{SUFFIX}");
                 let member = format!("lib/debug/.build-id/{begin}/{rest}{SUFFIX}");
                 let content = json!({ "archive": format!("../{url}"), "member": member });

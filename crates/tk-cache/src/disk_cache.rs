@@ -17,7 +17,7 @@ mod file;
 mod nix;
 
 use crate::{
-    objects::{Known, NarInfoCache},
+    objects::{CachedNarInfo, NarInfoCache},
     observer::NetworkObserver,
 };
 use bytes::Bytes;
@@ -321,8 +321,8 @@ impl OneCache {
             return Ok(Row::Nothing);
         }
         Ok(match kind {
-            ABSENT => Row::Known(Known::Absent),
-            PRESENT => Row::Known(Known::Present(Bytes::copy_from_slice(text))),
+            ABSENT => Row::Known(CachedNarInfo::Absent),
+            PRESENT => Row::Known(CachedNarInfo::Present(Bytes::copy_from_slice(text))),
             _ => Row::Forgotten(at),
         })
     }
@@ -341,14 +341,14 @@ impl OneCache {
             let Some((at, text)) = found else { continue };
             let forgotten = matches!(rows[i], Row::Forgotten(since) if at <= since);
             if !forgotten && self.counts(at, now, self.disk.config.positive) {
-                rows[i] = Row::Known(Known::Present(text));
+                rows[i] = Row::Known(CachedNarInfo::Present(text));
             }
         }
     }
 }
 
 impl NarInfoCache for OneCache {
-    fn get(&self, parts: &[HashPart]) -> Vec<Option<Known>> {
+    fn get(&self, parts: &[HashPart]) -> Vec<Option<CachedNarInfo>> {
         let now = self.disk.now();
         let rows = self.rows(parts, now);
         let mut rows = rows.unwrap_or_else(|| vec![Row::Nothing; parts.len()]);
@@ -430,7 +430,7 @@ impl NarInfoCache for OneCache {
 #[derive(Debug, Clone)]
 enum Row {
     Nothing,
-    Known(Known),
+    Known(CachedNarInfo),
     /// At that time.
     Forgotten(i64),
 }

@@ -5,7 +5,7 @@ mod files;
 use crate::{
     blocking,
     layout::{self, DEBUG_FOLDER, NAR_FOLDER},
-    objects::{Look, ObjectReader, Objects, StagedObject, Staging, Upload},
+    objects::{ObjectMeta, ObjectReader, Objects, StagedObject, Staging, Upload},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,9 +29,9 @@ use tk_store::{
 /// A file has its name when it is whole. Files are not synced to the disk, as in Nix: what is
 /// promised holds when processes are killed, not when the power fails.
 #[derive(Clone)]
-pub struct FolderObjects(Arc<Inner>);
+pub struct FolderObjects(Arc<FolderInner>);
 
-struct Inner {
+struct FolderInner {
     /// Absolute.
     root: PathBuf,
     create: bool,
@@ -57,7 +57,7 @@ impl FolderObjects {
     }
 
     async fn at(path: PathBuf, create: bool) -> Result<Self> {
-        blocking(move || Inner::open(&path, create))
+        blocking(move || FolderInner::open(&path, create))
             .await
             .map(|inner| FolderObjects(Arc::new(inner)))
     }
@@ -65,7 +65,7 @@ impl FolderObjects {
     /// Runs `work` on a thread that may wait for the disk.
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&FolderInner) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = self.0.clone();
         blocking(move || work(&inner)).await
@@ -87,12 +87,12 @@ impl Objects for FolderObjects {
         read.await.unwrap_or_else(|error| each(&error, count))
     }
 
-    async fn look(&self, name: &str) -> Result<Option<Look>> {
+    async fn look(&self, name: &str) -> Result<Option<ObjectMeta>> {
         let name = name.to_owned();
         self.run(move |inner| {
             let file = inner.root.join(name);
             let size = files::size(&file).map_err(|e| reading(&file, e))?;
-            let look = |size| Look { size: Some(size) };
+            let look = |size| ObjectMeta { size: Some(size) };
             Ok(size.map(look))
         })
         .await
@@ -142,7 +142,7 @@ impl Objects for FolderObjects {
     /// On one thread.
     async fn write_each(&self, objects: Vec<(String, Bytes)>) -> Vec<Result<()>> {
         let count = objects.len();
-        let write = move |inner: &Inner| {
+        let write = move |inner: &FolderInner| {
             let write = |(name, content): &(String, Bytes)| inner.write(name, content);
             Ok(objects.iter().map(write).collect())
         };
@@ -196,11 +196,11 @@ impl Objects for FolderObjects {
     }
 
     async fn prepare(&self) -> Result<()> {
-        self.run(Inner::prepare).await
+        self.run(FolderInner::prepare).await
     }
 
     async fn sweep(&self) {
-        let sweep = |inner: &Inner| {
+        let sweep = |inner: &FolderInner| {
             inner.sweep();
             Ok(())
         };
@@ -231,9 +231,9 @@ impl ObjectReader for File {
     }
 }
 
-impl Staging for Inner {
+impl Staging for FolderInner {
     fn begin(&self, folder: &str) -> io::Result<Box<dyn StagedObject>> {
-        let temporary = files::Temporary::new(&self.root.join(folder))?;
+        let temporary = files::TemporaryFile::new(&self.root.join(folder))?;
         Ok(Box::new(StagedFile {
             temporary,
             root: self.root.clone(),
@@ -243,7 +243,7 @@ impl Staging for Inner {
 
 /// A file that has no name yet.
 struct StagedFile {
-    temporary: files::Temporary,
+    temporary: files::TemporaryFile,
     root: PathBuf,
 }
 
@@ -268,7 +268,7 @@ impl StagedObject for StagedFile {
     }
 }
 
-impl Inner {
+impl FolderInner {
     fn open(path: &Path, create: bool) -> Result<Self> {
         let doing = || format!("opening the binary cache in {}", path.display());
         let root = std::path::absolute(path).map_err(|e| Error::io(doing(), e))?;
@@ -280,7 +280,7 @@ impl Inner {
             Err(e) => return Err(Error::io(doing(), e)),
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Inner {
+        Ok(FolderInner {
             root,
             create,
             parallel: cores.min(MOST_THREADS).min(trees_at_once().get()),
@@ -352,7 +352,7 @@ impl Inner {
             if folder != self.root {
                 self.make_folders(folder)?;
             }
-            let mut temporary = files::Temporary::new(folder)?;
+            let mut temporary = files::TemporaryFile::new(folder)?;
             fill(temporary.file())?;
             Ok(temporary.rename(&path)?)
         };
@@ -368,7 +368,7 @@ impl Inner {
     }
 
     /// Makes `folder` and those above it, as far as the cache's own, which is made by
-    /// [`Inner::prepare`].
+    /// [`FolderInner::prepare`].
     fn make_folders(&self, folder: &Path) -> io::Result<()> {
         match files::make_folder(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

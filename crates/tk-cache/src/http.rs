@@ -6,33 +6,33 @@ mod encoding;
 mod failure;
 mod netrc;
 mod origin;
+mod retry_state;
 mod send;
 mod spool;
 mod stream;
 mod tls;
-mod tries;
 mod upload;
 
 pub use client::Client;
 pub use netrc::Netrc;
 #[cfg(feature = "bucket")]
 pub(crate) use {
-    body::Pace,
+    body::StallGuard,
     encoding::Encodings,
-    failure::{Again, Failure, retry_after},
-    send::{Progress, pieces, shown},
-    tries::Tries,
+    failure::{RequestFailure, RetryClass, retry_after},
+    retry_state::RetryState,
+    send::{BodyProgress, pieces, shown},
 };
 
 use crate::{
     layout::CACHE_INFO,
-    objects::{Look, Objects, Upload},
+    objects::{ObjectMeta, Objects, Upload},
     observer::NetworkObserver,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 #[cfg(not(feature = "bucket"))]
-use failure::Failure;
+use failure::RequestFailure;
 use futures::stream::BoxStream;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
@@ -40,7 +40,7 @@ use http::{
 };
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::Response;
-use send::{Payload, Request};
+use send::{HttpRequest, Payload};
 use std::{
     fmt,
     path::PathBuf,
@@ -79,7 +79,7 @@ pub struct ClientConfig {
     /// connection, they are fewer.
     pub parallel: usize,
     /// Who this is.
-    pub credentials: Credentials,
+    pub credentials: HttpCredentials,
     /// Where bodies of uploads are kept while they are sent; `None`: in the system's folder for
     /// temporary files.
     pub spool: Option<PathBuf>,
@@ -98,7 +98,7 @@ impl Default for ClientConfig {
             stall_timeout: Duration::from_secs(60),
             retry: Retry::default(),
             parallel: 256,
-            credentials: Credentials::default(),
+            credentials: HttpCredentials::default(),
             spool: None,
             observer: Arc::new(()),
         }
@@ -173,7 +173,7 @@ impl fmt::Debug for Proxies {
 
 /// Logins for servers.
 #[derive(Debug, Clone, Default)]
-pub struct Credentials {
+pub struct HttpCredentials {
     /// For the cache itself: its scheme, host and port, nobody else.
     pub auth: Auth,
     /// For any host that has an entry, where `auth` does not apply; the user of the cache's URL picks
@@ -211,7 +211,7 @@ impl fmt::Debug for Auth {
 /// Which cache, and how to reach it.
 #[derive(Clone)]
 pub struct HttpConfig {
-    /// Its `http` or `https` URL. A login in it counts unless [`Credentials::auth`] says another.
+    /// Its `http` or `https` URL. A login in it counts unless [`HttpCredentials::auth`] says another.
     /// Query and fragment are dropped.
     pub url: Url,
     /// How to reach it.
@@ -252,9 +252,9 @@ impl fmt::Debug for HttpConfig {
 ///
 /// A clone is the same cache.
 #[derive(Clone)]
-pub struct HttpObjects(Arc<Inner>);
+pub struct HttpObjects(Arc<HttpInner>);
 
-struct Inner {
+struct HttpInner {
     client: Client,
     /// Without login, with a slash at the end.
     base: Url,
@@ -284,7 +284,7 @@ impl HttpObjects {
         base.set_fragment(None);
         let path = format!("{}/", base.path().trim_end_matches('/'));
         base.set_path(&path);
-        Ok(HttpObjects(Arc::new(Inner {
+        Ok(HttpObjects(Arc::new(HttpInner {
             client: Client::for_cache(&config.client, &base, login)?,
             name: base.as_str().trim_end_matches('/').to_owned(),
             base,
@@ -300,26 +300,26 @@ impl HttpObjects {
     }
 }
 
-impl Inner {
+impl HttpInner {
     fn url(&self, name: &str) -> Result<Url> {
         let url = format!("{}{}", self.base, utf8_percent_encode(name, NOT_IN_NAMES));
         Url::parse(&url).map_err(|e| Error::malformed(url, e))
     }
 
     /// What an answer that is not the object says: that there is none, or else the failure.
-    async fn absent(&self, response: Response, url: &Url) -> Result<(), Failure> {
+    async fn absent(&self, response: Response, url: &Url) -> Result<(), RequestFailure> {
         let status = response.status();
         if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
             body::drain(response, self.client.pace()).await;
             return Ok(());
         }
-        let failure = Failure::of(response, self.client.pace()).await;
+        let failure = RequestFailure::of(response, self.client.pace()).await;
         let forbidden = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         if !forbidden || !url.as_str().starts_with(self.base.as_str()) {
             return Err(failure);
         }
         let info = self.base.join(CACHE_INFO);
-        let info = info.map_err(|e| Failure::Local(e.to_string()))?;
+        let info = info.map_err(|e| RequestFailure::Local(e.to_string()))?;
         let learn = || self.is_readable(info.clone());
         if *url == info || !*self.readable.get_or_try_init(learn).await? {
             return Err(failure);
@@ -337,20 +337,27 @@ impl Inner {
     }
 
     /// Asks whether the `nix-cache-info` of the cache can be read.
-    async fn is_readable(&self, info: Url) -> Result<bool, Failure> {
-        let response = self.client.send(&Request::new(Method::GET, info)).await?;
+    async fn is_readable(&self, info: Url) -> Result<bool, RequestFailure> {
+        let response = self
+            .client
+            .send(&HttpRequest::new(Method::GET, info))
+            .await?;
         if response.status().is_success() {
             body::drain(response, self.client.pace()).await;
             return Ok(true);
         }
-        let failure = Failure::of(response, self.client.pace()).await;
+        let failure = RequestFailure::of(response, self.client.pace()).await;
         match failure.again() {
-            failure::Again::Never => Ok(false),
+            failure::RetryClass::Never => Ok(false),
             _ => Err(failure),
         }
     }
 
-    async fn read_once(&self, request: &Request, limit: usize) -> Result<Option<Bytes>, Failure> {
+    async fn read_once(
+        &self,
+        request: &HttpRequest,
+        limit: usize,
+    ) -> Result<Option<Bytes>, RequestFailure> {
         let response = self.client.send(request).await?;
         match response.status() {
             StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION => {
@@ -363,7 +370,7 @@ impl Inner {
         }
     }
 
-    async fn look_once(&self, request: &Request) -> Result<Option<Look>, Failure> {
+    async fn look_once(&self, request: &HttpRequest) -> Result<Option<ObjectMeta>, RequestFailure> {
         let response = self.client.send(request).await?;
         match response.status() {
             StatusCode::OK | StatusCode::NO_CONTENT => {
@@ -372,13 +379,13 @@ impl Inner {
                     .headers()
                     .contains_key(http::header::CONTENT_ENCODING);
                 let size = body::length(response.headers()).filter(|_| !packed);
-                Ok(Some(Look { size }))
+                Ok(Some(ObjectMeta { size }))
             }
             _ => self.absent(response, &request.url).await.map(|()| None),
         }
     }
 
-    async fn write_once(&self, request: &Request) -> Result<bool, Failure> {
+    async fn write_once(&self, request: &HttpRequest) -> Result<bool, RequestFailure> {
         let response = self.client.send(request).await?;
         match response.status() {
             StatusCode::PRECONDITION_FAILED if request.headers.contains_key(IF_NONE_MATCH) => {
@@ -389,21 +396,21 @@ impl Inner {
                 body::drain(response, self.client.pace()).await;
                 Ok(true)
             }
-            _ => Err(Failure::of(response, self.client.pace()).await),
+            _ => Err(RequestFailure::of(response, self.client.pace()).await),
         }
     }
 
-    async fn remove_once(&self, request: &Request) -> Result<(), Failure> {
+    async fn remove_once(&self, request: &HttpRequest) -> Result<(), RequestFailure> {
         let response = self.client.send(request).await?;
         let status = response.status();
         if status.is_success() || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
             body::drain(response, self.client.pace()).await;
             return Ok(());
         }
-        Err(Failure::of(response, self.client.pace()).await)
+        Err(RequestFailure::of(response, self.client.pace()).await)
     }
 
-    fn failed(&self, verb: &str, url: &Url, failure: Failure) -> Error {
+    fn failed(&self, verb: &str, url: &Url, failure: RequestFailure) -> Error {
         failure.into_error(&self.name, verb, url)
     }
 }
@@ -412,7 +419,7 @@ impl Inner {
 impl Objects for HttpObjects {
     async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
         let url = self.0.url(name)?;
-        let mut request = Request::new(Method::GET, url);
+        let mut request = HttpRequest::new(Method::GET, url);
         if let Some(accept) = body::ACCEPT {
             request
                 .headers
@@ -423,8 +430,8 @@ impl Objects for HttpObjects {
         result.map_err(|failure| self.0.failed("reading", &request.url, failure))
     }
 
-    async fn look(&self, name: &str) -> Result<Option<Look>> {
-        let request = Request::new(Method::HEAD, self.0.url(name)?);
+    async fn look(&self, name: &str) -> Result<Option<ObjectMeta>> {
+        let request = HttpRequest::new(Method::HEAD, self.0.url(name)?);
         let attempt = || self.0.look_once(&request);
         let result = self.0.client.retry(&request.url, attempt).await;
         result.map_err(|failure| self.0.failed("looking for", &request.url, failure))
@@ -435,7 +442,7 @@ impl Objects for HttpObjects {
     }
 
     async fn write(&self, name: &str, content: Bytes, mime: &str, only_new: bool) -> Result<bool> {
-        let mut request = Request::new(Method::PUT, self.0.url(name)?);
+        let mut request = HttpRequest::new(Method::PUT, self.0.url(name)?);
         request.headers = put_headers(mime)?;
         request.headers.insert(CONTENT_LENGTH, content.len().into());
         if only_new {
@@ -454,7 +461,7 @@ impl Objects for HttpObjects {
     }
 
     async fn remove(&self, name: &str) -> Result<()> {
-        let request = Request::new(Method::DELETE, self.0.url(name)?);
+        let request = HttpRequest::new(Method::DELETE, self.0.url(name)?);
         let attempt = || self.0.remove_once(&request);
         let result = self.0.client.retry(&request.url, attempt).await;
         result.map_err(|failure| self.0.failed("removing", &request.url, failure))

@@ -18,7 +18,7 @@
 mod events;
 mod files;
 
-use events::Event;
+use events::JournalEvent;
 use files::JournalFile;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,12 +35,12 @@ pub struct Journal {
     folder: PathBuf,
     /// What the names of the files of this cache start with.
     stem: String,
-    state: Mutex<State>,
+    state: Mutex<JournalState>,
 }
 
 /// A NAR that is wholly there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Arrived {
+pub struct ArrivedNar {
     /// Hash of the packed file.
     pub file_hash: Hash,
     /// Its size in bytes.
@@ -62,12 +62,12 @@ pub struct OpenUpload {
     /// Bytes in each part but the last.
     pub part_size: u64,
     /// The parts that arrived, by number from 0.
-    pub parts: BTreeMap<u32, Part>,
+    pub parts: BTreeMap<u32, UploadedPart>,
 }
 
 /// A part that arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+pub struct UploadedPart {
     /// What the service calls it, to be handed back when the upload is completed.
     pub etag: String,
     /// Its size in bytes.
@@ -85,17 +85,17 @@ impl Journal {
     /// When the folder cannot be written to. What a dead process left can at worst be useless.
     pub fn open(folder: &Path, identity: &str) -> Result<Self> {
         let stem = files::stem(identity);
-        let mut state = State {
+        let mut state = JournalState {
             file: JournalFile::create(folder, &stem)?,
-            known: Known::default(),
+            known: JournalSummary::default(),
             claimed: BTreeSet::new(),
             fault: None,
         };
-        state.note(Event::Journal(identity.to_owned()), Sync::No);
+        state.note(JournalEvent::Journal(identity.to_owned()), Sync::No);
         let dead = files::dead(folder, &stem, state.file.path(), KEPT);
         let mut left = Vec::new();
         for file in &dead {
-            let mut known = Known::default();
+            let mut known = JournalSummary::default();
             file.events().for_each(|event| known.apply(event));
             if file.is_old() {
                 known.arrived.clear();
@@ -103,7 +103,7 @@ impl Journal {
             left.extend(known.into_events());
         }
         // What one process began has nothing to do with what another meant to.
-        left.sort_by_key(|event| matches!(event, Event::Intent(..)));
+        left.sort_by_key(|event| matches!(event, JournalEvent::Intent(..)));
         for event in left {
             state.note(event, Sync::No);
         }
@@ -133,19 +133,19 @@ impl Journal {
     }
 
     /// What is known of the object `name`, if all of it arrived.
-    pub fn arrived(&self, name: &str) -> Option<Arrived> {
+    pub fn arrived(&self, name: &str) -> Option<ArrivedNar> {
         self.state().known.arrived.get(name).cloned()
     }
 
     /// Notes that the object `name` is wholly there.
-    pub fn note_arrived(&self, name: &str, arrived: &Arrived) {
-        let event = Event::Arrived(name.to_owned(), arrived.clone());
+    pub fn note_arrived(&self, name: &str, arrived: &ArrivedNar) {
+        let event = JournalEvent::Arrived(name.to_owned(), arrived.clone());
         self.state().note(event, Sync::No);
     }
 
     /// Notes that a multipart upload of `name` is about to be begun.
     pub fn note_intent(&self, name: &str, part_size: u64) {
-        let event = Event::Intent(name.to_owned(), part_size, now());
+        let event = JournalEvent::Intent(name.to_owned(), part_size, now());
         self.state().note(event, Sync::Yes);
     }
 
@@ -153,13 +153,13 @@ impl Journal {
     pub fn note_begun(&self, name: &str, id: &str, part_size: u64) {
         let mut state = self.state();
         state.claimed.insert(id.to_owned());
-        let event = Event::Begun(name.to_owned(), id.to_owned(), part_size, now());
+        let event = JournalEvent::Begun(name.to_owned(), id.to_owned(), part_size, now());
         state.note(event, Sync::Yes);
     }
 
     /// Notes that the part `number` (from 0) of an upload arrived.
-    pub fn note_part(&self, name: &str, id: &str, number: u32, part: &Part) {
-        let event = Event::Part(name.to_owned(), id.to_owned(), number, part.clone());
+    pub fn note_part(&self, name: &str, id: &str, number: u32, part: &UploadedPart) {
+        let event = JournalEvent::Part(name.to_owned(), id.to_owned(), number, part.clone());
         self.state().note(event, Sync::No);
     }
 
@@ -170,7 +170,7 @@ impl Journal {
         if let Some(id) = id {
             state.claimed.remove(id);
         }
-        let event = Event::Ended(name.to_owned(), id.map(str::to_owned));
+        let event = JournalEvent::Ended(name.to_owned(), id.map(str::to_owned));
         state.note(event, Sync::No);
     }
 
@@ -216,9 +216,9 @@ impl Journal {
         uploads.any(|upload| upload.name == name && upload.id.is_none())
     }
 
-    fn others(&self) -> Known {
+    fn others(&self) -> JournalSummary {
         let own = self.path();
-        let mut others = Known::default();
+        let mut others = JournalSummary::default();
         for event in files::others(&self.folder, &self.stem, &own) {
             others.apply(event);
         }
@@ -235,24 +235,24 @@ impl Journal {
         Ok(())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, JournalState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What is known, and where it is noted.
 #[derive(Debug)]
-struct State {
+struct JournalState {
     file: JournalFile,
-    known: Known,
+    known: JournalSummary,
     /// Ids of the uploads that this process is busy with.
     claimed: BTreeSet<String>,
     /// Why something could not be written, until that is told.
     fault: Option<Error>,
 }
 
-impl State {
-    fn note(&mut self, event: Event, sync: Sync) {
+impl JournalState {
+    fn note(&mut self, event: JournalEvent, sync: Sync) {
         let mut written = self.file.append(&event);
         if let Sync::Yes = sync {
             written = written.and_then(|()| self.file.sync());
@@ -278,20 +278,20 @@ enum Sync {
 
 /// What the events of a journal come to.
 #[derive(Debug, Default)]
-struct Known {
-    arrived: BTreeMap<String, Arrived>,
+struct JournalSummary {
+    arrived: BTreeMap<String, ArrivedNar>,
     uploads: Vec<OpenUpload>,
 }
 
-impl Known {
-    fn apply(&mut self, event: Event) {
+impl JournalSummary {
+    fn apply(&mut self, event: JournalEvent) {
         match event {
-            Event::Journal(_) => {}
-            Event::Arrived(name, arrived) => {
+            JournalEvent::Journal(_) => {}
+            JournalEvent::Arrived(name, arrived) => {
                 self.arrived.insert(name, arrived);
             }
-            Event::Intent(name, part_size, at) => self.open(name, None, part_size, at),
-            Event::Begun(name, id, part_size, at) => {
+            JournalEvent::Intent(name, part_size, at) => self.open(name, None, part_size, at),
+            JournalEvent::Begun(name, id, part_size, at) => {
                 // The last one: those before were taken over, and led to who knows what.
                 let intent = |u: &OpenUpload| u.name == name && u.id.is_none();
                 if let Some(at) = self.uploads.iter().rposition(intent) {
@@ -299,13 +299,13 @@ impl Known {
                 }
                 self.open(name, Some(id), part_size, at);
             }
-            Event::Part(name, id, number, part) => {
+            JournalEvent::Part(name, id, number, part) => {
                 let of = |u: &&mut OpenUpload| u.name == name && u.id.as_ref() == Some(&id);
                 if let Some(upload) = self.uploads.iter_mut().find(of) {
                     upload.parts.insert(number, part);
                 }
             }
-            Event::Ended(name, id) => self.uploads.retain(|u| u.name != name || u.id != id),
+            JournalEvent::Ended(name, id) => self.uploads.retain(|u| u.name != name || u.id != id),
         }
     }
 
@@ -320,20 +320,25 @@ impl Known {
     }
 
     /// The events that lead to what is known.
-    fn into_events(self) -> Vec<Event> {
+    fn into_events(self) -> Vec<JournalEvent> {
         let arrived = self.arrived.into_iter();
         let mut events: Vec<_> = arrived
-            .map(|(n, arrived)| Event::Arrived(n, arrived))
+            .map(|(n, arrived)| JournalEvent::Arrived(n, arrived))
             .collect();
         for upload in self.uploads {
             let (name, at) = (upload.name, seconds(upload.began));
             let Some(id) = upload.id else {
-                events.push(Event::Intent(name, upload.part_size, at));
+                events.push(JournalEvent::Intent(name, upload.part_size, at));
                 continue;
             };
-            events.push(Event::Begun(name.clone(), id.clone(), upload.part_size, at));
+            events.push(JournalEvent::Begun(
+                name.clone(),
+                id.clone(),
+                upload.part_size,
+                at,
+            ));
             for (number, part) in upload.parts {
-                events.push(Event::Part(name.clone(), id.clone(), number, part));
+                events.push(JournalEvent::Part(name.clone(), id.clone(), number, part));
             }
         }
         events

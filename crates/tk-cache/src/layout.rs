@@ -68,7 +68,7 @@ pub fn realisation(id: &DrvOutput) -> String {
 }
 
 /// The same in the older form; the file holds all.
-pub fn legacy_realisation(id: &legacy::DrvOutput) -> String {
+pub fn legacy_realisation(id: &legacy::LegacyDrvOutput) -> String {
     format!("realisations/{id}.doi")
 }
 

@@ -10,17 +10,17 @@ use tokio::{sync::Semaphore, time::Instant};
 ///
 /// A clone is the same limit.
 #[derive(Debug, Clone)]
-pub(crate) struct Limit(Arc<Inner>);
+pub(crate) struct Limit(Arc<LimitInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct LimitInner {
     free: Semaphore,
     most: usize,
-    state: Mutex<State>,
+    state: Mutex<LimitState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct LimitState {
     allowed: usize,
     /// Permits to take away from those who give theirs back.
     owed: usize,
@@ -35,10 +35,10 @@ impl Limit {
     pub(crate) fn new(start: usize, most: usize) -> Self {
         let most = most.clamp(1, Semaphore::MAX_PERMITS);
         let allowed = start.clamp(1, most);
-        Limit(Arc::new(Inner {
+        Limit(Arc::new(LimitInner {
             free: Semaphore::new(allowed),
             most,
-            state: Mutex::new(State {
+            state: Mutex::new(LimitState {
                 allowed,
                 owed: 0,
                 successes: 0,
@@ -70,7 +70,7 @@ impl Limit {
 /// The right to have one request under way, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
-    limit: Arc<Inner>,
+    limit: Arc<LimitInner>,
     started: Instant,
     given_back: bool,
 }
@@ -129,7 +129,7 @@ impl Drop for Permit {
     }
 }
 
-impl Inner {
+impl LimitInner {
     fn give_back(&self) {
         let mut state = self.state();
         match state.owed {
@@ -138,12 +138,12 @@ impl Inner {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LimitState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl LimitState {
     fn changed(&mut self) {
         self.successes = 0;
         self.refusals = 0;

@@ -1,6 +1,6 @@
 //! What a cache said a moment ago, in this process.
 
-use crate::objects::{Known, NarInfoCache};
+use crate::objects::{CachedNarInfo, NarInfoCache};
 use bytes::Bytes;
 use std::{
     collections::HashMap,
@@ -28,11 +28,11 @@ impl NarInfoMemory {
 }
 
 impl NarInfoCache for NarInfoMemory {
-    fn get(&self, parts: &[HashPart]) -> Vec<Option<Known>> {
+    fn get(&self, parts: &[HashPart]) -> Vec<Option<CachedNarInfo>> {
         let remembered = self.lock();
         let recent = |part| {
             let (text, since) = remembered.narinfos.get(part)?;
-            (since.elapsed() < LIFETIME).then(|| Known::Present(text.clone()))
+            (since.elapsed() < LIFETIME).then(|| CachedNarInfo::Present(text.clone()))
         };
         parts.iter().map(recent).collect()
     }
@@ -89,7 +89,10 @@ mod tests {
         let part = |n: usize| HashPart::parse(&format!("{n:032}")).unwrap();
         memory.put(&[(part(0), None), (part(1), Some(Bytes::from("one")))]);
         let known = memory.get(&[part(0), part(1)]);
-        assert_eq!(known, [None, Some(Known::Present(Bytes::from("one")))]);
+        assert_eq!(
+            known,
+            [None, Some(CachedNarInfo::Present(Bytes::from("one")))]
+        );
         memory.forget(&[part(1)]);
         assert_eq!(memory.get(&[part(1)]), [None]);
         let large = Bytes::from(vec![b'x'; MOST_BYTES / 10]);

@@ -16,7 +16,7 @@ use tk_store::{ByteStream, Error, Result, nar::BlockingNar};
 
 /// The place where the objects of one cache lie: a folder, an HTTP server, a bucket.
 ///
-/// Names are those of [`layout`](crate::layout), relative to the cache. An implementation retries
+/// Names are those of [`layout`], relative to the cache. An implementation retries
 /// what may pass by itself, and bounds how many requests are under way at once; callers start as
 /// much as they like. `Display` is the canonical URI without parameters, which identifies the
 /// cache.
@@ -42,7 +42,7 @@ pub trait Objects: Debug + Display + Send + Sync {
     }
 
     /// Whether there is such an object, and its size in bytes if the other side says it.
-    async fn look(&self, name: &str) -> Result<Option<Look>>;
+    async fn look(&self, name: &str) -> Result<Option<ObjectMeta>>;
 
     /// The content of an object, without its `Content-Encoding`. A transfer that breaks is taken up
     /// where it stood; one that cannot be ends with an error, and so does one that is shorter than
@@ -174,7 +174,7 @@ pub trait StagedObject: io::Write + Send {
 
 /// What is known of an object without its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
+pub struct ObjectMeta {
     /// Its size in bytes.
     pub size: Option<u64>,
 }
@@ -218,7 +218,7 @@ pub trait NarInfos: Debug + Display + Send + Sync {
 /// be written is forgotten.
 pub trait NarInfoCache: Debug + Send + Sync {
     /// What is known of each of `parts`, in their order.
-    fn get(&self, parts: &[HashPart]) -> Vec<Option<Known>>;
+    fn get(&self, parts: &[HashPart]) -> Vec<Option<CachedNarInfo>>;
     /// Remembers answers: the text of a narinfo, or `None` for "absent".
     fn put(&self, answers: &[(HashPart, Option<Bytes>)]);
     /// Forgets what was said of `part`: it turned out to be wrong, or this process changed it.
@@ -231,7 +231,7 @@ pub trait NarInfoCache: Debug + Send + Sync {
 
 /// An answer that is remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Known {
+pub enum CachedNarInfo {
     /// The cache had the path; the text of its narinfo.
     Present(Bytes),
     /// It had not.

@@ -1,6 +1,8 @@
 //! One NAR on its way into a cache: read, checked, packed, hashed and counted in one pass.
 
-use crate::{CacheWarning, binary_cache::add::Failure, compress::Compressor, debug_info, layout};
+use crate::{
+    CacheWarning, binary_cache::add::AddFailure, compress::Compressor, debug_info, layout,
+};
 use std::{
     fmt::Display,
     io::{self, Write},
@@ -54,7 +56,7 @@ impl ContentCheck for ContentHasher {
 }
 
 /// What is known of a NAR when all of it was packed.
-pub(crate) struct Packed {
+pub(crate) struct PackSummary {
     /// Hash of the packed file; `None` where that is the NAR as it is.
     hash: Option<Hash>,
     /// Bytes of the packed file.
@@ -71,8 +73,8 @@ pub(crate) fn pack<W: Write, C: ContentCheck>(
     unpacked: Unpacked<C>,
     list: bool,
     out: W,
-    broken: impl Fn(io::Error) -> Failure,
-) -> Result<(W, C, Packed), Failure> {
+    broken: impl Fn(io::Error) -> AddFailure,
+) -> Result<(W, C, PackSummary), AddFailure> {
     let Unpacked {
         nar,
         size,
@@ -90,8 +92,8 @@ pub(crate) fn pack<W: Write, C: ContentCheck>(
     let mut listing = list.then(ListingBuilder::new);
     let mut nar_size = 0;
     for chunk in nar {
-        let chunk = chunk.map_err(Failure::Item)?;
-        check.update(&chunk).map_err(Failure::Item)?;
+        let chunk = chunk.map_err(AddFailure::Item)?;
+        check.update(&chunk).map_err(AddFailure::Item)?;
         if let Some(listing) = &mut listing {
             listing.feed(&chunk).map_err(|e| bad_nar(&name, e))?;
         }
@@ -103,7 +105,7 @@ pub(crate) fn pack<W: Write, C: ContentCheck>(
         .transpose()
         .map_err(|e| bad_nar(&name, e))?;
     let Counted { out, hasher, size } = encoder.finish().map_err(&broken)?;
-    let packed = Packed {
+    let packed = PackSummary {
         hash: hasher.map(Hasher::finish),
         size,
         nar_size,
@@ -112,7 +114,7 @@ pub(crate) fn pack<W: Write, C: ContentCheck>(
     Ok((out, check, packed))
 }
 
-impl Packed {
+impl PackSummary {
     /// Hash of the packed file, whose NAR is that of `info`.
     pub(crate) fn hash(&self, info: &PathInfo) -> Hash {
         self.hash.unwrap_or_else(|| info.nar_hash.into())
@@ -153,11 +155,11 @@ pub(crate) fn narinfo(
     compression: Compression,
     file: (Hash, u64),
     keys: &[Arc<SecretKey>],
-) -> Result<String, Failure> {
+) -> Result<String, AddFailure> {
     for key in keys {
         info.sign(dir, key).map_err(|e| {
             let what = format!("{} cannot be signed: {e}", info.path);
-            Failure::Item(Error::invalid(what))
+            AddFailure::Item(Error::invalid(what))
         })?;
     }
     let mut narinfo = NarInfo::new(info, url, compression);
@@ -174,8 +176,8 @@ pub(crate) fn no_listing(info: &PathInfo, cache: &dyn Display) -> CacheWarning {
     }
 }
 
-fn bad_nar(name: &str, error: tk_nar::NarError) -> Failure {
-    Failure::Item(Error::malformed(format!("the NAR of {name}"), error))
+fn bad_nar(name: &str, error: tk_nar::NarError) -> AddFailure {
+    AddFailure::Item(Error::malformed(format!("the NAR of {name}"), error))
 }
 
 /// The output, and what is counted of it.

@@ -16,24 +16,24 @@ use tk_store::{Error, Result};
 use tokio::sync::oneshot;
 
 /// Up to a number of threads, started when there is work for them and ended with this.
-pub(crate) struct Pool {
-    jobs: Mutex<State>,
-    waiting: Arc<Mutex<Receiver<Job>>>,
+pub(crate) struct PackPool {
+    jobs: Mutex<PackPoolState>,
+    waiting: Arc<Mutex<Receiver<PackJob>>>,
     most: usize,
 }
 
-struct State {
-    sender: Sender<Job>,
+struct PackPoolState {
+    sender: Sender<PackJob>,
     started: usize,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+type PackJob = Box<dyn FnOnce() + Send>;
 
-impl Pool {
+impl PackPool {
     pub(crate) fn new(most: usize) -> Self {
         let (sender, waiting) = channel();
-        Pool {
-            jobs: Mutex::new(State { sender, started: 0 }),
+        PackPool {
+            jobs: Mutex::new(PackPoolState { sender, started: 0 }),
             waiting: Arc::new(Mutex::new(waiting)),
             most,
         }
@@ -58,7 +58,7 @@ impl Pool {
         }
     }
 
-    fn push(&self, job: Job) -> io::Result<()> {
+    fn push(&self, job: PackJob) -> io::Result<()> {
         let mut state = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if state.started < self.most {
             let waiting = self.waiting.clone();
@@ -73,7 +73,7 @@ impl Pool {
 }
 
 /// The life of a thread.
-fn work(waiting: &Mutex<Receiver<Job>>) {
+fn work(waiting: &Mutex<Receiver<PackJob>>) {
     loop {
         let job = waiting
             .lock()
@@ -94,7 +94,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_is_done_by_few_threads() {
-        let pool = Pool::new(2);
+        let pool = PackPool::new(2);
         let all = (0..50).map(|n| pool.run(move || (n, thread::current().id())));
         let done = futures::future::try_join_all(all).await.unwrap();
         assert!(done.iter().map(|(n, _)| *n).eq(0..50));
@@ -104,7 +104,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_goes_on_where_the_result_is_awaited_and_ends_no_thread() {
-        let pool = Pool::new(1);
+        let pool = PackPool::new(1);
         let panics = AssertUnwindSafe(pool.run(|| panic!("on purpose"))).catch_unwind();
         assert!(panics.await.is_err());
         assert_eq!(pool.run(|| 7).await.unwrap(), 7);

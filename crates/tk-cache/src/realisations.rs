@@ -20,12 +20,13 @@ pub(crate) fn parse(id: &DrvOutput, name: &str, text: &[u8]) -> Result<UnkeyedRe
 
 /// The same in the older form.
 pub(crate) fn parse_legacy(
-    id: &legacy::DrvOutput,
+    id: &legacy::LegacyDrvOutput,
     name: &str,
     text: &[u8],
-) -> Result<legacy::Realisation> {
+) -> Result<legacy::LegacyRealisation> {
     let value = json(name, text)?;
-    let read = legacy::Realisation::from_json(&value).map_err(|e| Error::malformed(name, e))?;
+    let read =
+        legacy::LegacyRealisation::from_json(&value).map_err(|e| Error::malformed(name, e))?;
     if read.id == *id {
         Ok(read)
     } else {

@@ -12,7 +12,7 @@ use tk_path::{Hash, Hasher};
 use tk_store::{Error, Result};
 
 /// A packed NAR, to be read on a blocking thread.
-pub(crate) struct Packed {
+pub(crate) struct PackedNar {
     /// Its bytes.
     pub(crate) source: Box<dyn ObjectReader>,
     /// Where they come from, for errors: a file, a URL.
@@ -27,11 +27,11 @@ pub(crate) struct Packed {
     pub(crate) warnings: CacheWarnings,
 }
 
-impl Packed {
+impl PackedNar {
     /// Sends the NAR, in chunks. Compares the hash and the size of the packed file, and checks that
     /// not more comes out than the NAR should have.
     pub(crate) fn unpack(mut self, send: &mut dyn FnMut(Bytes) -> bool) -> Result<()> {
-        let check = Check {
+        let check = PackedCheck {
             name: &self.name,
             narinfo: &self.narinfo,
             store: &self.store,
@@ -67,13 +67,13 @@ impl Packed {
 }
 
 /// What the narinfo of a NAR says, while it is unpacked.
-struct Check<'a> {
+struct PackedCheck<'a> {
     name: &'a str,
     narinfo: &'a NarInfo,
     store: &'a str,
 }
 
-impl Check<'_> {
+impl PackedCheck<'_> {
     /// Sends what comes out of the decoder; false if nobody wanted all of it.
     fn pump(
         &self,

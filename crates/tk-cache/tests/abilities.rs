@@ -122,8 +122,8 @@ async fn realisations_lie_where_nix_looks() {
 
     let hash = Hash::digest(Algorithm::Sha256, b"x");
     let output = OutputName::out();
-    let id = legacy::DrvOutput { hash, output };
-    let old = legacy::Realisation::new(id.clone(), out);
+    let id = legacy::LegacyDrvOutput { hash, output };
+    let old = legacy::LegacyRealisation::new(id.clone(), out);
     cache.register_legacy(&old, &skip).await.unwrap();
     let file = folder.path().join(format!("realisations/{id}.doi"));
     assert_eq!(

@@ -16,7 +16,7 @@ use std::{
 };
 use tk_cache::{
     BinaryCache, BinaryCacheConfig,
-    bucket::{BucketConfig, BucketObjects, Environment},
+    bucket::{BucketConfig, BucketObjects, CloudEnvironment},
     http::{ClientConfig, Retry},
     journal::Journal,
     objects::{Objects, Upload},
@@ -52,7 +52,7 @@ fn config(s3: &S3, location: &str, variables: &[(&str, &str)]) -> BucketConfig {
     let mut variables: BTreeMap<_, _> = variables.collect();
     variables.insert("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned());
     let home = None;
-    let environment = Environment { variables, home };
+    let environment = CloudEnvironment { variables, home };
     BucketConfig::from_parts("s3", location, &parameter, environment, client).unwrap()
 }
 

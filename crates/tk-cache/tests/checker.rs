@@ -19,7 +19,9 @@ use support::{add, chain, config, item, open, sample};
 use tempfile::TempDir;
 use tk_cache::{
     BinaryCache,
-    checker::{Answer, Checked, Checker, StoreInfos, Summary, Trust, UnreachableCache},
+    checker::{
+        CacheAnswer, CheckedPath, Checker, SignatureTrust, StoreInfos, Summary, UnreachableCache,
+    },
     layout,
     objects::NarInfos,
 };
@@ -186,7 +188,7 @@ fn checker(caches: impl IntoIterator<Item = Fake>) -> Checker {
     Checker::new(caches.collect())
 }
 
-async fn check(checker: &Checker, paths: &[&PathInfo]) -> BTreeMap<StorePath, Checked> {
+async fn check(checker: &Checker, paths: &[&PathInfo]) -> BTreeMap<StorePath, CheckedPath> {
     let paths: Vec<_> = paths.iter().map(|info| info.path.clone()).collect();
     let mut found = BTreeMap::new();
     let mut answers = checker.check(stream::iter(paths));
@@ -199,11 +201,11 @@ async fn check(checker: &Checker, paths: &[&PathInfo]) -> BTreeMap<StorePath, Ch
 }
 
 /// `P`, `A` or `E` for each cache.
-fn letters(checked: &Checked) -> String {
-    let letter = |answer: &Answer| match answer {
-        Answer::Present(..) => 'P',
-        Answer::Absent => 'A',
-        Answer::NotAsked(_) => 'E',
+fn letters(checked: &CheckedPath) -> String {
+    let letter = |answer: &CacheAnswer| match answer {
+        CacheAnswer::Present(..) => 'P',
+        CacheAnswer::Absent => 'A',
+        CacheAnswer::NotAsked(_) => 'E',
     };
     checked.answers.iter().map(letter).collect()
 }
@@ -286,7 +288,7 @@ async fn a_cache_that_cannot_be_opened_does_not_end_the_others() {
     assert!(found[&here.path].is_present());
     assert_eq!(letters(&found[&nowhere.path]), "EA");
     assert!(found[&nowhere.path].is_unknown(), "nobody could answer");
-    let Answer::NotAsked(error) = &found[&nowhere.path].answers[0] else {
+    let CacheAnswer::NotAsked(error) = &found[&nowhere.path].answers[0] else {
         panic!()
     };
     assert!(error.to_line().contains("no route"), "{error}");
@@ -302,7 +304,7 @@ async fn a_closure_without_end_is_given_up() {
     let checker = checker([endless]).closure(true).most_paths(10_000);
     let found = check(&checker, &[&info("root", &[])]).await;
     let end = found.values().find(|checked| checked.is_unknown()).unwrap();
-    let Answer::NotAsked(error) = &end.answers[0] else {
+    let CacheAnswer::NotAsked(error) = &end.answers[0] else {
         panic!()
     };
     assert!(error.to_line().contains("10000 paths"), "{error}");
@@ -510,25 +512,28 @@ async fn signatures_are_judged_for_each_cache() {
     forged.nar_size += 1;
     let caches = || [plain.clone(), signed.clone(), forged.clone()].map(|i| Fake::with([i]));
     let policy = Policy::new([key.public()].into_iter().collect());
-    let trusts = |found: &BTreeMap<StorePath, Checked>| -> Vec<Trust> {
+    let trusts = |found: &BTreeMap<StorePath, CheckedPath>| -> Vec<SignatureTrust> {
         let answers = found[&plain.path].answers.iter();
         answers
             .map(|answer| match answer {
-                Answer::Present(_, trust) => trust.clone(),
+                CacheAnswer::Present(_, trust) => trust.clone(),
                 other => panic!("{other:?}"),
             })
             .collect()
     };
     let found = check(&checker(caches()), &[&plain]).await;
-    assert_eq!(trusts(&found), [const { Trust::NotChecked }; 3]);
+    assert_eq!(trusts(&found), [const { SignatureTrust::NotChecked }; 3]);
 
     let found = check(&checker(caches()).trust(policy.clone()), &[&plain]).await;
     let [unsigned, good, bad] = &trusts(&found)[..] else {
         panic!()
     };
-    assert!(matches!(unsigned, Trust::Untrusted(_)), "{unsigned:?}");
-    assert_eq!(*good, Trust::Trusted { signatures: 1 });
-    assert!(matches!(bad, Trust::Untrusted(_)), "{bad:?}");
+    assert!(
+        matches!(unsigned, SignatureTrust::Untrusted(_)),
+        "{unsigned:?}"
+    );
+    assert_eq!(*good, SignatureTrust::Trusted { signatures: 1 });
+    assert!(matches!(bad, SignatureTrust::Untrusted(_)), "{bad:?}");
     assert!(found[&plain.path].is_present() && found[&plain.path].is_trusted());
     let mut summary = Summary::default();
     summary.add(&found[&plain.path]);
@@ -576,7 +581,7 @@ async fn a_closure_over_two_folders_one_with_a_bad_narinfo() {
     assert_eq!(said, expected.map(|s| s.map(str::to_owned)));
     let broken = &found[&links[2].0.path];
     assert!(broken.is_unknown() && !broken.followed);
-    let Answer::NotAsked(error) = &broken.answers[0] else {
+    let CacheAnswer::NotAsked(error) = &broken.answers[0] else {
         panic!()
     };
     assert!(error.to_line().contains(".narinfo"), "{error}");
@@ -597,7 +602,7 @@ async fn a_folder_that_cannot_be_read_has_not_said_absent() {
     }
     let checker = Checker::new(vec![Arc::new(cache)]);
     let found = check(&checker, &[&links[0].0, &links[1].0]).await;
-    assert!(found.values().all(Checked::is_unknown), "{found:?}");
+    assert!(found.values().all(CheckedPath::is_unknown), "{found:?}");
 }
 
 fn rustix_is_root() -> bool {

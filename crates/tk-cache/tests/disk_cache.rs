@@ -18,7 +18,7 @@ use std::{
 use tempfile::TempDir;
 use tk_cache::{
     disk_cache::{DiskCache, DiskCacheConfig},
-    objects::{Known, NarInfoCache},
+    objects::{CachedNarInfo, NarInfoCache},
     observer::NetworkObserver,
 };
 use tk_narinfo::{Compression, NarInfo, PathInfo};
@@ -73,8 +73,8 @@ fn narinfo(name: &str) -> Bytes {
     narinfo.print(&StoreDir::default()).into()
 }
 
-fn present(name: &str) -> Option<Known> {
-    Some(Known::Present(narinfo(name)))
+fn present(name: &str) -> Option<CachedNarInfo> {
+    Some(CachedNarInfo::Present(narinfo(name)))
 }
 
 fn put_present(cache: &dyn NarInfoCache, name: &str) {
@@ -89,14 +89,19 @@ fn answers_come_back_as_they_were_also_after_a_restart() {
     let (a, b, c) = (part("a"), part("b"), part("c"));
     assert_eq!(cache.get(&[a, b]), [None, None]);
     cache.put(&[(a, Some(narinfo("a"))), (b, None)]);
-    let expected = [None, Some(Known::Absent), present("a"), present("a")];
+    let expected = [
+        None,
+        Some(CachedNarInfo::Absent),
+        present("a"),
+        present("a"),
+    ];
     assert_eq!(cache.get(&[c, b, a, a]), expected);
     drop((cache, disk));
     let disk = open(folder.path(), clock().config());
     let cache = one(&disk);
     assert_eq!(cache.get(&[c, b, a, a]), expected);
     cache.put(&[(a, None)]);
-    assert_eq!(cache.get(&[a]), [Some(Known::Absent)]);
+    assert_eq!(cache.get(&[a]), [Some(CachedNarInfo::Absent)]);
     cache.forget(&[a, b]);
     assert_eq!(cache.get(&[a, b]), [None, None]);
     put_present(&*cache, "a");
@@ -485,7 +490,7 @@ fn positives_of_nix_are_taken_and_nothing_is_written_there() {
         let cache = disk.of(NIX_URL, &StoreDir::default());
         let known = cache.get(&nix_parts());
         assert_eq!(known[1..], [None, None], "negatives are not believed");
-        let Some(Known::Present(text)) = &known[0] else {
+        let Some(CachedNarInfo::Present(text)) = &known[0] else {
             panic!("{known:?}");
         };
         assert_eq!(String::from_utf8_lossy(text), NIX_NARINFO);
@@ -504,7 +509,7 @@ fn positives_of_nix_are_taken_and_nothing_is_written_there() {
         cache.forget(&nix_parts()[..1]);
         assert_eq!(cache.get(&nix_parts()), [None, None, None]);
         cache.put(&[(nix_parts()[0], None)]);
-        assert_eq!(cache.get(&nix_parts())[0], Some(Known::Absent));
+        assert_eq!(cache.get(&nix_parts())[0], Some(CachedNarInfo::Absent));
         clock.set(NIX_TIME + 30 * 24 * 60 * 60);
         assert_eq!(cache.get(&nix_parts()), [None, None, None]);
     }
@@ -543,8 +548,8 @@ fn what_was_remembered_before_does_not_count_for_who_asks_anew() {
     assert_eq!(anew.get(&[part("a")]), [None]);
     assert_eq!(anew.cache_info(), None);
     anew.put(&[(part("a"), None)]);
-    assert_eq!(anew.get(&[part("a")]), [Some(Known::Absent)]);
-    assert_eq!(one(&disk).get(&[part("a")]), [Some(Known::Absent)]);
+    assert_eq!(anew.get(&[part("a")]), [Some(CachedNarInfo::Absent)]);
+    assert_eq!(one(&disk).get(&[part("a")]), [Some(CachedNarInfo::Absent)]);
 }
 
 #[test]

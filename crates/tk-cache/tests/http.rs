@@ -23,7 +23,7 @@ use std::{
 };
 use tk_cache::{
     http::{Auth, HttpConfig, HttpObjects, Netrc, Proxies},
-    objects::{Look, Objects, Upload},
+    objects::{ObjectMeta, Objects, Upload},
     observer::NetworkObserver,
 };
 use tk_store::{Error, Result};
@@ -43,7 +43,7 @@ async fn what_is_there_and_what_is_not() {
     assert_eq!(read(&cache, "none").await.unwrap(), None);
     assert_eq!(
         cache.look("x.narinfo").await.unwrap(),
-        Some(Look { size: Some(4) })
+        Some(ObjectMeta { size: Some(4) })
     );
     assert_eq!(cache.look("none").await.unwrap(), None);
     assert!(bounded(cache.stream("none")).await.unwrap().is_none());
@@ -571,7 +571,7 @@ async fn content_encodings_of_metadata() {
     );
     assert_eq!(
         cache.look("packed").await.unwrap(),
-        Some(Look { size: None })
+        Some(ObjectMeta { size: None })
     );
 }
 

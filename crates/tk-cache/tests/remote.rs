@@ -18,7 +18,7 @@ use support::{chain, item, sample};
 use tempfile::TempDir;
 use tk_cache::{
     BinaryCache, BinaryCacheConfig, CacheWarnings, layout,
-    objects::{Known, Look, NarInfoCache, NarInfos, Objects, Upload},
+    objects::{CachedNarInfo, NarInfoCache, NarInfos, ObjectMeta, Objects, Upload},
     observer::NetworkObserver,
 };
 use tk_narinfo::{Compression, NarInfo, PathInfo};
@@ -142,10 +142,10 @@ impl Objects for Memory {
         Ok(content)
     }
 
-    async fn look(&self, name: &str) -> Result<Option<Look>> {
+    async fn look(&self, name: &str) -> Result<Option<ObjectMeta>> {
         let size = |content: &Bytes| Some(content.len() as u64);
         let state = self.request("look", name)?;
-        Ok(state.objects.get(name).map(|content| Look {
+        Ok(state.objects.get(name).map(|content| ObjectMeta {
             size: size(content),
         }))
     }
@@ -720,11 +720,11 @@ async fn memory_is_asked_first_and_never_told_of_uploads() {
 struct Remembered(Mutex<BTreeMap<String, Option<Bytes>>>);
 
 impl NarInfoCache for Remembered {
-    fn get(&self, parts: &[HashPart]) -> Vec<Option<Known>> {
+    fn get(&self, parts: &[HashPart]) -> Vec<Option<CachedNarInfo>> {
         let known = self.0.lock().unwrap();
         let look = |part: &HashPart| match known.get(part.as_str())? {
-            Some(text) => Some(Known::Present(text.clone())),
-            None => Some(Known::Absent),
+            Some(text) => Some(CachedNarInfo::Present(text.clone())),
+            None => Some(CachedNarInfo::Absent),
         };
         parts.iter().map(look).collect()
     }

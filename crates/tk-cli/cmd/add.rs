@@ -1,6 +1,6 @@
 use crate::{
-    Answer, Context,
-    open::{Wish, open},
+    CommandContext, ExitStatus,
+    open::{OpenOptions, open},
     paths::{AddArgs, add_file},
     ui,
 };
@@ -37,16 +37,16 @@ pub struct Add {
 
 impl Add {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         if self.how.name.is_some() && self.files.len() > 1 {
             bail!(
                 "--name names one path; {} files were given",
                 self.files.len()
             );
         }
-        let wish = Wish {
+        let wish = OpenOptions {
             write: !self.dry_run,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let store = open(cx, &cx.store_uri(), &wish).await?;
         let dir = store.store().dir().clone();
@@ -68,7 +68,7 @@ impl Add {
         if self.json {
             ui::out(serde_json::Value::from(report))?;
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 

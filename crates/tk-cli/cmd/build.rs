@@ -2,10 +2,10 @@ mod push;
 mod tell;
 
 use crate::{
-    Answer, Context,
-    build_log::BuildLog,
+    CommandContext, ExitStatus,
+    build_log::LogPrinter,
     keys,
-    open::{BuildOptions, NixOptions, OpenStore, RemoteArgs, Wish, open, store_dir},
+    open::{BuildArgs, NixOptions, OpenOptions, OpenStore, RemoteArgs, open, store_dir},
     out_link::OutLink,
 };
 use anyhow::{Context as _, Result, bail};
@@ -14,8 +14,8 @@ use push::{PushArgs, Pusher};
 use std::{path::PathBuf, sync::Arc, time::Instant};
 use tell::Outcome;
 use tk_nix::{
-    Cause, Failure, Fetchable, Fetched, Finishing, Installable, NixBuilder, Source, StoreBuilder,
-    Target, or_cancelled,
+    BuildTracker, Cause, FetchReport, Fetchable, Installable, InstallableSource, NixBuilder,
+    NixFailure, StoreBuilder, Target, or_cancelled,
 };
 use tk_path::StoreDir;
 use tk_store::{Abilities, BuildMode, SigCheck, log::LogSink as _};
@@ -29,7 +29,7 @@ use tk_store::{Abilities, BuildMode, SigCheck, log::LogSink as _};
 /// exit status 1, and its last log lines are told; the others go on with --keep-going.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Build {
+pub struct BuildCommand {
     /// Flakes with an attribute, derivations with outputs, or paths to fetch [default: .]
     #[arg(value_name = "REF")]
     refs: Vec<String>,
@@ -75,7 +75,7 @@ pub struct Build {
     #[command(flatten)]
     nix: NixOptions,
     #[command(flatten)]
-    options: BuildOptions,
+    options: BuildArgs,
     /// Print the results as JSON
     #[arg(long)]
     json: bool,
@@ -94,9 +94,9 @@ struct Preferred {
     check: SigCheck,
 }
 
-impl Build {
+impl BuildCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let start = Instant::now();
         if let Some(link) = &self.out_link {
             OutLink::new(link, "")?;
@@ -104,7 +104,7 @@ impl Build {
         let installables = self.installables(cx)?;
         let ready = self.ready(cx, &installables).await?;
         let dir = ready.opened.store().dir().clone();
-        let log = BuildLog::new(&cx.ui, !self.no_log).without_errors();
+        let log = LogPrinter::new(&cx.ui, !self.no_log).without_errors();
         let found = self.targets(cx, &ready, &installables, &dir, &log).await;
         let (what, targets) = match found {
             Ok(found) => found.into_iter().unzip::<_, _, Vec<String>, Vec<Target>>(),
@@ -129,7 +129,7 @@ impl Build {
         }
         let fetched = match &preferred {
             Some(preferred) => preferred.fetch(cx, &ready, &targets).await?,
-            None => Fetched::default(),
+            None => FetchReport::default(),
         };
         let outcomes = self.build(cx, &ready, &pusher, &targets, &log).await;
         log.clear();
@@ -141,17 +141,17 @@ impl Build {
         };
         let answer = tell::results(cx, &what, &targets, &outcomes, &dir, self.json)?;
         tell::summary(cx, &log.done(), &fetched, &outcomes, start);
-        if answer == Answer::Yes {
+        if answer == ExitStatus::Yes {
             self.link(&ready.opened, &outcomes).await?;
         }
         Ok(answer)
     }
 
-    fn installables(&self, cx: &Context) -> Result<Vec<Installable>> {
+    fn installables(&self, cx: &CommandContext) -> Result<Vec<Installable>> {
         let source = match (&self.file, &self.expr) {
-            (Some(file), _) => Source::File(file.clone()),
-            (_, Some(code)) => Source::Expr(code.clone()),
-            _ if !self.attr.is_empty() => Source::File("default.nix".into()),
+            (Some(file), _) => InstallableSource::File(file.clone()),
+            (_, Some(code)) => InstallableSource::Expr(code.clone()),
+            _ if !self.attr.is_empty() => InstallableSource::File("default.nix".into()),
             _ => {
                 let refs = if self.refs.is_empty() {
                     &[".".to_owned()]
@@ -175,13 +175,13 @@ impl Build {
     }
 
     /// Finds nix if it is needed: to evaluate, or for a store that cannot build by itself.
-    async fn ready(&self, cx: &Context, installables: &[Installable]) -> Result<Ready> {
-        let code = |what: &Installable| !matches!(what.source, Source::Store(_));
+    async fn ready(&self, cx: &CommandContext, installables: &[Installable]) -> Result<Ready> {
+        let code = |what: &Installable| !matches!(what.source, InstallableSource::Store(_));
         let evaluates = installables.iter().any(code);
         if !evaluates {
-            let wish = Wish {
+            let wish = OpenOptions {
                 build: self.options.clone(),
-                ..Wish::default()
+                ..OpenOptions::default()
             };
             let opened = open(cx, &cx.store_uri(), &wish).await?;
             let store = self
@@ -218,22 +218,25 @@ impl Build {
     /// What is to be built, each with how it was named.
     async fn targets(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         ready: &Ready,
         installables: &[Installable],
         dir: &StoreDir,
-        log: &BuildLog,
-    ) -> Result<Vec<(String, Target)>, (String, Failure)> {
+        log: &LogPrinter,
+    ) -> Result<Vec<(String, Target)>, (String, NixFailure)> {
         let mut all = Vec::new();
         for what in installables {
             let targets = match (&what.source, &ready.nix) {
-                (Source::Store(path), _) => Ok(vec![Target::of(path.clone())]),
+                (InstallableSource::Store(path), _) => Ok(vec![Target::of(path.clone())]),
                 (_, Some(builder)) => {
                     let eval = self.nix.eval();
                     let found = builder.nix().targets(what, dir, &eval, log);
                     or_cancelled(&cx.cancel, found).await
                 }
-                (_, None) => Err(Failure::new(Cause::NoNix, "nix is needed to evaluate it")),
+                (_, None) => Err(NixFailure::new(
+                    Cause::NoNix,
+                    "nix is needed to evaluate it",
+                )),
             };
             let targets = targets.map_err(|failure| (what.to_string(), failure))?;
             all.extend(targets.into_iter().map(|target| (what.to_string(), target)));
@@ -242,10 +245,10 @@ impl Build {
     }
 
     /// The caches that are asked before anything is built.
-    async fn preferred(&self, cx: &Context, pusher: &Pusher) -> Result<Preferred> {
+    async fn preferred(&self, cx: &CommandContext, pusher: &Pusher) -> Result<Preferred> {
         let mut caches = pusher.caches();
         for uri in &self.from {
-            caches.push(open(cx, uri, &Wish::default()).await?.abilities());
+            caches.push(open(cx, uri, &OpenOptions::default()).await?.abilities());
         }
         if caches.is_empty() {
             bail!("--prefer-cache knows no cache; name one with --push, --upstream or --from");
@@ -258,13 +261,13 @@ impl Build {
     /// as soon as it is built.
     async fn build(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         ready: &Ready,
         pusher: &Pusher,
         targets: &[Target],
-        log: &BuildLog,
-    ) -> Result<Vec<Outcome>, Failure> {
-        let options = tk_nix::BuildOptions {
+        log: &LogPrinter,
+    ) -> Result<Vec<Outcome>, NixFailure> {
+        let options = tk_nix::NixBuildOptions {
             eval: self.nix.eval(),
             mode: match (self.rebuild, self.repair) {
                 (true, _) => BuildMode::Check,
@@ -283,10 +286,13 @@ impl Build {
             use std::sync::atomic::Ordering::Relaxed;
             if failed.load(Relaxed) && !self.options.keep_going() {
                 let words = "not built, since another build failed; --keep-going goes on";
-                return Ok::<_, Failure>(Outcome::of(Err(Failure::new(Cause::Cancelled, words))));
+                return Ok::<_, NixFailure>(Outcome::of(Err(NixFailure::new(
+                    Cause::Cancelled,
+                    words,
+                ))));
             }
             let dir = ready.opened.store().dir().clone();
-            let (sink, ended) = Finishing::new(dir, |event| log.event(event));
+            let (sink, ended) = BuildTracker::new(dir, |event| log.event(event));
             let building = async move {
                 let one = std::slice::from_ref(target);
                 ready.builder.build_targets(one, options, &sink).await
@@ -300,7 +306,7 @@ impl Build {
                 Ok(built) => {
                     let pushed = &mut outcome.pushed;
                     let done = pusher.push(cx, &ready.opened, built, pushed).await;
-                    done.map_err(|e| Failure::new(Cause::Other, format!("{e:#}")))?;
+                    done.map_err(|e| NixFailure::new(Cause::Other, format!("{e:#}")))?;
                 }
                 Err(_) => failed.store(true, Relaxed),
             }
@@ -335,7 +341,12 @@ impl Build {
 
 impl Preferred {
     /// Fetches what the caches have.
-    async fn fetch(&self, cx: &Context, ready: &Ready, targets: &[Target]) -> Result<Fetched> {
+    async fn fetch(
+        &self,
+        cx: &CommandContext,
+        ready: &Ready,
+        targets: &[Target],
+    ) -> Result<FetchReport> {
         let (store, check) = (ready.builder.store(), &self.check);
         let fetched = tk_nix::fetch(store, &self.caches, targets, check, Arc::new(())).await;
         let fetched = fetched.context("cannot find out what the caches have")?;

@@ -1,10 +1,10 @@
 use crate::{
-    Answer, Context,
-    build_log::BuildLog,
+    CommandContext, ExitStatus,
+    build_log::LogPrinter,
     failure::tell_failure,
-    open::{BuildOptions, OpenMachine, RemoteArgs, Wish, open, slots},
+    open::{BuildArgs, OpenMachine, OpenOptions, RemoteArgs, open, slots},
+    output::plain,
     ui,
-    words::plain,
 };
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -12,9 +12,9 @@ use std::collections::BTreeSet;
 use tk_daemon::client::BuildLogs;
 use tk_narinfo::build_result::KeyedBuildResult;
 use tk_nix::{
-    Failure, Installable, Source,
-    machines::{Fault, Machine},
-    remote::{Patience, Probe, probe},
+    Installable, InstallableSource, NixFailure,
+    machines::{Machine, MachineFault},
+    remote::{MachineTimeouts, Probe, probe},
 };
 use tk_path::{DerivedPath, StoreDir};
 use tk_store::{
@@ -31,10 +31,10 @@ use tk_store::{
 pub enum Builders {
     /// Print the machines
     #[command(after_help = LIST)]
-    List(Look),
+    List(BuildersArgs),
     /// Say what is wrong with the lines that name them; exit status 1 if anything is
     #[command(after_help = CHECK)]
-    Check(Look),
+    Check(BuildersArgs),
     /// Ask each machine, all at once, who it is; exit status 1 if one does not answer
     ///
     /// Told are the version of its Nix and of the protocol, whether it trusts the account
@@ -43,7 +43,7 @@ pub enum Builders {
     /// there no protocol tells. Systems and features are what the line says. No machine is waited for
     /// longer than two minutes.
     #[command(after_help = PROBE)]
-    Probe(Look),
+    Probe(BuildersArgs),
     /// Build derivations of the store on the machines, and bring the outputs back
     ///
     /// What substituters have is fetched; of the rest each derivation goes to the machine that fits
@@ -52,12 +52,12 @@ pub enum Builders {
     /// answers for a while, is followed by another. Content-addressed derivations go to machines with
     /// the feature ca-derivations; without one the store builds them itself. Prints the output paths.
     #[command(after_help = BUILD)]
-    Build(Box<Build>),
+    Build(Box<BuildersBuild>),
 }
 
 /// Which machines, and how they are shown.
 #[derive(clap::Args)]
-pub struct Look {
+pub struct BuildersArgs {
     #[command(flatten)]
     remote: RemoteArgs,
     /// Print them as JSON
@@ -67,14 +67,14 @@ pub struct Look {
 
 /// What is to be built.
 #[derive(clap::Args)]
-pub struct Build {
+pub struct BuildersBuild {
     /// Derivations with their outputs, DRV^OUT,... or DRV^*
     #[arg(required = true, value_name = "DRV^OUT")]
     paths: Vec<String>,
     #[command(flatten)]
     remote: RemoteArgs,
     #[command(flatten)]
-    options: BuildOptions,
+    options: BuildArgs,
     /// Leave out what builders print
     #[arg(long)]
     no_log: bool,
@@ -85,7 +85,7 @@ pub struct Build {
 
 impl Builders {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         match self {
             Builders::List(args) => args.list(cx),
             Builders::Check(args) => args.check(cx),
@@ -95,26 +95,26 @@ impl Builders {
     }
 }
 
-impl Look {
-    fn list(self, cx: &Context) -> Result<Answer> {
+impl BuildersArgs {
+    fn list(self, cx: &CommandContext) -> Result<ExitStatus> {
         let machines = self.remote.machines(cx)?.complete()?;
         if self.json {
             ui::out(machines.iter().map(Machine::to_json).collect::<Value>())?;
-            return Ok(Answer::Yes);
+            return Ok(ExitStatus::Yes);
         }
         for machine in &machines {
             ui::out(line(machine))?;
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 
-    fn check(self, cx: &Context) -> Result<Answer> {
+    fn check(self, cx: &CommandContext) -> Result<ExitStatus> {
         let mut read = self.remote.machines(cx)?;
         read.faults.append(&mut read.absent);
         if self.json {
             ui::out(json!({
                 "machines": read.all.iter().map(Machine::to_json).collect::<Value>(),
-                "faults": read.faults.iter().map(Fault::to_json).collect::<Value>(),
+                "faults": read.faults.iter().map(MachineFault::to_json).collect::<Value>(),
             }))?;
         }
         for fault in &read.faults {
@@ -124,19 +124,25 @@ impl Look {
         let s = if n == 1 { "" } else { "s" };
         cx.ui.say(format_args!("{n} machine{s}"));
         Ok(if read.faults.is_empty() {
-            Answer::Yes
+            ExitStatus::Yes
         } else {
-            Answer::No
+            ExitStatus::No
         })
     }
 
-    async fn probe(self, cx: &Context) -> Result<Answer> {
+    async fn probe(self, cx: &CommandContext) -> Result<ExitStatus> {
         let machines = self.remote.machines(cx)?.complete()?;
         if machines.is_empty() {
             bail!("no machine is named");
         }
-        let connect = OpenMachine::new(cx, &BuildOptions::default());
-        let probes = probe(&machines, &connect, &slots()?, Patience::default().connect).await;
+        let connect = OpenMachine::new(cx, &BuildArgs::default());
+        let probes = probe(
+            &machines,
+            &connect,
+            &slots()?,
+            MachineTimeouts::default().connect,
+        )
+        .await;
         if self.json {
             ui::out(probes.iter().map(probe_to_json).collect::<Value>())?;
         } else {
@@ -145,19 +151,19 @@ impl Look {
             }
         }
         Ok(if probes.iter().all(|probe| probe.answer.is_ok()) {
-            Answer::Yes
+            ExitStatus::Yes
         } else {
-            Answer::No
+            ExitStatus::No
         })
     }
 }
 
-impl Build {
-    async fn run(self, cx: &Context) -> Result<Answer> {
-        let wish = Wish {
+impl BuildersBuild {
+    async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
+        let wish = OpenOptions {
             write: true,
             build: self.options.clone(),
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let opened = open(cx, &cx.store_uri(), &wish).await?;
         let store = self.remote.builder(cx, opened.abilities(), &self.options)?;
@@ -166,17 +172,17 @@ impl Build {
         let Some(builder) = &store.build else {
             bail!("{} does not build", store.store);
         };
-        let shown = BuildLog::new(&cx.ui, !self.no_log);
+        let shown = LogPrinter::new(&cx.ui, !self.no_log);
         let logs = BuildLogs::with(LINES, |event: LogEvent| shown.event(event));
         let results = builder.build(&paths?, BuildMode::Normal, &logs).await;
         shown.clear();
         let results = results.context("cannot build on other machines")?;
-        let (mut answer, mut all, mut seen) = (Answer::Yes, Vec::new(), BTreeSet::new());
+        let (mut answer, mut all, mut seen) = (ExitStatus::Yes, Vec::new(), BTreeSet::new());
         for keyed in &results {
             let drv = drv_of(&dir, &keyed.path);
             let log = drv.as_deref().and_then(|drv| logs.of(drv));
             if !keyed.result.is_success() {
-                let failure = Failure::of_build(drv, &keyed.result, log.as_ref());
+                let failure = NixFailure::of_build(drv, &keyed.result, log.as_ref());
                 let what = keyed.path.display(&dir).to_string();
                 answer = answer.max(tell_failure(cx, &what, &failure));
             }
@@ -199,7 +205,7 @@ impl Build {
 
 fn derived_path(dir: &StoreDir, text: &str) -> Result<DerivedPath> {
     match Installable::parse(dir, text)?.source {
-        Source::Store(path) => Ok(path),
+        InstallableSource::Store(path) => Ok(path),
         _ => bail!("'{text}' is no derivation of the store; write {dir}/…-name.drv^out"),
     }
 }

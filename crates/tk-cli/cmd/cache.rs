@@ -1,6 +1,6 @@
 use crate::{
-    Answer, Context, keys,
-    open::{OpenStore, Wish, open},
+    CommandContext, ExitStatus, keys,
+    open::{OpenOptions, OpenStore, open},
     settings::user_conf,
     ui,
 };
@@ -67,7 +67,7 @@ pub struct Use {
 
 impl Cache {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         match self {
             Cache::Init {
                 uri,
@@ -80,16 +80,16 @@ impl Cache {
 }
 
 async fn init(
-    cx: &Context,
+    cx: &CommandContext,
     uri: &str,
     priority: Option<i32>,
     want_mass_query: bool,
-) -> Result<Answer> {
-    let wish = Wish {
+) -> Result<ExitStatus> {
+    let wish = OpenOptions {
         write: true,
         priority,
         want_mass_query: Some(want_mass_query),
-        ..Wish::default()
+        ..OpenOptions::default()
     };
     let opened = open(cx, &cache_uri(uri)?, &wish).await?;
     let made = required(&opened)?.init().await?;
@@ -100,11 +100,11 @@ async fn init(
         format!("the cache {store} was there already; it is left as it is")
     });
     ui::out(&store)?;
-    Ok(Answer::Yes)
+    Ok(ExitStatus::Yes)
 }
 
 impl Use {
-    async fn run(self, cx: &Context) -> Result<Answer> {
+    async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let uri = cache_uri(&self.uri)?;
         let conf = self.conf.clone().map_or_else(user_conf, Ok)?;
         if self.remove {
@@ -118,9 +118,9 @@ impl Use {
             priority: self.priority,
         };
         // What was remembered of the cache may not hold any more.
-        let wish = Wish {
+        let wish = OpenOptions {
             refresh: true,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let opened = open(cx, &uri, &wish).await?;
         let done = configure(required(&opened)?, &conf, &config).await?;
@@ -134,7 +134,7 @@ impl Use {
                 "changed": done.conf.changed,
                 "cacheChanged": done.cache_changed,
             }))?;
-            return Ok(Answer::Yes);
+            return Ok(ExitStatus::Yes);
         }
         if done.conf.changed {
             cx.ui.say(format_args!("{file} now has {}", done.url))
@@ -152,10 +152,10 @@ impl Use {
             cx.ui
                 .say(format_args!("the cache now says priority {priority}"));
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 
-    fn remove(&self, cx: &Context, uri: &str, conf: &std::path::Path) -> Result<Answer> {
+    fn remove(&self, cx: &CommandContext, uri: &str, conf: &std::path::Path) -> Result<ExitStatus> {
         let change = nix_conf::remove(conf, uri)?;
         let left = nix_conf::Caches::of_file(conf)?.has(uri);
         let file = change.file.display();
@@ -171,7 +171,11 @@ impl Use {
             (false, true) => cx.ui.say(format_args!("{file} has {uri} no more")),
             (false, false) => cx.ui.say(format_args!("{file} did not have {uri}")),
         }
-        Ok(if left { Answer::No } else { Answer::Yes })
+        Ok(if left {
+            ExitStatus::No
+        } else {
+            ExitStatus::Yes
+        })
     }
 }
 

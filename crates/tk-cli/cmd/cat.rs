@@ -1,7 +1,7 @@
-use crate::{Answer, Context, open::FromArgs, paths::Sources, words::stdout};
+use crate::{CommandContext, ExitStatus, open::FromArgs, output::stdout, paths::NamedPaths};
 use anyhow::{Context as _, Result, bail};
 use std::{ffi::OsString, io::Write, slice};
-use tk_nar::{Event, MemberError, Reader};
+use tk_nar::{Event, MemberError, NarReader};
 use tk_store::nar::BlockingNar;
 
 /// Print a file that is inside a store path
@@ -19,20 +19,20 @@ pub struct Cat {
 
 impl Cat {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let opened = self.from.open(cx, slice::from_ref(&self.path)).await?;
-        let (path, member) = Sources::one(&opened, &self.path).await?;
+        let (path, member) = NamedPaths::one(&opened, &self.path).await?;
         let nar = BlockingNar::new(opened.store().nar(&path).await?);
         let copy = tokio::task::spawn_blocking(move || copy(nar, &member));
         copy.await?
             .with_context(|| format!("cannot print {}", self.path.display()))?;
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 
 /// Copies the contents of one member to stdout; the NAR is read only as far as that.
 fn copy(nar: BlockingNar, member: &[u8]) -> Result<()> {
-    let mut reader = Reader::new(nar);
+    let mut reader = NarReader::new(nar);
     // Where the reader is, and where each open folder begins in it.
     let (mut at, mut open) = (Vec::new(), Vec::new());
     let mut out = stdout();

@@ -2,19 +2,21 @@ mod show;
 mod wanted;
 
 use crate::{
-    Answer, Context, failures, keys,
-    open::{OpenStore, Wish, open, substituters},
+    CommandContext, ExitStatus, failures, keys,
+    open::{OpenOptions, OpenStore, open, substituters},
     paths::PathArgs,
 };
 use anyhow::{Context as _, Result};
 use futures::StreamExt;
-use show::Show;
+use show::CheckPrinter;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 use tk_cache::{
-    checker::{Answer as Said, Checked, Checker, Summary, Trust, UnreachableCache},
+    checker::{
+        CacheAnswer as Said, CheckedPath, Checker, SignatureTrust, Summary, UnreachableCache,
+    },
     objects::NarInfos,
 };
 use tk_narinfo::Untrusted;
@@ -30,7 +32,7 @@ use tk_path::StoreDir;
 /// in bytes, with tabs between.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Check {
+pub struct CheckCommand {
     #[command(flatten)]
     paths: PathArgs,
     /// A cache, or any other store (may be repeated) [default: substituters of nix.conf]
@@ -63,9 +65,9 @@ pub struct Check {
     sigs_needed: usize,
 }
 
-impl Check {
+impl CheckCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let caches = self.open_caches(cx).await?;
         let opened = caches.iter().filter_map(|cache| cache.store.clone());
         let opened: Vec<_> = opened.collect();
@@ -79,7 +81,7 @@ impl Check {
         if self.check_sigs || !self.trusted_key.is_empty() {
             checker = checker.trust(keys::policy(cx, &self.trusted_key, self.sigs_needed)?);
         }
-        let mut show = Show::new(cx, &checker, self.what());
+        let mut show = CheckPrinter::new(cx, &checker, self.what());
         let mut tally = Tally::new(&checker);
         let mut answers = checker.check(futures::stream::iter(wanted.paths));
         while let Some(checked) = answers.next().await {
@@ -93,18 +95,22 @@ impl Check {
         let dead = dead.map(|cache| cache.narinfos.to_string()).collect();
         Ok(tally
             .tell(cx, &checker, &dead, wanted.store.is_some())
-            .max(if known { Answer::Yes } else { Answer::Failed }))
+            .max(if known {
+                ExitStatus::Yes
+            } else {
+                ExitStatus::Failed
+            }))
     }
 
     /// The caches, each once. One that cannot be opened is told of at once, and stays as one that
     /// could not be asked.
-    async fn open_caches(&self, cx: &Context) -> Result<Vec<AskedCache>> {
+    async fn open_caches(&self, cx: &CommandContext) -> Result<Vec<AskedCache>> {
         let uris = if self.caches.is_empty() {
             substituters(cx, "--in")?
         } else {
             self.caches.clone()
         };
-        let wish = Wish::default();
+        let wish = OpenOptions::default();
         let opening = uris.iter().map(|uri| async {
             let opened = open(cx, uri, &wish).await;
             // The only one is told of as the error of the command.
@@ -142,12 +148,12 @@ impl Check {
         Ok(places)
     }
 
-    fn what(&self) -> What {
+    fn what(&self) -> CheckView {
         match (self.json, self.missing, self.present) {
-            (true, ..) => What::Json,
-            (_, true, _) => What::Missing,
-            (_, _, true) => What::Present,
-            _ => What::All,
+            (true, ..) => CheckView::Json,
+            (_, true, _) => CheckView::Missing,
+            (_, _, true) => CheckView::Present,
+            _ => CheckView::All,
         }
     }
 }
@@ -177,7 +183,7 @@ impl AskedCache {
 
 /// What is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
+enum CheckView {
     All,
     Missing,
     Present,
@@ -202,7 +208,7 @@ impl Tally {
         }
     }
 
-    fn add(&mut self, checked: &Checked) {
+    fn add(&mut self, checked: &CheckedPath) {
         self.summary.add(checked);
         for (first, answer) in self.errors.iter_mut().zip(&checked.answers) {
             if let Said::NotAsked(error) = answer {
@@ -211,7 +217,7 @@ impl Tally {
         }
         if checked.is_present()
             && !checked.is_trusted()
-            && let Some((.., Trust::Untrusted(why))) = checked.first()
+            && let Some((.., SignatureTrust::Untrusted(why))) = checked.first()
         {
             let reason = why.of_many(0);
             if self.untrusted.len() < TOLD || self.untrusted.contains_key(&reason) {
@@ -224,11 +230,11 @@ impl Tally {
     /// Says what was found, and gives the answer that follows.
     fn tell(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         checker: &Checker,
         dead: &BTreeSet<String>,
         store: bool,
-    ) -> Answer {
+    ) -> ExitStatus {
         let summary = &self.summary;
         let caches = checker
             .caches()
@@ -277,12 +283,12 @@ impl Tally {
         self.answer()
     }
 
-    fn answer(&self) -> Answer {
+    fn answer(&self) -> ExitStatus {
         let summary = &self.summary;
         match (summary.unknown, summary.missing + summary.untrusted) {
-            (0, 0) => Answer::Yes,
-            (0, _) => Answer::No,
-            _ => Answer::Failed,
+            (0, 0) => ExitStatus::Yes,
+            (0, _) => ExitStatus::No,
+            _ => ExitStatus::Failed,
         }
     }
 }

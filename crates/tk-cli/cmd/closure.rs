@@ -1,7 +1,7 @@
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     open::FromArgs,
-    paths::{PathArgs, Sources, required},
+    paths::{NamedPaths, PathArgs, required},
     ui,
 };
 use anyhow::Result;
@@ -13,7 +13,7 @@ use tk_store::closure;
 /// the exit status is 1.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, mut_arg("paths", required))]
-pub struct Closure {
+pub struct ClosureCommand {
     #[command(flatten)]
     paths: PathArgs,
     #[command(flatten)]
@@ -23,12 +23,12 @@ pub struct Closure {
     json: bool,
 }
 
-impl Closure {
+impl ClosureCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let texts = self.paths.texts()?;
         let opened = self.from.open(cx, &texts).await?;
-        let roots = Sources::find(&opened, &texts).await?.paths;
+        let roots = NamedPaths::find(&opened, &texts).await?.paths;
         let store = opened.store();
         let asked = ui::paths(roots.len());
         let found = cx.ui.asking(&asked, closure(&*store, roots)).await?;

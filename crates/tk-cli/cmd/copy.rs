@@ -1,8 +1,8 @@
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     copying::{CopyArgs, CopyVerb, TrustArgs, WriteArgs},
-    open::{self, Wish},
-    paths::Sources,
+    open::{self, OpenOptions},
+    paths::NamedPaths,
 };
 use anyhow::Result;
 use tk_store::copy::Reach;
@@ -32,7 +32,7 @@ pub struct Copy {
 
 impl Copy {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let Copy {
             copy, write, trust, ..
         } = &self;
@@ -42,22 +42,22 @@ impl Copy {
             .open(
                 cx,
                 &COPY,
-                (from, Wish::default()),
+                (from, OpenOptions::default()),
                 Some(write),
                 trust,
                 Reach::Closure,
             )
             .await?;
-        let mut readable = Answer::Yes;
+        let mut readable = ExitStatus::Yes;
         let sources = if self.all {
             let all = job.src.all().await?;
             readable = all.tell_unreadable(cx);
-            Sources {
+            NamedPaths {
                 paths: all.narinfos.into_keys().collect(),
-                ..Sources::default()
+                ..NamedPaths::default()
             }
         } else {
-            Sources::find(&job.src, &texts).await?
+            NamedPaths::find(&job.src, &texts).await?
         };
         let roots = sources.paths.clone();
         Ok(match job.run(cx, sources).await? {

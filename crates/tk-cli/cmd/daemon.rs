@@ -1,7 +1,7 @@
 use crate::{
-    Answer, Context, keys,
-    open::{OpenStore, Wish, open, served},
-    words::of_client,
+    CommandContext, ExitStatus, keys,
+    open::{OpenOptions, OpenStore, open, served},
+    output::of_client,
 };
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
@@ -86,16 +86,16 @@ enum LogFormat {
 
 impl Daemon {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         // First of all: who opens files might get the numbers of passed sockets.
         let passed = passed_sockets()?;
         if !self.stdio && self.socket.is_none() && passed.is_empty() {
             bail!("say where to listen: --socket PATH, --stdio, or a socket passed by systemd");
         }
         raise_descriptors();
-        let wish = Wish {
+        let wish = OpenOptions {
             write: true,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let store = open(cx, &cx.store_uri(), &wish).await?;
         let config = self.config(cx, &store)?;
@@ -109,7 +109,7 @@ impl Daemon {
         }
     }
 
-    fn config(&self, cx: &Context, store: &OpenStore) -> Result<ServerConfig> {
+    fn config(&self, cx: &CommandContext, store: &OpenStore) -> Result<ServerConfig> {
         let mut policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
         if !keys::are_required(cx, &self.trusted_key, store) {
             policy.threshold = 0;
@@ -121,9 +121,9 @@ impl Daemon {
             max_nars: trees_at_once().get().min(MOST_NARS),
             spool: std::env::temp_dir(),
             observer: match self.log_format {
-                Some(format) => Arc::new(Log(format)),
+                Some(format) => Arc::new(DaemonLog(format)),
                 None if self.stdio => Arc::new(()),
-                None => Arc::new(Log(LogFormat::Text)),
+                None => Arc::new(DaemonLog(LogFormat::Text)),
             },
             ..ServerConfig::default()
         })
@@ -138,7 +138,7 @@ impl Daemon {
     }
 
     /// Who runs this has the rights of the caller anyhow, as with Nix.
-    async fn serve_stdio(&self, server: &Server) -> Result<Answer> {
+    async fn serve_stdio(&self, server: &Server) -> Result<ExitStatus> {
         let trust = if self.force_untrusted {
             Trust::NotTrusted
         } else {
@@ -146,16 +146,16 @@ impl Daemon {
         };
         let served = server.serve(tokio::io::stdin(), tokio::io::stdout(), trust);
         served.await.map_err(of_client)?;
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 
     async fn listen(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         server: &Server,
         mut listeners: Vec<UnixListener>,
         mode: u32,
-    ) -> Result<Answer> {
+    ) -> Result<ExitStatus> {
         // Its name goes with it.
         let mut _file = None;
         if let Some(path) = &self.socket {
@@ -183,7 +183,7 @@ impl Daemon {
             let _ = sd_notify::notify(&[NotifyState::Stopping]);
         };
         server.listen(listeners, stop).await;
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 
@@ -277,9 +277,9 @@ fn octal(text: &str) -> Result<u32, String> {
 }
 
 /// Tells on stderr what happens.
-struct Log(LogFormat);
+struct DaemonLog(LogFormat);
 
-impl Observer for Log {
+impl Observer for DaemonLog {
     fn event(&self, connection: u64, event: ServerEvent<'_>) {
         let line = match self.0 {
             // What clients say stands in there.
@@ -387,7 +387,7 @@ Examples:
 mod tests {
     use super::*;
     use std::time::Duration;
-    use tk_daemon::server::Peer;
+    use tk_daemon::server::SocketPeer;
 
     #[test]
     fn users_and_groups_are_looked_up() {
@@ -395,7 +395,7 @@ mod tests {
         let all = trust_rule(&["root".into(), "*".into()]).unwrap();
         assert_eq!(all, TrustRule::Everybody);
         let rule = trust_rule(&["root".into(), "@root".into()]).unwrap();
-        let peer = |uid, gid| Peer {
+        let peer = |uid, gid| SocketPeer {
             uid,
             gid,
             pid: None,
@@ -434,7 +434,7 @@ mod tests {
 
     #[test]
     fn lines_of_the_log() {
-        let peer = Peer {
+        let peer = SocketPeer {
             uid: 7,
             gid: 8,
             pid: Some(9),

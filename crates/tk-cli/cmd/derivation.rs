@@ -1,6 +1,6 @@
 use crate::{
-    Answer, Context,
-    open::{OpenStore, Wish, open},
+    CommandContext, ExitStatus,
+    open::{OpenOptions, OpenStore, open},
     paths::{Named, named},
     settings::default_store_dir,
     ui,
@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 use tk_path::{
-    Derivation as Drv, DerivationOutput, JsonVersion, StoreDir, StorePath, modulo::Modulo,
+    Derivation as Drv, DerivationJsonVersion, DerivationOutput, StoreDir, StorePath, modulo::Modulo,
 };
 use tk_store::{
     Store,
@@ -26,17 +26,17 @@ use tk_store::{
 
 /// Show derivations, and reckon their paths
 #[derive(clap::Subcommand)]
-pub enum Derivation {
-    Show(Show),
+pub enum DerivationCommand {
+    Show(DerivationShow),
     Path(PathOf),
 }
 
-impl Derivation {
+impl DerivationCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         match self {
-            Derivation::Show(args) => args.run(cx).await,
-            Derivation::Path(args) => args.run(cx).await,
+            DerivationCommand::Show(args) => args.run(cx).await,
+            DerivationCommand::Path(args) => args.run(cx).await,
         }
     }
 }
@@ -47,7 +47,7 @@ impl Derivation {
 /// run to build something, in which environment, from what (inputs), and what comes out (outputs).
 #[derive(clap::Args)]
 #[command(after_help = SHOW)]
-pub struct Show {
+pub struct DerivationShow {
     /// Derivations: paths of the store that end in .drv, or files
     #[arg(required = true, value_name = "DRV|FILE")]
     derivations: Vec<String>,
@@ -77,19 +77,19 @@ enum Shape {
     V4,
 }
 
-impl From<Shape> for JsonVersion {
-    fn from(shape: Shape) -> JsonVersion {
+impl From<Shape> for DerivationJsonVersion {
+    fn from(shape: Shape) -> DerivationJsonVersion {
         match shape {
-            Shape::V1 => JsonVersion::V1,
-            Shape::V2 => JsonVersion::V2,
-            Shape::V3 => JsonVersion::V3,
-            Shape::V4 => JsonVersion::V4,
+            Shape::V1 => DerivationJsonVersion::V1,
+            Shape::V2 => DerivationJsonVersion::V2,
+            Shape::V3 => DerivationJsonVersion::V3,
+            Shape::V4 => DerivationJsonVersion::V4,
         }
     }
 }
 
-impl Show {
-    async fn run(self, cx: &Context) -> Result<Answer> {
+impl DerivationShow {
+    async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let files = self.derivations.iter().all(|text| is_file(text));
         let shelf = Shelf::new(cx, self.recursive || !files).await?;
         let mut all = BTreeMap::new();
@@ -101,10 +101,10 @@ impl Show {
             let more = shelf.closure(all.values().cloned(), every_input).await?;
             all.extend(more);
         }
-        let version = JsonVersion::from(self.json_version);
+        let version = DerivationJsonVersion::from(self.json_version);
         let mut shown = Map::new();
         for (path, drv) in &all {
-            let key = if version < JsonVersion::V3 {
+            let key = if version < DerivationJsonVersion::V3 {
                 shelf.dir.path(path)
             } else {
                 path.to_string()
@@ -112,11 +112,11 @@ impl Show {
             shown.insert(key, drv.to_json(&shelf.dir, version)?);
         }
         let shown = match version {
-            JsonVersion::V4 => json!({"version": 4, "derivations": shown}),
+            DerivationJsonVersion::V4 => json!({"version": 4, "derivations": shown}),
             _ => Value::Object(shown),
         };
         ui::out(shown)?;
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 
@@ -146,7 +146,7 @@ pub struct PathOf {
 }
 
 impl PathOf {
-    async fn run(self, cx: &Context) -> Result<Answer> {
+    async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let elsewhere = self.file == "-" || is_file(&self.file);
         let mut shelf = Shelf::new(cx, !elsewhere).await?;
         let mut drv = if elsewhere {
@@ -171,7 +171,7 @@ impl PathOf {
         if fill {
             drv.fill_outputs(&modulo)?;
         }
-        let mut answer = Answer::Yes;
+        let mut answer = ExitStatus::Yes;
         let path = shelf.dir.path(&drv.path(&shelf.dir)?);
         let mut outputs = BTreeMap::new();
         if self.outputs {
@@ -180,7 +180,7 @@ impl PathOf {
             }
             if let Err(wrong) = drv.check_outputs(&modulo) {
                 cx.ui.error(wrong);
-                answer = Answer::No;
+                answer = ExitStatus::No;
             }
         }
         self.print(path, outputs)?;
@@ -230,9 +230,9 @@ struct Shelf {
 
 impl Shelf {
     /// Opens the store if it was named, or is `needed`; files alone are read without one.
-    async fn new(cx: &Context, needed: bool) -> Result<Shelf> {
+    async fn new(cx: &CommandContext, needed: bool) -> Result<Shelf> {
         let opened = if needed || !cx.store.is_empty() {
-            Some(open(cx, &cx.store_uri(), &Wish::default()).await?)
+            Some(open(cx, &cx.store_uri(), &OpenOptions::default()).await?)
         } else {
             None
         };

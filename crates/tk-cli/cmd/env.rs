@@ -1,9 +1,9 @@
 use super::shell::{FindOptions, Format, WhatArgs, held, plain_text, shell_word, shells};
-use crate::{Answer, Context, failure::tell_failure, ui};
+use crate::{CommandContext, ExitStatus, failure::tell_failure, ui};
 use anyhow::Result;
 use serde_json::{Value, json};
 use similar::TextDiff;
-use tk_nix::shell::{Found, Hook, Owner, ShellFormat, Shells, What};
+use tk_nix::shell::{EnvironmentKind, FoundEnvironment, Hook, Owner, ShellFormat, Shells};
 
 /// The environments that `shell` and `run` keep: list, print, allow, collect
 #[derive(clap::Subcommand)]
@@ -75,7 +75,7 @@ pub struct Export {
 
 impl Env {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let shells = shells(cx)?;
         match self {
             Env::List(args) => args.run(&shells),
@@ -87,7 +87,7 @@ impl Env {
 }
 
 impl List {
-    fn run(self, shells: &Shells) -> Result<Answer> {
+    fn run(self, shells: &Shells) -> Result<ExitStatus> {
         let all = shells.list()?;
         if self.json {
             let all = all.iter().map(|(entry, leases)| {
@@ -98,7 +98,7 @@ impl List {
                 })
             });
             ui::out(Value::from_iter(all))?;
-            return Ok(Answer::Yes);
+            return Ok(ExitStatus::Yes);
         }
         for (entry, leases) in all {
             let there = entry.is_there();
@@ -114,7 +114,7 @@ impl List {
                 entry.name, entry.nix
             ))?;
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 
@@ -126,7 +126,7 @@ fn owner(owner: &Owner) -> String {
 }
 
 impl Gc {
-    fn run(self, cx: &Context, shells: &Shells) -> Result<Answer> {
+    fn run(self, cx: &CommandContext, shells: &Shells) -> Result<ExitStatus> {
         let done = shells.collect()?;
         if self.json {
             ui::out(serde_json::to_string(&done)?)?
@@ -136,12 +136,12 @@ impl Gc {
                 done.leases, done.environments, done.kept
             ))
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 
 impl Allow {
-    async fn run(self, cx: &Context, shells: &Shells) -> Result<Answer> {
+    async fn run(self, cx: &CommandContext, shells: &Shells) -> Result<ExitStatus> {
         let found = match found(cx, shells, &self.find, &self.what).await? {
             Ok(found) => found,
             Err(answer) => return Ok(answer),
@@ -149,7 +149,11 @@ impl Allow {
         let entry = &found.entry;
         if self.revoke {
             let there = shells.revoke(entry)?;
-            return Ok(if there { Answer::Yes } else { Answer::No });
+            return Ok(if there {
+                ExitStatus::Yes
+            } else {
+                ExitStatus::No
+            });
         }
         let code = shells.startup_code(entry);
         if code.is_empty() {
@@ -157,7 +161,7 @@ impl Allow {
             cx.ui.say(format_args!(
                 "{what} has no shellHook, nor other code that would run without being named"
             ));
-            return Ok(Answer::Yes);
+            return Ok(ExitStatus::Yes);
         }
         let (now, before) = (code.text(), shells.allowed_before(entry));
         let changes = match before.filter(|before| *before != now) {
@@ -168,7 +172,7 @@ impl Allow {
         if !self.show {
             shells.allow(entry)?;
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 
@@ -181,7 +185,7 @@ fn changes(before: &str, now: &str) -> String {
 }
 
 impl Export {
-    async fn run(self, cx: &Context, shells: &Shells) -> Result<Answer> {
+    async fn run(self, cx: &CommandContext, shells: &Shells) -> Result<ExitStatus> {
         let found = match found(cx, shells, &self.find, &self.what).await? {
             Ok(found) => found,
             Err(answer) => return Ok(answer),
@@ -190,7 +194,7 @@ impl Export {
         let format = match self.format {
             Format::Json => {
                 ui::out(serde_json::to_string(&session.describe())?)?;
-                return Ok(Answer::Yes);
+                return Ok(ExitStatus::Yes);
             }
             Format::Bash => ShellFormat::Bash,
             Format::Zsh => ShellFormat::Zsh,
@@ -207,12 +211,12 @@ impl Export {
             code.push_str(&watches(&found));
         }
         ui::out(code.trim_end())?;
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 
 /// `watch_file`, of direnv's own library: once, since it is a process each time.
-fn watches(found: &Found) -> String {
+fn watches(found: &FoundEnvironment) -> String {
     let files = found.files.iter().take(MOST_WATCHED);
     let words: Vec<_> = files
         .map(|file| shell_word(&file.to_string_lossy()))
@@ -225,13 +229,15 @@ fn watches(found: &Found) -> String {
 }
 
 async fn found(
-    cx: &Context,
+    cx: &CommandContext,
     shells: &Shells,
     find: &FindOptions,
     what: &WhatArgs,
-) -> Result<Result<Found, Answer>> {
+) -> Result<Result<FoundEnvironment, ExitStatus>> {
     let installable = what.installable(cx)?;
-    let found = find.found(cx, shells, What::Shell(installable)).await?;
+    let found = find
+        .found(cx, shells, EnvironmentKind::Shell(installable))
+        .await?;
     Ok(found.map_err(|failure| tell_failure(cx, &what.spelled(), &failure)))
 }
 

@@ -1,13 +1,13 @@
 use crate::{
-    Answer, Context,
-    build_log::BuildLog,
+    CommandContext, ExitStatus,
+    build_log::LogPrinter,
     failure::tell_failure,
-    open::{BuildOptions, NixOptions},
+    open::{BuildArgs, NixOptions},
     ui,
 };
 use anyhow::{Result, bail};
 use std::path::PathBuf;
-use tk_nix::{Installable, Source, or_cancelled};
+use tk_nix::{Installable, InstallableSource, or_cancelled};
 use tk_path::StoreDir;
 
 /// Evaluate Nix code, and print its value as JSON
@@ -38,15 +38,15 @@ pub struct Eval {
     #[command(flatten)]
     nix: NixOptions,
     #[command(flatten)]
-    build: BuildOptions,
+    build: BuildArgs,
 }
 
 impl Eval {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let what = self.installable()?;
         let nix = self.nix.find(cx, &self.build).await?;
-        let log = BuildLog::new(&cx.ui, true).without_errors();
+        let log = LogPrinter::new(&cx.ui, true).without_errors();
         let options = self.nix.eval();
         let value = or_cancelled(&cx.cancel, nix.eval(&what, &options, &log)).await;
         log.clear();
@@ -59,7 +59,7 @@ impl Eval {
             (None, true) => bail!("its value is no text; leave out --raw"),
             (_, false) => ui::out(value)?,
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 
     fn installable(&self) -> Result<Installable> {
@@ -69,8 +69,8 @@ impl Eval {
             .or(self.what.as_deref())
             .unwrap_or_default();
         let source = match (&self.expr, &self.file) {
-            (Some(code), _) => Source::Expr(code.clone()),
-            (_, Some(file)) => Source::File(file.clone()),
+            (Some(code), _) => InstallableSource::Expr(code.clone()),
+            (_, Some(file)) => InstallableSource::File(file.clone()),
             // Nothing is read from the store, so that its folder makes no difference.
             _ => return Ok(Installable::parse(&StoreDir::default(), attr)?),
         };

@@ -1,4 +1,4 @@
-use crate::{Answer, Context, ui};
+use crate::{CommandContext, ExitStatus, ui};
 use anyhow::{Context as _, Result};
 use std::{
     fs::File,
@@ -10,7 +10,7 @@ use tk_path::{Algorithm, Encoding, Hasher};
 
 /// Hash files and folders, and convert hashes
 #[derive(clap::Subcommand)]
-pub enum Hash {
+pub enum HashCommand {
     /// Print the hash of a file's bytes
     #[command(after_help = "Example:\n  tk-store hash file --format nix32 download.tar.gz")]
     File {
@@ -63,23 +63,23 @@ pub struct How {
     format: Encoding,
 }
 
-impl Hash {
+impl HashCommand {
     /// Runs the command.
-    pub fn run(self, _: &Context) -> Result<Answer> {
+    pub fn run(self, _: &CommandContext) -> Result<ExitStatus> {
         match self {
-            Hash::File { files, how } => {
+            HashCommand::File { files, how } => {
                 for file in files {
                     let hash = of_file(&file, how.hash_algo);
                     let hash = hash.with_context(|| format!("reading {}", file.display()))?;
                     ui::out(how.show(hash))?;
                 }
             }
-            Hash::Path { paths, how } => {
+            HashCommand::Path { paths, how } => {
                 for path in paths {
                     ui::out(how.show(of_path(&path, how.hash_algo)?))?;
                 }
             }
-            Hash::Convert {
+            HashCommand::Convert {
                 hashes,
                 hash_algo,
                 to,
@@ -95,7 +95,7 @@ impl Hash {
                 }
             }
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::{Answer, Context, keys, ui};
+use crate::{CommandContext, ExitStatus, keys, ui};
 use anyhow::{Context as _, Result};
 use std::{
     fs::{self, Permissions},
@@ -10,7 +10,7 @@ use tk_narinfo::{PublicKey, SecretKey};
 
 /// Make keys that sign store paths
 #[derive(clap::Subcommand)]
-pub enum Key {
+pub enum KeyCommand {
     /// Make a new pair of keys
     #[command(after_help = GENERATE)]
     Generate {
@@ -32,11 +32,11 @@ pub enum Key {
     },
 }
 
-impl Key {
+impl KeyCommand {
     /// Runs the command.
-    pub fn run(self, _: &Context) -> Result<Answer> {
+    pub fn run(self, _: &CommandContext) -> Result<ExitStatus> {
         match self {
-            Key::Generate {
+            KeyCommand::Generate {
                 name,
                 secret,
                 public,
@@ -51,9 +51,9 @@ impl Key {
                 };
                 ui::out(key)?;
             }
-            Key::Public { secret } => ui::out(keys::secret(&secret)?.public())?,
+            KeyCommand::Public { secret } => ui::out(keys::secret(&secret)?.public())?,
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 

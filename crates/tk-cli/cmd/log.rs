@@ -1,8 +1,8 @@
 use crate::{
-    Answer, Context,
-    open::{Wish, open},
+    CommandContext, ExitStatus,
+    open::{OpenOptions, open},
+    output::{is_terminal, stdout},
     paths::{Named, named},
-    words::{is_terminal, stdout},
 };
 use anyhow::{Result, bail};
 use futures::StreamExt;
@@ -17,16 +17,16 @@ use tk_store::{Logs, StoreExt, log::strip_ansi};
 /// is 1.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Log {
+pub struct LogCommand {
     /// A derivation, a store path, or a link to one
     #[arg(value_name = "STOREPATH")]
     path: String,
 }
 
-impl Log {
+impl LogCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
+        let opened = open(cx, &cx.store_uri(), &OpenOptions::default()).await?;
         let text = self.path.split('^').next().unwrap_or_default();
         let path = match named(&opened, text)? {
             Named::Path(path, _) => path,
@@ -42,13 +42,13 @@ impl Log {
                 continue;
             };
             if print(&**logs, &drv).await? {
-                return Ok(Answer::Yes);
+                return Ok(ExitStatus::Yes);
             }
         }
         cx.ui.error(format_args!(
             "{store} has no build log of {path}; it may have been fetched, not built"
         ));
-        Ok(Answer::No)
+        Ok(ExitStatus::No)
     }
 }
 

@@ -1,8 +1,8 @@
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     listing::{self, JsonForm, Style},
     open::FromArgs,
-    paths::Sources,
+    paths::NamedPaths,
 };
 use anyhow::{Context as _, Result};
 use std::{ffi::OsString, slice};
@@ -30,9 +30,9 @@ pub struct Ls {
 
 impl Ls {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let opened = self.from.open(cx, slice::from_ref(&self.path)).await?;
-        let (path, member) = Sources::one(&opened, &self.path).await?;
+        let (path, member) = NamedPaths::one(&opened, &self.path).await?;
         let store = opened.store();
         let info = store.require_info(&path).await?;
         let nar = BlockingNar::new(store.nar(&path).await?);
@@ -54,7 +54,7 @@ impl Ls {
         };
         listing::print(&listing, &member, self.style, self.recursive, form)
             .with_context(|| format!("listing {path}"))?;
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 

@@ -29,52 +29,52 @@ mod sign;
 mod store;
 mod verify;
 
-use crate::{Answer, Context};
+use crate::{CommandContext, ExitStatus};
 use anyhow::Result;
 use clap::Subcommand;
 use tk_store::{Closure, Store};
 
 /// What to do.
 #[derive(Subcommand)]
-pub enum Command {
+pub enum CliCommand {
     Push(push::Push),
     Pull(pull::Pull),
     Copy(copy::Copy),
     Add(add::Add),
-    Check(check::Check),
-    PathInfo(path_info::PathInfo),
-    Closure(closure::Closure),
+    Check(check::CheckCommand),
+    PathInfo(path_info::PathInfoCommand),
+    Closure(closure::ClosureCommand),
     Ls(ls::Ls),
     Cat(cat::Cat),
-    Verify(verify::Verify),
-    Sign(sign::Sign),
-    Build(Box<build::Build>),
+    Verify(verify::VerifyCommand),
+    Sign(sign::SignCommand),
+    Build(Box<build::BuildCommand>),
     #[command(subcommand)]
     Builders(builders::Builders),
     Eval(Box<eval::Eval>),
     #[command(visible_alias = "develop")]
     Shell(Box<shell::Shell>),
-    Run(Box<shell::Run>),
+    Run(Box<shell::RunCommand>),
     #[command(subcommand)]
     Env(Box<env::Env>),
-    Log(log::Log),
+    Log(log::LogCommand),
     #[command(subcommand)]
     Repro(repro::Repro),
     #[command(subcommand)]
-    Store(store::Store),
+    Store(store::StoreCommand),
     #[command(subcommand)]
-    Realisation(realisation::Realisation),
+    Realisation(realisation::RealisationCommand),
     ServeSsh(serve_ssh::ServeSsh),
     #[command(subcommand)]
-    Derivation(derivation::Derivation),
+    Derivation(derivation::DerivationCommand),
     #[command(subcommand)]
-    Key(key::Key),
+    Key(key::KeyCommand),
     #[command(subcommand)]
     Cache(cache::Cache),
     #[command(subcommand)]
     Nar(nar::Nar),
     #[command(subcommand)]
-    Hash(hash::Hash),
+    Hash(hash::HashCommand),
     Daemon(Box<daemon::Daemon>),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -82,25 +82,27 @@ pub enum Command {
     Man(completions::Man),
 }
 
-impl Command {
+impl CliCommand {
     /// Whether it works for many clients at once, and wants several threads.
     pub fn serves(&self) -> bool {
-        matches!(self, Command::Daemon(_))
+        matches!(self, CliCommand::Daemon(_))
     }
 
     /// Whether it may have much in memory. To arrange for that takes a moment, which those that enter an
     /// environment do not need to wait for.
     pub fn moves_data(&self) -> bool {
-        !matches!(self, Command::Shell(_) | Command::Run(_))
+        !matches!(self, CliCommand::Shell(_) | CliCommand::Run(_))
     }
 
     /// What to say when it is interrupted, if it shows how far it is.
     pub fn when_interrupted(&self) -> Option<&'static str> {
         match self {
-            Command::Push(_) | Command::Pull(_) | Command::Copy(_) => Some(
+            CliCommand::Push(_) | CliCommand::Pull(_) | CliCommand::Copy(_) => Some(
                 "interrupted; the same command goes on from there: what has arrived is not sent again",
             ),
-            Command::Add(_) | Command::Check(_) | Command::Verify(_) => Some("interrupted"),
+            CliCommand::Add(_) | CliCommand::Check(_) | CliCommand::Verify(_) => {
+                Some("interrupted")
+            }
             _ => None,
         }
     }
@@ -109,7 +111,10 @@ impl Command {
     pub fn runs_nix(&self) -> bool {
         matches!(
             self,
-            Command::Build(_) | Command::Builders(_) | Command::Eval(_) | Command::Repro(_)
+            CliCommand::Build(_)
+                | CliCommand::Builders(_)
+                | CliCommand::Eval(_)
+                | CliCommand::Repro(_)
         )
     }
 
@@ -117,54 +122,54 @@ impl Command {
     pub fn reads_several_stores(&self) -> bool {
         matches!(
             self,
-            Command::PathInfo(_)
-                | Command::Closure(_)
-                | Command::Ls(_)
-                | Command::Cat(_)
-                | Command::Verify(_)
+            CliCommand::PathInfo(_)
+                | CliCommand::Closure(_)
+                | CliCommand::Ls(_)
+                | CliCommand::Cat(_)
+                | CliCommand::Verify(_)
         )
     }
 
     /// Does it.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         match self {
-            Command::Push(args) => args.run(cx).await,
-            Command::Pull(args) => args.run(cx).await,
-            Command::Copy(args) => args.run(cx).await,
-            Command::Add(args) => args.run(cx).await,
-            Command::Check(args) => args.run(cx).await,
-            Command::PathInfo(args) => args.run(cx).await,
-            Command::Closure(args) => args.run(cx).await,
-            Command::Ls(args) => args.run(cx).await,
-            Command::Cat(args) => args.run(cx).await,
-            Command::Verify(args) => args.run(cx).await,
-            Command::Sign(args) => args.run(cx).await,
-            Command::Build(args) => args.run(cx).await,
-            Command::Builders(args) => args.run(cx).await,
-            Command::Eval(args) => args.run(cx).await,
-            Command::Shell(args) => args.run(cx).await,
-            Command::Run(args) => args.run(cx).await,
-            Command::Env(args) => args.run(cx).await,
-            Command::Log(args) => args.run(cx).await,
-            Command::Repro(args) => args.run(cx).await,
-            Command::Store(args) => args.run(cx).await,
-            Command::Realisation(args) => args.run(cx).await,
-            Command::ServeSsh(args) => args.run(cx).await,
-            Command::Derivation(args) => args.run(cx).await,
-            Command::Key(args) => args.run(cx),
-            Command::Cache(args) => args.run(cx).await,
-            Command::Nar(args) => args.run(cx),
-            Command::Hash(args) => args.run(cx),
-            Command::Daemon(args) => args.run(cx).await,
-            Command::Completions(args) => args.run(),
-            Command::Complete(args) => args.run(cx).await,
-            Command::Man(args) => args.run(),
+            CliCommand::Push(args) => args.run(cx).await,
+            CliCommand::Pull(args) => args.run(cx).await,
+            CliCommand::Copy(args) => args.run(cx).await,
+            CliCommand::Add(args) => args.run(cx).await,
+            CliCommand::Check(args) => args.run(cx).await,
+            CliCommand::PathInfo(args) => args.run(cx).await,
+            CliCommand::Closure(args) => args.run(cx).await,
+            CliCommand::Ls(args) => args.run(cx).await,
+            CliCommand::Cat(args) => args.run(cx).await,
+            CliCommand::Verify(args) => args.run(cx).await,
+            CliCommand::Sign(args) => args.run(cx).await,
+            CliCommand::Build(args) => args.run(cx).await,
+            CliCommand::Builders(args) => args.run(cx).await,
+            CliCommand::Eval(args) => args.run(cx).await,
+            CliCommand::Shell(args) => args.run(cx).await,
+            CliCommand::Run(args) => args.run(cx).await,
+            CliCommand::Env(args) => args.run(cx).await,
+            CliCommand::Log(args) => args.run(cx).await,
+            CliCommand::Repro(args) => args.run(cx).await,
+            CliCommand::Store(args) => args.run(cx).await,
+            CliCommand::Realisation(args) => args.run(cx).await,
+            CliCommand::ServeSsh(args) => args.run(cx).await,
+            CliCommand::Derivation(args) => args.run(cx).await,
+            CliCommand::Key(args) => args.run(cx),
+            CliCommand::Cache(args) => args.run(cx).await,
+            CliCommand::Nar(args) => args.run(cx),
+            CliCommand::Hash(args) => args.run(cx),
+            CliCommand::Daemon(args) => args.run(cx).await,
+            CliCommand::Completions(args) => args.run(),
+            CliCommand::Complete(args) => args.run(cx).await,
+            CliCommand::Man(args) => args.run(),
         }
     }
 }
 
 /// Says which paths the store does not have, and who refers to them; the answer that follows.
-fn tell_absent(cx: &Context, found: &Closure, store: &dyn Store) -> Answer {
+fn tell_absent(cx: &CommandContext, found: &Closure, store: &dyn Store) -> ExitStatus {
     for (path, referrer) in &found.absent {
         let why = match referrer {
             None => String::new(),
@@ -173,8 +178,8 @@ fn tell_absent(cx: &Context, found: &Closure, store: &dyn Store) -> Answer {
         cx.ui.error(format_args!("{path} is not in {store}{why}"));
     }
     if found.absent.is_empty() {
-        Answer::Yes
+        ExitStatus::Yes
     } else {
-        Answer::No
+        ExitStatus::No
     }
 }

@@ -1,8 +1,8 @@
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     listing::{self, JsonForm, Style},
+    output::stdout,
     ui,
-    words::stdout,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -12,7 +12,7 @@ use std::{
 };
 use tk_nar::{
     Index, Listing,
-    fs::{CaseHack, Dump, DumpOptions, Metadata, UnpackOptions, Unpacker, remove_tree},
+    fs::{CaseHack, Dump, DumpOptions, UnpackMetadata, UnpackOptions, Unpacker, remove_tree},
 };
 use tk_path::Algorithm;
 
@@ -78,7 +78,7 @@ pub enum Nar {
 
 impl Nar {
     /// Runs the command.
-    pub fn run(self, _: &Context) -> Result<Answer> {
+    pub fn run(self, _: &CommandContext) -> Result<ExitStatus> {
         match self {
             Nar::Pack { path, case_hack } => pack(&path, case_hack)?,
             Nar::Unpack {
@@ -90,9 +90,9 @@ impl Nar {
                 let options = UnpackOptions {
                     case_hack: hack(case_hack),
                     metadata: if writable {
-                        Metadata::Plain
+                        UnpackMetadata::Plain
                     } else {
-                        Metadata::Canonical
+                        UnpackMetadata::Canonical
                     },
                     ..UnpackOptions::default()
                 };
@@ -134,7 +134,7 @@ impl Nar {
                 }
             }
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 

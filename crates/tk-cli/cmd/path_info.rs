@@ -1,7 +1,7 @@
 use crate::{
-    Answer, Context,
-    open::{FromArgs, Listed, OpenStore},
-    paths::{PathsOrAll, Sources},
+    CommandContext, ExitStatus,
+    open::{FromArgs, ListedPaths, OpenStore},
+    paths::{NamedPaths, PathsOrAll},
     ui,
 };
 use anyhow::{Result, bail};
@@ -19,7 +19,7 @@ use tk_store::{Closure, Store, closure};
 /// signatures (--sigs). A path that is not there is told on stderr, and the exit status is 1.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, disable_help_flag = true)]
-pub struct PathInfo {
+pub struct PathInfoCommand {
     #[command(flatten)]
     paths: PathsOrAll,
     #[command(flatten)]
@@ -50,9 +50,9 @@ pub struct PathInfo {
     help: Option<bool>,
 }
 
-impl PathInfo {
+impl PathInfoCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let texts = self.paths.texts()?;
         let opened = self.from.open(cx, &texts).await?;
         let (roots, listed) = if self.paths.all {
@@ -60,8 +60,8 @@ impl PathInfo {
             (listed.narinfos.keys().cloned().collect(), listed)
         } else {
             (
-                Sources::find(&opened, &texts).await?.paths,
-                Listed::default(),
+                NamedPaths::find(&opened, &texts).await?.paths,
+                ListedPaths::default(),
             )
         };
         let store = opened.store();
@@ -224,7 +224,7 @@ fn sum_of_closure(found: &Closure, root: &StorePath, of: impl Fn(&Info) -> u64) 
     size
 }
 
-const IMPURE: format::Fields = format::Fields::Impure;
+const IMPURE: format::JsonFields = format::JsonFields::Impure;
 
 const EXAMPLES: &str = "\
 Examples:

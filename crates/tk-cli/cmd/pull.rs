@@ -1,9 +1,9 @@
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     copying::{CopyArgs, CopyVerb, TrustArgs},
-    open::{self, Wish},
+    open::{self, OpenOptions},
     out_link::OutLink,
-    paths::{Sources, required},
+    paths::{NamedPaths, required},
 };
 use anyhow::Result;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ pub struct Pull {
 
 impl Pull {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let Pull { copy, trust, .. } = &self;
         let texts = copy.paths.texts()?;
         let from = if copy.from.is_empty() {
@@ -52,13 +52,13 @@ impl Pull {
             .open(
                 cx,
                 &PULL,
-                (from, Wish::default()),
+                (from, OpenOptions::default()),
                 None,
                 trust,
                 Reach::Missing,
             )
             .await?;
-        let sources = Sources::find(&job.src, &texts).await?;
+        let sources = NamedPaths::find(&job.src, &texts).await?;
         let roots = sources.paths.clone();
         let links = self.links(&roots)?;
         if !copy.dry_run {
@@ -68,7 +68,7 @@ impl Pull {
             }
         }
         let Some(report) = job.run(cx, sources).await? else {
-            return Ok(Answer::Yes);
+            return Ok(ExitStatus::Yes);
         };
         if report.failed.is_empty() {
             for (link, path) in &links {

@@ -1,9 +1,9 @@
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     copying::{CopyArgs, CopyVerb, TrustArgs, WriteArgs},
     keys,
-    open::{self, OpenStore, Wish},
-    paths::{Sources, add_file, name_in_store, required},
+    open::{self, OpenOptions, OpenStore},
+    paths::{NamedPaths, add_file, name_in_store, required},
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -66,7 +66,7 @@ pub struct Push {
 
 impl Push {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let Push {
             copy, write, trust, ..
         } = &self;
@@ -76,10 +76,10 @@ impl Push {
         // Files need no store. One that nobody named is neither made nor filled for them.
         let named = matches!((copy.from.len(), cx.store.len()), (1, _) | (0, 1));
         let add = (self.add || named) && !copy.dry_run;
-        let source = Wish {
+        let source = OpenOptions {
             write: add,
             dry_run: !add,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let job = copy
             .open(
@@ -92,7 +92,7 @@ impl Push {
             )
             .await?;
         let add = add && (self.add || job.src.add_content().is_ok());
-        let mut sources = Sources::default();
+        let mut sources = NamedPaths::default();
         let mut trees = TreeStore::new(job.src.store());
         for text in &texts {
             if let Some(file) = sources.add(&job.src, text).await? {
@@ -110,7 +110,7 @@ impl Push {
         let trees = Arc::new(trees);
         let job = job.with_trees(trees.clone());
         let Some(report) = job.run(cx, sources).await? else {
-            return Ok(Answer::Yes);
+            return Ok(ExitStatus::Yes);
         };
         for (path, error) in &report.failed {
             if let (Some(file), Error::Mismatch { .. }) = (trees.file(path), error) {
@@ -126,7 +126,7 @@ impl Push {
     /// have it already: then nothing but reading it may be left to do.
     async fn read(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         dst: &OpenStore,
         trees: &mut TreeStore,
         file: PathBuf,
@@ -164,7 +164,7 @@ impl Push {
         Ok(info)
     }
 
-    fn create_keys(&self, cx: &Context) -> Result<()> {
+    fn create_keys(&self, cx: &CommandContext) -> Result<()> {
         let new = |file: &&PathBuf| self.create_key && *file != Path::new("-");
         for file in self.write.sign.sign_key.iter().filter(new) {
             keys::refuse_secret(file)?;

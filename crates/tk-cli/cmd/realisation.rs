@@ -1,7 +1,7 @@
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     keys::{self, KeyFileArgs},
-    open::{Wish, open},
+    open::{OpenOptions, open},
     paths::store_path,
     ui,
 };
@@ -16,19 +16,19 @@ use tk_store::{Abilities, Realisations, SigCheck};
 
 /// What outputs of content-addressed derivations turned out to be
 #[derive(clap::Subcommand)]
-pub enum Realisation {
+pub enum RealisationCommand {
     Info(Info),
-    Verify(Verify),
-    Sign(Sign),
+    Verify(RealisationVerify),
+    Sign(RealisationSign),
 }
 
-impl Realisation {
+impl RealisationCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         match self {
-            Realisation::Info(args) => args.run(cx).await,
-            Realisation::Verify(args) => args.run(cx).await,
-            Realisation::Sign(args) => args.run(cx).await,
+            RealisationCommand::Info(args) => args.run(cx).await,
+            RealisationCommand::Verify(args) => args.run(cx).await,
+            RealisationCommand::Sign(args) => args.run(cx).await,
         }
     }
 }
@@ -48,7 +48,7 @@ pub struct Info {
 }
 
 impl Info {
-    async fn run(self, cx: &Context) -> Result<Answer> {
+    async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let (abilities, found) = look_up(cx, &self.outputs, false).await?;
         let mut all = Vec::new();
         for (id, known) in &found {
@@ -71,7 +71,7 @@ impl Info {
 /// Check who has signed what outputs are said to be
 #[derive(clap::Args)]
 #[command(after_help = VERIFY_EXAMPLES)]
-pub struct Verify {
+pub struct RealisationVerify {
     /// Outputs: DRV^OUT, or sha256:HASH!OUT as Nix up to 2.34 has them
     #[arg(required = true, value_name = "OUTPUT")]
     outputs: Vec<String>,
@@ -84,8 +84,8 @@ pub struct Verify {
     sigs_needed: usize,
 }
 
-impl Verify {
-    async fn run(self, cx: &Context) -> Result<Answer> {
+impl RealisationVerify {
+    async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let policy = keys::policy(cx, &self.trusted_key, self.sigs_needed)?;
         let (abilities, found) = look_up(cx, &self.outputs, false).await?;
         let mut answer = answer(&found);
@@ -95,7 +95,7 @@ impl Verify {
                 Some(Ok(())) => ui::out(format_args!("{id} is trusted"))?,
                 Some(Err(why)) => {
                     cx.ui.error(format_args!("{id}: {why}"));
-                    answer = Answer::No;
+                    answer = ExitStatus::No;
                 }
             }
         }
@@ -106,7 +106,7 @@ impl Verify {
 /// Sign what outputs turned out to be
 #[derive(clap::Args)]
 #[command(after_help = SIGN_EXAMPLES)]
-pub struct Sign {
+pub struct RealisationSign {
     /// Outputs: DRV^OUT, or sha256:HASH!OUT as Nix up to 2.34 has them
     #[arg(required = true, value_name = "OUTPUT")]
     outputs: Vec<String>,
@@ -114,8 +114,8 @@ pub struct Sign {
     keys: KeyFileArgs,
 }
 
-impl Sign {
-    async fn run(self, cx: &Context) -> Result<Answer> {
+impl RealisationSign {
+    async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let keys = self.keys.keys()?;
         let (abilities, found) = look_up(cx, &self.outputs, true).await?;
         let store = realisations(&abilities)?;
@@ -136,67 +136,67 @@ impl Sign {
 
 /// A realisation in either form.
 #[derive(Clone)]
-enum Known {
+enum EitherRealisation {
     New(Entry),
-    Legacy(legacy::Realisation),
+    Legacy(legacy::LegacyRealisation),
 }
 
-impl Known {
+impl EitherRealisation {
     fn to_json(&self) -> Value {
         match self {
-            Known::New(known) => known.to_json(),
-            Known::Legacy(known) => known.to_json(),
+            EitherRealisation::New(known) => known.to_json(),
+            EitherRealisation::Legacy(known) => known.to_json(),
         }
     }
 
     fn out_path(&self) -> &StorePath {
         match self {
-            Known::New(known) => &known.value.out_path,
-            Known::Legacy(known) => &known.out_path,
+            EitherRealisation::New(known) => &known.value.out_path,
+            EitherRealisation::Legacy(known) => &known.out_path,
         }
     }
 
     fn check(&self, policy: &Policy) -> Result<(), Untrusted> {
         match self {
-            Known::New(known) => policy.check_realisation(known),
-            Known::Legacy(known) => policy.check_legacy_realisation(known),
+            EitherRealisation::New(known) => policy.check_realisation(known),
+            EitherRealisation::Legacy(known) => policy.check_legacy_realisation(known),
         }
     }
 
     fn sign(&mut self, key: &SecretKey) -> bool {
         match self {
-            Known::New(known) => known.sign(key),
-            Known::Legacy(known) => known.sign(key),
+            EitherRealisation::New(known) => known.sign(key),
+            EitherRealisation::Legacy(known) => known.sign(key),
         }
     }
 
     async fn register(&self, store: &dyn Realisations) -> tk_store::Result<()> {
         // They come from this very store.
         match self {
-            Known::New(known) => store.register(known, &SigCheck::Skip).await,
-            Known::Legacy(known) => store.register_legacy(known, &SigCheck::Skip).await,
+            EitherRealisation::New(known) => store.register(known, &SigCheck::Skip).await,
+            EitherRealisation::Legacy(known) => store.register_legacy(known, &SigCheck::Skip).await,
         }
     }
 }
 
 /// What the store knows of each of `outputs`, by the name that it is told by.
 async fn look_up(
-    cx: &Context,
+    cx: &CommandContext,
     outputs: &[String],
     write: bool,
-) -> Result<(Abilities, Vec<(String, Option<Known>)>)> {
-    let wish = Wish {
+) -> Result<(Abilities, Vec<(String, Option<EitherRealisation>)>)> {
+    let wish = OpenOptions {
         write,
-        ..Wish::default()
+        ..OpenOptions::default()
     };
     let opened = open(cx, &cx.store_uri(), &wish).await?;
     let abilities = opened.abilities();
     let store = realisations(&abilities)?;
     let mut found = Vec::new();
     for text in outputs {
-        if let Ok(id) = text.parse::<legacy::DrvOutput>() {
+        if let Ok(id) = text.parse::<legacy::LegacyDrvOutput>() {
             let known = store.legacy_realisation(&id).await?;
-            found.push((id.to_string(), known.map(Known::Legacy)));
+            found.push((id.to_string(), known.map(EitherRealisation::Legacy)));
             continue;
         }
         let Some((drv, output)) = text.rsplit_once('^') else {
@@ -207,7 +207,10 @@ async fn look_up(
         let id = DrvOutput { drv, output };
         let known = store.realisation(&id).await?;
         let shown = id.display(store.dir()).to_string();
-        found.push((shown, known.map(|value| Known::New(Entry { id, value }))));
+        found.push((
+            shown,
+            known.map(|value| EitherRealisation::New(Entry { id, value })),
+        ));
     }
     Ok((abilities, found))
 }
@@ -219,17 +222,17 @@ fn realisations(abilities: &Abilities) -> Result<&dyn Realisations> {
     }
 }
 
-fn absent(cx: &Context, abilities: &Abilities, id: &str) {
+fn absent(cx: &CommandContext, abilities: &Abilities, id: &str) {
     let store = &abilities.store;
     cx.ui
         .error(format_args!("{store} does not know what {id} is"));
 }
 
-fn answer(found: &[(String, Option<Known>)]) -> Answer {
+fn answer(found: &[(String, Option<EitherRealisation>)]) -> ExitStatus {
     if found.iter().all(|(_, known)| known.is_some()) {
-        Answer::Yes
+        ExitStatus::Yes
     } else {
-        Answer::No
+        ExitStatus::No
     }
 }
 

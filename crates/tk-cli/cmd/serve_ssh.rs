@@ -1,8 +1,8 @@
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     copying::demand,
-    open::{Wish, open, served},
-    words::{of_client, tell, tell_lines},
+    open::{OpenOptions, open, served},
+    output::{of_client, tell, tell_lines},
 };
 use anyhow::Result;
 use std::sync::Arc;
@@ -28,10 +28,10 @@ pub struct ServeSsh {
 
 impl ServeSsh {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let wish = Wish {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
+        let wish = OpenOptions {
             write: self.write,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let store = open(cx, &cx.store_uri(), &wish).await?;
         // ssh brings it to the client: what builders print, and as with Nix what is wrong.
@@ -46,7 +46,7 @@ impl ServeSsh {
             .serve(tokio::io::stdin(), tokio::io::stdout())
             .await
             .map_err(of_client)?;
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 

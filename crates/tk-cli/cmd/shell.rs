@@ -1,11 +1,11 @@
 use crate::{
-    Answer, Context,
-    build_log::BuildLog,
+    CommandContext, ExitStatus,
+    build_log::LogPrinter,
     failure::tell_failure,
-    open::{BuildOptions, NixOptions, store_dir},
+    open::{BuildArgs, NixOptions, store_dir},
+    output::{stdout, tell},
     settings::{cache_folder, state_folder},
     ui,
-    words::{stdout, tell},
 };
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
@@ -18,10 +18,10 @@ use std::{
     time::Duration,
 };
 use tk_nix::{
-    Cause, Failure, Installable, Nix, NixBuilder, NixVersion, Source,
+    Cause, Installable, InstallableSource, Nix, NixBuilder, NixFailure, NixVersion,
     shell::{
-        ExecResult, Found, Hook, LeaseOptions, Owner, ShellConfig, ShellSession, Shells,
-        StartupCode, Stream, Wanted, What,
+        EnvironmentKind, ExecResult, FoundEnvironment, Hook, LeaseOptions, Owner, ShellConfig,
+        ShellSession, Shells, StartupCode, Stream, WantedEnvironment,
     },
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,7 +64,7 @@ pub struct Shell {
 /// nothing pins, as a name like jq, is looked up again after an hour, or with --refresh.
 #[derive(Args)]
 #[command(after_help = RUN_EXAMPLES)]
-pub struct Run {
+pub struct RunCommand {
     /// Packages: attributes of nixpkgs by their name, or of any flake as FLAKE#ATTR; derivations
     /// (DRV^OUT,…) and paths of the store; with --file or --expr attributes of that
     #[arg(long, short, required = true, num_args = 1.., value_name = "PKG")]
@@ -105,14 +105,14 @@ pub struct WhatArgs {
 
 impl WhatArgs {
     /// What was named.
-    pub fn installable(&self, cx: &Context) -> Result<Installable> {
+    pub fn installable(&self, cx: &CommandContext) -> Result<Installable> {
         let attr = self.attr.as_deref();
         let source = match source(&self.file, &self.expr) {
             None if attr.is_none() => {
                 let what = self.what.as_deref().unwrap_or(".");
                 return Ok(Installable::parse(&store_dir(cx)?, what)?);
             }
-            source => source.unwrap_or_else(|| Source::File("default.nix".into())),
+            source => source.unwrap_or_else(|| InstallableSource::File("default.nix".into())),
         };
         Ok(Installable::attribute(source, attr.unwrap_or_default())?)
     }
@@ -139,10 +139,10 @@ impl WhatArgs {
     }
 }
 
-fn source(file: &Option<PathBuf>, expr: &Option<String>) -> Option<Source> {
+fn source(file: &Option<PathBuf>, expr: &Option<String>) -> Option<InstallableSource> {
     match (file, expr) {
-        (Some(file), _) => Some(Source::File(file.clone())),
-        (_, Some(code)) => Some(Source::Expr(code.clone())),
+        (Some(file), _) => Some(InstallableSource::File(file.clone())),
+        (_, Some(code)) => Some(InstallableSource::Expr(code.clone())),
         (None, None) => None,
     }
 }
@@ -186,17 +186,17 @@ pub struct FindOptions {
     #[command(flatten)]
     nix: NixOptions,
     #[command(flatten)]
-    build: BuildOptions,
+    build: BuildArgs,
 }
 
 impl Shell {
     /// Runs the command; returns only if that cannot be.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         if self.command.is_empty() && (self.json || !io::stdin().is_terminal()) {
             bail!("there is no command, and no terminal to ask for one; write it after --");
         }
         let shells = shells(cx)?;
-        let what = What::Shell(self.what.installable(cx)?);
+        let what = EnvironmentKind::Shell(self.what.installable(cx)?);
         let found = match self.options.find.found(cx, &shells, what).await? {
             Ok(found) => found,
             Err(failure) => return Ok(none(cx, &self.what.spelled(), &failure)),
@@ -217,11 +217,11 @@ impl Shell {
     }
 }
 
-impl Run {
+impl RunCommand {
     /// Runs the command; returns only if that cannot be.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let shells = shells(cx)?;
-        let what = What::Packages(self.packages(cx)?);
+        let what = EnvironmentKind::Packages(self.packages(cx)?);
         let found = match self.options.find.found(cx, &shells, what).await? {
             Ok(found) => found,
             Err(failure) => return Ok(none(cx, &self.package.join(" "), &failure)),
@@ -230,7 +230,7 @@ impl Run {
         run(&session, &self.command, self.json).await
     }
 
-    fn packages(&self, cx: &Context) -> Result<Vec<Installable>> {
+    fn packages(&self, cx: &CommandContext) -> Result<Vec<Installable>> {
         let source = source(&self.file, &self.expr);
         let dir = store_dir(cx)?;
         let all = self.package.iter().map(|name| match &source {
@@ -242,7 +242,7 @@ impl Run {
 }
 
 impl EnvOptions {
-    fn session(&self, shells: &Shells, found: &Found) -> Result<ShellSession> {
+    fn session(&self, shells: &Shells, found: &FoundEnvironment) -> Result<ShellSession> {
         let keep = self.pure.then_some(self.keep.as_slice());
         Ok(shells.session(&found.entry, keep)?)
     }
@@ -252,11 +252,11 @@ impl FindOptions {
     /// The environment, by way of nix only if it is not known.
     pub async fn found(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         shells: &Shells,
-        what: What,
-    ) -> Result<Result<Found, Failure>> {
-        let wanted = Wanted {
+        what: EnvironmentKind,
+    ) -> Result<Result<FoundEnvironment, NixFailure>> {
+        let wanted = WantedEnvironment {
             eval: self.nix.eval(),
             watch: self.watch.clone(),
             refresh: cx.refresh,
@@ -264,7 +264,7 @@ impl FindOptions {
                 owner: owner(&self.owner)?,
                 ttl: self.ttl,
             },
-            ..Wanted::new(what)
+            ..WantedEnvironment::new(what)
         };
         let config = self.nix.config(cx, &self.build)?;
         match shells.warm(&config, &wanted).await {
@@ -293,12 +293,12 @@ impl FindOptions {
 }
 
 async fn evaluated(
-    cx: &Context,
+    cx: &CommandContext,
     shells: &Shells,
     builder: &NixBuilder,
-    wanted: &Wanted,
-) -> Result<Found, Failure> {
-    let log = BuildLog::new(&cx.ui, true).without_errors();
+    wanted: &WantedEnvironment,
+) -> Result<FoundEnvironment, NixFailure> {
+    let log = LogPrinter::new(&cx.ui, true).without_errors();
     let found = until_signal(shells.find(builder, wanted, &log)).await;
     log.clear();
     found
@@ -306,7 +306,9 @@ async fn evaluated(
 
 /// What comes of `work`, which is given up when somebody ends this program: nix and commands are in groups of
 /// their own, and would go on.
-async fn until_signal<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+async fn until_signal<T>(
+    work: impl Future<Output = Result<T, NixFailure>>,
+) -> Result<T, NixFailure> {
     let ended = async {
         let kinds = [
             SignalKind::interrupt(),
@@ -325,7 +327,7 @@ async fn until_signal<T>(work: impl Future<Output = Result<T, Failure>>) -> Resu
     };
     let done = tokio::select! {
         done = work => return done,
-        () = ended => Err(Failure::new(Cause::Cancelled, "it was interrupted")),
+        () = ended => Err(NixFailure::new(Cause::Cancelled, "it was interrupted")),
     };
     // So that nix can end what it started.
     while tk_nix::ending() > 0 {
@@ -335,7 +337,7 @@ async fn until_signal<T>(work: impl Future<Output = Result<T, Failure>>) -> Resu
 }
 
 /// The environments of this user.
-pub fn shells(cx: &Context) -> Result<Shells> {
+pub fn shells(cx: &CommandContext) -> Result<Shells> {
     let system = cx.settings.get("system").map(str::to_owned);
     let own = || match env::consts::OS {
         "macos" => format!("{}-darwin", env::consts::ARCH),
@@ -378,13 +380,13 @@ pub fn plain_text(text: &str) -> String {
 }
 
 /// Says why there is no environment: always 2, since 1 may be the status of a command.
-fn none(cx: &Context, what: &str, failure: &Failure) -> Answer {
+fn none(cx: &CommandContext, what: &str, failure: &NixFailure) -> ExitStatus {
     tell_failure(cx, what, failure);
-    Answer::Failed
+    ExitStatus::Failed
 }
 
 /// Becomes the command or, for JSON, runs it.
-async fn run(session: &ShellSession, command: &[OsString], json: bool) -> Result<Answer> {
+async fn run(session: &ShellSession, command: &[OsString], json: bool) -> Result<ExitStatus> {
     if json {
         let mut told = |_: Stream, _: &[u8]| {};
         let done = until_signal(session.run_with(command, &mut told)).await;
@@ -401,7 +403,7 @@ async fn run(session: &ShellSession, command: &[OsString], json: bool) -> Result
 }
 
 /// The same where it was to be run within bounds.
-fn tell_not_run(failure: &Failure) -> Result<Answer> {
+fn tell_not_run(failure: &NixFailure) -> Result<ExitStatus> {
     tell(format_args!("tk-store: {failure}"));
     process::exit(match failure.cause {
         Cause::Misused => 127,
@@ -410,7 +412,7 @@ fn tell_not_run(failure: &Failure) -> Result<Answer> {
 }
 
 /// Says why a command could not be run, and exits as shells do.
-fn gone(name: &str, error: &io::Error) -> Result<Answer> {
+fn gone(name: &str, error: &io::Error) -> Result<ExitStatus> {
     let (words, status) = match error.kind() {
         io::ErrorKind::NotFound => ("there is no such command".to_owned(), 127),
         _ => (error.to_string(), 126),

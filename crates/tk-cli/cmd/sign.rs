@@ -1,8 +1,8 @@
 use crate::{
-    Answer, Context,
+    CommandContext, ExitStatus,
     keys::KeyFileArgs,
     open::{FromArgs, OpenStore},
-    paths::{PathsOrAll, Sources},
+    paths::{NamedPaths, PathsOrAll},
     ui,
 };
 use anyhow::Result;
@@ -16,7 +16,7 @@ use tk_path::StorePath;
 /// has them. The number of new signatures is told.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Sign {
+pub struct SignCommand {
     #[command(flatten)]
     paths: PathsOrAll,
     #[command(flatten)]
@@ -26,9 +26,9 @@ pub struct Sign {
     recursive: bool,
 }
 
-impl Sign {
+impl SignCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let keys = self.keys.keys()?;
         let texts = self.paths.texts()?;
         // A narinfo is written anew: what is remembered of it will not do.
@@ -37,7 +37,7 @@ impl Sign {
         let listed = if self.paths.all {
             opened.all().await?
         } else {
-            let roots = Sources::find(&opened, &texts).await?.paths;
+            let roots = NamedPaths::find(&opened, &texts).await?.paths;
             let looked = opened.look(&roots, self.recursive).await;
             if let Some(path) = looked.absent.into_iter().next() {
                 let store = store.to_string();
@@ -61,7 +61,7 @@ impl Sign {
         for path in narinfos.keys() {
             if let Some(error) = failed.get(path) {
                 cx.ui.error(error);
-                answer = Answer::Failed;
+                answer = ExitStatus::Failed;
             } else {
                 signed += new.get(path).map_or(0, BTreeSet::len);
                 ui::out(store.dir().display(path))?;

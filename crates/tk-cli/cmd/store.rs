@@ -1,8 +1,8 @@
 use crate::{
-    Answer, Context,
-    open::{Wish, open},
+    CommandContext, ExitStatus,
+    open::{OpenOptions, open},
+    output::plain,
     ui,
-    words::plain,
 };
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use tk_store::StoreDescription;
 
 /// Look at a store itself
 #[derive(clap::Subcommand)]
-pub enum Store {
+pub enum StoreCommand {
     /// Say what kind of store it is, who is at the other end, and how far away
     ///
     /// As nix store info (nix store ping). Of a daemon: its version of Nix and of the protocol,
@@ -27,15 +27,15 @@ pub enum Store {
     },
 }
 
-impl Store {
+impl StoreCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let Store::Info { uri, json } = self;
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
+        let StoreCommand::Info { uri, json } = self;
         let uri = uri.unwrap_or_else(|| cx.store_uri());
         // What is remembered of a cache says nothing of how it is now.
-        let wish = Wish {
+        let wish = OpenOptions {
             refresh: true,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let opened = open(cx, &uri, &wish).await?;
         let info = opened.describe().await?;
@@ -47,7 +47,7 @@ impl Store {
                 ui::out(format_args!("{name}: {}", plain(&value)))?;
             }
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 

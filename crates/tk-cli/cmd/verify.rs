@@ -1,7 +1,7 @@
 use crate::{
-    Answer, Context, failures, keys,
+    CommandContext, ExitStatus, failures, keys,
     open::{FromArgs, Looked},
-    paths::{PathsOrAll, Sources},
+    paths::{NamedPaths, PathsOrAll},
     ui,
 };
 use anyhow::Result;
@@ -18,7 +18,7 @@ use tk_store::{Error, SigCheck, Store, copy::Progress, verify};
 /// path could not be looked at).
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Verify {
+pub struct VerifyCommand {
     #[command(flatten)]
     paths: PathsOrAll,
     /// All that the paths refer to as well
@@ -46,9 +46,9 @@ pub struct Verify {
     json: bool,
 }
 
-impl Verify {
+impl VerifyCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let trust = if self.no_trust {
             SigCheck::Skip
         } else {
@@ -63,7 +63,7 @@ impl Verify {
                 absent: Vec::new(),
             }
         } else {
-            let roots = Sources::find(&opened, &texts).await?.paths;
+            let roots = NamedPaths::find(&opened, &texts).await?.paths;
             opened.look(&roots, self.recursive).await
         };
         let store = opened.store();
@@ -84,9 +84,10 @@ impl Verify {
         let bad: Vec<_> = checks.filter_map(|bad| async { bad }).collect().await;
         meter.clear();
         let errors = bad.iter().map(|(_, error)| error);
-        let mut answer = Answer::after(errors.chain(unreadable.clone().map(|(_, error)| error)));
+        let mut answer =
+            ExitStatus::after(errors.chain(unreadable.clone().map(|(_, error)| error)));
         if !absent.is_empty() {
-            answer = answer.max(Answer::No);
+            answer = answer.max(ExitStatus::No);
         }
         let dir = store.dir();
         let absent = absent.iter().map(|path| {

@@ -1,6 +1,6 @@
 //! What became of a copy, for people and as JSON.
 
-use crate::{Answer, Context, failures, ui};
+use crate::{CommandContext, ExitStatus, failures, ui};
 use anyhow::Result;
 use serde_json::json;
 use std::{collections::BTreeSet, time::Instant};
@@ -12,7 +12,12 @@ use tk_store::{
 };
 
 /// Says what would be copied.
-pub fn tell_plan(cx: &Context, plan: &Plan, dst: &dyn Store, json: bool) -> Result<Answer> {
+pub fn tell_plan(
+    cx: &CommandContext,
+    plan: &Plan,
+    dst: &dyn Store,
+    json: bool,
+) -> Result<ExitStatus> {
     let missing = &plan.missing;
     let bytes = plan.nar_size();
     if json {
@@ -43,19 +48,19 @@ pub fn tell_plan(cx: &Context, plan: &Plan, dst: &dyn Store, json: bool) -> Resu
         cx.ui
             .say(format_args!("would sign {paths} that are there already"));
     }
-    Ok(Answer::Yes)
+    Ok(ExitStatus::Yes)
 }
 
 /// Says what was copied: the roots that are there now on stdout, the rest on stderr.
 pub fn tell_report(
-    cx: &Context,
+    cx: &CommandContext,
     verb: &str,
     report: &CopyReport,
     roots: &[StorePath],
     dst: &dyn Store,
     start: Instant,
     json: bool,
-) -> Result<Answer> {
+) -> Result<ExitStatus> {
     let dir = dst.dir();
     let bytes: u64 = report.copied.iter().map(|info| info.nar_size).sum();
     let failed: BTreeSet<_> = report.failed.iter().map(|(path, _)| path).collect();
@@ -120,7 +125,9 @@ pub fn tell_report(
             "{paths} could not be {verb}; the others are complete"
         ));
     }
-    Ok(Answer::after(report.failed.iter().map(|(_, error)| error)))
+    Ok(ExitStatus::after(
+        report.failed.iter().map(|(_, error)| error),
+    ))
 }
 
 /// What became of paths that were neither new nor left as they are.

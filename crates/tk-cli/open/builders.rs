@@ -1,8 +1,8 @@
 //! Machines that build for others, as the command line and nix.conf name them.
 
-use super::{BuildOptions, Wish, open};
+use super::{BuildArgs, OpenOptions, open};
 use crate::{
-    Context, keys,
+    CommandContext, keys,
     settings::{path_var, state_folder},
 };
 use anyhow::{Context as _, Result, bail};
@@ -10,7 +10,7 @@ use rustix::fs::{Access, access};
 use std::{env::consts, io, path::PathBuf, sync::Arc};
 use tk_nix::{
     machines::{Machine, Machines},
-    remote::{Connect, Connected, Patience, RemoteBuilder, RemoteConfig},
+    remote::{Connect, Connected, MachineTimeouts, RemoteBuilder, RemoteConfig},
     slots::Slots,
 };
 use tk_store::{Abilities, Error};
@@ -40,7 +40,7 @@ impl RemoteArgs {
     }
 
     /// The machines that are named, or else those of nix.conf.
-    pub fn machines(&self, cx: &Context) -> Result<Machines> {
+    pub fn machines(&self, cx: &CommandContext) -> Result<Machines> {
         let folder = std::env::current_dir().context("finding the current directory")?;
         let system = system(cx);
         let read = |text: &str, name: &str| Machines::read(text, name, &system, &folder);
@@ -68,9 +68,9 @@ impl RemoteArgs {
     /// `store` with its builds on the machines that are named, or else those of nix.conf.
     pub fn builder(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         store: Abilities,
-        options: &BuildOptions,
+        options: &BuildArgs,
     ) -> Result<Abilities> {
         let machines = self.machines(cx)?.complete()?;
         if machines.is_empty() {
@@ -85,12 +85,12 @@ impl RemoteArgs {
             .map(|file| keys::secret(file).map(Arc::new));
         let config = RemoteConfig {
             machines,
-            connect: Arc::new(Open::new(cx, options)),
+            connect: Arc::new(MachineOpener::new(cx, options)),
             slots: slots()?,
             keep_going: options.keep_going(),
             builders_substitute: self.builders_use_substitutes || substitute,
             sign: sign.collect::<Result<_>>()?,
-            patience: Patience::default(),
+            patience: MachineTimeouts::default(),
         };
         Ok(RemoteBuilder::new(store, config).abilities())
     }
@@ -98,9 +98,9 @@ impl RemoteArgs {
     /// `store`, with its builds on other machines if some are named.
     pub fn abilities(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         store: Abilities,
-        options: &BuildOptions,
+        options: &BuildArgs,
     ) -> Result<Abilities> {
         if self.is_given() {
             self.builder(cx, store, options)
@@ -111,15 +111,15 @@ impl RemoteArgs {
 }
 
 /// Opens machines as any store.
-pub struct Open {
-    cx: Context,
-    options: BuildOptions,
+pub struct MachineOpener {
+    cx: CommandContext,
+    options: BuildArgs,
 }
 
-impl Open {
+impl MachineOpener {
     /// With `options` for their daemons.
-    pub fn new(cx: &Context, options: &BuildOptions) -> Self {
-        Open {
+    pub fn new(cx: &CommandContext, options: &BuildArgs) -> Self {
+        MachineOpener {
             cx: cx.clone(),
             options: options.clone(),
         }
@@ -127,10 +127,10 @@ impl Open {
 
     async fn open(&self, machine: &Machine, connections: usize) -> Result<Connected> {
         let reference = machine.reference(connections).map_err(anyhow::Error::msg)?;
-        let wish = Wish {
+        let wish = OpenOptions {
             write: true,
             build: self.options.clone(),
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let opened = open(&self.cx, &reference.to_string(), &wish).await?;
         let info = opened.describe().await?;
@@ -145,7 +145,7 @@ impl Open {
 }
 
 #[async_trait::async_trait]
-impl Connect for Open {
+impl Connect for MachineOpener {
     async fn connect(&self, machine: &Machine, connections: usize) -> tk_store::Result<Connected> {
         self.open(machine, connections).await.map_err(|error| {
             let doing = format!("connecting to {}", machine.uri);
@@ -167,7 +167,7 @@ pub fn slots() -> Result<Slots> {
 }
 
 /// Nix's name of this system, or what nix.conf calls it.
-fn system(cx: &Context) -> String {
+fn system(cx: &CommandContext) -> String {
     if let Some(system) = cx.settings.get("system") {
         return system.to_owned();
     }

@@ -1,7 +1,7 @@
 //! Opening binary caches: what all kinds have in common, and folders.
 
-use super::{OpenStore, STORE_SETTINGS, Wish, skip, take_store_dir};
-use crate::{Context, keys};
+use super::{OpenOptions, OpenStore, STORE_SETTINGS, skip, take_store_dir};
+use crate::{CommandContext, keys};
 use anyhow::Result;
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,11 @@ use tk_narinfo::Compression;
 use tk_store::reference::Settings;
 
 /// What the URI says of a binary cache of any kind; what the command line says wins.
-pub fn config(cx: &Context, settings: &mut Settings, wish: &Wish) -> Result<BinaryCacheConfig> {
+pub fn config(
+    cx: &CommandContext,
+    settings: &mut Settings,
+    wish: &OpenOptions,
+) -> Result<BinaryCacheConfig> {
     let named = "none, xz, zstd, bzip2, gzip or br";
     let compression = settings.take_with("compression", named, |name| name.parse().ok())?;
     let level = settings.take_with("compression-level", "a whole number", |n| n.parse().ok())?;
@@ -55,10 +59,10 @@ pub fn config(cx: &Context, settings: &mut Settings, wish: &Wish) -> Result<Bina
 
 /// The cache in `folder`.
 pub async fn folder(
-    cx: &Context,
+    cx: &CommandContext,
     folder: PathBuf,
     settings: &mut Settings,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<OpenStore> {
     let config = config(cx, settings, wish)?;
     let cache = BinaryCache::open_folder(folder, config).await?;
@@ -66,7 +70,7 @@ pub async fn folder(
 }
 
 /// What is wrong in one cache is told a few times: it is often wrong in all of it.
-fn warnings(cx: &Context) -> CacheWarnings {
+fn warnings(cx: &CommandContext) -> CacheWarnings {
     let (ui, told) = (cx.ui, Mutex::new(BTreeMap::<_, usize>::new()));
     CacheWarnings::to(move |warning| {
         let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,8 @@
 //! Opening binary caches far away.
 
-use super::{OpenStore, Wish, caches};
+use super::{OpenOptions, OpenStore, caches};
 use crate::{
-    Context,
+    CommandContext,
     settings::{cache_folder, path_var, state_folder},
 };
 use anyhow::{Context as _, Result, bail};
@@ -15,7 +15,7 @@ use std::{
 };
 use tk_cache::{
     BinaryCache,
-    bucket::{BucketConfig, BucketObjects, Environment, PARAMETERS},
+    bucket::{BucketConfig, BucketObjects, CloudEnvironment, PARAMETERS},
     disk_cache::{DiskCache, DiskCacheConfig},
     http::{Auth, ClientConfig, HttpConfig, HttpObjects, Netrc, Proxies},
     objects::{NarInfoCache, Objects},
@@ -26,10 +26,10 @@ use url::Url;
 
 /// The cache at an `http` or `https` URL.
 pub async fn http(
-    cx: &Context,
+    cx: &CommandContext,
     reference: &StoreReference,
     settings: &mut Settings,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<OpenStore> {
     let url = Url::parse(&reference.without_params().to_string())?;
     let mut config = HttpConfig::new(url);
@@ -41,11 +41,11 @@ pub async fn http(
 
 /// The cache in a bucket.
 pub async fn bucket(
-    cx: &Context,
+    cx: &CommandContext,
     scheme: &str,
     reference: &StoreReference,
     settings: &mut Settings,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<OpenStore> {
     let client = client(cx, settings)?;
     let StoreVariant::Specified { authority, .. } = &reference.variant else {
@@ -56,7 +56,7 @@ pub async fn bucket(
         .filter_map(|name| Some((*name, settings.take(name)?)))
         .collect();
     let parameter = |name: &str| taken.get(name).cloned();
-    let environment = Environment {
+    let environment = CloudEnvironment {
         variables: env::vars().filter(|(name, _)| is_cloud(name)).collect(),
         home: path_var("HOME"),
     };
@@ -74,11 +74,11 @@ fn is_cloud(name: &str) -> bool {
 
 /// The cache whose objects are `objects`; `identity` tells it from all others.
 pub async fn remote(
-    cx: &Context,
+    cx: &CommandContext,
     objects: Arc<dyn Objects>,
     identity: String,
     settings: &mut Settings,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<OpenStore> {
     let mut config = caches::config(cx, settings, wish)?;
     config.known = known(cx, &identity, &config.store_dir, wish);
@@ -89,7 +89,7 @@ pub async fn remote(
 }
 
 /// How to reach servers, from nix.conf, the environment, and the URI.
-pub fn client(cx: &Context, settings: &mut Settings) -> Result<ClientConfig> {
+pub fn client(cx: &CommandContext, settings: &mut Settings) -> Result<ClientConfig> {
     let mut config = ClientConfig {
         observer: cx.ui.observer(),
         ..ClientConfig::default()
@@ -158,7 +158,7 @@ fn proxies() -> Proxies {
 }
 
 /// The file that nix.conf names, else Nix's default one, else the user's own.
-fn netrc(cx: &Context) -> Result<Netrc> {
+fn netrc(cx: &CommandContext) -> Result<Netrc> {
     let named = cx.settings.path("netrc-file");
     let conf = path_var("NIX_CONF_DIR").unwrap_or_else(|| "/etc/nix".into());
     let own = path_var("NETRC").or_else(|| path_var("HOME").map(|home| home.join(".netrc")));
@@ -192,10 +192,10 @@ fn is_absent(error: &std::io::Error) -> bool {
 
 /// What the cache said before.
 fn known(
-    cx: &Context,
+    cx: &CommandContext,
     identity: &str,
     dir: &StoreDir,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Option<Arc<dyn NarInfoCache>> {
     /// One for all caches, so that what is wrong with it is told once.
     static SHARED: OnceLock<Option<Arc<DiskCache>>> = OnceLock::new();
@@ -209,7 +209,7 @@ fn known(
 }
 
 /// What all caches said before. A machine without a folder for that works without.
-fn disk_cache(cx: &Context) -> Option<Arc<DiskCache>> {
+fn disk_cache(cx: &CommandContext) -> Option<Arc<DiskCache>> {
     let folder = cache_folder().ok()?;
     let mut config = DiskCacheConfig {
         nix: Some(folder.join("nix")),
@@ -238,7 +238,7 @@ fn disk_cache(cx: &Context) -> Option<Arc<DiskCache>> {
 }
 
 /// Where a push notes what has arrived.
-fn journal(wish: &Wish) -> Option<PathBuf> {
+fn journal(wish: &OpenOptions) -> Option<PathBuf> {
     let folder = || state_folder().ok().map(|folder| folder.join("journal"));
     wish.write.then(folder).flatten()
 }

@@ -1,10 +1,10 @@
 //! The nix binary, and stores that build with it where they cannot build themselves.
 
 use super::{
-    BuildOptions, OpenStore, Pick, Wish, local_config, open, pick, remote, take_store_dir,
+    BuildArgs, OpenOptions, OpenStore, Pick, local_config, open, pick, remote, take_store_dir,
 };
 use crate::{
-    Context,
+    CommandContext,
     settings::{data_folder, path_var},
 };
 use anyhow::{Context as _, Result};
@@ -65,7 +65,7 @@ impl NixOptions {
     }
 
     /// How it is run, on the store of the command.
-    pub fn config(&self, cx: &Context, build: &BuildOptions) -> Result<NixConfig> {
+    pub fn config(&self, cx: &CommandContext, build: &BuildArgs) -> Result<NixConfig> {
         Ok(NixConfig {
             program: self.nix.clone(),
             store: Some(store_for_nix(cx)?),
@@ -75,7 +75,7 @@ impl NixOptions {
     }
 
     /// The nix, on the store of the command.
-    pub async fn find(&self, cx: &Context, build: &BuildOptions) -> Result<Nix> {
+    pub async fn find(&self, cx: &CommandContext, build: &BuildArgs) -> Result<Nix> {
         Ok(Nix::find(self.config(cx, build)?).await?)
     }
 
@@ -83,8 +83,8 @@ impl NixOptions {
     /// own.
     pub async fn builder(
         &self,
-        cx: &Context,
-        build: &BuildOptions,
+        cx: &CommandContext,
+        build: &BuildArgs,
     ) -> Result<(NixBuilder, OpenStore)> {
         let nix = self.find(cx, build).await?;
         self.builder_with(cx, build, nix).await
@@ -93,8 +93,8 @@ impl NixOptions {
     /// As [`NixOptions::builder`], for what is a derivation already: no nix is run to evaluate.
     pub async fn builder_of_derivations(
         &self,
-        cx: &Context,
-        build: &BuildOptions,
+        cx: &CommandContext,
+        build: &BuildArgs,
     ) -> Result<(NixBuilder, OpenStore)> {
         let nix = Nix::known(self.config(cx, build)?, NixVersion::OLDEST)?;
         self.builder_with(cx, build, nix).await
@@ -104,13 +104,13 @@ impl NixOptions {
     /// is wanted, is opened without a nix-daemon.
     pub async fn builder_of_paths(
         &self,
-        cx: &Context,
-        build: &BuildOptions,
+        cx: &CommandContext,
+        build: &BuildArgs,
         nix: Nix,
         paths: &BTreeSet<StorePath>,
     ) -> Result<(NixBuilder, OpenStore)> {
         if !paths.is_empty() && on_disk(cx)?.is_some() {
-            let opened = open(cx, &cx.store_uri(), &Wish::default()).await?;
+            let opened = open(cx, &cx.store_uri(), &OpenOptions::default()).await?;
             if opened.store().valid(paths).await? == *paths {
                 return Ok((NixBuilder::new(nix, opened.abilities()), opened));
             }
@@ -121,14 +121,14 @@ impl NixOptions {
     /// As [`NixOptions::builder`], with a nix that was found already.
     pub async fn builder_with(
         &self,
-        cx: &Context,
-        build: &BuildOptions,
+        cx: &CommandContext,
+        build: &BuildArgs,
         nix: Nix,
     ) -> Result<(NixBuilder, OpenStore)> {
-        let wish = Wish {
+        let wish = OpenOptions {
             write: true,
             build: build.clone(),
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let opened = match on_disk(cx)? {
             None => open(cx, &cx.store_uri(), &wish).await?,
@@ -139,14 +139,14 @@ impl NixOptions {
 }
 
 /// The directory that the paths of the command's store name, without opening it.
-pub fn store_dir(cx: &Context) -> Result<StoreDir> {
+pub fn store_dir(cx: &CommandContext) -> Result<StoreDir> {
     let cwd = std::env::current_dir().context("finding the current directory")?;
     let reference = StoreReference::parse(&store_for_nix(cx)?, &cwd)?;
     take_store_dir(&mut reference.settings())
 }
 
 /// The store of the command, if it is one on disk.
-fn on_disk(cx: &Context) -> Result<Option<StoreReference>> {
+fn on_disk(cx: &CommandContext) -> Result<Option<StoreReference>> {
     let cwd = std::env::current_dir().context("finding the current directory")?;
     let reference = StoreReference::parse(&store_for_nix(cx)?, &cwd)?;
     Ok(Some(reference).filter(|reference| reference.scheme() == Some("local")))
@@ -155,10 +155,10 @@ fn on_disk(cx: &Context) -> Result<Option<StoreReference>> {
 /// The store on disk `reference`, by a daemon of `nix` for it. It is not opened here as well: some
 /// versions of nix wait until nobody else has it open.
 fn by_stdio(
-    cx: &Context,
+    cx: &CommandContext,
     nix: &Nix,
     reference: &StoreReference,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<DaemonStore> {
     let mut settings = reference.settings();
     let local = local_config(reference.path()?, &mut settings, wish)?;
@@ -175,7 +175,7 @@ fn by_stdio(
 
 /// The store of the command, as nix is told it: what `auto` is here is not always what it is for
 /// nix.
-fn store_for_nix(cx: &Context) -> Result<String> {
+fn store_for_nix(cx: &CommandContext) -> Result<String> {
     let uri = cx.store_uri();
     let cwd = std::env::current_dir().context("finding the current directory")?;
     if StoreReference::parse(&uri, &cwd)?.scheme().is_some() {

@@ -1,7 +1,7 @@
 //! Opening stores behind a daemon's socket or over ssh.
 
-use super::{OpenStore, STORE_SETTINGS, Wish, skip, take_store_dir};
-use crate::{Context, settings::path_var};
+use super::{OpenOptions, OpenStore, STORE_SETTINGS, skip, take_store_dir};
+use crate::{CommandContext, settings::path_var};
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use tk_store::{
 
 /// How a daemon is to build, in the words of Nix.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args)]
-pub struct BuildOptions {
+pub struct BuildArgs {
     /// Go on with other builds when one fails
     #[arg(long, short)]
     keep_going: bool,
@@ -55,11 +55,11 @@ pub struct BuildOptions {
     option: Vec<String>,
 }
 
-impl BuildOptions {
+impl BuildArgs {
     /// What a daemon is told. Nothing, so that it works by its own configuration, unless something
     /// was asked for; then, as the message has no blanks, the rest is nix.conf's.
-    pub fn to_settings(&self, cx: &Context) -> Result<Option<SetOptions>> {
-        if *self == BuildOptions::default() {
+    pub fn to_settings(&self, cx: &CommandContext) -> Result<Option<SetOptions>> {
+        if *self == BuildArgs::default() {
             return Ok(None);
         }
         let configured = |key: &str| cx.settings.get(key);
@@ -96,15 +96,15 @@ impl BuildOptions {
     }
 }
 
-impl BuildOptions {
+impl BuildArgs {
     /// Whether other builds go on when one fails.
     pub fn keep_going(&self) -> bool {
         self.keep_going
     }
 
     /// The same, with what a build that failed or differed has left kept.
-    pub fn keeping_failed(&self) -> BuildOptions {
-        BuildOptions {
+    pub fn keeping_failed(&self) -> BuildArgs {
+        BuildArgs {
             keep_failed: true,
             ..self.clone()
         }
@@ -131,23 +131,23 @@ impl BuildOptions {
     }
 
     /// The few that the serve protocol has.
-    fn to_serve(&self) -> serve::BuildOptions {
+    fn to_serve(&self) -> serve::ServeBuildOptions {
         let seconds = |given: Option<u32>| given.unwrap_or(0).into();
-        serve::BuildOptions {
+        serve::ServeBuildOptions {
             max_silent_time: seconds(self.max_silent_time),
             build_timeout: seconds(self.timeout),
             keep_failed: self.keep_failed,
-            ..serve::BuildOptions::default()
+            ..serve::ServeBuildOptions::default()
         }
     }
 }
 
 /// The daemon that listens at the socket of `reference`, or at the default one.
 pub fn daemon(
-    cx: &Context,
+    cx: &CommandContext,
     reference: &StoreReference,
     settings: &mut Settings,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<OpenStore> {
     let root = settings.take_path("root")?;
     let below = |place: &str| root.as_ref().map(|root| root.join(place));
@@ -179,10 +179,10 @@ pub fn default_socket(state: &Path) -> PathBuf {
 
 /// The daemon at the other end of ssh.
 pub fn ssh_ng(
-    cx: &Context,
+    cx: &CommandContext,
     reference: &StoreReference,
     settings: &mut Settings,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<OpenStore> {
     let transport = ssh(cx, SshConfig::worker(host(reference)?), settings)?;
     let config = config(cx, reference.to_string(), settings, wish)?;
@@ -193,10 +193,10 @@ pub fn ssh_ng(
 
 /// The serve protocol at the other end of ssh.
 pub fn ssh_serve(
-    cx: &Context,
+    cx: &CommandContext,
     reference: &StoreReference,
     settings: &mut Settings,
-    wish: &Wish,
+    wish: &OpenOptions,
 ) -> Result<OpenStore> {
     let transport = ssh(cx, SshConfig::serve(host(reference)?), settings)?;
     let mut config = ServeConfig::new(reference.to_string());
@@ -219,7 +219,11 @@ fn host(reference: &StoreReference) -> Result<SshHost> {
     Ok(SshHost::parse(text)?)
 }
 
-fn ssh(cx: &Context, mut config: SshConfig, settings: &mut Settings) -> Result<SshTransport> {
+fn ssh(
+    cx: &CommandContext,
+    mut config: SshConfig,
+    settings: &mut Settings,
+) -> Result<SshTransport> {
     if let Some(options) = env::var("NIX_SSHOPTS").ok().filter(|text| !text.is_empty()) {
         config.options = split_options(&options).context("NIX_SSHOPTS")?;
     }
@@ -244,7 +248,12 @@ fn ssh(cx: &Context, mut config: SshConfig, settings: &mut Settings) -> Result<S
     Ok(SshTransport::new(config))
 }
 
-fn config(cx: &Context, uri: String, settings: &mut Settings, wish: &Wish) -> Result<DaemonConfig> {
+fn config(
+    cx: &CommandContext,
+    uri: String,
+    settings: &mut Settings,
+    wish: &OpenOptions,
+) -> Result<DaemonConfig> {
     let mut config = DaemonConfig::new(uri);
     config.dir = take_store_dir(settings)?;
     if let Some(connections) = connections(settings)? {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// How far something is.
 #[derive(Debug, Clone, Default)]
-pub struct State {
+pub struct ProgressState {
     pub verb: &'static str,
     /// Paths that are where they should be, and all of them; `None` for a thing without number.
     pub paths: Option<(u64, u64)>,
@@ -23,7 +23,7 @@ pub struct State {
     pub name: String,
 }
 
-impl State {
+impl ProgressState {
     /// One line of at most `columns` columns. The verb and the number of paths are always in it;
     /// what does not fit is left out, the least important first.
     pub fn to_bar(&self, columns: usize) -> String {
@@ -142,8 +142,8 @@ const LEAST_NAME: usize = 8;
 mod tests {
     use super::*;
 
-    fn state() -> State {
-        State {
+    fn state() -> ProgressState {
+        ProgressState {
             verb: "push",
             paths: Some((12, 40)),
             bytes: 12 << 20,
@@ -177,21 +177,21 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_said() {
-        let nothing = State {
+        let nothing = ProgressState {
             verb: "pull",
             paths: Some((0, 1)),
             all_bytes: Some(16 << 20),
-            ..State::default()
+            ..ProgressState::default()
         };
         assert_eq!(
             nothing.to_bar(60),
             "pull [>                    ] 0/1 path  0 B/16.00 MiB  0 B/s"
         );
         assert_eq!(nothing.to_line(), "pull 0/1 path 0 B of 16.00 MiB");
-        let reading = State {
+        let reading = ProgressState {
             verb: "add",
             bytes: 1024,
-            ..State::default()
+            ..ProgressState::default()
         };
         assert_eq!(reading.to_line(), "add 1.00 KiB");
     }

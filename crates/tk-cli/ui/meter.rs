@@ -2,7 +2,7 @@
 
 use super::{
     Bottom, EVENT_EVERY, LINE_EVERY, ProgressMode, Ui,
-    line::{self, State},
+    line::{self, ProgressState},
     wire::WireCount,
 };
 use serde_json::json;
@@ -21,12 +21,12 @@ use tokio::task::AbortHandle;
 /// Counts a job's paths and bytes, and shows them: those that are where they should be.
 #[derive(Debug)]
 pub struct Meter {
-    job: Arc<Job>,
+    job: Arc<MeteredJob>,
     ticker: Option<AbortHandle>,
 }
 
 #[derive(Debug)]
-struct Job {
+struct MeteredJob {
     ui: Ui,
     verb: &'static str,
     /// Where the paths belong.
@@ -53,7 +53,7 @@ impl Meter {
     ) -> Self {
         let mode = ui.0.mode;
         let bottom = (mode == ProgressMode::Bar).then(|| ui.bottom());
-        let job = Arc::new(Job {
+        let job = Arc::new(MeteredJob {
             ui,
             verb,
             dir,
@@ -163,7 +163,7 @@ impl Progress for Meter {
     }
 }
 
-impl Job {
+impl MeteredJob {
     fn show(&self) {
         let state = self.state();
         match self.ui.0.mode {
@@ -185,7 +185,7 @@ impl Job {
         }
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> ProgressState {
         let now = self.ui.wire_count();
         let wire = now.bytes() - self.wire.bytes();
         let (bytes, done) = (self.moved.load(Relaxed), self.done.load(Relaxed));
@@ -197,7 +197,7 @@ impl Job {
         });
         let left_bytes = self.bytes.map(|all| all.saturating_sub(bytes));
         let left_paths = self.paths.map(|all| all.saturating_sub(done));
-        State {
+        ProgressState {
             verb: self.verb,
             paths: self.paths.map(|all| (done, all)),
             bytes,

@@ -1,5 +1,5 @@
 use crate::{
-    client::{self, ConnectionSettings, Lease, Pool, Transport},
+    client::{self, ConnectionPool, ConnectionSettings, DaemonLease, Transport},
     store::infos::Infos,
     worker::{
         Features, LATEST, Trust, Version,
@@ -42,8 +42,8 @@ mod substitute;
 pub struct DaemonStore {
     config: DaemonConfig,
     transport: Arc<dyn Transport>,
-    pool: Arc<Pool>,
-    temp_roots: Arc<roots::TempRoots>,
+    pool: Arc<ConnectionPool>,
+    temp_roots: Arc<roots::DaemonTempRoots>,
 }
 
 /// How a daemon is talked to.
@@ -139,7 +139,7 @@ impl DaemonStore {
     fn with_roots(
         transport: Arc<dyn Transport>,
         config: DaemonConfig,
-        temp_roots: Arc<roots::TempRoots>,
+        temp_roots: Arc<roots::DaemonTempRoots>,
     ) -> Self {
         let settings = ConnectionSettings {
             name: config.uri.as_str().into(),
@@ -152,7 +152,7 @@ impl DaemonStore {
         };
         let (connections, age) = (config.max_connections, config.max_connection_age);
         DaemonStore {
-            pool: Pool::new(transport.clone(), settings, connections, age),
+            pool: ConnectionPool::new(transport.clone(), settings, connections, age),
             transport,
             temp_roots,
             config,
@@ -165,7 +165,7 @@ impl DaemonStore {
     }
 
     /// Lends a connection, for what has no method here.
-    pub async fn connection(&self) -> Result<Lease> {
+    pub async fn connection(&self) -> Result<DaemonLease> {
         self.pool.get(self.log()).await
     }
 

@@ -15,10 +15,10 @@
 //!
 //! | Type | New | Old |
 //! |---|---|---|
-//! | [`DrvOutput`] | path of the derivation, output name | [`legacy::DrvOutput`]: string `sha256:<hex>!<output>` |
+//! | [`DrvOutput`] | path of the derivation, output name | [`legacy::LegacyDrvOutput`]: string `sha256:<hex>!<output>` |
 //! | [`UnkeyedRealisation`] | path of the output, set of signatures | |
-//! | [`Realisation`] | both | [`legacy::Realisation`]: string with compact JSON |
-//! | outputs of a [`BuildResult`] | map of output name to [`UnkeyedRealisation`] | map of `sha256:<hex>!<output>` to the JSON of a [`legacy::Realisation`] |
+//! | [`Realisation`] | both | [`legacy::LegacyRealisation`]: string with compact JSON |
+//! | outputs of a [`BuildResult`] | map of output name to [`UnkeyedRealisation`] | map of `sha256:<hex>!<output>` to the JSON of a [`legacy::LegacyRealisation`] |
 //!
 //! The outputs of a build result in the old form are read for their id and path only, and written with
 //! `{"id","outPath"}` for the JSON, and 64 zeros for a hash that nobody told, as Nix 2.35 does.
@@ -28,7 +28,7 @@
 //! their lengths are named in this module; JSON is limited to [`MAX_REALISATION`] bytes, since it may
 //! take many times that when parsed.
 
-use crate::wire::{Decode, Encode, Protocol, Reader, WireError, Writer};
+use crate::wire::{Decode, Encode, Protocol, WireError, WireReader, Writer};
 use bstr::BString;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ macro_rules! everywhere {
 
         impl<P: Protocol> Decode<P> for $type {
             async fn decode<R: AsyncRead + Unpin + Send>(
-                $from: &mut Reader<R, P>,
+                $from: &mut WireReader<R, P>,
             ) -> Result<Self, WireError> {
                 $read
             }
@@ -187,17 +187,21 @@ everywhere!(
         Ok(Realisation { id, value })
     }
 );
-everywhere!(legacy::DrvOutput, |value, to| to.display(value), |from| {
-    from.parse("an id of an output", MAX_ID, |text| {
-        legacy::DrvOutput::parse(text).map_err(|e| with_source(&e))
-    })
-    .await
-});
 everywhere!(
-    legacy::Realisation,
+    legacy::LegacyDrvOutput,
+    |value, to| to.display(value),
+    |from| {
+        from.parse("an id of an output", MAX_ID, |text| {
+            legacy::LegacyDrvOutput::parse(text).map_err(|e| with_source(&e))
+        })
+        .await
+    }
+);
+everywhere!(
+    legacy::LegacyRealisation,
     |value, to| to.display(value.to_json()),
     |from| {
-        let parse = |text: &str| legacy::Realisation::from_json(&json(text)?).map_err(say);
+        let parse = |text: &str| legacy::LegacyRealisation::from_json(&json(text)?).map_err(say);
         from.parse("a realisation", MAX_REALISATION, parse).await
     }
 );
@@ -211,7 +215,7 @@ impl<P: Protocol, T: Encode<P>> Encode<P> for Vec<T> {
 
 impl<P: Protocol, T: Decode<P>> Decode<P> for Vec<T> {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, P>,
+        from: &mut WireReader<R, P>,
     ) -> Result<Self, WireError> {
         let count = from.count("the items of a list", size_of::<T>()).await?;
         let mut list = Vec::new();
@@ -231,7 +235,7 @@ impl<P: Protocol, T: Encode<P>> Encode<P> for BTreeSet<T> {
 
 impl<P: Protocol, T: Decode<P> + Ord> Decode<P> for BTreeSet<T> {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, P>,
+        from: &mut WireReader<R, P>,
     ) -> Result<Self, WireError> {
         let count = from.count("the items of a set", size_of::<T>()).await?;
         let mut set = BTreeSet::new();
@@ -245,7 +249,7 @@ impl<P: Protocol, T: Decode<P> + Ord> Decode<P> for BTreeSet<T> {
 /// Signatures of something that is known by more than them. Nix takes any text for one: those that are none
 /// are passed over, so that they do not make the others, and all the rest, unreadable.
 pub(crate) async fn read_signatures<R: AsyncRead + Unpin + Send, P: Protocol>(
-    from: &mut Reader<R, P>,
+    from: &mut WireReader<R, P>,
 ) -> Result<BTreeSet<Signature>, WireError> {
     let count = from.count("signatures", size_of::<Signature>()).await?;
     let mut signatures = BTreeSet::new();
@@ -268,7 +272,7 @@ impl<P: Protocol, K: Encode<P>, V: Encode<P>> Encode<P> for BTreeMap<K, V> {
 
 impl<P: Protocol, K: Decode<P> + Ord, V: Decode<P>> Decode<P> for BTreeMap<K, V> {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, P>,
+        from: &mut WireReader<R, P>,
     ) -> Result<Self, WireError> {
         let entry = size_of::<K>() + size_of::<V>();
         let count = from.count("the entries of a map", entry).await?;
@@ -290,7 +294,7 @@ impl<P: Protocol, A: Encode<P>, B: Encode<P>> Encode<P> for (A, B) {
 
 impl<P: Protocol, A: Decode<P>, B: Decode<P>> Decode<P> for (A, B) {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, P>,
+        from: &mut WireReader<R, P>,
     ) -> Result<Self, WireError> {
         let first = from.value().await?;
         Ok((first, from.value().await?))
@@ -318,7 +322,7 @@ impl<P: Protocol> Encode<P> for BasicDerivation {
 
 /// Reads the derivation that lies at `path`, from which it has its name.
 pub(crate) async fn read_derivation<R: AsyncRead + Unpin + Send, P: Protocol>(
-    from: &mut Reader<R, P>,
+    from: &mut WireReader<R, P>,
     path: &StorePath,
 ) -> Result<BasicDerivation, WireError> {
     let name = path.name();
@@ -387,7 +391,7 @@ pub(crate) fn write_build_result<P: Protocol>(
 }
 
 pub(crate) async fn read_build_result<R: AsyncRead + Unpin + Send, P: Protocol>(
-    from: &mut Reader<R, P>,
+    from: &mut WireReader<R, P>,
     form: BuildResultForm,
 ) -> Result<BuildResult, WireError> {
     let mut result = BuildResult::new(from.value().await?);
@@ -427,7 +431,7 @@ fn write_duration<P: Protocol>(
 }
 
 async fn read_duration<R: AsyncRead + Unpin + Send, P: Protocol>(
-    from: &mut Reader<R, P>,
+    from: &mut WireReader<R, P>,
 ) -> Result<Option<Duration>, WireError> {
     let known = |number| match number {
         0 => Some(false),
@@ -446,7 +450,7 @@ fn write_old_outputs<P: Protocol>(result: &BuildResult, to: &mut Writer<P>) {
     for (name, value) in &result.outputs {
         let output = name.clone();
         let id = match result.legacy_hash {
-            Some(hash) => legacy::DrvOutput { hash, output }.to_string(),
+            Some(hash) => legacy::LegacyDrvOutput { hash, output }.to_string(),
             None => format!("sha256:{:064}!{output}", 0),
         };
         to.string(&id);
@@ -456,7 +460,7 @@ fn write_old_outputs<P: Protocol>(result: &BuildResult, to: &mut Writer<P>) {
 
 async fn read_old_outputs<R: AsyncRead + Unpin + Send, P: Protocol>(
     result: &mut BuildResult,
-    from: &mut Reader<R, P>,
+    from: &mut WireReader<R, P>,
 ) -> Result<(), WireError> {
     let entry = size_of::<(OutputName, UnkeyedRealisation)>();
     let count = from.count("the outputs of a build", entry).await?;
@@ -530,7 +534,7 @@ pub(crate) fn write_old_derived_path<P: Protocol>(
 
 /// Reads the older form of a derived path.
 pub(crate) async fn read_old_derived_path<R: AsyncRead + Unpin + Send, P: Protocol>(
-    from: &mut Reader<R, P>,
+    from: &mut WireReader<R, P>,
 ) -> Result<DerivedPath, WireError> {
     match read_derived_path(from).await? {
         DerivedPath::Opaque(drv) if drv.is_derivation() => Ok(DerivedPath::Built {
@@ -551,7 +555,7 @@ pub(crate) async fn read_old_derived_path<R: AsyncRead + Unpin + Send, P: Protoc
 
 /// Reads the form with `!`.
 pub(crate) async fn read_derived_path<R: AsyncRead + Unpin + Send, P: Protocol>(
-    from: &mut Reader<R, P>,
+    from: &mut WireReader<R, P>,
 ) -> Result<DerivedPath, WireError> {
     let dir = from.dir().clone();
     let parse = |text: &str| DerivedPath::parse_legacy(&dir, text);

@@ -6,9 +6,9 @@ use common::{Pieces, encode, run, words};
 use std::sync::Mutex;
 use tk_daemon::{
     serve::{self, Serve},
-    wire::{Reader, WireError},
+    wire::{WireError, WireReader},
     worker::{
-        Capabilities, Features, LATEST, Trust, Version, Worker,
+        Capabilities, Features, LATEST, Trust, Version, WorkerProtocol,
         handshake::{HandshakeError, ServerHello, client, server},
         log::Message,
     },
@@ -27,8 +27,8 @@ fn can(minor: u8, features: &[&str]) -> Capabilities {
     }
 }
 
-fn blank() -> Worker {
-    Worker::new(StoreDir::default(), LATEST)
+fn blank() -> WorkerProtocol {
+    WorkerProtocol::new(StoreDir::default(), LATEST)
 }
 
 fn hello() -> ServerHello {
@@ -43,13 +43,13 @@ fn both(
     ours: &Capabilities,
     theirs: &Capabilities,
     end: Message,
-) -> Result<(Worker, Worker, ServerHello), HandshakeError> {
+) -> Result<(WorkerProtocol, WorkerProtocol, ServerHello), HandshakeError> {
     run(async {
         let (a, b) = duplex(16);
         let (from_server, mut to_server) = split(a);
         let (from_client, mut to_client) = split(b);
-        let mut at_client = Reader::new(from_server, blank());
-        let mut at_server = Reader::new(from_client, blank());
+        let mut at_client = WireReader::new(from_server, blank());
+        let mut at_server = WireReader::new(from_client, blank());
         let serve = async {
             server(&mut at_server, &mut to_client, theirs, &hello()).await?;
             let last = encode(at_server.protocol(), &end).expect("a message");
@@ -130,7 +130,7 @@ fn a_server_that_refuses() {
 fn against(server: &[u8]) -> Result<(ServerHello, Vec<LogEvent>), HandshakeError> {
     let heard = Mutex::new(Vec::new());
     let log = |event: LogEvent| heard.lock().expect("alone").push(event);
-    let mut reader = Reader::new(Pieces::new(server, true), blank());
+    let mut reader = WireReader::new(Pieces::new(server, true), blank());
     let mut sent = Vec::new();
     let offered = Capabilities::latest(Features::all());
     let learnt = run(client(&mut reader, &mut sent, &offered, &log))?;
@@ -187,7 +187,7 @@ fn other_worlds() {
 fn affinity() {
     let client = words(&[CLIENT, 1 << 8 | 34, 1, 77, 0, 42]);
     run(async {
-        let mut reader = Reader::new(Pieces::new(client, true), blank());
+        let mut reader = WireReader::new(Pieces::new(client, true), blank());
         let mut sent = Vec::new();
         let offered = Capabilities::latest(Features::all());
         server(&mut reader, &mut sent, &offered, &hello())
@@ -207,8 +207,8 @@ fn serve_versions() {
             let (left, right) = duplex(16);
             let (from_server, mut to_server) = split(left);
             let (from_client, mut to_client) = split(right);
-            let mut at_client = Reader::new(from_server, Serve::new(StoreDir::default(), 0));
-            let mut at_server = Reader::new(from_client, Serve::new(StoreDir::default(), 0));
+            let mut at_client = WireReader::new(from_server, Serve::new(StoreDir::default(), 0));
+            let mut at_server = WireReader::new(from_client, Serve::new(StoreDir::default(), 0));
             let (asked, served) = tokio::join!(
                 serve::handshake::client(&mut at_client, &mut to_server, a),
                 serve::handshake::server(&mut at_server, &mut to_client, b),
@@ -223,7 +223,7 @@ fn serve_versions() {
         words(&[0x5452_eecb, 2 << 8 | 4]),
         words(&[7, 0]),
     ] {
-        let mut reader = Reader::new(&bytes[..], Serve::new(StoreDir::default(), 0));
+        let mut reader = WireReader::new(&bytes[..], Serve::new(StoreDir::default(), 0));
         let refused = run(serve::handshake::client(&mut reader, &mut Vec::new(), 8));
         assert!(refused.is_err());
     }
@@ -234,12 +234,12 @@ fn serve_versions() {
 fn futures_are_send() {
     fn is_send(_: impl Send) {}
     let bytes: &'static [u8] = &[];
-    let mut reader = Reader::new(bytes, blank());
+    let mut reader = WireReader::new(bytes, blank());
     let offered = can(38, &[]);
     is_send(client(&mut reader, &mut Vec::new(), &offered, &()));
     is_send(server(&mut reader, &mut Vec::new(), &offered, &hello()));
     is_send(reader.message::<Message>());
-    let mut reader = Reader::new(bytes, Serve::new(StoreDir::default(), 8));
+    let mut reader = WireReader::new(bytes, Serve::new(StoreDir::default(), 8));
     is_send(serve::handshake::client(&mut reader, &mut Vec::new(), 8));
     is_send(serve::handshake::server(&mut reader, &mut Vec::new(), 8));
 }

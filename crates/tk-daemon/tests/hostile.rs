@@ -18,11 +18,11 @@ use std::{
 use tk_daemon::{
     serve::{ExportTrailer, Serve, commands::PathInfos},
     wire::{
-        CUT, Decode, FRAME_END, FramedRead, Limits, MAX_FRAME, NarRead, Protocol, Reader,
-        WireError, frames,
+        CUT, Decode, FRAME_END, FramedRead, Limits, MAX_FRAME, NarRead, Protocol, WireError,
+        WireReader, frames,
     },
     worker::{
-        Capabilities, Features, LATEST, Version, Worker,
+        Capabilities, Features, LATEST, Version, WorkerProtocol,
         features::MAX_FEATURES,
         log::{MAX_FIELDS, MAX_SKIPPED_TRACES, MAX_TEXT, MAX_TRACES, Message},
         ops,
@@ -32,9 +32,9 @@ use tk_path::{DerivedPath, SingleDerivedPath, StoreDir, StorePath};
 use tk_store::log::LogEvent;
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
-fn worker() -> Worker {
+fn worker() -> WorkerProtocol {
     let latest = Capabilities::latest(Features::all());
-    Worker::new(StoreDir::default(), LATEST).with(latest)
+    WorkerProtocol::new(StoreDir::default(), LATEST).with(latest)
 }
 
 /// The same words for ever; counts the bytes that were asked for.
@@ -84,12 +84,12 @@ fn endless<P: Protocol, T: Decode<P> + Debug>(
     repeat: &[u64],
 ) -> (WireError, u64) {
     let (source, read) = Endless::new(first, repeat);
-    let mut reader = Reader::new(source, protocol);
+    let mut reader = WireReader::new(source, protocol);
     let error = run(reader.message::<T>()).expect_err("a limit");
     (error, read.load(Ordering::Relaxed))
 }
 
-fn refuses<T: Decode<Worker> + Debug>(first: &[u64]) {
+fn refuses<T: Decode<WorkerProtocol> + Debug>(first: &[u64]) {
     let (error, read) = endless::<_, T>(worker(), first, &[0]);
     assert!(matches!(error, WireError::TooLarge { .. }), "{error}");
     assert!(read <= 128 << 10, "{read} bytes read: {error}");
@@ -105,7 +105,7 @@ fn counts_and_lengths() {
         refuses::<Vec<()>>(&[claim]);
         refuses::<BTreeMap<String, String>>(&[claim]);
         refuses::<Features>(&[claim]);
-        refuses::<ops::Roots>(&[claim]);
+        refuses::<ops::RootList>(&[claim]);
         refuses::<ops::QueryMissing>(&[claim]);
         refuses::<ops::QueryPathInfos>(&[claim]);
         refuses::<ops::SetOptions>(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, claim]);
@@ -164,11 +164,11 @@ fn limits_are_the_callers() {
             string: 16,
             message: 200,
         };
-        let mut reader = Reader::new(&bytes[..], worker()).with_limits(limits);
+        let mut reader = WireReader::new(&bytes[..], worker()).with_limits(limits);
         let refused = reader.message::<Vec<String>>().await;
         assert!(matches!(refused, Err(WireError::TooLarge { .. })));
         // The same with more for this message only.
-        let mut reader = Reader::new(&bytes[..], worker()).with_limits(limits);
+        let mut reader = WireReader::new(&bytes[..], worker()).with_limits(limits);
         reader.begin_message_of(1000);
         let list: Vec<String> = reader.value().await.expect("enough");
         assert_eq!(list, ["", ""]);
@@ -184,7 +184,7 @@ fn long_lines_are_cut() {
         let message = Message::Log(LogEvent::message(Default::default(), line));
         let mut bytes = encode(&worker(), &message).expect("a message");
         bytes.extend(encode(&worker(), &Message::Last).expect("a message"));
-        let mut reader = Reader::new(&bytes[..], worker());
+        let mut reader = WireReader::new(&bytes[..], worker());
         run(async {
             let Message::Log(LogEvent::Message { text, .. }) = reader.message().await.expect("cut")
             else {
@@ -335,7 +335,7 @@ fn framed_data() {
     for slow in [false, true] {
         run(async {
             // By chunks, and what follows is untouched.
-            let mut reader = Reader::new(Pieces::new(&bytes[..], slow), worker());
+            let mut reader = WireReader::new(Pieces::new(&bytes[..], slow), worker());
             let mut framed = FramedRead::new(&mut reader);
             let mut read = Vec::new();
             while let Some(chunk) = framed.next_chunk().await.expect("data") {
@@ -346,14 +346,14 @@ fn framed_data() {
             assert!(framed.next_chunk().await.expect("still the end").is_none());
             assert_eq!(reader.u64().await.expect("what follows"), 42);
             // As a stream.
-            let mut reader = Reader::new(Pieces::new(&bytes[..], slow), worker());
+            let mut reader = WireReader::new(Pieces::new(&bytes[..], slow), worker());
             let mut framed = FramedRead::new(&mut reader);
             let mut read = Vec::new();
             framed.read_to_end(&mut read).await.expect("data");
             assert!(read == data && framed.is_ended());
             assert_eq!(reader.u64().await.expect("what follows"), 42);
             // Some of it, and then away with the rest.
-            let mut reader = Box::new(Reader::new(Pieces::new(&bytes[..], slow), worker()));
+            let mut reader = Box::new(WireReader::new(Pieces::new(&bytes[..], slow), worker()));
             let mut framed = FramedRead::new(&mut *reader);
             let first = framed.next_chunk().await.expect("data").expect("some");
             let rest = framed.drain().await.expect("data");
@@ -363,10 +363,10 @@ fn framed_data() {
     }
     for end in [0, 3, 8, 9, 70_009, 70_010, bytes.len() - 17] {
         run(async {
-            let mut reader = Reader::new(&bytes[..end], worker());
+            let mut reader = WireReader::new(&bytes[..end], worker());
             let error = FramedRead::new(&mut reader).drain().await.expect_err("cut");
             assert!(error.is_end(), "{end}: {error}");
-            let mut reader = Reader::new(&bytes[..end], worker());
+            let mut reader = WireReader::new(&bytes[..end], worker());
             let mut read = Vec::new();
             let cut = FramedRead::new(&mut reader).read_to_end(&mut read).await;
             assert_eq!(cut.expect_err("cut").kind(), io::ErrorKind::UnexpectedEof);
@@ -379,10 +379,10 @@ fn framed_lengths() {
     for claim in [1 << 32, u64::MAX] {
         run(async {
             let bytes = words(&[claim, 0]);
-            let mut reader = Reader::new(&bytes[..], worker());
+            let mut reader = WireReader::new(&bytes[..], worker());
             let error = FramedRead::new(&mut reader).next_chunk().await;
             assert!(matches!(error, Err(WireError::Malformed { .. })));
-            let mut reader = Reader::new(&bytes[..], worker());
+            let mut reader = WireReader::new(&bytes[..], worker());
             let mut out = [0; 8];
             let error = FramedRead::new(&mut reader).read(&mut out).await;
             assert_eq!(
@@ -420,7 +420,7 @@ fn raw_nars() {
         let stream = [&nar[..], &words(&[42]), &nar].concat();
         for slow in [false, true] {
             run(async {
-                let mut reader = Reader::new(Pieces::new(&stream[..], slow), worker());
+                let mut reader = WireReader::new(Pieces::new(&stream[..], slow), worker());
                 let mut raw = NarRead::new(&mut reader);
                 let mut read = Vec::new();
                 while let Some(chunk) = raw.next_chunk().await.expect("a NAR") {
@@ -434,14 +434,14 @@ fn raw_nars() {
             });
         }
         for end in (0..nar.len()).filter(|end| *end < 300 || end % 997 == 0) {
-            let mut reader = Reader::new(&nar[..end], worker());
+            let mut reader = WireReader::new(&nar[..end], worker());
             let error = run(NarRead::new(&mut reader).drain()).expect_err("cut");
             assert!(error.is_end(), "{end}: {error}");
         }
     }
     let mut bad = nar(b"hello");
     bad[8] ^= 1;
-    let mut reader = Reader::new(&bad[..], worker());
+    let mut reader = WireReader::new(&bad[..], worker());
     let error = run(NarRead::new(&mut reader).drain()).expect_err("no NAR");
     assert!(matches!(error, WireError::Malformed { .. }), "{error}");
 }
@@ -452,7 +452,7 @@ fn items_within_frames() {
     let worker = worker();
     let item = ops::AddMultipleToStore::item_protocol(&worker);
     assert_eq!(item, worker, "the feature is there");
-    let plain = Worker::new(StoreDir::default(), LATEST);
+    let plain = WorkerProtocol::new(StoreDir::default(), LATEST);
     let item = ops::AddMultipleToStore::item_protocol(&plain);
     assert_eq!(
         (item.version, item.features.is_empty()),
@@ -477,8 +477,8 @@ fn items_within_frames() {
     bytes.extend(FRAME_END);
     bytes.extend(words(&[42]));
     run(async {
-        let mut outer = Reader::new(Pieces::new(&bytes[..], true), plain);
-        let mut inner = Reader::new(FramedRead::new(&mut outer), item);
+        let mut outer = WireReader::new(Pieces::new(&bytes[..], true), plain);
+        let mut inner = WireReader::new(FramedRead::new(&mut outer), item);
         for _ in 0..inner.u64().await.expect("a count") {
             let read: tk_narinfo::PathInfo = inner.message().await.expect("an info");
             assert_eq!(read, info);

@@ -16,12 +16,13 @@ use strategies::*;
 use tk_daemon::{
     serve::{self, Command, Serve, commands},
     values::Done,
-    wire::{Decode, Encode, Protocol, Reader, WireError, Writer},
+    wire::{Decode, Encode, Protocol, WireError, WireReader, Writer},
     worker::{
-        Capabilities, Features, LATEST, Op, Request, Trust, UnkeyedPathInfo, Version, Worker,
+        Capabilities, Features, LATEST, Op, Request, Trust, UnkeyedPathInfo, Version,
+        WorkerProtocol,
         handshake::ServerHello,
         log::{Message, RemoteError},
-        ops::{self, AddedContent, FoundRealisation, Roots, Since, SubstitutablePathInfo},
+        ops::{self, AddedContent, FoundRealisation, RootList, Since, SubstitutablePathInfo},
     },
 };
 use tk_narinfo::{
@@ -35,13 +36,13 @@ use tk_store::{
 };
 
 /// Every minor version at which something changed, without features, and the latest with all.
-fn workers() -> Vec<Worker> {
+fn workers() -> Vec<WorkerProtocol> {
     let dir = StoreDir::new("/opt/store").expect("a directory");
     let minors = [
         10, 12, 16, 17, 18, 19, 20, 21, 22, 23, 25, 26, 27, 28, 29, 30, 31, 32, 34, 35, 36, 37, 38,
     ];
-    let plain = minors.map(|minor| Worker::new(dir.clone(), Version::minor(minor)));
-    let all = Worker::new(dir, LATEST).with(Capabilities::latest(Features::all()));
+    let plain = minors.map(|minor| WorkerProtocol::new(dir.clone(), Version::minor(minor)));
+    let all = WorkerProtocol::new(dir, LATEST).with(Capabilities::latest(Features::all()));
     [all].into_iter().chain(plain).collect()
 }
 
@@ -119,7 +120,7 @@ fn check_request<Q: Request + PartialEq>(request: &Q) -> Result<(), TestCaseErro
 
 fn check_reply<T>(reply: &T) -> Result<(), TestCaseError>
 where
-    T: Encode<Worker> + Decode<Worker> + PartialEq + Debug,
+    T: Encode<WorkerProtocol> + Decode<WorkerProtocol> + PartialEq + Debug,
 {
     let workers = workers();
     check(&workers, reply)?;
@@ -167,7 +168,7 @@ operations! {
     AddIndirectRoot: bstring().prop_map(|link| ops::AddIndirectRoot { link }) => Just(Done);
     SyncWithGC: Just(ops::SyncWithGC {}) => Just(Done);
     FindRoots: Just(ops::FindRoots {}) => vec((".{0,20}", path()), 0..4).prop_map(|roots| {
-        Roots(roots.into_iter().map(|(link, target)| Root { link, target }).collect())
+        RootList(roots.into_iter().map(|(link, target)| Root { link, target }).collect())
     });
     QueryDeriver: path().prop_map(|path| ops::QueryDeriver { path }) => option::of(path());
     SetOptions: set_options() => Just(());
@@ -260,20 +261,20 @@ fn every_operation_is_tested() {
 #[test]
 fn operations_by_version() {
     let dir = StoreDir::default();
-    let names = |worker: &Worker| -> Vec<u64> {
+    let names = |worker: &WorkerProtocol| -> Vec<u64> {
         let ops = Op::ALL.iter().filter(|op| !op.supported(worker));
         ops.map(|op| op.number()).collect()
     };
     let featured = [49, 50, 1000, 1001];
     // Nix 2.3 and 2.8, and the latest without and with features.
-    let at = |minor| names(&Worker::new(dir.clone(), Version::minor(minor)));
+    let at = |minor| names(&WorkerProtocol::new(dir.clone(), Version::minor(minor)));
     assert_eq!(
         at(21),
         [&[41, 42, 43, 44, 45, 46, 47][..], &featured].concat()
     );
     assert_eq!(at(34), [&[47][..], &featured].concat());
     assert_eq!(at(38), featured);
-    let all = Worker::new(dir, LATEST).with(Capabilities::latest(Features::all()));
+    let all = WorkerProtocol::new(dir, LATEST).with(Capabilities::latest(Features::all()));
     assert!(names(&all).is_empty());
     for op in Op::ALL {
         assert_eq!(
@@ -296,7 +297,7 @@ fn options_of_nix() {
     bytes.extend_from_slice(b"timeout\0");
     bytes.extend(common::words(&[1]));
     bytes.extend_from_slice(b"7\0\0\0\0\0\0\0");
-    let worker = Worker::new(StoreDir::default(), LATEST);
+    let worker = WorkerProtocol::new(StoreDir::default(), LATEST);
     assert_eq!(encode(&worker, &options).expect("options"), bytes);
 }
 
@@ -428,7 +429,7 @@ proptest! {
         message in ".{0,20}",
     ) {
         let unkeyed = infos.iter().map(|info| {
-            (info.path.clone(), serve::UnkeyedPathInfo::from(info.clone()))
+            (info.path.clone(), serve::ServePathInfo::from(info.clone()))
         });
         check_serve(&commands::PathInfos(unkeyed.collect()))?;
         check_serve(&commands::BuildOutcome::Success)?;
@@ -502,7 +503,7 @@ fn every_command_is_known() {
 
 #[test]
 fn activities_before_1_20() {
-    let worker = Worker::new(StoreDir::default(), Version::minor(19));
+    let worker = WorkerProtocol::new(StoreDir::default(), Version::minor(19));
     let start = |text: &str| {
         Message::Log(LogEvent::Start {
             id: 1,
@@ -537,7 +538,7 @@ fn outputs_keep_their_hash() {
         ..BuildResult::new(BuildStatus::Built)
     };
     let dir = StoreDir::default();
-    let worker = Worker::new(dir.clone(), Version::minor(38));
+    let worker = WorkerProtocol::new(dir.clone(), Version::minor(38));
     let serve = Serve::new(dir, 7);
     for known in [Some(hash), None] {
         let value = result(known);
@@ -555,7 +556,7 @@ fn outputs_keep_their_hash() {
 
 #[test]
 fn add_to_store_before_1_25() {
-    let worker = Worker::new(StoreDir::default(), Version::minor(24));
+    let worker = WorkerProtocol::new(StoreDir::default(), Version::minor(24));
     for (method, fixed, recursive, algorithm) in [
         ("fixed:r:sha256", 0, 1, Algorithm::Sha256),
         ("fixed:sha256", 1, 0, Algorithm::Sha256),
@@ -569,7 +570,7 @@ fn add_to_store_before_1_25() {
             repair: false,
         };
         let bytes = encode(&worker, &request).expect("it can be said");
-        let mut reader = Reader::new(&bytes[..], worker.clone());
+        let mut reader = WireReader::new(&bytes[..], worker.clone());
         run(async {
             assert_eq!(reader.string().await.expect("a name"), "x");
             assert_eq!(reader.u64().await.expect("fixed"), fixed, "{method}");
@@ -586,7 +587,7 @@ fn add_to_store_before_1_25() {
 
 fn damage<T>(value: &T, at: prop::sample::Index, byte: u8) -> Result<(), TestCaseError>
 where
-    T: Encode<Worker> + Decode<Worker> + PartialEq + Debug,
+    T: Encode<WorkerProtocol> + Decode<WorkerProtocol> + PartialEq + Debug,
 {
     for worker in workers().into_iter().filter(|worker| worker.at_least(20)) {
         let Ok(mut bytes) = encode(&worker, value) else {
@@ -609,7 +610,7 @@ where
     Ok(())
 }
 
-fn check_command<Q: serve::Request + PartialEq>(request: &Q) -> Result<(), TestCaseError> {
+fn check_command<Q: serve::ServeRequest + PartialEq>(request: &Q) -> Result<(), TestCaseError> {
     let serves = serves();
     check(&serves, request)?;
     check_cuts(&serves, request)?;
@@ -647,8 +648,8 @@ fn old_derived() -> impl Strategy<Value = tk_path::DerivedPath> {
     ]
 }
 
-fn build_options() -> impl Strategy<Value = serve::BuildOptions> {
-    any::<(u64, u64, u64, u64, bool, bool)>().prop_map(|numbers| serve::BuildOptions {
+fn build_options() -> impl Strategy<Value = serve::ServeBuildOptions> {
+    any::<(u64, u64, u64, u64, bool, bool)>().prop_map(|numbers| serve::ServeBuildOptions {
         max_silent_time: numbers.0,
         build_timeout: numbers.1,
         max_log_size: numbers.2,

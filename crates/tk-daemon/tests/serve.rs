@@ -18,11 +18,12 @@ use std::{
 use tk_daemon::{
     client::{Channel, Transport},
     serve::{
-        BuildOptions, ExportTrailer, LATEST, Request, Serve, ServeConfig, ServeServer, ServeStore,
+        ExportTrailer, LATEST, Serve, ServeBuildOptions, ServeConfig, ServeRequest, ServeServer,
+        ServeStore,
         commands::{ImportPaths, QueryValidPaths},
     },
     values::Done,
-    wire::{Decode, Reader, Writer},
+    wire::{Decode, WireReader, Writer},
 };
 use tk_narinfo::{PathInfo, build_result::BuildStatus};
 use tk_path::{
@@ -335,7 +336,7 @@ async fn options_of_builds() {
     let seen = Told::default();
     let mut abilities = Abilities::of(Arc::<MemoryStore>::default());
     abilities.sessions = Some(Arc::new(seen.clone()));
-    let ask = async |options: BuildOptions| {
+    let ask = async |options: ServeBuildOptions| {
         let (near, far) = duplex(BUFFER);
         let (reader, writer) = split(far);
         let server = ServeServer::new(abilities.clone(), true);
@@ -354,13 +355,13 @@ async fn options_of_builds() {
         futures::join!(serving, asking);
         seen.0.lock().unwrap().pop()
     };
-    assert_eq!(ask(BuildOptions::default()).await, None);
-    let told = ask(BuildOptions {
+    assert_eq!(ask(ServeBuildOptions::default()).await, None);
+    let told = ask(ServeBuildOptions {
         keep_failed: true,
         max_silent_time: 7,
         build_timeout: 8,
         max_log_size: 9,
-        ..BuildOptions::default()
+        ..ServeBuildOptions::default()
     });
     let told = told.await.unwrap();
     assert_eq!((told.keep_failed, told.max_silent_time), (true, 7));
@@ -639,7 +640,7 @@ impl fmt::Debug for Line {
 
 /// A client without manners.
 struct Raw {
-    stream: Reader<DuplexStream, Serve>,
+    stream: WireReader<DuplexStream, Serve>,
     writer: Writer<Serve>,
 }
 
@@ -651,7 +652,7 @@ impl Raw {
             let _ = tokio::io::copy_bidirectional(&mut far, &mut to_server).await;
         });
         let protocol = Serve::new(StoreDir::default(), LATEST);
-        let mut reader = Reader::new(near, protocol.clone());
+        let mut reader = WireReader::new(near, protocol.clone());
         let mut hello = Writer::new(protocol.clone());
         hello.u64(0x390c_9deb);
         hello.u64(VERSION);
@@ -664,7 +665,7 @@ impl Raw {
         }
     }
 
-    async fn ask<Q: Request>(&mut self, request: &Q) {
+    async fn ask<Q: ServeRequest>(&mut self, request: &Q) {
         request.write(&mut self.writer).unwrap();
         self.send().await;
     }

@@ -19,7 +19,7 @@ use tk_daemon::{
     server::{Server, ServerConfig, ServerEvent, TrustRule, bind},
     wire::Writer,
     worker::{
-        Features, Trust, Version, Worker,
+        Features, Trust, Version, WorkerProtocol,
         features::{ADD_TEMP_ROOTS, QUERY_PATH_INFOS, REALISATION_WITH_PATH},
         ops::{self, Request},
     },
@@ -290,7 +290,7 @@ async fn trust() {
                     repair: false,
                     dont_check_signatures: skip,
                 });
-                let items = Worker::new(StoreDir::default(), Version::minor(16));
+                let items = WorkerProtocol::new(StoreDir::default(), Version::minor(16));
                 let mut data = Writer::new(items);
                 data.count(1);
                 data.value(info).unwrap();
@@ -423,7 +423,8 @@ async fn cut_off_uploads() {
                     repair: false,
                 }),
             }
-            let mut data = Writer::new(Worker::new(StoreDir::default(), Version::minor(16)));
+            let mut data =
+                Writer::new(WorkerProtocol::new(StoreDir::default(), Version::minor(16)));
             if form == 1 {
                 data.count(1);
                 data.value(&info).unwrap();
@@ -729,7 +730,7 @@ async fn garbage_at_every_byte() {
             repair: false,
             dont_check_signatures: false,
         });
-        let mut data = Writer::new(Worker::new(StoreDir::default(), Version::minor(16)));
+        let mut data = Writer::new(WorkerProtocol::new(StoreDir::default(), Version::minor(16)));
         data.count(1);
         data.value(&info).unwrap();
         data.raw(&nar);
@@ -1273,7 +1274,7 @@ impl fmt::Debug for InMemory {
 /// A client that says what it likes.
 struct Raw {
     stream: DuplexStream,
-    writer: Writer<Worker>,
+    writer: Writer<WorkerProtocol>,
     out: Vec<u8>,
     /// What was sent by the handshake.
     sent: Vec<u8>,
@@ -1287,7 +1288,7 @@ impl Raw {
             let (reader, writer) = tokio::io::split(theirs);
             server.serve(reader, writer, trust).await
         });
-        let worker = Worker::new(StoreDir::default(), Version::minor(37));
+        let worker = WorkerProtocol::new(StoreDir::default(), Version::minor(37));
         let mut raw = Raw {
             stream,
             writer: Writer::new(worker),

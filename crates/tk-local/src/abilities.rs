@@ -1,6 +1,6 @@
 //! What a store on disk can do beyond [`Store`](tk_store::Store).
 
-use crate::{LocalStore, lock::Cancel, logs, store::Inner};
+use crate::{LocalStore, lock::Cancel, logs, store::LocalInner};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -88,7 +88,7 @@ impl Roots for LocalStore {
         let (paths, roots) = (paths.clone(), self.temp_roots().clone());
         let cancel = Cancel::default();
         let _cancel_on_drop = cancel.on_drop();
-        let add = move |store: &Inner| {
+        let add = move |store: &LocalInner| {
             let add = |path| roots.add(&store.config.dir, path, &cancel);
             paths.iter().try_for_each(add)
         };
@@ -97,7 +97,7 @@ impl Roots for LocalStore {
 
     async fn add_indirect_root(&self, link: &Path) -> Result<()> {
         let link = link.to_owned();
-        let add = move |store: &Inner| store.add_indirect_root(&link);
+        let add = move |store: &LocalInner| store.add_indirect_root(&link);
         self.run("adding a root", add).await
     }
 
@@ -106,12 +106,12 @@ impl Roots for LocalStore {
     async fn add_perm_root(&self, path: &StorePath, link: &Path) -> Result<()> {
         let (path, link) = (path.clone(), link.to_owned());
         let roots = self.temp_roots().clone();
-        let add = move |store: &Inner| store.add_perm_root(&roots, &path, &link);
+        let add = move |store: &LocalInner| store.add_perm_root(&roots, &path, &link);
         self.run("adding a root", add).await
     }
 
     async fn roots(&self) -> Result<Vec<Root>> {
-        self.run("looking for roots", Inner::all_roots).await
+        self.run("looking for roots", LocalInner::all_roots).await
     }
 }
 
@@ -149,8 +149,8 @@ impl Realisations for LocalStore {
 
     async fn legacy_realisation(
         &self,
-        id: &legacy::DrvOutput,
-    ) -> Result<Option<legacy::Realisation>> {
+        id: &legacy::LegacyDrvOutput,
+    ) -> Result<Option<legacy::LegacyRealisation>> {
         let id = id.clone();
         self.run("looking for a realisation", move |store| {
             store.db.legacy_realisation(&id)
@@ -160,7 +160,7 @@ impl Realisations for LocalStore {
 
     async fn register_legacy(
         &self,
-        realisation: &legacy::Realisation,
+        realisation: &legacy::LegacyRealisation,
         check: &SigCheck,
     ) -> Result<()> {
         check.check_legacy_realisation(realisation)?;
@@ -172,7 +172,7 @@ impl Realisations for LocalStore {
     }
 }
 
-impl Inner {
+impl LocalInner {
     /// The derivation, what it says of its outputs, and what the database knows of the others.
     fn output_map(&self, path: &StorePath) -> Result<(Derivation, OutputMap)> {
         if !self.is_valid(path)? {

@@ -14,7 +14,7 @@ use crate::{
     place::{Nursery, TempPlace, remove_left_over, sweep},
     receive::receive,
     roots::TempRoots,
-    store::{Inner, blocking},
+    store::{LocalInner, blocking},
 };
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{
@@ -41,7 +41,7 @@ pub(crate) async fn add(
     let sweeping = sweep_once(store.inner());
     let cancel = Cancel::default();
     let _cancel_on_drop = cancel.on_drop();
-    let mut adding = Adding {
+    let mut adding = LocalAdd {
         store,
         options,
         cancel,
@@ -101,11 +101,11 @@ pub(crate) async fn add_content(
 }
 
 /// One call of `add`.
-struct Adding<'a> {
+struct LocalAdd<'a> {
     store: &'a LocalStore,
     options: &'a AddOptions,
     cancel: Cancel,
-    running: FuturesUnordered<BoxFuture<'static, Done>>,
+    running: FuturesUnordered<BoxFuture<'static, ReceivedPath>>,
     /// What waits for a commit, by its place in the order of arrival.
     received: BTreeMap<usize, Received>,
     /// The paths of `running` and `received`.
@@ -126,28 +126,28 @@ pub(crate) struct Received {
 }
 
 /// A path that was received: its place in the order of arrival, and `None` if it was valid already.
-type Done = (usize, StorePath, Result<Option<Received>>);
+type ReceivedPath = (usize, StorePath, Result<Option<Received>>);
 
-enum Step {
+enum AddStep {
     Item(Option<Result<AddItem>>),
-    Done(Done),
+    Done(ReceivedPath),
 }
 
-impl Adding<'_> {
+impl LocalAdd<'_> {
     async fn run(&mut self, mut items: AddItems<'_>) -> Result<()> {
         let mut more = true;
         let mut ended = Ok(());
         while more || !self.running.is_empty() {
             let accept = more && self.has_room();
             match std::future::poll_fn(|cx| self.poll_step(&mut items, accept, cx)).await {
-                Step::Item(Some(Ok((info, nar)))) => self.begin(info, nar),
-                Step::Item(Some(Err(error))) => {
+                AddStep::Item(Some(Ok((info, nar)))) => self.begin(info, nar),
+                AddStep::Item(Some(Err(error))) => {
                     // What was begun is brought to its end, so that it need not be done again.
                     ended = Err(error);
                     more = false;
                 }
-                Step::Item(None) => more = false,
-                Step::Done(done) => {
+                AddStep::Item(None) => more = false,
+                AddStep::Done(done) => {
                     self.done(done);
                     while let Some(Some(done)) = self.running.next().now_or_never() {
                         self.done(done);
@@ -168,12 +168,12 @@ impl Adding<'_> {
         items: &mut AddItems<'_>,
         accept: bool,
         cx: &mut Context<'_>,
-    ) -> Poll<Step> {
+    ) -> Poll<AddStep> {
         if let Poll::Ready(Some(done)) = Pin::new(&mut self.running).poll_next(cx) {
-            return Poll::Ready(Step::Done(done));
+            return Poll::Ready(AddStep::Done(done));
         }
         if accept {
-            items.as_mut().poll_next(cx).map(Step::Item)
+            items.as_mut().poll_next(cx).map(AddStep::Item)
         } else {
             Poll::Pending
         }
@@ -194,7 +194,7 @@ impl Adding<'_> {
         self.next += 1;
         let needed = info.references.iter().filter(|r| !self.open.contains(*r));
         let (nar, end_on_drop) = nar::until_dropped(arriving(nar, &self.options.progress));
-        let request = Request {
+        let request = ReceiveRequest {
             needed: needed.cloned().collect(),
             options: self.options.clone(),
             cancel: self.cancel.clone(),
@@ -211,7 +211,7 @@ impl Adding<'_> {
         self.running.push(done.boxed());
     }
 
-    fn done(&mut self, (n, path, outcome): Done) {
+    fn done(&mut self, (n, path, outcome): ReceivedPath) {
         match outcome {
             Ok(Some(received)) => drop(self.received.insert(n, received)),
             Ok(None) => {
@@ -277,7 +277,7 @@ impl Adding<'_> {
 }
 
 /// What the blocking thread needs to receive one path.
-struct Request {
+struct ReceiveRequest {
     info: PathInfo,
     nar: NarStream,
     /// References that nobody is adding just now.
@@ -287,10 +287,10 @@ struct Request {
     roots: Arc<TempRoots>,
 }
 
-impl Request {
+impl ReceiveRequest {
     /// Receives the path; `None` if it is valid already and shall stay as it is.
-    fn receive(self, store: &Inner) -> Result<Option<Received>> {
-        let Request {
+    fn receive(self, store: &LocalInner) -> Result<Option<Received>> {
+        let ReceiveRequest {
             mut info,
             nar,
             needed,
@@ -353,7 +353,7 @@ pub(crate) struct Committed {
     bytes: u64,
 }
 
-impl Inner {
+impl LocalInner {
     pub fn require_writable(&self) -> Result<()> {
         if !self.config.read_only {
             return Ok(());
@@ -474,7 +474,7 @@ impl Inner {
 }
 
 /// Removes, once per open store, what killed processes left in the store directory.
-fn sweep_once(store: &Arc<Inner>) -> impl Future<Output = Result<()>> + use<> {
+fn sweep_once(store: &Arc<LocalInner>) -> impl Future<Output = Result<()>> + use<> {
     let first = !store.swept.swap(true, Ordering::Relaxed);
     let store = store.clone();
     let work = first.then(|| tokio::task::spawn_blocking(move || sweep(&store.config.real)));

@@ -49,7 +49,7 @@ pub(crate) struct Database {
 
 /// How [`Database::open`] opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(crate) enum OpenMode {
     ReadOnly,
     ReadWrite(Durability),
     Create(Durability),
@@ -57,15 +57,15 @@ pub(crate) enum Mode {
 
 impl Database {
     /// Opens the database `file` of the store that is called `store`.
-    pub fn open(file: &Path, dir: &StoreDir, store: String, mode: Mode) -> Result<Self> {
+    pub fn open(file: &Path, dir: &StoreDir, store: String, mode: OpenMode) -> Result<Self> {
         let identity = || FileIdentity::of(file);
         let writer = match mode {
-            Mode::ReadOnly => None,
-            Mode::ReadWrite(durability) => {
+            OpenMode::ReadOnly => None,
+            OpenMode::ReadWrite(durability) => {
                 let writer = schema::open(file, false, durability)?;
                 Some(Mutex::new((writer, identity()?)))
             }
-            Mode::Create(durability) => {
+            OpenMode::Create(durability) => {
                 let mut writer = schema::open(file, true, durability)?;
                 schema::create_tables(&mut writer, file)?;
                 Some(Mutex::new((writer, identity()?)))
@@ -93,8 +93,8 @@ impl Database {
     /// The metadata of `path`, if it is valid.
     pub fn info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
         let reader = self.readers.take()?;
-        let snapshot = self.read(|| Snapshot::begin(&reader))?;
-        let info = self.info_from(&reader, path, &mut Known::new());
+        let snapshot = self.read(|| DbSnapshot::begin(&reader))?;
+        let info = self.info_from(&reader, path, &mut PathsByRow::new());
         drop(snapshot);
         info
     }
@@ -113,8 +113,8 @@ impl Database {
             return Ok(infos);
         }
         let reader = self.readers.take()?;
-        let snapshot = self.read(|| Snapshot::begin(&reader))?;
-        let mut known = Known::new();
+        let snapshot = self.read(|| DbSnapshot::begin(&reader))?;
+        let mut known = PathsByRow::new();
         let mut one = |path: &StorePath| {
             let info = self.info_from(&reader, path, &mut known)?;
             Ok((path.clone(), info))
@@ -146,7 +146,7 @@ impl Database {
         paths: impl IntoIterator<Item = &'a StorePath>,
     ) -> Result<BTreeSet<StorePath>> {
         let reader = self.readers.take()?;
-        let snapshot = self.read(|| Snapshot::begin(&reader))?;
+        let snapshot = self.read(|| DbSnapshot::begin(&reader))?;
         let mut valid = BTreeSet::new();
         for path in paths {
             if self.read(|| self.id_of(&reader, path))?.is_some() {
@@ -236,7 +236,7 @@ impl Database {
     /// # Errors
     /// [`Error::MissingReference`] if one refers to a path that is not valid; [`Error::Invalid`]
     /// if they refer to each other in a circle.
-    pub fn register(&self, infos: &[PathInfo], outputs: &Outputs) -> Result<()> {
+    pub fn register(&self, infos: &[PathInfo], outputs: &KnownOutputs) -> Result<()> {
         check(infos)?;
         self.write(|transaction| {
             let mut ids = BTreeMap::new();
@@ -261,7 +261,7 @@ impl Database {
         new: &BTreeMap<StorePath, BTreeSet<Signature>>,
     ) -> Result<BTreeSet<StorePath>> {
         self.write(|transaction| {
-            let (mut absent, mut known) = (BTreeSet::new(), Known::new());
+            let (mut absent, mut known) = (BTreeSet::new(), PathsByRow::new());
             for (path, new) in new {
                 let Some(mut info) = self.info_from(transaction, path, &mut known)? else {
                     absent.insert(path.clone());
@@ -291,7 +291,7 @@ impl Database {
         &self,
         connection: &Connection,
         path: &StorePath,
-        known: &mut Known,
+        known: &mut PathsByRow,
     ) -> Result<Option<PathInfo>> {
         let full = self.dir.path(path);
         let row = self.read(|| {
@@ -322,7 +322,7 @@ impl Database {
     }
 
     /// The path in a row of what `referrer` refers to.
-    fn reference(&self, row: &Row, referrer: &str, known: &mut Known) -> Result<StorePath> {
+    fn reference(&self, row: &Row, referrer: &str, known: &mut PathsByRow) -> Result<StorePath> {
         let what = || format!("a reference of {referrer}");
         let read = || -> rusqlite::Result<_> {
             Ok((row.get::<_, i64>(0)?, row.get_ref(1)?.as_str_or_null()?))
@@ -566,7 +566,7 @@ impl RecentInfos {
 #[derive(Debug)]
 struct Readers {
     file: PathBuf,
-    mode: Mode,
+    mode: OpenMode,
     state: Mutex<ReadersState>,
     freed: Condvar,
     most: usize,
@@ -584,7 +584,7 @@ struct ReadersState {
 }
 
 impl Readers {
-    fn new(file: &Path, mode: Mode) -> Self {
+    fn new(file: &Path, mode: OpenMode) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Readers {
             file: file.to_owned(),
@@ -596,7 +596,7 @@ impl Readers {
     }
 
     /// A connection to the file that is there now: who replaced it does not want answers from the old one.
-    fn take(&self) -> Result<Reader<'_>> {
+    fn take(&self) -> Result<DbReader<'_>> {
         let there = FileIdentity::of(&self.file)?;
         let mut state = self.lock();
         if state.file != Some(there) {
@@ -613,7 +613,7 @@ impl Readers {
         state.open += usize::from(idle.is_none());
         drop(state);
         // From here on it is counted, whatever comes of it.
-        let mut reader = Reader {
+        let mut reader = DbReader {
             connection: idle,
             file: there,
             readers: self,
@@ -630,14 +630,14 @@ impl Readers {
 }
 
 /// A connection on loan.
-struct Reader<'a> {
+struct DbReader<'a> {
     /// Some, unless it could not be opened.
     connection: Option<Connection>,
     file: FileIdentity,
     readers: &'a Readers,
 }
 
-impl Deref for Reader<'_> {
+impl Deref for DbReader<'_> {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
@@ -645,7 +645,7 @@ impl Deref for Reader<'_> {
     }
 }
 
-impl Drop for Reader<'_> {
+impl Drop for DbReader<'_> {
     fn drop(&mut self) {
         let mut state = self.readers.lock();
         match self.connection.take() {
@@ -660,12 +660,12 @@ impl Drop for Reader<'_> {
     }
 }
 
-impl Mode {
+impl OpenMode {
     /// Another connection to a database that is there.
     fn open(self, file: &Path) -> Result<Connection> {
         match self {
-            Mode::ReadOnly => schema::open_read_only(file),
-            Mode::ReadWrite(durability) | Mode::Create(durability) => {
+            OpenMode::ReadOnly => schema::open_read_only(file),
+            OpenMode::ReadWrite(durability) | OpenMode::Create(durability) => {
                 schema::open(file, false, durability)
             }
         }
@@ -701,16 +701,16 @@ impl From<&Metadata> for FileIdentity {
 }
 
 /// One moment, to which all that is read belongs until this is dropped.
-struct Snapshot<'a>(&'a Connection);
+struct DbSnapshot<'a>(&'a Connection);
 
-impl<'a> Snapshot<'a> {
+impl<'a> DbSnapshot<'a> {
     fn begin(connection: &'a Connection) -> rusqlite::Result<Self> {
         connection.prepare_cached("begin")?.execute([])?;
-        Ok(Snapshot(connection))
+        Ok(DbSnapshot(connection))
     }
 }
 
-impl Drop for Snapshot<'_> {
+impl Drop for DbSnapshot<'_> {
     fn drop(&mut self) {
         // Nothing was written that could be lost.
         let end = self.0.prepare_cached("commit");
@@ -787,10 +787,10 @@ const REFERENCES: &str =
     "select reference, path from Refs left join ValidPaths on id = reference where referrer = ?";
 
 /// The outputs of derivations whose paths are known.
-pub(crate) type Outputs = BTreeMap<StorePath, BTreeMap<OutputName, StorePath>>;
+pub(crate) type KnownOutputs = BTreeMap<StorePath, BTreeMap<OutputName, StorePath>>;
 
 /// Paths by the number of their row: in a closure the same are referred to again and again.
-type Known = HashMap<i64, StorePath>;
+type PathsByRow = HashMap<i64, StorePath>;
 
 /// A path that was asked about, with its metadata if it is valid.
 pub type InfoAnswer = Result<(StorePath, Option<PathInfo>)>;
@@ -830,7 +830,7 @@ mod tests {
 
     impl Database {
         fn add(&self, infos: &[PathInfo]) -> Result<()> {
-            self.register(infos, &Outputs::new())
+            self.register(infos, &KnownOutputs::new())
         }
     }
 
@@ -843,7 +843,7 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("db.sqlite");
-            let mode = Mode::Create(Durability::default());
+            let mode = OpenMode::Create(Durability::default());
             let dir = StoreDir::default();
             let db = Database::open(&file, &dir, "local".to_owned(), mode).unwrap();
             Fixture { db, folder }
@@ -1173,7 +1173,7 @@ mod tests {
         // With a journal beside it, and without one.
         for _ in 0..2 {
             let name = "local".to_owned();
-            let db = Database::open(&file, &dir, name, Mode::ReadOnly).unwrap();
+            let db = Database::open(&file, &dir, name, OpenMode::ReadOnly).unwrap();
             assert!(db.info(&path(1)).unwrap().is_some());
             let refused = db.add(&[info(2, [])]).unwrap_err();
             assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
@@ -1189,7 +1189,7 @@ mod tests {
             for n in 0..4 {
                 let file = &file;
                 scope.spawn(move || {
-                    let mode = Mode::ReadWrite(Durability::default());
+                    let mode = OpenMode::ReadWrite(Durability::default());
                     let dir = StoreDir::default();
                     let db = Database::open(file, &dir, "local".to_owned(), mode).unwrap();
                     for i in 0..20 {

@@ -4,7 +4,7 @@
 //! it (Nix's `LocalStore::registerValidPaths`): its outputs are found again by name, and nobody should be
 //! able to put somebody else's path there. The derivations that it needs must be valid.
 
-use crate::{db::Outputs, store::Inner};
+use crate::{db::KnownOutputs, store::LocalInner};
 use rustix::fs::{Mode, OFlags, open};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use std::{
 use tk_narinfo::PathInfo;
 use tk_path::{
     Derivation, DerivationKind, OutputName, StoreDir, StorePath,
-    modulo::{BoxError, LoadError, Modulo},
+    modulo::{DerivationSourceError, LoadError, Modulo},
 };
 use tk_store::{
     Error, Result,
@@ -32,11 +32,11 @@ impl Derivations {
     }
 }
 
-impl Inner {
+impl LocalInner {
     /// The outputs of the derivations among `infos`, whose content is in its place, as far as
     /// they are known; and those that must not be registered.
-    pub fn outputs_of(&self, infos: &[PathInfo]) -> (Outputs, Vec<(StorePath, Error)>) {
-        let (mut outputs, mut failed) = (Outputs::new(), Vec::new());
+    pub fn outputs_of(&self, infos: &[PathInfo]) -> (KnownOutputs, Vec<(StorePath, Error)>) {
+        let (mut outputs, mut failed) = (KnownOutputs::new(), Vec::new());
         let mut group: BTreeSet<_> = infos.iter().map(|info| &info.path).collect();
         for path in infos.iter().map(|info| &info.path) {
             if !path.is_derivation() {
@@ -101,7 +101,7 @@ impl Inner {
         drv: &Derivation,
         group: &BTreeSet<&StorePath>,
     ) -> Result<()> {
-        let get = |input: &StorePath| -> Result<Arc<Derivation>, BoxError> {
+        let get = |input: &StorePath| -> Result<Arc<Derivation>, DerivationSourceError> {
             if !group.contains(input) && !self.is_valid(input)? {
                 let store = self.uri.clone();
                 let path = input.clone();

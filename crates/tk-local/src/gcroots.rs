@@ -12,9 +12,9 @@
 //! the content really lies count too: those of a store in a folder of its own are of no use otherwise.
 
 use crate::{
-    lock::{Cancel, Kind, try_lock},
+    lock::{Cancel, LockKind, try_lock},
     roots::TempRoots,
-    store::Inner,
+    store::LocalInner,
 };
 use std::{
     collections::BTreeSet,
@@ -28,7 +28,7 @@ use tk_nar::fs::replace_link;
 use tk_path::{Algorithm, Hash, StorePath, nix32};
 use tk_store::{Error, Result, Root};
 
-impl Inner {
+impl LocalInner {
     /// See [`tk_store::Roots::add_indirect_root`].
     pub fn add_indirect_root(&self, link: &Path) -> Result<()> {
         self.require_writable()?;
@@ -154,7 +154,7 @@ impl Inner {
                 continue;
             };
             // Whose lock can be had is dead.
-            if try_lock(&file, Kind::Shared).map_err(reading)? {
+            if try_lock(&file, LockKind::Shared).map_err(reading)? {
                 continue;
             }
             let mut content = Vec::new();

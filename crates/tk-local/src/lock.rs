@@ -29,7 +29,7 @@ use tk_store::{Error, Result};
 
 /// Shared or exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum LockKind {
     Shared,
     Exclusive,
 }
@@ -80,7 +80,7 @@ fn open_or_create(path: &Path, mode: u32) -> Result<File> {
 pub(crate) fn lock_file_at(path: &Path, mode: u32, cancel: &Cancel) -> Result<File> {
     loop {
         let file = open_or_create(path, mode)?;
-        lock(&file, path, Kind::Exclusive, cancel)?;
+        lock(&file, path, LockKind::Exclusive, cancel)?;
         // Whoever held it before may have removed or renamed it.
         if is_at(&file, path) {
             return Ok(file);
@@ -97,10 +97,10 @@ pub(crate) fn is_at(file: &File, path: &Path) -> bool {
 }
 
 /// Takes the lock if nobody holds it against us; says whether it did.
-pub(crate) fn try_lock(file: &File, kind: Kind) -> io::Result<bool> {
+pub(crate) fn try_lock(file: &File, kind: LockKind) -> io::Result<bool> {
     let operation = match kind {
-        Kind::Shared => FlockOperation::NonBlockingLockShared,
-        Kind::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        LockKind::Shared => FlockOperation::NonBlockingLockShared,
+        LockKind::Exclusive => FlockOperation::NonBlockingLockExclusive,
     };
     loop {
         match flock(file, operation) {
@@ -113,7 +113,7 @@ pub(crate) fn try_lock(file: &File, kind: Kind) -> io::Result<bool> {
 }
 
 /// Takes the lock on `file`, which is at `path`; waits while others hold it.
-pub(crate) fn lock(file: &File, path: &Path, kind: Kind, cancel: &Cancel) -> Result<()> {
+pub(crate) fn lock(file: &File, path: &Path, kind: LockKind, cancel: &Cancel) -> Result<()> {
     let mut pause = Duration::from_millis(1);
     loop {
         let taken = try_lock(file, kind)
@@ -145,7 +145,7 @@ impl OutputLock {
         let path = PathBuf::from(path);
         loop {
             let file = open_lock_file(&path)?;
-            lock(&file, &path, Kind::Exclusive, cancel)?;
+            lock(&file, &path, LockKind::Exclusive, cancel)?;
             let size = file.metadata().map(|m| m.size());
             match size {
                 Ok(0) => return Ok(OutputLock { file, path }),
@@ -177,10 +177,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         for (first, second, together) in [
-            (Kind::Shared, Kind::Shared, true),
-            (Kind::Shared, Kind::Exclusive, false),
-            (Kind::Exclusive, Kind::Shared, false),
-            (Kind::Exclusive, Kind::Exclusive, false),
+            (LockKind::Shared, LockKind::Shared, true),
+            (LockKind::Shared, LockKind::Exclusive, false),
+            (LockKind::Exclusive, LockKind::Shared, false),
+            (LockKind::Exclusive, LockKind::Exclusive, false),
         ] {
             let (a, b) = (
                 open_lock_file(&path).unwrap(),

@@ -8,7 +8,7 @@
 
 use crate::{
     lock::{Cancel, lock_file_at},
-    store::{Inner, blocking},
+    store::{LocalInner, blocking},
 };
 use bzip2::{Compression, bufread::MultiBzDecoder, write::BzEncoder};
 use std::{
@@ -24,7 +24,7 @@ use tk_store::{
 };
 
 /// See [`tk_store::Logs::build_log`].
-pub(crate) async fn read(store: &Arc<Inner>, drv: &StorePath) -> Result<Option<ByteStream>> {
+pub(crate) async fn read(store: &Arc<LocalInner>, drv: &StorePath) -> Result<Option<ByteStream>> {
     let (inner, drv) = (store.clone(), drv.clone());
     let opened = blocking("reading a build log", move || open(&inner, &drv)).await?;
     Ok(opened.map(|(mut log, place)| {
@@ -42,7 +42,7 @@ pub(crate) async fn read(store: &Arc<Inner>, drv: &StorePath) -> Result<Option<B
 }
 
 /// See [`tk_store::Logs::add_build_log`].
-pub(crate) async fn add(store: &Arc<Inner>, drv: &StorePath, log: ByteStream) -> Result<()> {
+pub(crate) async fn add(store: &Arc<LocalInner>, drv: &StorePath, log: ByteStream) -> Result<()> {
     store.require_writable()?;
     if !drv.is_derivation() {
         let what = format!("{drv} is no derivation, so it has no build log");
@@ -63,9 +63,9 @@ pub(crate) async fn add(store: &Arc<Inner>, drv: &StorePath, log: ByteStream) ->
     blocking("adding a build log", work).await
 }
 
-type Log = Box<dyn Read + Send>;
+type LogReader = Box<dyn Read + Send>;
 
-fn open(store: &Inner, drv: &StorePath) -> Result<Option<(Log, PathBuf)>> {
+fn open(store: &LocalInner, drv: &StorePath) -> Result<Option<(LogReader, PathBuf)>> {
     for plain in places(&store.config.log, drv) {
         let compressed = compressed(&plain);
         for (place, is_plain) in [(plain, true), (compressed, false)] {
@@ -74,7 +74,7 @@ fn open(store: &Inner, drv: &StorePath) -> Result<Option<(Log, PathBuf)>> {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io(format!("opening {}", place.display()), e)),
             };
-            let log: Log = if is_plain {
+            let log: LogReader = if is_plain {
                 Box::new(file)
             } else {
                 Box::new(MultiBzDecoder::new(file))

@@ -1,5 +1,5 @@
 use crate::{
-    lock::{Cancel, Kind, try_lock},
+    lock::{Cancel, LockKind, try_lock},
     roots::TempRoots,
 };
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, open, renameat_with};
@@ -203,7 +203,7 @@ fn is_nursery(base: &str) -> bool {
 fn lock_folder(dir: &Path) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = File::from(open(dir, flags, Mode::empty()).ok()?);
-    if !try_lock(&file, Kind::Exclusive).ok()? {
+    if !try_lock(&file, LockKind::Exclusive).ok()? {
         return None;
     }
     let (ours, there) = (file.metadata().ok()?, dir.symlink_metadata().ok()?);

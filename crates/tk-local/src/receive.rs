@@ -1,22 +1,22 @@
 use crate::lock::Cancel;
 use bytes::Bytes;
 use std::{io, path::Path, sync::mpsc, thread};
-use tk_nar::fs::{CaseHack, Metadata, UnpackOptions, Unpacker};
+use tk_nar::fs::{CaseHack, UnpackMetadata, UnpackOptions, Unpacker};
 use tk_store::{ContentHasher, Error, NarCheck, NarStream, Result, nar::BlockingNar};
 
 /// What looks at each byte of a NAR while it is unpacked.
-pub(crate) trait Watch: Send {
+pub(crate) trait NarObserver: Send {
     /// Takes the next bytes.
     fn update(&mut self, chunk: &[u8]) -> Result<()>;
 }
 
-impl Watch for ContentHasher {
+impl NarObserver for ContentHasher {
     fn update(&mut self, chunk: &[u8]) -> Result<()> {
         ContentHasher::update(self, chunk)
     }
 }
 
-impl Watch for NarCheck {
+impl NarObserver for NarCheck {
     fn update(&mut self, chunk: &[u8]) -> Result<()> {
         NarCheck::update(self, chunk)
     }
@@ -26,7 +26,7 @@ impl Watch for NarCheck {
 ///
 /// `size` is what the NAR is said to be long, in bytes; if it is not small, `watch` gets a thread of
 /// its own. An error of `watch` counts more than one of unpacking, which it explains.
-pub(crate) fn receive<W: Watch>(
+pub(crate) fn receive<W: NarObserver>(
     nar: NarStream,
     mut watch: W,
     tree: &Path,
@@ -75,7 +75,7 @@ impl<'a> Unpacking<'a> {
     fn run(&mut self, mut watch: impl FnMut(&Bytes) -> Result<bool>) -> Result<u64> {
         let options = UnpackOptions {
             case_hack: CaseHack::Off,
-            metadata: Metadata::Canonical,
+            metadata: UnpackMetadata::Canonical,
             ..UnpackOptions::default()
         };
         let tree = self.tree;

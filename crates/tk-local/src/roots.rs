@@ -1,4 +1,4 @@
-use crate::lock::{Cancel, Kind, is_at, lock, open_lock_file, try_lock};
+use crate::lock::{Cancel, LockKind, is_at, lock, open_lock_file, try_lock};
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
@@ -26,11 +26,11 @@ pub(crate) struct TempRoots {
     state: PathBuf,
     /// Of the name of its file, behind the number.
     suffix: String,
-    inner: Mutex<Inner>,
+    inner: Mutex<TempRootsInner>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct TempRootsInner {
     file: Option<(PathBuf, File)>,
     collector: Option<UnixStream>,
     /// What stands in the file, each path as a number: with its key, nobody finds two that have the same.
@@ -111,7 +111,7 @@ impl Drop for TempRoots {
     }
 }
 
-impl Inner {
+impl TempRootsInner {
     fn number(&self, path: &StorePath) -> u128 {
         let half = |n: u8| u128::from(self.key.hash_one((n, path)));
         half(0) << 64 | half(1)
@@ -140,7 +140,7 @@ impl Inner {
                 _ => {}
             }
             let file = open_lock_file(&path)?;
-            lock(&file, &path, Kind::Exclusive, &Cancel::default())?;
+            lock(&file, &path, LockKind::Exclusive, &Cancel::default())?;
             // A collector that saw the file before its lock has removed it, and marked it.
             let meta = file.metadata();
             let meta = meta.map_err(|e| Error::io(format!("looking at {}", path.display()), e))?;
@@ -188,7 +188,7 @@ impl Inner {
 fn try_gc_lock(state: &Path) -> Result<Option<File>> {
     let path = state.join("gc.lock");
     let file = open_lock_file(&path)?;
-    let taken = try_lock(&file, Kind::Shared);
+    let taken = try_lock(&file, LockKind::Shared);
     let taken = taken.map_err(|e| Error::io(format!("locking {}", path.display()), e))?;
     Ok(taken.then_some(file))
 }
@@ -201,7 +201,7 @@ fn own_file(folder: &Path, suffix: &str) -> Result<PathBuf> {
         let number = own + round * MORE_THAN_PROCESSES;
         let path = folder.join(format!("{number}{suffix}"));
         let free = match File::open(&path) {
-            Ok(file) => try_lock(&file, Kind::Exclusive),
+            Ok(file) => try_lock(&file, LockKind::Exclusive),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
             Err(e) => Err(e),
         };
@@ -265,7 +265,7 @@ mod tests {
         let expected = format!("{}\0{}\0", dir.path(&path("a")), dir.path(&path("b")));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
         let other = File::open(&file).unwrap();
-        assert!(!try_lock(&other, Kind::Shared).unwrap());
+        assert!(!try_lock(&other, LockKind::Shared).unwrap());
         drop(one);
         assert!(file.exists());
         drop(two);
@@ -300,7 +300,7 @@ mod tests {
     fn a_collector_at_work_is_told() {
         let (state, file) = state();
         let gc = open_lock_file(&state.path().join("gc.lock")).unwrap();
-        assert!(try_lock(&gc, Kind::Exclusive).unwrap());
+        assert!(try_lock(&gc, LockKind::Exclusive).unwrap());
         let roots = TempRoots::of(state.path());
         let adding = std::thread::spawn({
             let roots = roots.clone();
@@ -333,7 +333,7 @@ mod tests {
     fn waiting_for_a_collector_can_be_cancelled() {
         let (state, _) = state();
         let gc = open_lock_file(&state.path().join("gc.lock")).unwrap();
-        assert!(try_lock(&gc, Kind::Exclusive).unwrap());
+        assert!(try_lock(&gc, LockKind::Exclusive).unwrap());
         let roots = TempRoots::of(state.path());
         let cancel = Cancel::default();
         drop(cancel.on_drop());

@@ -1,8 +1,8 @@
 use crate::{
     LocalConfig, add,
-    db::{Database, Mode},
+    db::{Database, OpenMode},
     derivations::Derivations,
-    lock::{Cancel, Kind, lock, open_lock_file},
+    lock::{Cancel, LockKind, lock, open_lock_file},
     place::Nursery,
     roots::TempRoots,
     schema,
@@ -32,15 +32,15 @@ use tk_store::{
 /// added, not when it is read.
 #[derive(Clone)]
 pub struct LocalStore {
-    inner: Arc<Inner>,
+    inner: Arc<LocalInner>,
     /// Of this process, or of one client.
     roots: Arc<TempRoots>,
     /// What the next client of a server gets: the same, unless the store was made anew meanwhile.
-    newest: Arc<Mutex<Arc<Inner>>>,
+    newest: Arc<Mutex<Arc<LocalInner>>>,
 }
 
 /// What the blocking work shares.
-pub(crate) struct Inner {
+pub(crate) struct LocalInner {
     pub config: LocalConfig,
     pub uri: String,
     pub db: Database,
@@ -62,7 +62,7 @@ impl LocalStore {
     /// When the folders cannot be made or written, when the database is damaged, or has a schema
     /// other than 10.
     pub async fn open(config: LocalConfig) -> Result<Self> {
-        blocking("opening the store", move || Inner::open(config, true)).await
+        blocking("opening the store", move || LocalInner::open(config, true)).await
     }
 
     /// As [`LocalStore::open`], but makes nothing.
@@ -70,7 +70,7 @@ impl LocalStore {
     /// # Errors
     /// Also when there is no store.
     pub async fn open_existing(config: LocalConfig) -> Result<Self> {
-        blocking("opening the store", move || Inner::open(config, false)).await
+        blocking("opening the store", move || LocalInner::open(config, false)).await
     }
 
     /// Where the store lies.
@@ -138,7 +138,7 @@ impl LocalStore {
         .await
     }
 
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
+    pub(crate) fn inner(&self) -> &Arc<LocalInner> {
         &self.inner
     }
 
@@ -152,9 +152,9 @@ impl LocalStore {
     pub(crate) fn of_client(&self) -> LocalStore {
         let mut newest = self.newest.lock().unwrap_or_else(|e| e.into_inner());
         if !newest.db.is_that_of_before() {
-            let Inner { config, create, .. } = &**newest;
+            let LocalInner { config, create, .. } = &**newest;
             // What does not work is told by the first question.
-            if let Ok(opened) = Inner::open(config.clone(), *create) {
+            if let Ok(opened) = LocalInner::open(config.clone(), *create) {
                 *newest = opened.inner;
             }
         }
@@ -182,7 +182,7 @@ impl LocalStore {
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         doing: &'static str,
-        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&LocalInner) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = self.inner.clone();
         blocking(doing, move || work(&inner)).await
@@ -276,7 +276,7 @@ impl AddSignatures for LocalStore {
         signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
     ) -> Vec<(StorePath, Result<()>)> {
         let paths: Vec<_> = signatures.keys().cloned().collect();
-        let add = move |store: &Inner| store.db.add_signatures(&signatures);
+        let add = move |store: &LocalInner| store.db.add_signatures(&signatures);
         let added = self.run("adding signatures", add).await;
         let absent = match added {
             Ok(absent) => absent,
@@ -311,7 +311,7 @@ impl fmt::Debug for LocalStore {
     }
 }
 
-impl Inner {
+impl LocalInner {
     pub fn real_path(&self, path: &StorePath) -> PathBuf {
         self.config.real.join(path.as_str())
     }
@@ -348,17 +348,17 @@ impl Inner {
             known = schema::check_schema(&db_dir)?;
         }
         let mode = match (config.read_only, known || !create) {
-            (true, _) => Mode::ReadOnly,
-            (false, true) => Mode::ReadWrite(config.durability),
-            (false, false) => Mode::Create(config.durability),
+            (true, _) => OpenMode::ReadOnly,
+            (false, true) => OpenMode::ReadWrite(config.durability),
+            (false, false) => OpenMode::Create(config.durability),
         };
         let db = Database::open(&file, &config.dir, uri.clone(), mode)?;
-        if let Mode::Create(_) = mode {
+        if let OpenMode::Create(_) = mode {
             schema::write_schema(&db_dir)?;
             reserve(&db_dir.join("reserved"));
         }
         drop(making);
-        let inner = Inner {
+        let inner = LocalInner {
             derivations: Derivations::new(config.dir.clone()),
             roots: TempRoots::of(&config.state),
             swept: AtomicBool::new(false),
@@ -408,7 +408,7 @@ fn create_folders(config: &LocalConfig) -> Result<()> {
 fn big_lock(db_dir: &Path) -> Result<File> {
     let path = db_dir.join("big-lock");
     let file = open_lock_file(&path)?;
-    lock(&file, &path, Kind::Shared, &Cancel::default())?;
+    lock(&file, &path, LockKind::Shared, &Cancel::default())?;
     Ok(file)
 }
 
@@ -416,7 +416,7 @@ fn big_lock(db_dir: &Path) -> Result<File> {
 fn lock_folder(folder: &Path) -> Result<File> {
     let opened = File::open(folder);
     let file = opened.map_err(|e| Error::io(format!("opening {}", folder.display()), e))?;
-    lock(&file, folder, Kind::Exclusive, &Cancel::default())?;
+    lock(&file, folder, LockKind::Exclusive, &Cancel::default())?;
     Ok(file)
 }
 

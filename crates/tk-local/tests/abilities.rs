@@ -304,7 +304,7 @@ async fn realisations_without_a_table() {
     let told = Realisations::register(&store, &realisation, &SigCheck::Skip).await;
     assert!(matches!(told, Err(Error::Unsupported { .. })), "{told:?}");
     let hash = Hash::digest(Algorithm::Sha256, b"");
-    let id = legacy::DrvOutput {
+    let id = legacy::LegacyDrvOutput {
         hash,
         output: OutputName::out(),
     };

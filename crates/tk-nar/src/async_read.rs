@@ -9,9 +9,9 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::decode::Event;
 use crate::error::NarError;
-use crate::read::{Pump, Step};
+use crate::read::{Pump, ReadStep};
 
-/// The events of an archive read from an async source; [`Reader`](crate::Reader) with `await`.
+/// The events of an archive read from an async source; [`Reader`](crate::NarReader) with `await`.
 ///
 /// Never reads a byte behind the root's `)`, which makes short reads: give it something buffered. Cancel safe: a
 /// dropped [`AsyncReader::next_event`] loses nothing.
@@ -34,9 +34,9 @@ impl<R: AsyncRead + Unpin> AsyncReader<R> {
     pub async fn next_event(&mut self) -> Result<Option<Event<'_>>, NarError> {
         let raw = loop {
             match self.pump.step()? {
-                Step::Event(raw) => break raw,
-                Step::Done => return Ok(None),
-                Step::More => {}
+                ReadStep::Event(raw) => break raw,
+                ReadStep::Done => return Ok(None),
+                ReadStep::More => {}
             }
             let (source, space) = (&mut self.source, self.pump.space());
             let count = poll_fn(|context| poll_read(Pin::new(source), context, space)).await;

@@ -46,7 +46,7 @@ pub const EXCERPT: usize = 16;
 #[derive(Debug)]
 pub struct Comparer {
     limit: usize,
-    sides: [Pending; 2],
+    sides: [PendingEvents; 2],
     path: Vec<u8>,
     /// For each open directory, where the names of its entries begin in `path`.
     levels: Vec<usize>,
@@ -151,7 +151,7 @@ impl Comparer {
             self.differ(DifferenceKind::OnlyIn(side, node));
             self.leave();
         }
-        let full = |side: &Pending| side.head != Head::None;
+        let full = |side: &PendingEvents| side.head != Head::None;
         while !self.done && self.sides.iter().all(full) {
             self.step();
         }
@@ -188,7 +188,7 @@ impl Comparer {
             (Head::Node(a), Head::Node(b)) if a != b => {
                 self.differ(DifferenceKind::Type([a, b]));
                 self.leave();
-                self.sides.iter_mut().for_each(Pending::skip_node);
+                self.sides.iter_mut().for_each(PendingEvents::skip_node);
             }
             (Head::Node(NodeType::Directory), _) => {
                 self.levels.push(self.path.len());
@@ -234,7 +234,7 @@ impl Comparer {
         }
         let Some(file) = &mut self.file else { return };
         if file.differ.is_none() {
-            let [left, right] = self.sides.each_ref().map(Pending::contents);
+            let [left, right] = self.sides.each_ref().map(PendingEvents::contents);
             let both = left.len().min(right.len());
             let equal = common(&left[..both], &right[..both]);
             file.offset += equal as u64;
@@ -293,7 +293,7 @@ impl Comparer {
     }
 
     fn consume_both(&mut self) {
-        self.sides.iter_mut().for_each(Pending::consume);
+        self.sides.iter_mut().for_each(PendingEvents::consume);
     }
 
     fn differ(&mut self, kind: DifferenceKind) {
@@ -385,7 +385,7 @@ struct Files {
 
 /// What one side gave and is not compared yet.
 #[derive(Debug, Default)]
-struct Pending {
+struct PendingEvents {
     head: Head,
     /// The name, the target, or the contents.
     text: Vec<u8>,
@@ -419,7 +419,7 @@ enum Skip {
     Rest(usize),
 }
 
-impl Pending {
+impl PendingEvents {
     /// Takes an event; the type of the node if it is the one that only this side has.
     fn take(&mut self, event: Event<'_>) -> Option<NodeType> {
         let (head, text): (_, &[u8]) = match event {
@@ -529,7 +529,7 @@ const BLOCK: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Encoder, Reader, SliceReader};
+    use crate::{Encoder, NarReader, SliceReader};
     use std::io::Read;
 
     /// Bytes one to seven at a time.
@@ -544,7 +544,10 @@ mod tests {
     }
 
     fn compare_with(left: &[u8], right: &[u8], limit: usize) -> Comparison {
-        let mut readers = [Reader::new(Short(left, 0)), Reader::new(Short(right, 3))];
+        let mut readers = [
+            NarReader::new(Short(left, 0)),
+            NarReader::new(Short(right, 3)),
+        ];
         let mut comparer = Comparer::new(limit);
         while let Some(side) = comparer.wanted() {
             let event = readers[side as usize].next_event().unwrap();

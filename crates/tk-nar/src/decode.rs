@@ -60,7 +60,7 @@ pub struct Fed<'a> {
 /// compared one.
 #[derive(Debug, Clone)]
 pub struct Decoder {
-    state: State,
+    state: DecoderState,
     /// Bytes of the archive up to the start of the word at hand.
     offset: u64,
     /// A word that came in pieces.
@@ -77,7 +77,7 @@ impl Decoder {
     /// A decoder at the first byte of an archive.
     pub fn new() -> Self {
         Self {
-            state: State::Magic,
+            state: DecoderState::Magic,
             offset: 0,
             held: Vec::new(),
             spent: false,
@@ -104,13 +104,13 @@ impl Decoder {
 
     /// Whether the archive is complete and [`Event::End`] was given.
     pub fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.state == DecoderState::Done
     }
 
     /// A lower bound on the bytes still missing from the archive; 0 only once its last byte was taken. Whoever reads no
     /// more than this never reads behind the archive.
     pub fn needed(&self) -> u64 {
-        if self.state == State::Refused {
+        if self.state == DecoderState::Refused {
             return 0;
         }
         let held = self.partial().len() as u64;
@@ -127,14 +127,14 @@ impl Decoder {
     /// How many bytes of contents come next; `None` outside of contents.
     pub fn contents_left(&self) -> Option<u64> {
         match self.state {
-            State::Contents { left } => Some(left),
+            DecoderState::Contents { left } => Some(left),
             _ => None,
         }
     }
 
     /// Passes over up to `count` bytes of contents that the caller skipped in its source; returns how many that are.
     pub fn skip_contents(&mut self, count: u64) -> u64 {
-        let State::Contents { left } = &mut self.state else {
+        let DecoderState::Contents { left } = &mut self.state else {
             return 0;
         };
         // Far beyond any real source, and far from where an offset would overflow.
@@ -149,8 +149,8 @@ impl Decoder {
     /// The error for an input that stops here; `Ok` if the archive is complete.
     pub fn finish(&self) -> Result<(), NarError> {
         match self.state {
-            State::End | State::Done => Ok(()),
-            State::Refused => Err(NarError::new(self.offset, Kind::Refused)),
+            DecoderState::End | DecoderState::Done => Ok(()),
+            DecoderState::Refused => Err(NarError::new(self.offset, Kind::Refused)),
             _ => Err(NarError::new(self.offset(), Kind::UnexpectedEnd)),
         }
     }
@@ -162,7 +162,7 @@ impl Decoder {
     pub(crate) fn step(&mut self, input: &[u8]) -> Result<(usize, Option<Raw>), NarError> {
         let result = self.advance(input);
         if result.is_err() {
-            self.state = State::Refused;
+            self.state = DecoderState::Refused;
         }
         result
     }
@@ -175,13 +175,13 @@ impl Decoder {
         let mut at = 0;
         loop {
             let event = match self.state {
-                State::Contents { left: 0 } => {
-                    self.state = State::Padding {
+                DecoderState::Contents { left: 0 } => {
+                    self.state = DecoderState::Padding {
                         left: self.pad_of_contents(),
                     };
                     continue;
                 }
-                State::Contents { left } => {
+                DecoderState::Contents { left } => {
                     let piece =
                         at..at + (input.len() - at).min(left.try_into().unwrap_or(usize::MAX));
                     if piece.is_empty() {
@@ -191,30 +191,30 @@ impl Decoder {
                     self.skip_contents(piece.len() as u64);
                     Some(Raw::Contents(piece))
                 }
-                State::Padding { left } => {
+                DecoderState::Padding { left } => {
                     let zeros = left.min(input.len() - at);
                     self.expect_zeros(&input[at..at + zeros], self.offset)?;
                     at += zeros;
                     self.offset += zeros as u64;
                     self.state = match left - zeros {
-                        0 => State::CloseRegular,
-                        left => State::Padding { left },
+                        0 => DecoderState::CloseRegular,
+                        left => DecoderState::Padding { left },
                     };
                     if zeros < left {
                         return Ok((at, None));
                     }
                     None
                 }
-                State::Size => match self.size(input, &mut at) {
+                DecoderState::Size => match self.size(input, &mut at) {
                     Some(size) => Some(self.regular(size)),
                     None => return Ok((at, None)),
                 },
-                State::End => {
-                    self.state = State::Done;
+                DecoderState::End => {
+                    self.state = DecoderState::Done;
                     Some(Raw::End)
                 }
-                State::Done => return Ok((at, None)),
-                State::Refused => return Err(NarError::new(self.offset, Kind::Refused)),
+                DecoderState::Done => return Ok((at, None)),
+                DecoderState::Refused => return Err(NarError::new(self.offset, Kind::Refused)),
                 _ => {
                     if self.skip_constant(input, &mut at) {
                         continue;
@@ -235,12 +235,12 @@ impl Decoder {
     /// Passes over words that nearly always follow each other and stand whole in the input, in one comparison.
     fn skip_constant(&mut self, input: &[u8], at: &mut usize) -> bool {
         let (words, next): (&[u8], _) = match self.state {
-            State::AfterEntry => (&grammar::CLOSE_ENTRY_NAME, State::Name),
-            State::NextEntry => (&grammar::ENTRY_NAME, State::Name),
-            State::NodeTag if self.levels.len() < MAX_DEPTH => {
-                (&grammar::NODE_IN_ENTRY, State::Kind)
+            DecoderState::AfterEntry => (&grammar::CLOSE_ENTRY_NAME, DecoderState::Name),
+            DecoderState::NextEntry => (&grammar::ENTRY_NAME, DecoderState::Name),
+            DecoderState::NodeTag if self.levels.len() < MAX_DEPTH => {
+                (&grammar::NODE_IN_ENTRY, DecoderState::Kind)
             }
-            State::Kind => (&grammar::REGULAR_CONTENTS, State::Size),
+            DecoderState::Kind => (&grammar::REGULAR_CONTENTS, DecoderState::Size),
             _ => return false,
         };
         if !self.partial().is_empty() || !input[*at..].starts_with(words) {
@@ -254,7 +254,7 @@ impl Decoder {
     }
 
     /// The next string with its length checked, once it and its padding are there in full.
-    fn word(&mut self, input: &[u8], at: &mut usize) -> Result<Option<Text>, NarError> {
+    fn word(&mut self, input: &[u8], at: &mut usize) -> Result<Option<DecodedText>, NarError> {
         let rest = &input[*at..];
         if self.partial().is_empty()
             && let Some(length) = rest.first_chunk()
@@ -266,14 +266,14 @@ impl Decoder {
                 let start = *at + 8;
                 *at += whole;
                 self.offset += whole as u64;
-                return Ok(Some(Text::Input(start..start + length)));
+                return Ok(Some(DecodedText::Input(start..start + length)));
             }
         }
         self.hold(input, at)
     }
 
     /// [`Decoder::word`] for a string that does not stand whole in the input.
-    fn hold(&mut self, input: &[u8], at: &mut usize) -> Result<Option<Text>, NarError> {
+    fn hold(&mut self, input: &[u8], at: &mut usize) -> Result<Option<DecodedText>, NarError> {
         if std::mem::take(&mut self.spent) {
             self.held.clear();
         }
@@ -292,7 +292,7 @@ impl Decoder {
         self.expect_zeros(&self.held[8 + length..], self.offset + 8 + length as u64)?;
         self.offset += whole as u64;
         self.spent = true;
-        Ok(Some(Text::Held(8..8 + length)))
+        Ok(Some(DecodedText::Held(8..8 + length)))
     }
 
     fn fill_to(&mut self, count: usize, input: &[u8], at: &mut usize) -> bool {
@@ -318,7 +318,7 @@ impl Decoder {
     }
 
     fn regular(&mut self, size: u64) -> Raw {
-        self.state = State::Contents { left: size };
+        self.state = DecoderState::Contents { left: size };
         Raw::Regular {
             executable: self.executable,
             size,
@@ -333,14 +333,16 @@ impl Decoder {
 
     fn checked(&self, length: u64) -> Result<usize, NarError> {
         let (what, limit) = match self.state {
-            State::Magic => ("the magic string", MAX_MAGIC),
-            State::Name => ("a name", MAX_NAME),
-            State::Target => ("a link target", MAX_TARGET),
+            DecoderState::Magic => ("the magic string", MAX_MAGIC),
+            DecoderState::Name => ("a name", MAX_NAME),
+            DecoderState::Target => ("a link target", MAX_TARGET),
             _ => ("a tag", MAX_TAG),
         };
         match usize::try_from(length) {
             Ok(length) if length <= limit => Ok(length),
-            _ if self.state == State::Magic => Err(NarError::new(self.offset, Kind::NotAnArchive)),
+            _ if self.state == DecoderState::Magic => {
+                Err(NarError::new(self.offset, Kind::NotAnArchive))
+            }
             _ => Err(NarError::new(
                 self.offset,
                 Kind::TooLong {
@@ -360,7 +362,12 @@ impl Decoder {
     }
 
     /// Moves on over one whole word that begins at `start`.
-    fn accept(&mut self, text: Text, input: &[u8], start: u64) -> Result<Option<Raw>, NarError> {
+    fn accept(
+        &mut self,
+        text: DecodedText,
+        input: &[u8],
+        start: u64,
+    ) -> Result<Option<Raw>, NarError> {
         let held = std::mem::take(&mut self.held);
         let result = self.accept_word(text.get(input, &held), &text, start);
         self.held = held;
@@ -370,7 +377,7 @@ impl Decoder {
     fn accept_word(
         &mut self,
         word: &[u8],
-        text: &Text,
+        text: &DecodedText,
         start: u64,
     ) -> Result<Option<Raw>, NarError> {
         let unexpected = |expected| {
@@ -382,70 +389,73 @@ impl Decoder {
         };
         let mut event = None;
         self.state = match (self.state, word) {
-            (State::Magic, grammar::MAGIC_TEXT) => State::Open,
-            (State::Magic, _) => return Err(NarError::new(start, Kind::NotAnArchive)),
-            (State::Open, b"(") if self.levels.len() >= MAX_DEPTH => {
+            (DecoderState::Magic, grammar::MAGIC_TEXT) => DecoderState::Open,
+            (DecoderState::Magic, _) => return Err(NarError::new(start, Kind::NotAnArchive)),
+            (DecoderState::Open, b"(") if self.levels.len() >= MAX_DEPTH => {
                 return Err(NarError::new(start, Kind::TooDeep));
             }
-            (State::Open, b"(") => State::TypeTag,
-            (State::Open, _) => return unexpected("'('"),
-            (State::TypeTag, b"type") => State::Kind,
-            (State::TypeTag, _) => return unexpected("'type'"),
-            (State::Kind, b"regular") => State::FileTag,
-            (State::Kind, b"symlink") => State::TargetTag,
-            (State::Kind, b"directory") => {
+            (DecoderState::Open, b"(") => DecoderState::TypeTag,
+            (DecoderState::Open, _) => return unexpected("'('"),
+            (DecoderState::TypeTag, b"type") => DecoderState::Kind,
+            (DecoderState::TypeTag, _) => return unexpected("'type'"),
+            (DecoderState::Kind, b"regular") => DecoderState::FileTag,
+            (DecoderState::Kind, b"symlink") => DecoderState::TargetTag,
+            (DecoderState::Kind, b"directory") => {
                 self.levels.push(self.names.len());
                 event = Some(Raw::Directory);
-                State::NextEntry
+                DecoderState::NextEntry
             }
-            (State::Kind, _) => return unexpected("'regular', 'symlink' or 'directory'"),
-            (State::FileTag, b"executable") => State::Marker,
-            (State::FileTag, b"contents") => {
+            (DecoderState::Kind, _) => return unexpected("'regular', 'symlink' or 'directory'"),
+            (DecoderState::FileTag, b"executable") => DecoderState::Marker,
+            (DecoderState::FileTag, b"contents") => {
                 self.executable = false;
-                State::Size
+                DecoderState::Size
             }
-            (State::FileTag, _) => return unexpected("'executable' or 'contents'"),
-            (State::Marker, b"") => State::ContentsTag,
-            (State::Marker, _) => return Err(NarError::new(start, Kind::Marker)),
-            (State::ContentsTag, b"contents") => {
+            (DecoderState::FileTag, _) => return unexpected("'executable' or 'contents'"),
+            (DecoderState::Marker, b"") => DecoderState::ContentsTag,
+            (DecoderState::Marker, _) => return Err(NarError::new(start, Kind::Marker)),
+            (DecoderState::ContentsTag, b"contents") => {
                 self.executable = true;
-                State::Size
+                DecoderState::Size
             }
-            (State::ContentsTag, _) => return unexpected("'contents'"),
-            (State::TargetTag, b"target") => State::Target,
-            (State::TargetTag, _) => return unexpected("'target'"),
-            (State::Target, target) => {
+            (DecoderState::ContentsTag, _) => return unexpected("'contents'"),
+            (DecoderState::TargetTag, b"target") => DecoderState::Target,
+            (DecoderState::TargetTag, _) => return unexpected("'target'"),
+            (DecoderState::Target, target) => {
                 if let Some(why) = grammar::target_fault(target) {
                     return Err(NarError::new(start, Kind::Target { why }));
                 }
                 event = Some(Raw::Symlink(text.clone()));
-                State::CloseSymlink
+                DecoderState::CloseSymlink
             }
-            (State::CloseRegular, b")") => {
+            (DecoderState::CloseRegular, b")") => {
                 event = Some(Raw::EndRegular);
                 self.after_node()
             }
-            (State::CloseSymlink, b")") => self.after_node(),
-            (State::NextEntry, b"entry") => State::EntryOpen,
-            (State::NextEntry, b")") => {
+            (DecoderState::CloseSymlink, b")") => self.after_node(),
+            (DecoderState::NextEntry, b"entry") => DecoderState::EntryOpen,
+            (DecoderState::NextEntry, b")") => {
                 self.names.truncate(self.levels.pop().unwrap_or(0));
                 event = Some(Raw::LeaveDirectory);
                 self.after_node()
             }
-            (State::NextEntry, _) => return unexpected("'entry' or ')'"),
-            (State::EntryOpen, b"(") => State::NameTag,
-            (State::EntryOpen, _) => return unexpected("'('"),
-            (State::NameTag, b"name") => State::Name,
-            (State::NameTag, _) => return unexpected("'name'"),
-            (State::Name, name) => {
+            (DecoderState::NextEntry, _) => return unexpected("'entry' or ')'"),
+            (DecoderState::EntryOpen, b"(") => DecoderState::NameTag,
+            (DecoderState::EntryOpen, _) => return unexpected("'('"),
+            (DecoderState::NameTag, b"name") => DecoderState::Name,
+            (DecoderState::NameTag, _) => return unexpected("'name'"),
+            (DecoderState::Name, name) => {
                 self.check_name(name, start)?;
                 event = Some(Raw::Entry(text.clone()));
-                State::NodeTag
+                DecoderState::NodeTag
             }
-            (State::NodeTag, b"node") => State::Open,
-            (State::NodeTag, _) => return unexpected("'node'"),
-            (State::AfterEntry, b")") => State::NextEntry,
-            (State::CloseRegular | State::CloseSymlink | State::AfterEntry, _) => {
+            (DecoderState::NodeTag, b"node") => DecoderState::Open,
+            (DecoderState::NodeTag, _) => return unexpected("'node'"),
+            (DecoderState::AfterEntry, b")") => DecoderState::NextEntry,
+            (
+                DecoderState::CloseRegular | DecoderState::CloseSymlink | DecoderState::AfterEntry,
+                _,
+            ) => {
                 return unexpected("')'");
             }
             (state, _) => state,
@@ -453,11 +463,11 @@ impl Decoder {
         Ok(event)
     }
 
-    fn after_node(&self) -> State {
+    fn after_node(&self) -> DecoderState {
         if self.levels.is_empty() {
-            State::End
+            DecoderState::End
         } else {
-            State::AfterEntry
+            DecoderState::AfterEntry
         }
     }
 
@@ -492,25 +502,25 @@ impl Decoder {
         let size = 24 + after;
         let name = 16 + 48 + kind;
         match self.state {
-            State::Magic => 24 + 32 + kind,
-            State::Open => 32 + kind,
-            State::TypeTag => 16 + kind,
-            State::Kind => kind,
-            State::FileTag | State::ContentsTag => 16 + size,
-            State::Marker => 24 + size,
-            State::Size => size,
-            State::Contents { left } => left.saturating_add(16 + after),
-            State::Padding { left } => left as u64 + 16 + after,
-            State::TargetTag => 48 + after,
-            State::Target => 32 + after,
-            State::CloseRegular | State::CloseSymlink => 16 + after,
-            State::NextEntry => 32 * levels - 16,
-            State::AfterEntry => 32 * levels,
-            State::EntryOpen => 32 + name,
-            State::NameTag => 16 + name,
-            State::Name => name,
-            State::NodeTag => 48 + kind,
-            State::End | State::Done | State::Refused => 0,
+            DecoderState::Magic => 24 + 32 + kind,
+            DecoderState::Open => 32 + kind,
+            DecoderState::TypeTag => 16 + kind,
+            DecoderState::Kind => kind,
+            DecoderState::FileTag | DecoderState::ContentsTag => 16 + size,
+            DecoderState::Marker => 24 + size,
+            DecoderState::Size => size,
+            DecoderState::Contents { left } => left.saturating_add(16 + after),
+            DecoderState::Padding { left } => left as u64 + 16 + after,
+            DecoderState::TargetTag => 48 + after,
+            DecoderState::Target => 32 + after,
+            DecoderState::CloseRegular | DecoderState::CloseSymlink => 16 + after,
+            DecoderState::NextEntry => 32 * levels - 16,
+            DecoderState::AfterEntry => 32 * levels,
+            DecoderState::EntryOpen => 32 + name,
+            DecoderState::NameTag => 16 + name,
+            DecoderState::Name => name,
+            DecoderState::NodeTag => 48 + kind,
+            DecoderState::End | DecoderState::Done | DecoderState::Refused => 0,
         }
     }
 }
@@ -566,7 +576,7 @@ pub(crate) fn feed_all<E: From<NarError>>(
 #[derive(Debug)]
 pub(crate) enum Raw {
     Directory,
-    Entry(Text),
+    Entry(DecodedText),
     LeaveDirectory,
     Regular {
         executable: bool,
@@ -575,7 +585,7 @@ pub(crate) enum Raw {
     },
     Contents(Range<usize>),
     EndRegular,
-    Symlink(Text),
+    Symlink(DecodedText),
     End,
 }
 
@@ -607,23 +617,23 @@ impl Raw {
 }
 
 #[derive(Debug, Clone)]
-pub(crate) enum Text {
+pub(crate) enum DecodedText {
     Input(Range<usize>),
     Held(Range<usize>),
 }
 
-impl Text {
+impl DecodedText {
     fn get<'a>(&self, input: &'a [u8], held: &'a [u8]) -> &'a [u8] {
         match self {
-            Text::Input(place) => &input[place.clone()],
-            Text::Held(place) => &held[place.clone()],
+            DecodedText::Input(place) => &input[place.clone()],
+            DecodedText::Held(place) => &held[place.clone()],
         }
     }
 }
 
 /// Which word comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum DecoderState {
     Magic,
     Open,
     TypeTag,

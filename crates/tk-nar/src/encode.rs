@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::grammar::{self, MAX_DEPTH, Sink};
+use crate::grammar::{self, MAX_DEPTH, WordSink};
 
 /// Writes one archive, node by node, into `W`.
 ///
@@ -23,7 +23,7 @@ use crate::grammar::{self, MAX_DEPTH, Sink};
 #[derive(Debug)]
 pub struct Encoder<W> {
     out: W,
-    place: Place,
+    place: EncoderPlace,
     /// For each open directory, its last name.
     levels: Vec<Vec<u8>>,
     scratch: Vec<u8>,
@@ -88,7 +88,7 @@ impl<W: Write> Encoder<W> {
     pub fn new(out: W) -> Self {
         Self {
             out,
-            place: Place::Start,
+            place: EncoderPlace::Start,
             levels: Vec::new(),
             scratch: Vec::new(),
             written: 0,
@@ -101,7 +101,7 @@ impl<W: Write> Encoder<W> {
             nar.begin_node("a directory")?;
             nar.scratch.put(&grammar::DIRECTORY);
             nar.levels.push(Vec::new());
-            nar.place = Place::Directory;
+            nar.place = EncoderPlace::Directory;
             nar.flush_scratch()
         })
     }
@@ -113,7 +113,7 @@ impl<W: Write> Encoder<W> {
             nar.scratch.put(&grammar::ENTRY_NAME);
             nar.scratch.put_string(name);
             nar.scratch.put(&grammar::NODE_IN_ENTRY[..16]);
-            nar.place = Place::Node;
+            nar.place = EncoderPlace::Node;
             nar.flush_scratch()
         })
     }
@@ -121,7 +121,7 @@ impl<W: Write> Encoder<W> {
     /// Ends the innermost directory.
     pub fn leave(&mut self) -> Result<(), EncodeError> {
         self.guard(|nar| {
-            if nar.place != Place::Directory || nar.levels.pop().is_none() {
+            if nar.place != EncoderPlace::Directory || nar.levels.pop().is_none() {
                 return Err(misplaced("the end of a directory", "no directory is open"));
             }
             nar.end_node()
@@ -134,18 +134,18 @@ impl<W: Write> Encoder<W> {
             nar.begin_node("a file")?;
             nar.scratch.put_regular(executable, size);
             nar.flush_scratch()?;
-            nar.place = Place::Contents { size, got: 0 };
+            nar.place = EncoderPlace::Contents { size, got: 0 };
             nar.end_contents_if_complete()
         })
     }
 
     /// The next piece of the contents; the file ends by itself once all came.
     pub fn contents(&mut self, piece: &[u8]) -> Result<(), EncodeError> {
-        if piece.is_empty() && self.place != Place::Poisoned {
+        if piece.is_empty() && self.place != EncoderPlace::Poisoned {
             return Ok(());
         }
         self.guard(|nar| {
-            let Place::Contents { size, got } = nar.place else {
+            let EncoderPlace::Contents { size, got } = nar.place else {
                 return Err(misplaced(
                     "contents",
                     "no file is open or it has all its bytes",
@@ -159,7 +159,7 @@ impl<W: Write> Encoder<W> {
                 });
             }
             nar.write(piece)?;
-            nar.place = Place::Contents { size, got };
+            nar.place = EncoderPlace::Contents { size, got };
             nar.end_contents_if_complete()
         })
     }
@@ -190,8 +190,8 @@ impl<W: Write> Encoder<W> {
     /// `W`, flushed, once the root node is complete; an error if it is not.
     pub fn finish(mut self) -> Result<W, EncodeError> {
         self.guard(|nar| match nar.place {
-            Place::End => Ok(nar.out.flush()?),
-            Place::Contents { size, got } => Err(EncodeError::Size {
+            EncoderPlace::End => Ok(nar.out.flush()?),
+            EncoderPlace::Contents { size, got } => Err(EncodeError::Size {
                 declared: size,
                 got,
             }),
@@ -204,29 +204,35 @@ impl<W: Write> Encoder<W> {
         &mut self,
         call: impl FnOnce(&mut Self) -> Result<(), EncodeError>,
     ) -> Result<(), EncodeError> {
-        if self.place == Place::Poisoned {
+        if self.place == EncoderPlace::Poisoned {
             return Err(EncodeError::Poisoned);
         }
         let result = call(self);
         if result.is_err() {
-            self.place = Place::Poisoned;
+            self.place = EncoderPlace::Poisoned;
         }
         result
     }
 
     fn begin_node(&mut self, call: &'static str) -> Result<(), EncodeError> {
         match self.place {
-            Place::Start => self.scratch.put(&grammar::MAGIC),
-            Place::Node if self.levels.len() >= MAX_DEPTH => return Err(EncodeError::TooDeep),
-            Place::Node => {}
-            Place::Directory => return Err(misplaced(call, "a directory needs an entry first")),
-            Place::Contents { size, got } => {
+            EncoderPlace::Start => self.scratch.put(&grammar::MAGIC),
+            EncoderPlace::Node if self.levels.len() >= MAX_DEPTH => {
+                return Err(EncodeError::TooDeep);
+            }
+            EncoderPlace::Node => {}
+            EncoderPlace::Directory => {
+                return Err(misplaced(call, "a directory needs an entry first"));
+            }
+            EncoderPlace::Contents { size, got } => {
                 return Err(EncodeError::Size {
                     declared: size,
                     got,
                 });
             }
-            Place::End | Place::Poisoned => return Err(misplaced(call, "the archive is complete")),
+            EncoderPlace::End | EncoderPlace::Poisoned => {
+                return Err(misplaced(call, "the archive is complete"));
+            }
         }
         self.scratch.put(&grammar::NODE_BEGIN);
         Ok(())
@@ -234,8 +240,8 @@ impl<W: Write> Encoder<W> {
 
     fn check_name(&mut self, name: &[u8]) -> Result<(), EncodeError> {
         let last = match (self.place, self.levels.last_mut()) {
-            (Place::Directory, Some(last)) => last,
-            (Place::Contents { size, got }, _) => {
+            (EncoderPlace::Directory, Some(last)) => last,
+            (EncoderPlace::Contents { size, got }, _) => {
                 return Err(EncodeError::Size {
                     declared: size,
                     got,
@@ -262,7 +268,7 @@ impl<W: Write> Encoder<W> {
 
     fn end_contents_if_complete(&mut self) -> Result<(), EncodeError> {
         match self.place {
-            Place::Contents { size, got } if size == got => {
+            EncoderPlace::Contents { size, got } if size == got => {
                 self.scratch.put_padding(size);
                 self.end_node()
             }
@@ -278,9 +284,9 @@ impl<W: Write> Encoder<W> {
             &grammar::CLOSE
         });
         self.place = if in_directory {
-            Place::Directory
+            EncoderPlace::Directory
         } else {
-            Place::End
+            EncoderPlace::End
         };
         self.flush_scratch()
     }
@@ -301,7 +307,7 @@ impl<W: Write> Encoder<W> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum EncoderPlace {
     Start,
     Directory,
     /// An entry has its name and waits for its node.

@@ -75,7 +75,7 @@ pub(crate) fn target_fault(target: &[u8]) -> Option<&'static str> {
 }
 
 /// Something archive words are written into.
-pub(crate) trait Sink {
+pub(crate) trait WordSink {
     fn put(&mut self, bytes: &[u8]);
 
     fn put_string(&mut self, text: &[u8]) {
@@ -111,7 +111,7 @@ pub(crate) trait Sink {
     }
 }
 
-impl Sink for Vec<u8> {
+impl WordSink for Vec<u8> {
     fn put(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);
     }

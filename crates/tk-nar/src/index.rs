@@ -4,7 +4,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use crate::decode::{Decoder, Event};
 use crate::error::{NarError, NarErrorKind};
-use crate::listing::{Listing, Node, TreeBuilder};
+use crate::listing::{Listing, ListingNode, TreeBuilder};
 use crate::read;
 
 /// An archive one can seek in, with the places of all its members.
@@ -71,14 +71,17 @@ impl<R: Read + Seek> Index<R> {
 
     /// The contents of the regular file at `path` (see [`Listing::find`]), without reading anything else. Symlinks are
     /// not followed: see [`Index::read_resolved`].
-    pub fn read(&mut self, path: impl AsRef<[u8]>) -> Result<Member<'_, R>, MemberError> {
+    pub fn read(&mut self, path: impl AsRef<[u8]>) -> Result<MemberReader<'_, R>, MemberError> {
         let path = path.as_ref();
         let place = place(self.listing.find(path), path)?;
         self.member(place)
     }
 
     /// [`Index::read`] with symlinks followed inside the archive (see [`Listing::resolve`]).
-    pub fn read_resolved(&mut self, path: impl AsRef<[u8]>) -> Result<Member<'_, R>, MemberError> {
+    pub fn read_resolved(
+        &mut self,
+        path: impl AsRef<[u8]>,
+    ) -> Result<MemberReader<'_, R>, MemberError> {
         let path = path.as_ref();
         let place = place(self.listing.resolve(path), path)?;
         self.member(place)
@@ -89,14 +92,14 @@ impl<R: Read + Seek> Index<R> {
         self.source
     }
 
-    fn member(&mut self, (offset, size): (u64, u64)) -> Result<Member<'_, R>, MemberError> {
+    fn member(&mut self, (offset, size): (u64, u64)) -> Result<MemberReader<'_, R>, MemberError> {
         let start = self
             .base
             .checked_add(offset)
             .ok_or(io::ErrorKind::UnexpectedEof)
             .map_err(io::Error::from)?;
         self.source.seek(SeekFrom::Start(start))?;
-        Ok(Member {
+        Ok(MemberReader {
             source: &mut self.source,
             size,
             left: size,
@@ -106,20 +109,20 @@ impl<R: Read + Seek> Index<R> {
 
 /// The contents of one member; reads end where the member ends. A source that ends earlier is an `UnexpectedEof` error.
 #[derive(Debug)]
-pub struct Member<'a, R> {
+pub struct MemberReader<'a, R> {
     source: &'a mut R,
     size: u64,
     left: u64,
 }
 
-impl<R> Member<'_, R> {
+impl<R> MemberReader<'_, R> {
     /// Bytes of the whole member.
     pub fn size(&self) -> u64 {
         self.size
     }
 }
 
-impl<R: Read> Read for Member<'_, R> {
+impl<R: Read> Read for MemberReader<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let most = into.len().min(self.left.try_into().unwrap_or(usize::MAX));
         if most == 0 {
@@ -182,15 +185,15 @@ fn skip(source: &mut impl Seek, decoder: &mut Decoder, length: u64) -> Result<()
     Ok(())
 }
 
-fn place(node: Option<&Node>, path: &[u8]) -> Result<(u64, u64), MemberError> {
+fn place(node: Option<&ListingNode>, path: &[u8]) -> Result<(u64, u64), MemberError> {
     match node {
         None => Err(MemberError::Missing(path.to_vec())),
-        Some(Node::Regular {
+        Some(ListingNode::Regular {
             size: Some(size),
             nar_offset: Some(offset),
             ..
         }) => Ok((*offset, *size)),
-        Some(Node::Regular { .. }) => Err(MemberError::NoOffset(path.to_vec())),
+        Some(ListingNode::Regular { .. }) => Err(MemberError::NoOffset(path.to_vec())),
         Some(_) => Err(MemberError::NotAFile(path.to_vec())),
     }
 }

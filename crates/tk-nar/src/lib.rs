@@ -1,6 +1,6 @@
 //! Reads, writes, lists, unpacks and indexes Nix archives (NAR): one state machine, no async runtime.
 //!
-//! - [`Decoder`] is the state machine; it is pushed bytes and gives [`Event`]s. [`SliceReader`], [`Reader`],
+//! - [`Decoder`] is the state machine; it is pushed bytes and gives [`Event`]s. [`SliceReader`], [`NarReader`],
 //!   `AsyncReader` (feature `tokio`) and `StreamReader` (feature `stream`) pump it and agree on every verdict.
 //! - [`Encoder`] writes archives and refuses what a decoder would.
 //! - [`fs`] dumps trees as archives and unpacks archives as trees.
@@ -32,8 +32,8 @@ pub use compare::{Comparer, Comparison, Difference, DifferenceKind, NodeType, Si
 pub use decode::{Decoder, Event, Fed, Validator};
 pub use encode::{EncodeError, Encoder};
 pub use error::{NarError, NarErrorKind};
-pub use index::{Index, Member, MemberError};
-pub use listing::{Listing, ListingBuilder, ListingError, ListingStyle, Node};
-pub use read::{Reader, SliceReader};
+pub use index::{Index, MemberError, MemberReader};
+pub use listing::{Listing, ListingBuilder, ListingError, ListingNode, ListingStyle};
+pub use read::{NarReader, SliceReader};
 #[cfg(feature = "stream")]
 pub use stream::StreamReader;

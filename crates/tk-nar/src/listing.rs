@@ -19,20 +19,20 @@ use serde_json::value::RawValue;
 use crate::decode::{Decoder, Event, feed_all};
 use crate::error::NarError;
 use crate::grammar::{self, MAX_DEPTH};
-use crate::read::Reader;
+use crate::read::NarReader;
 
 /// The tree of an archive without the contents. Takes memory for every entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
     /// The root node.
-    pub root: Node,
+    pub root: ListingNode,
 }
 
 /// A node of a [`Listing`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Node {
+pub enum ListingNode {
     /// A directory and its entries, by name.
-    Directory(BTreeMap<Vec<u8>, Node>),
+    Directory(BTreeMap<Vec<u8>, ListingNode>),
     /// A regular file.
     Regular {
         /// Bytes of contents, if known.
@@ -51,7 +51,7 @@ pub enum Node {
     Unlisted,
 }
 
-type Entries = BTreeMap<Vec<u8>, Node>;
+type Entries = BTreeMap<Vec<u8>, ListingNode>;
 
 /// Whose spelling of a listing to write. All versions of Nix read all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -83,7 +83,7 @@ pub enum ListingError {
 impl Listing {
     /// Reads an archive to its end and lists it. Contents are passed over, not kept.
     pub fn read(nar: impl Read) -> Result<Listing, NarError> {
-        let mut reader = Reader::new(nar);
+        let mut reader = NarReader::new(nar);
         let mut tree = TreeBuilder::default();
         while let Some(event) = reader.next_event()? {
             tree.take(event);
@@ -118,7 +118,7 @@ impl Listing {
             .get("root")
             .ok_or_else(|| shape("", "it has no root"))?;
         Ok(Listing {
-            root: Node::from_json(root.get())?,
+            root: ListingNode::from_json(root.get())?,
         })
     }
 
@@ -126,7 +126,7 @@ impl Listing {
     pub fn is_utf8(&self) -> bool {
         self.walk().all(|(path, node)| {
             let target = match node {
-                Node::Symlink { target } => target.as_slice(),
+                ListingNode::Symlink { target } => target.as_slice(),
                 _ => &[],
             };
             std::str::from_utf8(&path).is_ok() && std::str::from_utf8(target).is_ok()
@@ -135,13 +135,13 @@ impl Listing {
 
     /// The node at `path`, such as `share/doc/x`. Empty steps and `.` are passed over (so `""` and `/` are the root);
     /// `..` finds nothing. Symlinks are not followed: see [`Listing::resolve`].
-    pub fn find(&self, path: &[u8]) -> Option<&Node> {
+    pub fn find(&self, path: &[u8]) -> Option<&ListingNode> {
         steps(path).try_fold(&self.root, |node, step| node.child(step))
     }
 
     /// The node at `path` with symlinks on the way and at its end followed inside the archive. `None` if there is no
     /// such node, if a link leads out of the archive (absolute, or `..` above the root), or after 40 links.
-    pub fn resolve(&self, path: &[u8]) -> Option<&Node> {
+    pub fn resolve(&self, path: &[u8]) -> Option<&ListingNode> {
         let mut todo: Vec<Vec<u8>> = steps(path).rev().map(<[u8]>::to_vec).collect();
         let mut trail = vec![&self.root];
         let mut links = 0;
@@ -152,7 +152,7 @@ impl Listing {
                 continue;
             }
             let node = trail.last()?.child(&step)?;
-            let Node::Symlink { target } = node else {
+            let ListingNode::Symlink { target } = node else {
                 trail.push(node);
                 continue;
             };
@@ -163,17 +163,17 @@ impl Listing {
             todo.extend(steps(target).rev().map(<[u8]>::to_vec));
         }
         match trail.last()? {
-            Node::Symlink { .. } => None,
+            ListingNode::Symlink { .. } => None,
             node => Some(node),
         }
     }
 
     /// All nodes with their paths (no leading slash, `""` for the root), parents before children, in archive order.
-    pub fn walk(&self) -> impl Iterator<Item = (Vec<u8>, &Node)> {
+    pub fn walk(&self) -> impl Iterator<Item = (Vec<u8>, &ListingNode)> {
         let mut todo = vec![(Vec::new(), &self.root)];
         std::iter::from_fn(move || {
             let (path, node) = todo.pop()?;
-            if let Node::Directory(entries) = node {
+            if let ListingNode::Directory(entries) = node {
                 todo.extend(
                     entries
                         .iter()
@@ -186,11 +186,11 @@ impl Listing {
     }
 }
 
-impl Node {
+impl ListingNode {
     /// The entry `name` of a directory; `None` if there is none or this is no directory.
-    pub fn child(&self, name: &[u8]) -> Option<&Node> {
+    pub fn child(&self, name: &[u8]) -> Option<&ListingNode> {
         match self {
-            Node::Directory(entries) => entries.get(name),
+            ListingNode::Directory(entries) => entries.get(name),
             _ => None,
         }
     }
@@ -208,14 +208,14 @@ impl Node {
     }
 
     /// Reads the JSON of a node alone.
-    pub fn from_json(text: &str) -> Result<Node, ListingError> {
+    pub fn from_json(text: &str) -> Result<ListingNode, ListingError> {
         let value = serde_json::from_str(text).map_err(ListingError::Json)?;
-        Node::from_value(&value, "", 1)
+        ListingNode::from_value(&value, "", 1)
     }
 
     fn write_json(&self, style: ListingStyle, out: &mut String) {
         match self {
-            Node::Directory(entries) => {
+            ListingNode::Directory(entries) => {
                 out.push_str("{\"entries\":{");
                 for (index, (name, node)) in entries.iter().enumerate() {
                     if index > 0 {
@@ -227,7 +227,7 @@ impl Node {
                 }
                 out.push_str("},\"type\":\"directory\"}");
             }
-            Node::Regular {
+            ListingNode::Regular {
                 size,
                 executable,
                 nar_offset,
@@ -244,16 +244,16 @@ impl Node {
                 }
                 out.push_str("\"type\":\"regular\"}");
             }
-            Node::Symlink { target } => {
+            ListingNode::Symlink { target } => {
                 out.push_str("{\"target\":");
                 write_text(target, out);
                 out.push_str(",\"type\":\"symlink\"}");
             }
-            Node::Unlisted => out.push_str("{}"),
+            ListingNode::Unlisted => out.push_str("{}"),
         }
     }
 
-    fn from_value(value: &Value, path: &str, depth: usize) -> Result<Node, ListingError> {
+    fn from_value(value: &Value, path: &str, depth: usize) -> Result<ListingNode, ListingError> {
         let Some(object) = value.as_object() else {
             return Err(shape(path, "a node must be an object"));
         };
@@ -261,11 +261,11 @@ impl Node {
             return Err(shape(path, "nodes are nested more than 64 deep"));
         }
         if object.is_empty() {
-            return Ok(Node::Unlisted);
+            return Ok(ListingNode::Unlisted);
         }
         match value.get("type").and_then(Value::as_str) {
             Some("directory") => directory_from(value, path, depth),
-            Some("regular") => Ok(Node::Regular {
+            Some("regular") => Ok(ListingNode::Regular {
                 size: number(value, "size", path)?,
                 executable: match value.get("executable") {
                     None => false,
@@ -276,7 +276,7 @@ impl Node {
                 nar_offset: number(value, "narOffset", path)?.filter(|&offset| offset != 0),
             }),
             Some("symlink") => match value.get("target").and_then(Value::as_str) {
-                Some(target) => Ok(Node::Symlink {
+                Some(target) => Ok(ListingNode::Symlink {
                     target: target.into(),
                 }),
                 None => Err(shape(path, "a symlink has no target")),
@@ -321,7 +321,7 @@ pub(crate) struct TreeBuilder {
     /// The directories that are not complete yet, with their names.
     open: Vec<(Vec<u8>, Entries)>,
     name: Vec<u8>,
-    root: Option<Node>,
+    root: Option<ListingNode>,
 }
 
 impl TreeBuilder {
@@ -334,7 +334,7 @@ impl TreeBuilder {
             Event::LeaveDirectory => {
                 if let Some((name, entries)) = self.open.pop() {
                     self.name = name;
-                    self.add(Node::Directory(entries));
+                    self.add(ListingNode::Directory(entries));
                 }
             }
             Event::Regular {
@@ -342,13 +342,13 @@ impl TreeBuilder {
                 size,
                 offset,
             } => {
-                self.add(Node::Regular {
+                self.add(ListingNode::Regular {
                     size: Some(size),
                     executable,
                     nar_offset: Some(offset),
                 });
             }
-            Event::Symlink { target } => self.add(Node::Symlink {
+            Event::Symlink { target } => self.add(ListingNode::Symlink {
                 target: target.to_vec(),
             }),
             Event::Contents(_) | Event::EndRegular | Event::End => {}
@@ -358,11 +358,11 @@ impl TreeBuilder {
     /// The listing of a complete archive.
     pub(crate) fn into_listing(self) -> Listing {
         Listing {
-            root: self.root.unwrap_or(Node::Unlisted),
+            root: self.root.unwrap_or(ListingNode::Unlisted),
         }
     }
 
-    fn add(&mut self, node: Node) {
+    fn add(&mut self, node: ListingNode) {
         match self.open.last_mut() {
             Some((_, entries)) => {
                 entries.insert(std::mem::take(&mut self.name), node);
@@ -372,7 +372,7 @@ impl TreeBuilder {
     }
 }
 
-fn directory_from(value: &Value, path: &str, depth: usize) -> Result<Node, ListingError> {
+fn directory_from(value: &Value, path: &str, depth: usize) -> Result<ListingNode, ListingError> {
     let Some(entries) = value.get("entries").and_then(Value::as_object) else {
         return Err(shape(path, "a directory has no entries"));
     };
@@ -387,10 +387,10 @@ fn directory_from(value: &Value, path: &str, depth: usize) -> Result<Node, Listi
         }
         Ok((
             name.clone().into_bytes(),
-            Node::from_value(value, &path, depth + 1)?,
+            ListingNode::from_value(value, &path, depth + 1)?,
         ))
     };
-    Ok(Node::Directory(
+    Ok(ListingNode::Directory(
         entries.iter().map(node).collect::<Result<_, _>>()?,
     ))
 }

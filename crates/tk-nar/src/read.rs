@@ -58,12 +58,12 @@ impl<'a> Iterator for SliceReader<'a> {
 /// Never reads a byte behind the root's `)`: it asks only for what the archive is sure to still have. That makes two
 /// or three short reads a file, so give it something buffered (`BufReader`, `&[u8]`, `Cursor`) when it reads many.
 #[derive(Debug)]
-pub struct Reader<R> {
+pub struct NarReader<R> {
     source: R,
     pump: Pump,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: Read> NarReader<R> {
     /// A reader of the archive that begins at the next byte of `source`.
     pub fn new(source: R) -> Self {
         Self {
@@ -76,9 +76,9 @@ impl<R: Read> Reader<R> {
     pub fn next_event(&mut self) -> Result<Option<Event<'_>>, NarError> {
         let raw = loop {
             match self.pump.step()? {
-                Step::Event(raw) => break raw,
-                Step::Done => return Ok(None),
-                Step::More => {}
+                ReadStep::Event(raw) => break raw,
+                ReadStep::Done => return Ok(None),
+                ReadStep::More => {}
             }
             let count = read(&mut self.source, self.pump.space());
             self.pump.filled(count)?;
@@ -107,7 +107,7 @@ pub(crate) struct Pump {
     last: usize,
 }
 
-pub(crate) enum Step {
+pub(crate) enum ReadStep {
     Event(crate::decode::Raw),
     /// Read into [`Pump::space`] and say how much with [`Pump::filled`].
     More,
@@ -126,14 +126,14 @@ impl Pump {
         }
     }
 
-    pub(crate) fn step(&mut self) -> Result<Step, NarError> {
+    pub(crate) fn step(&mut self) -> Result<ReadStep, NarError> {
         let (consumed, raw) = self.decoder.step(&self.window[self.start..self.end])?;
         self.last = self.start;
         self.start += consumed;
         Ok(match raw {
-            Some(raw) => Step::Event(raw),
-            None if self.decoder.is_done() => Step::Done,
-            None => Step::More,
+            Some(raw) => ReadStep::Event(raw),
+            None if self.decoder.is_done() => ReadStep::Done,
+            None => ReadStep::More,
         })
     }
 

@@ -16,8 +16,8 @@ use common::{Short, Tree, random, sample, tree};
 use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 use tk_nar::fs::{
-    CaseHack, Dump, DumpError, DumpOptions, Metadata, UnpackError, UnpackOptions, Unpacker, dump,
-    remove_tree, unpack, unpack_from,
+    CaseHack, Dump, DumpError, DumpOptions, UnpackError, UnpackMetadata, UnpackOptions, Unpacker,
+    dump, remove_tree, unpack, unpack_from,
 };
 
 fn dumped(path: &Path) -> Vec<u8> {
@@ -415,7 +415,7 @@ fn plain_metadata_and_any_number_of_threads() {
         let nar = mixed().nar();
         let threads = NonZeroUsize::new(threads).expect("not 0");
         let options = UnpackOptions {
-            metadata: Metadata::Plain,
+            metadata: UnpackMetadata::Plain,
             threads,
             ..UnpackOptions::default()
         };

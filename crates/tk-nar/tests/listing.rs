@@ -7,7 +7,7 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 use common::{Tree, sample, tree};
 use proptest::prelude::*;
 use tk_nar::grammar::MAX_DEPTH;
-use tk_nar::{Index, Listing, ListingBuilder, ListingStyle, MemberError, Node};
+use tk_nar::{Index, Listing, ListingBuilder, ListingNode, ListingStyle, MemberError};
 
 fn shop() -> Tree {
     Tree::directory([
@@ -53,13 +53,13 @@ fn json_is_what_nix_writes() {
 fn listings_of_other_versions_are_read() {
     let old = r#"{"version":1,"root":{"type":"directory","entries":{"a":{"type":"regular","size":2,"executable":true,"narOffset":0},"b":{}}}}"#;
     let listing = Listing::from_json(old).expect("it is a listing");
-    let a = Node::Regular {
+    let a = ListingNode::Regular {
         size: Some(2),
         executable: true,
         nar_offset: None,
     };
     assert_eq!(listing.find(b"a"), Some(&a));
-    assert_eq!(listing.find(b"b"), Some(&Node::Unlisted));
+    assert_eq!(listing.find(b"b"), Some(&ListingNode::Unlisted));
     assert_eq!(
         listing.to_json(),
         r#"{"root":{"entries":{"a":{"executable":true,"size":2,"type":"regular"},"b":{}},"type":"directory"},"version":1}"#
@@ -100,7 +100,10 @@ fn find_does_not_follow_links_and_resolve_does() {
         "sub/bin/../../bin/x",
     ] {
         assert!(
-            matches!(listing.resolve(path.as_bytes()), Some(Node::Regular { .. })),
+            matches!(
+                listing.resolve(path.as_bytes()),
+                Some(ListingNode::Regular { .. })
+            ),
             "{path}"
         );
     }
@@ -175,7 +178,7 @@ fn resolved_members_are_read_and_wrong_listings_end() {
     assert_eq!(text, "#!");
 
     for (offset, size) in [(nar.len() as u64 - 1, 5), (u64::MAX, 1), (1 << 62, 1)] {
-        let root = Node::Regular {
+        let root = ListingNode::Regular {
             size: Some(size),
             executable: false,
             nar_offset: Some(offset),
@@ -196,7 +199,7 @@ fn walk_goes_in_archive_order() {
     let offsets: Vec<u64> = listing
         .walk()
         .filter_map(|(_, node)| match node {
-            Node::Regular { nar_offset, .. } => *nar_offset,
+            ListingNode::Regular { nar_offset, .. } => *nar_offset,
             _ => None,
         })
         .collect();

@@ -10,7 +10,7 @@ use common::{Short, Tree, random, sample, tree};
 use futures::executor::block_on;
 use proptest::prelude::*;
 use tk_nar::{
-    AsyncReader, Decoder, Event, ListingBuilder, NarError, NarErrorKind, Reader, SliceReader,
+    AsyncReader, Decoder, Event, ListingBuilder, NarError, NarErrorKind, NarReader, SliceReader,
     StreamReader, Validator,
 };
 
@@ -98,7 +98,7 @@ fn by_feeding(nar: &[u8], mut cut: impl FnMut() -> usize) -> Outcome {
 }
 
 fn by_reader(nar: &[u8], seed: u64) -> Outcome {
-    let mut reader = Reader::new(Short { inner: nar, seed });
+    let mut reader = NarReader::new(Short { inner: nar, seed });
     let mut log = Log::default();
     let verdict = loop {
         match reader.next_event() {
@@ -265,7 +265,7 @@ fn a_failing_source_is_not_the_archives_fault() {
         }
     }
     let nar = Tree::file(b"x").nar();
-    let mut reader = Reader::new(Cursor::new(&nar[..40]).chain(Broken));
+    let mut reader = NarReader::new(Cursor::new(&nar[..40]).chain(Broken));
     let error = loop {
         match reader.next_event() {
             Ok(Some(_)) => {}

@@ -76,8 +76,8 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn legacy_drv_output()(content in any::<[u8; 4]>(), output in output_name()) -> legacy::DrvOutput {
-        legacy::DrvOutput { hash: Hash::digest(Algorithm::Sha256, &content), output }
+    fn legacy_drv_output()(content in any::<[u8; 4]>(), output in output_name()) -> legacy::LegacyDrvOutput {
+        legacy::LegacyDrvOutput { hash: Hash::digest(Algorithm::Sha256, &content), output }
     }
 }
 
@@ -87,8 +87,8 @@ prop_compose! {
         out_path in store_path(),
         signatures in signatures(),
         dependent in proptest::collection::btree_map(legacy_drv_output(), store_path(), 0..3),
-    ) -> legacy::Realisation {
-        legacy::Realisation { signatures, dependent, ..legacy::Realisation::new(id, out_path) }
+    ) -> legacy::LegacyRealisation {
+        legacy::LegacyRealisation { signatures, dependent, ..legacy::LegacyRealisation::new(id, out_path) }
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use tk_path::{DerivedPath, Hash, OutputName};
 
 use crate::json::{JsonError, boolean, expected, number, parse, text};
-use crate::realisation::{UnkeyedRealisation, legacy::DrvOutput};
+use crate::realisation::{UnkeyedRealisation, legacy::LegacyDrvOutput};
 use crate::text::shown;
 
 /// How a build ended. `Display` and `FromStr` use Nix's names.
@@ -322,7 +322,7 @@ fn outputs(value: &Value) -> Result<BTreeMap<OutputName, UnkeyedRealisation>, St
 /// The hash in the ids of realisations of the older form; zeros stand for one that is not known.
 fn legacy_hash(outputs: &Value) -> Option<Hash> {
     let ids = outputs.as_object()?.values();
-    let ids = ids.filter_map(|value| DrvOutput::parse(value.get("id")?.as_str()?).ok());
+    let ids = ids.filter_map(|value| LegacyDrvOutput::parse(value.get("id")?.as_str()?).ok());
     let mut hashes = ids.map(|id| id.hash);
     hashes.find(|hash| hash.as_bytes().iter().any(|byte| *byte != 0))
 }

@@ -61,7 +61,7 @@ impl JsonVersion {
 
 /// Which facts to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fields {
+pub enum JsonFields {
     /// Only what is the same in every store that has the path.
     Pure,
     /// Also what a certain store says: deriver, registration time, signatures, where the NAR is.
@@ -73,7 +73,7 @@ pub fn path_info_to_json(
     info: &PathInfo,
     dir: &StoreDir,
     version: JsonVersion,
-    fields: Fields,
+    fields: JsonFields,
 ) -> Value {
     let path = |path: &StorePath| match version {
         JsonVersion::V1 => dir.path(path),
@@ -87,7 +87,7 @@ pub fn path_info_to_json(
         "references": info.references.iter().map(path).collect::<Vec<_>>(),
         "ca": info.ca.as_ref().map(|ca| content_address_to_json(ca, version)),
     });
-    if fields == Fields::Impure {
+    if fields == JsonFields::Impure {
         value["deriver"] = info.deriver.as_ref().map(path).into();
         value["registrationTime"] = Some(info.registration_time).filter(|&t| t != 0).into();
         value["ultimate"] = info.ultimate.into();
@@ -102,10 +102,10 @@ pub fn narinfo_to_json(
     narinfo: &NarInfo,
     dir: &StoreDir,
     version: JsonVersion,
-    fields: Fields,
+    fields: JsonFields,
 ) -> Value {
     let mut value = path_info_to_json(&narinfo.info, dir, version, fields);
-    if fields == Fields::Impure {
+    if fields == JsonFields::Impure {
         if !narinfo.url.is_empty() {
             value["url"] = narinfo.url.as_str().into();
         }
@@ -129,7 +129,7 @@ pub fn path_info_from_json(
     dir: &StoreDir,
     path: &StorePath,
 ) -> Result<PathInfo, JsonError> {
-    Reader::new(value, dir)?.path_info(path)
+    JsonReader::new(value, dir)?.path_info(path)
 }
 
 /// Reads what [`narinfo_to_json`] or Nix wrote about `path`. From the pure form the URL is empty; a missing compression is
@@ -139,7 +139,7 @@ pub fn narinfo_from_json(
     dir: &StoreDir,
     path: &StorePath,
 ) -> Result<NarInfo, JsonError> {
-    let reader = Reader::new(value, dir)?;
+    let reader = JsonReader::new(value, dir)?;
     let url = reader.optional("url", text)?.unwrap_or_default();
     let compression = reader.optional("compression", |v| parse(text(v)?.parse::<Compression>()))?;
     let narinfo = NarInfo::new(
@@ -236,13 +236,13 @@ fn at(key: &'static str, what: String) -> JsonError {
 }
 
 /// An object being read.
-struct Reader<'a> {
+struct JsonReader<'a> {
     object: &'a Map<String, Value>,
     dir: &'a StoreDir,
     version: JsonVersion,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> JsonReader<'a> {
     fn new(value: &'a Value, dir: &'a StoreDir) -> Result<Self, JsonError> {
         let object = object(value)?;
         let version = match object.get("version") {
@@ -252,7 +252,7 @@ impl<'a> Reader<'a> {
                 .find(|v| value.as_u64() == Some(v.number()))
                 .ok_or_else(|| at("version", format!("{value} is not 1, 2 or 3")))?,
         };
-        let reader = Reader {
+        let reader = JsonReader {
             object,
             dir,
             version,
@@ -472,7 +472,7 @@ mod tests {
     fn each_version_has_its_shape() {
         let dir = StoreDir::default();
         for version in JsonVersion::ALL {
-            let value = narinfo_to_json(&full(), &dir, version, Fields::Impure);
+            let value = narinfo_to_json(&full(), &dir, version, JsonFields::Impure);
             assert_eq!(value, expected(version));
             assert_eq!(narinfo_from_json(&value, &dir, &path()), Ok(full()));
             let mut pure = expected(version);
@@ -488,10 +488,13 @@ mod tests {
                 .unwrap()
                 .retain(|key, _| keys.contains(&key.as_str()));
             assert_eq!(
-                path_info_to_json(&full().info, &dir, version, Fields::Pure),
+                path_info_to_json(&full().info, &dir, version, JsonFields::Pure),
                 pure
             );
-            assert_eq!(narinfo_to_json(&full(), &dir, version, Fields::Pure), pure);
+            assert_eq!(
+                narinfo_to_json(&full(), &dir, version, JsonFields::Pure),
+                pure
+            );
         }
     }
 
@@ -501,7 +504,7 @@ mod tests {
             StoreDir::default(),
             PathInfo::new(path(), NarHash::from_bytes([0; 32]), 0),
         );
-        let value = path_info_to_json(&info, &dir, JsonVersion::V3, Fields::Impure);
+        let value = path_info_to_json(&info, &dir, JsonVersion::V3, JsonFields::Impure);
         let expected = json!({
             "version": 3, "storeDir": "/nix/store", "narHash": ZERO, "narSize": 0, "references": [],
             "ca": null, "deriver": null, "registrationTime": null, "ultimate": false, "signatures": [],
@@ -633,7 +636,7 @@ mod tests {
         assert_eq!(read.info, full().info);
 
         let bare = PathInfo::new(path(), NarHash::from_bytes([0; 32]), 7);
-        let value = path_info_to_json(&bare, &dir, JsonVersion::V1, Fields::Impure);
+        let value = path_info_to_json(&bare, &dir, JsonVersion::V1, JsonFields::Impure);
         let entry = nix_2_8(value, &dir, &path());
         assert_eq!(
             entry,
@@ -653,7 +656,7 @@ mod tests {
             narinfo.info.ultimate = ultimate;
             let path = narinfo.info.path.clone();
             for version in JsonVersion::ALL {
-                let value = narinfo_to_json(&narinfo, &dir, version, Fields::Impure);
+                let value = narinfo_to_json(&narinfo, &dir, version, JsonFields::Impure);
                 let text = serde_json::to_string(&value).unwrap();
                 let again = serde_json::from_str(&text).unwrap();
                 prop_assert_eq!(&narinfo_from_json(&again, &dir, &path).unwrap(), &narinfo);

@@ -52,8 +52,8 @@ impl PublicKey {
 
     /// Reads `name:base64` of 32 bytes.
     pub fn parse(text: &str) -> Result<PublicKey, KeyError> {
-        let (name, bytes) = split(Kind::PublicKey, text)?;
-        let bytes = sized(Kind::PublicKey, name, &bytes)?;
+        let (name, bytes) = split(KeyTextKind::PublicKey, text)?;
+        let bytes = sized(KeyTextKind::PublicKey, name, &bytes)?;
         Ok(PublicKey::new(name, bytes))
     }
 
@@ -72,7 +72,11 @@ impl PublicKey {
     /// # Errors
     /// [`KeyError::Size`] for a signature that is not 64 bytes long, as in Nix.
     pub fn verify(&self, text: &[u8], signature: &Signature) -> Result<bool, KeyError> {
-        let bytes = sized(Kind::Signature, &signature.key_name, &signature.bytes)?;
+        let bytes = sized(
+            KeyTextKind::Signature,
+            &signature.key_name,
+            &signature.bytes,
+        )?;
         let signature = ed25519_dalek::Signature::from_bytes(&bytes);
         // Strict is what libsodium's crypto_sign_verify_detached does: it refuses keys and R of small order and an S
         // that is not reduced, and compares R without the cofactor.
@@ -138,9 +142,13 @@ impl SecretKey {
     /// The second half must be the public key of the first: [`KeyError::PublicHalf`]. Nix does not check that, but
     /// signing with a foreign second half would reveal the secret.
     pub fn parse(text: &str) -> Result<SecretKey, KeyError> {
-        let (name, bytes) = split(Kind::SecretKey, text)?;
+        let (name, bytes) = split(KeyTextKind::SecretKey, text)?;
         let bytes = Zeroizing::new(bytes);
-        let pair = Zeroizing::new(sized::<SECRET_KEY_BYTES>(Kind::SecretKey, name, &bytes)?);
+        let pair = Zeroizing::new(sized::<SECRET_KEY_BYTES>(
+            KeyTextKind::SecretKey,
+            name,
+            &bytes,
+        )?);
         let key = SigningKey::from_keypair_bytes(&pair)
             .map_err(|_| KeyError::PublicHalf { name: shown(name) })?;
         Ok(SecretKey {
@@ -219,7 +227,7 @@ impl Signature {
 
     /// Reads `name:base64`; the number of bytes is not checked, except that there must be some.
     pub fn parse(text: &str) -> Result<Signature, KeyError> {
-        let (name, bytes) = split(Kind::Signature, text)?;
+        let (name, bytes) = split(KeyTextKind::Signature, text)?;
         Ok(Signature {
             key_name: name.into(),
             bytes: bytes.into(),
@@ -228,7 +236,7 @@ impl Signature {
 
     /// The signature of a key's name and its base64, which JSON keeps apart.
     pub fn from_parts(key_name: &str, base64: &str) -> Result<Signature, KeyError> {
-        let bytes = decode(Kind::Signature, key_name, base64)?;
+        let bytes = decode(KeyTextKind::Signature, key_name, base64)?;
         Ok(Signature {
             key_name: key_name.into(),
             bytes: bytes.into(),
@@ -355,19 +363,19 @@ pub enum KeyError {
     #[error("a {kind} is written name:base64, but there is no ':'")]
     NoColon {
         /// What was to be read.
-        kind: Kind,
+        kind: KeyTextKind,
     },
     /// Nothing before the colon.
     #[error("the {kind} has no name before the ':'")]
     NoName {
         /// What was to be read.
-        kind: Kind,
+        kind: KeyTextKind,
     },
     /// No bytes behind the colon.
     #[error("the {kind} {name} has nothing behind the ':'")]
     Empty {
         /// What was to be read.
-        kind: Kind,
+        kind: KeyTextKind,
         /// Name of the key, quoted.
         name: String,
     },
@@ -375,7 +383,7 @@ pub enum KeyError {
     #[error("the {kind} {name} is not base64: bad character {offset} bytes behind the ':'")]
     Base64 {
         /// What was to be read.
-        kind: Kind,
+        kind: KeyTextKind,
         /// Name of the key, quoted.
         name: String,
         /// Bytes from the colon to the character.
@@ -385,7 +393,7 @@ pub enum KeyError {
     #[error("the {kind} {name} has {actual} bytes, expected {expected}{}", hint(*kind, *actual))]
     Size {
         /// What was to be read.
-        kind: Kind,
+        kind: KeyTextKind,
         /// Name of the key, quoted.
         name: String,
         /// How many bytes it must have.
@@ -414,7 +422,7 @@ pub enum KeyError {
 
 /// The three texts of the form `name:base64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum KeyTextKind {
     /// 32 bytes that verify.
     PublicKey,
     /// 64 bytes that sign.
@@ -423,32 +431,34 @@ pub enum Kind {
     Signature,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for KeyTextKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Kind::PublicKey => "public key",
-            Kind::SecretKey => "secret key",
-            Kind::Signature => "signature",
+            KeyTextKind::PublicKey => "public key",
+            KeyTextKind::SecretKey => "secret key",
+            KeyTextKind::Signature => "signature",
         })
     }
 }
 
 /// The mistake behind a wrong size that a person makes most easily.
-fn hint(kind: Kind, actual: usize) -> &'static str {
+fn hint(kind: KeyTextKind, actual: usize) -> &'static str {
     match (kind, actual) {
-        (Kind::PublicKey, SECRET_KEY_BYTES) => " (this looks like a secret key or a signature)",
-        (Kind::SecretKey, PUBLIC_KEY_BYTES) => " (this looks like a public key)",
+        (KeyTextKind::PublicKey, SECRET_KEY_BYTES) => {
+            " (this looks like a secret key or a signature)"
+        }
+        (KeyTextKind::SecretKey, PUBLIC_KEY_BYTES) => " (this looks like a public key)",
         _ => "",
     }
 }
 
 /// Name and bytes of `name:base64`.
-fn split(kind: Kind, text: &str) -> Result<(&str, Vec<u8>), KeyError> {
+fn split(kind: KeyTextKind, text: &str) -> Result<(&str, Vec<u8>), KeyError> {
     let (name, base64) = text.split_once(':').ok_or(KeyError::NoColon { kind })?;
     Ok((name, decode(kind, name, base64)?))
 }
 
-fn decode(kind: Kind, name: &str, base64: &str) -> Result<Vec<u8>, KeyError> {
+fn decode(kind: KeyTextKind, name: &str, base64: &str) -> Result<Vec<u8>, KeyError> {
     if name.is_empty() {
         return Err(KeyError::NoName { kind });
     }
@@ -467,7 +477,7 @@ fn decode(kind: Kind, name: &str, base64: &str) -> Result<Vec<u8>, KeyError> {
     }
 }
 
-fn sized<const N: usize>(kind: Kind, name: &str, bytes: &[u8]) -> Result<[u8; N], KeyError> {
+fn sized<const N: usize>(kind: KeyTextKind, name: &str, bytes: &[u8]) -> Result<[u8; N], KeyError> {
     bytes.try_into().map_err(|_| KeyError::Size {
         kind,
         name: shown(name),
@@ -544,33 +554,33 @@ mod tests {
             (
                 "abc",
                 KeyError::NoColon {
-                    kind: Kind::SecretKey,
+                    kind: KeyTextKind::SecretKey,
                 },
             ),
             (
                 "k:",
                 KeyError::Empty {
-                    kind: Kind::SecretKey,
+                    kind: KeyTextKind::SecretKey,
                     name: "\"k\"".into(),
                 },
             ),
             (
                 "k:=",
                 KeyError::Empty {
-                    kind: Kind::SecretKey,
+                    kind: KeyTextKind::SecretKey,
                     name: "\"k\"".into(),
                 },
             ),
             (
                 ":abc=",
                 KeyError::NoName {
-                    kind: Kind::SecretKey,
+                    kind: KeyTextKind::SecretKey,
                 },
             ),
             (
                 "k:ab_=",
                 KeyError::Base64 {
-                    kind: Kind::SecretKey,
+                    kind: KeyTextKind::SecretKey,
                     name: "\"k\"".into(),
                     offset: 2,
                 },
@@ -578,7 +588,7 @@ mod tests {
             (
                 "k:YWJj",
                 KeyError::Size {
-                    kind: Kind::SecretKey,
+                    kind: KeyTextKind::SecretKey,
                     name: "\"k\"".into(),
                     expected: 64,
                     actual: 3,

@@ -54,11 +54,11 @@ mod text;
 pub use cache_info::{CacheInfo, CacheInfoError, MAX_CACHE_INFO_BYTES};
 pub use compression::{Compression, UnknownCompression};
 pub use keys::{
-    KeyError, Kind as KeyKind, PUBLIC_KEY_BYTES, PublicKey, SECRET_KEY_BYTES, SIGNATURE_BYTES,
-    SecretKey, Signature, TrustedKeys,
+    KeyError, KeyTextKind as KeyKind, PUBLIC_KEY_BYTES, PublicKey, SECRET_KEY_BYTES,
+    SIGNATURE_BYTES, SecretKey, Signature, TrustedKeys,
 };
 pub use narinfo::{
     MAX_EXTRA_FIELDS, MAX_NARINFO_BYTES, NarInfo, NarInfoError, NarInfoErrorKind, Quirk,
 };
-pub use path_info::{PathInfo, SignatureError, Verdict};
+pub use path_info::{PathInfo, SignatureError, SignatureVerdict};
 pub use policy::{Policy, Untrusted};

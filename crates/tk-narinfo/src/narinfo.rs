@@ -289,7 +289,7 @@ fn parse(dir: &StoreDir, text: &[u8]) -> Result<NarInfo, NarInfoError> {
     if text.len() > MAX_NARINFO_BYTES {
         return Err(whole("", NarInfoErrorKind::TooLarge { size: text.len() }));
     }
-    let mut parser = Parser::new(dir);
+    let mut parser = NarInfoParser::new(dir);
     let mut at = 0;
     while at < text.len() {
         let line = || 1 + memchr::memchr_iter(b'\n', &text[..at]).count();
@@ -300,7 +300,7 @@ fn parse(dir: &StoreDir, text: &[u8]) -> Result<NarInfo, NarInfoError> {
         };
         let field = split(&text[at..]).map_err(|kind| wrong("", kind))?;
         parser.note_blank(&field, line);
-        match Key::of(field.key) {
+        match NarInfoKey::of(field.key) {
             Some((key, name)) => {
                 parser
                     .take(key, field.value, line)
@@ -315,7 +315,7 @@ fn parse(dir: &StoreDir, text: &[u8]) -> Result<NarInfo, NarInfoError> {
 
 /// The known keys, in the order of writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
+enum NarInfoKey {
     StorePath,
     Url,
     Compression,
@@ -329,20 +329,20 @@ enum Key {
     Ca,
 }
 
-impl Key {
-    fn of(text: &[u8]) -> Option<(Key, &'static str)> {
+impl NarInfoKey {
+    fn of(text: &[u8]) -> Option<(NarInfoKey, &'static str)> {
         Some(match text {
-            b"StorePath" => (Key::StorePath, "StorePath"),
-            b"URL" => (Key::Url, "URL"),
-            b"Compression" => (Key::Compression, "Compression"),
-            b"FileHash" => (Key::FileHash, "FileHash"),
-            b"FileSize" => (Key::FileSize, "FileSize"),
-            b"NarHash" => (Key::NarHash, "NarHash"),
-            b"NarSize" => (Key::NarSize, "NarSize"),
-            b"References" => (Key::References, "References"),
-            b"Deriver" => (Key::Deriver, "Deriver"),
-            b"Sig" => (Key::Sig, "Sig"),
-            b"CA" => (Key::Ca, "CA"),
+            b"StorePath" => (NarInfoKey::StorePath, "StorePath"),
+            b"URL" => (NarInfoKey::Url, "URL"),
+            b"Compression" => (NarInfoKey::Compression, "Compression"),
+            b"FileHash" => (NarInfoKey::FileHash, "FileHash"),
+            b"FileSize" => (NarInfoKey::FileSize, "FileSize"),
+            b"NarHash" => (NarInfoKey::NarHash, "NarHash"),
+            b"NarSize" => (NarInfoKey::NarSize, "NarSize"),
+            b"References" => (NarInfoKey::References, "References"),
+            b"Deriver" => (NarInfoKey::Deriver, "Deriver"),
+            b"Sig" => (NarInfoKey::Sig, "Sig"),
+            b"CA" => (NarInfoKey::Ca, "CA"),
             _ => return None,
         })
     }
@@ -357,7 +357,7 @@ fn whole(field: &'static str, kind: NarInfoErrorKind) -> NarInfoError {
 }
 
 /// One `key: value`, with the skipped byte between.
-struct Field<'a> {
+struct NarInfoField<'a> {
     key: &'a [u8],
     skipped: u8,
     value: &'a [u8],
@@ -366,13 +366,13 @@ struct Field<'a> {
 }
 
 /// The field at the start of `text`.
-fn split(text: &[u8]) -> Result<Field<'_>, NarInfoErrorKind> {
+fn split(text: &[u8]) -> Result<NarInfoField<'_>, NarInfoErrorKind> {
     let colon = memchr(b':', text).ok_or(NarInfoErrorKind::NoColon)?;
     let start = colon + 2;
     let rest = text.get(start..).ok_or(NarInfoErrorKind::NoNewline)?;
     let end = memchr(b'\n', rest).ok_or(NarInfoErrorKind::NoNewline)?;
     let value = &rest[..end];
-    Ok(Field {
+    Ok(NarInfoField {
         key: &text[..colon],
         skipped: text[colon + 1],
         value,
@@ -381,7 +381,7 @@ fn split(text: &[u8]) -> Result<Field<'_>, NarInfoErrorKind> {
 }
 
 /// What has been read so far.
-struct Parser<'a> {
+struct NarInfoParser<'a> {
     dir: &'a StoreDir,
     path: Option<StorePath>,
     url: Option<String>,
@@ -398,13 +398,13 @@ struct Parser<'a> {
     extra: Vec<(String, String)>,
     quirks: Vec<Quirk>,
     /// The last known field, and a bit for each one seen.
-    last: Option<Key>,
+    last: Option<NarInfoKey>,
     seen: u16,
 }
 
-impl<'a> Parser<'a> {
+impl<'a> NarInfoParser<'a> {
     fn new(dir: &'a StoreDir) -> Self {
-        Parser {
+        NarInfoParser {
             dir,
             path: None,
             url: None,
@@ -424,7 +424,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn note_blank(&mut self, field: &Field<'_>, line: impl Fn() -> usize) {
+    fn note_blank(&mut self, field: &NarInfoField<'_>, line: impl Fn() -> usize) {
         match field.skipped {
             b' ' => {}
             b'\n' => self.quirk(Quirk::SwallowedLine { line: line() }),
@@ -434,14 +434,14 @@ impl<'a> Parser<'a> {
 
     fn take(
         &mut self,
-        key: Key,
+        key: NarInfoKey,
         value: &[u8],
         line: impl Fn() -> usize,
     ) -> Result<(), NarInfoErrorKind> {
         if Some(key) < self.last {
             self.quirk(Quirk::FieldOrder);
         }
-        if self.seen & 1 << key as u16 != 0 && key != Key::Sig {
+        if self.seen & 1 << key as u16 != 0 && key != NarInfoKey::Sig {
             self.quirk(Quirk::RepeatedField { line: line() });
         }
         self.last = Some(key);
@@ -450,24 +450,24 @@ impl<'a> Parser<'a> {
         self.take_known(key, value)
     }
 
-    fn take_known(&mut self, key: Key, value: &str) -> Result<(), NarInfoErrorKind> {
+    fn take_known(&mut self, key: NarInfoKey, value: &str) -> Result<(), NarInfoErrorKind> {
         match key {
-            Key::StorePath => self.take_path(value)?,
-            Key::Url => self.url = Some(value.to_owned()),
-            Key::Compression if value.is_empty() => self.compression = Some(None),
-            Key::Compression => {
+            NarInfoKey::StorePath => self.take_path(value)?,
+            NarInfoKey::Url => self.url = Some(value.to_owned()),
+            NarInfoKey::Compression if value.is_empty() => self.compression = Some(None),
+            NarInfoKey::Compression => {
                 let name = value.parse().map_err(NarInfoErrorKind::Compression)?;
                 self.compression = Some(Some(name));
             }
-            Key::FileHash => self.file_hash = Some(self.hash(value)?),
-            Key::FileSize => self.file_size = Some(self.number(value)?),
-            Key::NarHash => self.take_nar_hash(value)?,
-            Key::NarSize => self.nar_size = Some(self.number(value)?),
-            Key::References => self.take_references(value)?,
-            Key::Deriver if value == "unknown-deriver" => self.quirk(Quirk::UnknownDeriver),
-            Key::Deriver => self.deriver = Some(base_name(value)?),
-            Key::Sig => self.take_signature(value)?,
-            Key::Ca => self.take_ca(value)?,
+            NarInfoKey::FileHash => self.file_hash = Some(self.hash(value)?),
+            NarInfoKey::FileSize => self.file_size = Some(self.number(value)?),
+            NarInfoKey::NarHash => self.take_nar_hash(value)?,
+            NarInfoKey::NarSize => self.nar_size = Some(self.number(value)?),
+            NarInfoKey::References => self.take_references(value)?,
+            NarInfoKey::Deriver if value == "unknown-deriver" => self.quirk(Quirk::UnknownDeriver),
+            NarInfoKey::Deriver => self.deriver = Some(base_name(value)?),
+            NarInfoKey::Sig => self.take_signature(value)?,
+            NarInfoKey::Ca => self.take_ca(value)?,
         }
         Ok(())
     }
@@ -542,7 +542,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn take_extra(&mut self, field: &Field<'_>, line: impl Fn() -> usize) {
+    fn take_extra(&mut self, field: &NarInfoField<'_>, line: impl Fn() -> usize) {
         if memchr(b'\n', field.key).is_some() {
             self.quirk(Quirk::LineWithoutColon { line: line() });
         }

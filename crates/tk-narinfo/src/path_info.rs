@@ -109,7 +109,7 @@ impl PathInfo {
         &self,
         dir: &StoreDir,
         keys: &TrustedKeys,
-    ) -> Result<BTreeMap<&str, Verdict>, SignatureError> {
+    ) -> Result<BTreeMap<&str, SignatureVerdict>, SignatureError> {
         let text = self.fingerprint(dir)?;
         Ok(verdicts(&text, &self.signatures, keys))
     }
@@ -131,27 +131,30 @@ pub(crate) fn verdicts<'a>(
     text: &str,
     signatures: &'a BTreeSet<Signature>,
     keys: &TrustedKeys,
-) -> BTreeMap<&'a str, Verdict> {
+) -> BTreeMap<&'a str, SignatureVerdict> {
     let mut verdicts = BTreeMap::new();
     for signature in signatures {
         let verdict = verdicts
             .entry(signature.key_name())
-            .or_insert(Verdict::UnknownKey);
+            .or_insert(SignatureVerdict::UnknownKey);
         let found = keys.verify(text.as_bytes(), signature);
         *verdict = (*verdict).max(match found {
-            Ok(None) => Verdict::UnknownKey,
-            Ok(Some(false)) | Err(_) => Verdict::Wrong,
-            Ok(Some(true)) => Verdict::Valid,
+            Ok(None) => SignatureVerdict::UnknownKey,
+            Ok(Some(false)) | Err(_) => SignatureVerdict::Wrong,
+            Ok(Some(true)) => SignatureVerdict::Valid,
         });
     }
     verdicts
 }
 
 /// How many different keys there are among the valid ones: one key under two names is one voice.
-pub(crate) fn distinct_valid(verdicts: &BTreeMap<&str, Verdict>, keys: &TrustedKeys) -> usize {
+pub(crate) fn distinct_valid(
+    verdicts: &BTreeMap<&str, SignatureVerdict>,
+    keys: &TrustedKeys,
+) -> usize {
     let valid = verdicts
         .iter()
-        .filter(|(_, verdict)| **verdict == Verdict::Valid);
+        .filter(|(_, verdict)| **verdict == SignatureVerdict::Valid);
     let keys: BTreeSet<_> = valid
         .filter_map(|(name, _)| Some(keys.get(name)?.as_bytes()))
         .collect();
@@ -160,7 +163,7 @@ pub(crate) fn distinct_valid(verdicts: &BTreeMap<&str, Verdict>, keys: &TrustedK
 
 /// What a signature is worth to someone with certain trusted keys, worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
+pub enum SignatureVerdict {
     /// The key is not a trusted one.
     UnknownKey,
     /// The key is trusted, but the signature is over something else, or damaged.
@@ -282,7 +285,7 @@ mod tests {
         assert_eq!(info.valid_signatures(&dir, &trusted), Ok(0));
         assert_eq!(
             info.verdicts(&dir, &trusted).unwrap()["a-1"],
-            Verdict::Wrong
+            SignatureVerdict::Wrong
         );
         info.sign(&dir, &key).unwrap();
         assert_eq!(info.valid_signatures(&dir, &trusted), Ok(1));

@@ -6,7 +6,7 @@ use std::fmt;
 use tk_path::{StoreDir, StorePath};
 
 use crate::keys::{Signature, TrustedKeys};
-use crate::path_info::{PathInfo, SignatureError, Verdict, distinct_valid, verdicts};
+use crate::path_info::{PathInfo, SignatureError, SignatureVerdict, distinct_valid, verdicts};
 use crate::realisation::{Realisation, legacy};
 
 /// Whom to trust, and how many of them must agree.
@@ -49,7 +49,7 @@ impl Policy {
     /// The same for the older form.
     pub fn check_legacy_realisation(
         &self,
-        realisation: &legacy::Realisation,
+        realisation: &legacy::LegacyRealisation,
     ) -> Result<(), Untrusted> {
         let text = realisation.fingerprint();
         self.judge_text(&realisation.out_path, &text, &realisation.signatures)
@@ -68,7 +68,7 @@ impl Policy {
     fn judge(
         &self,
         path: &StorePath,
-        verdicts: Result<BTreeMap<&str, Verdict>, SignatureError>,
+        verdicts: Result<BTreeMap<&str, SignatureVerdict>, SignatureError>,
         false_address: bool,
     ) -> Result<(), Untrusted> {
         if self.threshold == 0 {
@@ -107,7 +107,7 @@ pub struct Untrusted {
     /// How many trusted keys have.
     pub valid: usize,
     /// Names on the signatures, and what each is worth.
-    pub signed_by: BTreeMap<String, Verdict>,
+    pub signed_by: BTreeMap<String, SignatureVerdict>,
     /// Names of the trusted keys.
     pub trusted: Vec<String>,
     /// The metadata claims a content address that does not make this path.
@@ -117,7 +117,7 @@ pub struct Untrusted {
 }
 
 impl Untrusted {
-    fn names(&self, verdict: Verdict) -> Vec<&str> {
+    fn names(&self, verdict: SignatureVerdict) -> Vec<&str> {
         let all = self.signed_by.iter();
         all.filter(|(_, v)| **v == verdict)
             .map(|(name, _)| name.as_str())
@@ -154,8 +154,8 @@ impl Untrusted {
 
     /// How the sentence goes on.
     fn reason(&self, their: &str) -> String {
-        let wrong = self.names(Verdict::Wrong);
-        let unknown = self.names(Verdict::UnknownKey);
+        let wrong = self.names(SignatureVerdict::Wrong);
+        let unknown = self.names(SignatureVerdict::UnknownKey);
         let trusted = list(&self.trusted);
         if !wrong.is_empty() {
             return format!(
@@ -176,7 +176,10 @@ impl Untrusted {
         let signed = if self.signed_by.is_empty() {
             "not signed".to_owned()
         } else {
-            format!("signed by {} only", list(&self.names(Verdict::Valid)))
+            format!(
+                "signed by {} only",
+                list(&self.names(SignatureVerdict::Valid))
+            )
         };
         if self.trusted.is_empty() {
             format!("{signed}, and no key is trusted")

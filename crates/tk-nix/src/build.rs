@@ -1,5 +1,6 @@
 use crate::{
-    Cause, EvalOptions, Failure, Installable, Nix, Result, Source, Target, events, shell::Shells,
+    Cause, EvalOptions, Installable, InstallableSource, Nix, NixFailure, Result, Target, events,
+    shell::Shells,
 };
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ pub struct StoreBuilder {
 
 /// How something is built.
 #[derive(Debug, Clone, Default)]
-pub struct BuildOptions {
+pub struct NixBuildOptions {
     /// How it is evaluated.
     pub eval: EvalOptions,
     /// What is done with outputs that are there.
@@ -59,14 +60,14 @@ pub async fn or_cancelled<T>(
     tokio::select! {
         biased;
         done = work => done,
-        () = cancel.cancelled() => Err(Failure::cancelled()),
+        () = cancel.cancelled() => Err(NixFailure::cancelled()),
     }
 }
 
 /// What was built. The same for all versions of Nix; facts about outputs are those of the store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct BuildResult {
+pub struct NixBuildResult {
     /// The main output, or the path if it was one: a whole path.
     pub store_path: String,
     /// Whole paths by the outputs' names.
@@ -120,15 +121,16 @@ impl NixBuilder {
     }
 
     /// Builds the attribute `attr` of the flake `flake_ref`; with an empty one its default package.
-    pub async fn build(&self, flake_ref: &str, attr: &str) -> Result<BuildResult> {
-        let source = Source::Flake(flake_ref.to_owned());
+    pub async fn build(&self, flake_ref: &str, attr: &str) -> Result<NixBuildResult> {
+        let source = InstallableSource::Flake(flake_ref.to_owned());
         let what = Installable::attribute(source, attr).map_err(misused)?;
-        self.build_one(&what, &BuildOptions::default(), &()).await
+        self.build_one(&what, &NixBuildOptions::default(), &())
+            .await
     }
 
     /// The value of the expression `expr`.
     pub async fn eval(&self, expr: &str) -> Result<Value> {
-        let source = Source::Expr(expr.to_owned());
+        let source = InstallableSource::Expr(expr.to_owned());
         let what = Installable::attribute(source, "").map_err(misused)?;
         self.nix.eval(&what, &EvalOptions::default(), &()).await
     }
@@ -137,15 +139,15 @@ impl NixBuilder {
     pub async fn build_one(
         &self,
         what: &Installable,
-        options: &BuildOptions,
+        options: &NixBuildOptions,
         log: &dyn LogSink,
-    ) -> Result<BuildResult> {
+    ) -> Result<NixBuildResult> {
         let dir = self.store().store.dir();
         let found = self.nix.targets(what, dir, &options.eval, log);
         let mut targets = or_cancelled(&options.cancel, found).await?;
         if targets.len() != 1 {
             let words = format!("{what} is {} derivations; name one of them", targets.len());
-            return Err(Failure::new(Cause::Misused, words));
+            return Err(NixFailure::new(Cause::Misused, words));
         }
         let target = targets.remove(0);
         let mut built = self
@@ -158,9 +160,9 @@ impl NixBuilder {
     pub async fn build_targets(
         &self,
         targets: &[Target],
-        options: &BuildOptions,
+        options: &NixBuildOptions,
         log: &dyn LogSink,
-    ) -> Result<Vec<Result<BuildResult>>> {
+    ) -> Result<Vec<Result<NixBuildResult>>> {
         self.builder.build_targets(targets, options, log).await
     }
 }
@@ -181,12 +183,12 @@ impl StoreBuilder {
     pub async fn build_targets(
         &self,
         targets: &[Target],
-        options: &BuildOptions,
+        options: &NixBuildOptions,
         log: &dyn LogSink,
-    ) -> Result<Vec<Result<BuildResult>>> {
+    ) -> Result<Vec<Result<NixBuildResult>>> {
         let Some(builder) = &self.store.build else {
             let words = format!("{} does not build", self.store.store);
-            return Err(Failure::new(Cause::Misused, words));
+            return Err(NixFailure::new(Cause::Misused, words));
         };
         let errors = Mutex::new(Vec::new());
         let logs = BuildLogs::with(LINES, |event| {
@@ -227,17 +229,17 @@ impl StoreBuilder {
         target: &Target,
         logs: &BuildLogs<S>,
         errors: &[String],
-    ) -> Failure {
+    ) -> NixFailure {
         let dir = self.store.store.dir();
         let drv = target.derivation().map(|drv| dir.path(drv));
         let own = drv.as_deref().and_then(|drv| logs.of(drv));
-        let failure = Failure::of_build(drv.clone(), &keyed.result, own.as_ref());
+        let failure = NixFailure::of_build(drv.clone(), &keyed.result, own.as_ref());
         if failure.cause != Cause::Dependency {
             return self.with_likely(failure).await;
         }
-        let mut roots: Vec<Failure> = Vec::new();
+        let mut roots: Vec<NixFailure> = Vec::new();
         for text in errors {
-            let root = Failure::of_words_of_build(text);
+            let root = NixFailure::of_words_of_build(text);
             let is_known = roots
                 .iter()
                 .any(|known| known.derivation == root.derivation);
@@ -273,7 +275,7 @@ impl StoreBuilder {
         }
     }
 
-    async fn with_likely(&self, failure: Failure) -> Failure {
+    async fn with_likely(&self, failure: NixFailure) -> NixFailure {
         let fixed = self.is_fixed(failure.derivation.as_deref()).await;
         failure.with_likely(fixed)
     }
@@ -293,7 +295,7 @@ impl StoreBuilder {
         &self,
         builder: &dyn Build,
         targets: &[Target],
-        options: &BuildOptions,
+        options: &NixBuildOptions,
         logs: &BuildLogs<S>,
     ) -> Result<Result<Vec<KeyedBuildResult>>> {
         let mut paths: Vec<DerivedPath> = Vec::new();
@@ -312,10 +314,10 @@ impl StoreBuilder {
         let mut failure = tokio::select! {
             biased;
             results = build_each(builder, &paths, options.mode, logs) => return Ok(Ok(results?)),
-            () = options.cancel.cancelled() => Failure::cancelled(),
+            () = options.cancel.cancelled() => NixFailure::cancelled(),
             () = too_long => {
                 let limit = options.timeout.unwrap_or_default().as_secs_f32();
-                Failure::new(Cause::TimedOut, format!("the build was ended after {limit} s"))
+                NixFailure::new(Cause::TimedOut, format!("the build was ended after {limit} s"))
             }
         };
         // What was running is what took so long.
@@ -331,9 +333,9 @@ impl StoreBuilder {
     async fn given_up<S: LogSink>(
         &self,
         targets: &[Target],
-        failure: &Failure,
+        failure: &NixFailure,
         logs: &BuildLogs<S>,
-    ) -> Vec<Result<BuildResult>> {
+    ) -> Vec<Result<NixBuildResult>> {
         let mut all = Vec::with_capacity(targets.len());
         let asking = async {
             for target in targets {
@@ -348,7 +350,11 @@ impl StoreBuilder {
     }
 
     /// The result of a target all of whose outputs are there.
-    async fn left<S: LogSink>(&self, target: &Target, logs: &BuildLogs<S>) -> Option<BuildResult> {
+    async fn left<S: LogSink>(
+        &self,
+        target: &Target,
+        logs: &BuildLogs<S>,
+    ) -> Option<NixBuildResult> {
         let drv = target
             .derivation()
             .map(|drv| self.store.store.dir().path(drv));
@@ -378,7 +384,7 @@ impl StoreBuilder {
         target: &Target,
         logs: &BuildLogs<S>,
         elapsed: Duration,
-    ) -> Result<BuildResult> {
+    ) -> Result<NixBuildResult> {
         let dir = self.store.store.dir();
         let drv = target.derivation().map(|drv| dir.path(drv));
         let outputs = self.outputs(keyed, target).await?;
@@ -406,7 +412,7 @@ impl StoreBuilder {
             .iter()
             .find_map(|name| outputs.get(name.as_str()));
         let main = outputs.get("out").or(main).or(outputs.values().next());
-        Ok(BuildResult {
+        Ok(NixBuildResult {
             store_path: main.map(|path| dir.path(path)).unwrap_or_default(),
             outputs: outputs
                 .iter()
@@ -535,16 +541,16 @@ fn keep_error(errors: &Mutex<Vec<String>>, event: &LogEvent) {
     }
 }
 
-fn nothing(target: &Target) -> Failure {
+fn nothing(target: &Target) -> NixFailure {
     let name = match target.name.as_str() {
         "" => target.path.base().to_string(),
         name => name.to_owned(),
     };
-    Failure::new(Cause::Other, format!("nothing was told of {name}"))
+    NixFailure::new(Cause::Other, format!("nothing was told of {name}"))
 }
 
-fn misused(error: crate::InstallableError) -> Failure {
-    Failure::new(Cause::Misused, error.to_string())
+fn misused(error: crate::InstallableError) -> NixFailure {
+    NixFailure::new(Cause::Misused, error.to_string())
 }
 
 /// Last lines of a builder that are kept.

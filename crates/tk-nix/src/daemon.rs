@@ -1,4 +1,4 @@
-use crate::{Nix, process::Group};
+use crate::{Nix, process::ProcessGroup};
 use async_trait::async_trait;
 use std::{
     fmt,
@@ -60,7 +60,7 @@ impl StdioTransport {
 impl Transport for StdioTransport {
     async fn connect(&self) -> Result<Channel> {
         let doing = || format!("starting {}", self.program.display());
-        let started = Group::start(&mut self.command());
+        let started = ProcessGroup::start(&mut self.command());
         let mut group = started.map_err(|e| Error::io(doing(), e))?;
         let child = &mut group.child;
         let pipes = (child.stdin.take(), child.stdout.take());

@@ -1,4 +1,4 @@
-use crate::{Cause, Failure, Installable, Invocation, Nix, Result, Source};
+use crate::{Cause, Installable, InstallableSource, Invocation, Nix, NixFailure, Result};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -140,7 +140,7 @@ impl Nix {
         more: impl FnOnce(Invocation) -> Invocation,
         log: &dyn LogSink,
     ) -> Result<Vec<Target>> {
-        if let Source::Store(path) = &what.source {
+        if let InstallableSource::Store(path) = &what.source {
             return Ok(vec![Target::of(path.clone())]);
         }
         let ask = invocation(&["eval", "--json"], what, options)?
@@ -150,16 +150,16 @@ impl Nix {
             Err(failure) => return Err(self.with_near(failure, what, options).await),
         };
         let all: Vec<Described> = serde_json::from_value(value)
-            .map_err(|e| Failure::new(Cause::Other, format!("{what} evaluates to {e}")))?;
+            .map_err(|e| NixFailure::new(Cause::Other, format!("{what} evaluates to {e}")))?;
         if all.is_empty() {
             let words = format!("{what} is neither a derivation nor a path of the store");
-            return Err(Failure::new(Cause::Evaluation, words));
+            return Err(NixFailure::new(Cause::Evaluation, words));
         }
-        let is_flake = matches!(what.source, Source::Flake(_));
+        let is_flake = matches!(what.source, InstallableSource::Flake(_));
         let targets = all.into_iter().map(|described| {
             described
                 .target(dir, what.outputs.as_ref(), is_flake)
-                .map_err(|why| Failure::new(Cause::Evaluation, format!("{what}: {why}")))
+                .map_err(|why| NixFailure::new(Cause::Evaluation, format!("{what}: {why}")))
         });
         targets.collect()
     }
@@ -167,10 +167,10 @@ impl Nix {
     /// A failure about a missing attribute, with the names that are similar.
     async fn with_near(
         &self,
-        mut failure: Failure,
+        mut failure: NixFailure,
         what: &Installable,
         options: &EvalOptions,
-    ) -> Failure {
+    ) -> NixFailure {
         let Cause::MissingAttribute { near, .. } = &mut failure.cause else {
             return failure;
         };
@@ -192,7 +192,7 @@ impl Nix {
     async fn names(&self, what: &Installable, parent: &str, options: &EvalOptions) -> Vec<String> {
         let mut set = what.clone();
         set.attr = match (&what.source, parent) {
-            (Source::Flake(_), "") => match self.system().await {
+            (InstallableSource::Flake(_), "") => match self.system().await {
                 Ok(system) => format!("packages.{system}"),
                 Err(_) => return Vec::new(),
             },
@@ -215,7 +215,10 @@ impl Nix {
         let what = what.args(["--expr", "builtins.currentSystem"]);
         match self.json(what, &()).await? {
             Value::String(system) => Ok(system),
-            other => Err(Failure::new(Cause::Other, format!("the system is {other}"))),
+            other => Err(NixFailure::new(
+                Cause::Other,
+                format!("the system is {other}"),
+            )),
         }
     }
 }
@@ -228,10 +231,10 @@ pub(crate) fn invocation(
 ) -> Result<Invocation> {
     if what.attr.starts_with('-') {
         let words = format!("'{}' is no attribute", what.attr);
-        return Err(Failure::new(Cause::Misused, words));
+        return Err(NixFailure::new(Cause::Misused, words));
     }
     match &what.source {
-        Source::Flake(reference) => {
+        InstallableSource::Flake(reference) => {
             let path = reference.strip_prefix("path:").unwrap_or(reference);
             let path = path.split('?').next().unwrap_or(path);
             if path.starts_with(['/', '.']) {
@@ -239,22 +242,24 @@ pub(crate) fn invocation(
             }
         }
         // Others are addresses, and names in the search path.
-        Source::File(file) if !file.to_string_lossy().contains(['<', ':']) => there(file, options)?,
+        InstallableSource::File(file) if !file.to_string_lossy().contains(['<', ':']) => {
+            there(file, options)?
+        }
         _ => {}
     }
-    let is_flake = matches!(what.source, Source::Flake(_));
+    let is_flake = matches!(what.source, InstallableSource::Flake(_));
     let base = options.apply(Invocation::new(command), is_flake);
     let attr = |base: Invocation| match what.attr.as_str() {
         "" => base,
         attr => base.arg(attr),
     };
     match &what.source {
-        Source::Flake(reference) => Ok(base.arg(format!("{reference}#{}", what.attr))),
-        Source::File(file) => Ok(attr(base.arg("--file").arg(file))),
-        Source::Expr(code) => Ok(attr(base.args(["--expr", code]))),
-        Source::Store(_) => {
+        InstallableSource::Flake(reference) => Ok(base.arg(format!("{reference}#{}", what.attr))),
+        InstallableSource::File(file) => Ok(attr(base.arg("--file").arg(file))),
+        InstallableSource::Expr(code) => Ok(attr(base.args(["--expr", code]))),
+        InstallableSource::Store(_) => {
             let words = format!("{what} is a path of the store; it has no value");
-            Err(Failure::new(Cause::Misused, words))
+            Err(NixFailure::new(Cause::Misused, words))
         }
     }
 }
@@ -265,7 +270,7 @@ fn there(path: &Path, options: &EvalOptions) -> Result<()> {
     match folder.join(path).symlink_metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let words = format!("there is no {}", path.display());
-            Err(Failure::new(Cause::Misused, words))
+            Err(NixFailure::new(Cause::Misused, words))
         }
         _ => Ok(()),
     }

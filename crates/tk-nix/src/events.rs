@@ -16,7 +16,7 @@
 //! has up to [`MAX_FIELDS`] fields; what is beyond is dropped.
 
 use serde_json::{Map, Value};
-use tk_store::log::{ActivityType, Field, Level, LogEvent, ResultType, strip_ansi};
+use tk_store::log::{ActivityType, Level, LogEvent, LogField, ResultType, strip_ansi};
 
 /// Bytes of a line that are looked at.
 pub const MAX_LINE: usize = 1 << 20;
@@ -29,12 +29,12 @@ pub struct Line {
     /// What it tells.
     pub event: LogEvent,
     /// If it is an error of nix itself: what it says.
-    pub error: Option<Words>,
+    pub error: Option<ErrorMessage>,
 }
 
 /// What an error says, without colours.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Words {
+pub struct ErrorMessage {
     /// The error alone.
     pub bare: String,
     /// With where it is in the code, and what was being evaluated.
@@ -91,7 +91,7 @@ fn message(object: &Map<String, Value>) -> Option<Line> {
         let raw = text_of(object, "raw_msg");
         let bare = raw.map(|raw| strip_ansi(&raw).trim().to_owned());
         let bare = bare.unwrap_or_else(|| full.clone());
-        Words { bare, full }
+        ErrorMessage { bare, full }
     });
     let event = LogEvent::message(level, text);
     Some(Line { event, error })
@@ -117,14 +117,14 @@ fn text_of(object: &Map<String, Value>, key: &str) -> Option<String> {
     object.get(key)?.as_str().map(str::to_owned)
 }
 
-fn fields(object: &Map<String, Value>) -> Vec<Field> {
+fn fields(object: &Map<String, Value>) -> Vec<LogField> {
     let Some(Value::Array(fields)) = object.get("fields") else {
         return Vec::new();
     };
     let field = |value: &Value| match value {
-        Value::String(text) => Field::Text(text.clone()),
+        Value::String(text) => LogField::Text(text.clone()),
         // Progress may be negative; nothing here means less than none.
-        value => Field::Int(value.as_u64().unwrap_or(0)),
+        value => LogField::Int(value.as_u64().unwrap_or(0)),
     };
     fields.iter().take(MAX_FIELDS).map(field).collect()
 }

@@ -1,23 +1,23 @@
 //! Why nix did not do what it was asked, as values.
 
-mod words;
+mod messages;
 
-use crate::{events::Words, process::Finished};
+use crate::{events::ErrorMessage, process::Finished};
 use serde_json::{Value, json};
 use std::{
     fmt,
     ops::{Deref, DerefMut},
     time::Duration,
 };
-use tk_daemon::client::BuildLog;
+use tk_daemon::client::BuildTail;
 use tk_narinfo::build_result::{BuildResult, BuildStatus};
 use tk_store::log::strip_ansi;
 
 /// Why something failed: [`Details`]. `Display` is one line; the message is all that was said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure(Box<Details>);
+pub struct NixFailure(Box<Details>);
 
-/// What is known of a [`Failure`], which derefs to it.
+/// What is known of a [`NixFailure`], which derefs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Details {
     /// The likely cause.
@@ -37,7 +37,7 @@ pub struct Details {
     /// How what was asked for ended, if that is not the derivation: `DependencyFailed`.
     pub asked_status: Option<BuildStatus>,
     /// Other builds that failed, and without which what was asked for cannot be.
-    pub others: Vec<Failure>,
+    pub others: Vec<NixFailure>,
 }
 
 /// What made something fail.
@@ -169,7 +169,7 @@ impl fmt::Display for Exit {
     }
 }
 
-impl Deref for Failure {
+impl Deref for NixFailure {
     type Target = Details;
 
     fn deref(&self) -> &Details {
@@ -177,16 +177,16 @@ impl Deref for Failure {
     }
 }
 
-impl DerefMut for Failure {
+impl DerefMut for NixFailure {
     fn deref_mut(&mut self) -> &mut Details {
         &mut self.0
     }
 }
 
-impl Failure {
+impl NixFailure {
     /// A failure with this cause and these words, and nothing else known.
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
-        Failure(Box::new(Details {
+        NixFailure(Box::new(Details {
             cause,
             message: message.into(),
             status: None,
@@ -209,7 +209,9 @@ impl Failure {
     /// Nix says most of it in prose only. Of the errors that it wrote the first is about the first
     /// derivation that failed; those that follow from it come later.
     pub(crate) fn of_nix(done: &Finished) -> Self {
-        let root = |error: &&Words| words::cause(&words::own(&error.bare)) != Cause::Dependency;
+        let root = |error: &&ErrorMessage| {
+            messages::cause(&messages::own(&error.bare)) != Cause::Dependency
+        };
         let first = done.errors.iter().find(root).or(done.errors.first());
         let message = first.map(|error| error.bare.clone()).unwrap_or_else(|| {
             let tail = done.tail.join("\n");
@@ -219,7 +221,7 @@ impl Failure {
                 tail
             }
         });
-        let mut failure = Failure::of_words(&message);
+        let mut failure = NixFailure::of_words(&message);
         failure.exit = failure.exit.or(Some(done.exit));
         if failure.cause == Cause::Other && failure.derivation.is_none() && !done.errors.is_empty()
         {
@@ -238,9 +240,9 @@ impl Failure {
     }
 
     /// What became of a build that a daemon did.
-    pub fn of_build(drv: Option<String>, result: &BuildResult, log: Option<&BuildLog>) -> Self {
+    pub fn of_build(drv: Option<String>, result: &BuildResult, log: Option<&BuildTail>) -> Self {
         let text = strip_ansi(result.error.trim()).into_owned();
-        let mut failure = Failure::of_words(&text);
+        let mut failure = NixFailure::of_words(&text);
         let cause = failure.cause.clone();
         failure.cause = match (result.status, cause) {
             (BuildStatus::TimedOut, _) => Cause::TimedOut,
@@ -259,16 +261,16 @@ impl Failure {
 
     /// What these words of nix mean.
     pub(crate) fn of_words(text: &str) -> Self {
-        let own = words::own(text);
-        let mut failure = Failure::new(words::cause(&own), text);
-        failure.derivation = words::derivation(&own);
-        failure.exit = words::exit(&own);
+        let own = messages::own(text);
+        let mut failure = NixFailure::new(messages::cause(&own), text);
+        failure.derivation = messages::derivation(&own);
+        failure.exit = messages::exit(&own);
         failure
     }
 
     /// The failure of a derivation, of which nothing but its words was told.
     pub(crate) fn of_words_of_build(text: &str) -> Self {
-        let mut failure = Failure::of_words(text);
+        let mut failure = NixFailure::of_words(text);
         failure.status = Some(match failure.cause {
             Cause::HashMismatch { .. } | Cause::OutputRejected | Cause::MissingOutput { .. } => {
                 BuildStatus::OutputRejected
@@ -283,7 +285,7 @@ impl Failure {
         failure
     }
 
-    pub(crate) fn with_log(mut self, log: Option<&BuildLog>) -> Self {
+    pub(crate) fn with_log(mut self, log: Option<&BuildTail>) -> Self {
         if let Some(log) = log {
             self.log = log.lines.iter().cloned().collect();
             self.phase = log.phase.clone();
@@ -295,7 +297,7 @@ impl Failure {
     /// output.
     pub(crate) fn with_likely(mut self, fixed: bool) -> Self {
         if self.cause == Cause::Builder
-            && let Some(cause) = words::likely(self.log.iter().map(String::as_str), fixed)
+            && let Some(cause) = messages::likely(self.log.iter().map(String::as_str), fixed)
         {
             self.cause = cause;
         }
@@ -303,12 +305,12 @@ impl Failure {
     }
 
     pub(crate) fn cancelled() -> Self {
-        Failure::new(Cause::Cancelled, "it was given up")
+        NixFailure::new(Cause::Cancelled, "it was given up")
     }
 
     pub(crate) fn timed_out(after: Duration) -> Self {
         let words = format!("nix was ended after {} s", after.as_secs_f32());
-        Failure::new(Cause::TimedOut, words)
+        NixFailure::new(Cause::TimedOut, words)
     }
 
     /// All of it, with keys in camelCase; what is not known is null.
@@ -327,7 +329,7 @@ impl Failure {
             "signal": signal,
             "phase": self.phase,
             "log": self.log,
-            "others": self.others.iter().map(Failure::to_json).collect::<Value>(),
+            "others": self.others.iter().map(NixFailure::to_json).collect::<Value>(),
             "retryable": self.is_retryable(),
         });
         match &self.cause {
@@ -346,7 +348,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for NixFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.derivation.as_deref().unwrap_or_default();
         match (&self.cause, self.exit) {
@@ -420,12 +422,12 @@ fn one_line(text: &str) -> String {
     line
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for NixFailure {}
 
-impl From<tk_store::Error> for Failure {
+impl From<tk_store::Error> for NixFailure {
     fn from(error: tk_store::Error) -> Self {
         let line = error.to_line();
-        let mut failure = Failure::of_words(&strip_ansi(&line));
+        let mut failure = NixFailure::of_words(&strip_ansi(&line));
         if let (tk_store::Error::Io { .. }, Cause::Other) = (&error, &failure.cause) {
             failure.cause = Cause::Network;
         }

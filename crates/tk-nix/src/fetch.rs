@@ -8,7 +8,7 @@
 
 use crate::{
     Result, Target,
-    remote::{Graph, Realised},
+    remote::{BuildGraph, Realised},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ use tk_store::{
 
 /// What [`fetch`] did.
 #[derive(Debug, Default)]
-pub struct Fetched {
+pub struct FetchReport {
     /// The paths that were fetched, each with the bytes of its NAR.
     pub paths: BTreeMap<StorePath, u64>,
     /// What could not be had where it was said to be, or was turned down. It is left to be built.
@@ -53,10 +53,10 @@ pub async fn fetch(
     targets: &[Target],
     check: &SigCheck,
     progress: Arc<dyn Progress>,
-) -> Result<Fetched> {
-    let look = Look::new(store, caches, targets, check)?;
+) -> Result<FetchReport> {
+    let look = PresenceQuery::new(store, caches, targets, check)?;
     let source: Arc<dyn Store> = look.caches.clone();
-    let (mut fetched, mut lacking) = (Fetched::default(), BTreeSet::new());
+    let (mut fetched, mut lacking) = (FetchReport::default(), BTreeSet::new());
     loop {
         let found = look.at(&lacking).await?;
         let mut is_over = true;
@@ -98,7 +98,7 @@ pub async fn fetchable(
     targets: &[Target],
     check: &SigCheck,
 ) -> Result<Fetchable> {
-    let look = Look::new(store, caches, targets, check)?;
+    let look = PresenceQuery::new(store, caches, targets, check)?;
     let mut lacking = BTreeSet::new();
     loop {
         let found = look.at(&lacking).await?;
@@ -123,7 +123,7 @@ fn causes(report: CopyReport) -> impl Iterator<Item = (StorePath, Error)> {
 }
 
 /// Looks at what the store and the caches have together.
-struct Look<'a> {
+struct PresenceQuery<'a> {
     store: &'a Abilities,
     caches: Arc<SeveralStores>,
     all: Abilities,
@@ -134,7 +134,7 @@ struct Look<'a> {
 
 /// What was found.
 #[derive(Default)]
-struct Found {
+struct FoundPaths {
     /// What the store lacks, and caches have.
     roots: BTreeSet<StorePath>,
     /// Derivations that have to be built.
@@ -150,7 +150,7 @@ struct Plans {
     incomplete: Vec<(StorePath, Error)>,
 }
 
-impl<'a> Look<'a> {
+impl<'a> PresenceQuery<'a> {
     fn new(
         store: &'a Abilities,
         caches: &[Abilities],
@@ -158,7 +158,7 @@ impl<'a> Look<'a> {
         check: &SigCheck,
     ) -> Result<Self> {
         let all = [store.clone()].into_iter().chain(caches.iter().cloned());
-        Ok(Look {
+        Ok(PresenceQuery {
             store,
             caches: Arc::new(SeveralStores::new(caches.iter().cloned())?.prefer(check.clone())),
             all: Arc::new(SeveralStores::new(all)?).abilities(),
@@ -172,15 +172,15 @@ impl<'a> Look<'a> {
     }
 
     /// What there is, where `lacking` counts as absent.
-    async fn at(&self, lacking: &BTreeSet<StorePath>) -> Result<Found> {
-        let graph = Graph::of(&self.all, &self.realised, &self.wanted, lacking).await;
+    async fn at(&self, lacking: &BTreeSet<StorePath>) -> Result<FoundPaths> {
+        let graph = BuildGraph::of(&self.all, &self.realised, &self.wanted, lacking).await;
         let graph = match graph {
             Ok(graph) => graph,
             // Whoever builds it says what is wrong with it.
-            Err(Error::Invalid { .. } | Error::NotFound { .. }) => return Ok(Found::default()),
+            Err(Error::Invalid { .. } | Error::NotFound { .. }) => return Ok(FoundPaths::default()),
             Err(error) => return Err(error.into()),
         };
-        let mut found = Found::default();
+        let mut found = FoundPaths::default();
         let mut paths: BTreeSet<_> = self.wanted.iter().filter_map(opaque).cloned().collect();
         paths.retain(|path| !lacking.contains(path));
         for ((drv, _), path) in &graph.known {
@@ -238,7 +238,7 @@ impl<'a> Look<'a> {
     }
 
     /// Tells the store what outputs are that only building tells, and that it has now.
-    async fn tell(&self, found: &Found, lacking: &BTreeSet<StorePath>) -> Result<()> {
+    async fn tell(&self, found: &FoundPaths, lacking: &BTreeSet<StorePath>) -> Result<()> {
         let paths = found.realised.values().flatten();
         let paths: BTreeSet<_> = paths
             .filter(|path| !lacking.contains(*path))

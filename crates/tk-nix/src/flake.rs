@@ -1,6 +1,6 @@
 //! What nix says of flakes, in one form for all its versions.
 
-use crate::{Cause, EvalOptions, Failure, Invocation, Nix, Result};
+use crate::{Cause, EvalOptions, Invocation, Nix, NixFailure, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tk_store::log::LogSink;
@@ -8,7 +8,7 @@ use tk_store::log::LogSink;
 /// What is known of a flake without evaluating its outputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Metadata {
+pub struct FlakeMetadata {
     /// As it was named, with defaults made explicit.
     pub original_url: String,
     /// After registries were asked.
@@ -51,13 +51,13 @@ impl Nix {
         reference: &str,
         options: &EvalOptions,
         log: &dyn LogSink,
-    ) -> Result<Metadata> {
+    ) -> Result<FlakeMetadata> {
         let what = flake(&["flake", "metadata", "--json"], reference, options)?;
         let printed = self.json(what, log).await?;
         let printed: Printed = serde_json::from_value(printed).map_err(|e| odd(&e))?;
         let original = printed.original_url.unwrap_or_else(|| reference.into());
         let resolved = printed.resolved_url.unwrap_or_else(|| original.clone());
-        Ok(Metadata {
+        Ok(FlakeMetadata {
             url: printed
                 .url
                 .or(printed.locked_url)
@@ -116,12 +116,12 @@ impl Nix {
 fn flake(command: &[&str], reference: &str, options: &EvalOptions) -> Result<Invocation> {
     if reference.starts_with('-') {
         let words = format!("'{reference}' is no flake");
-        return Err(Failure::new(Cause::Misused, words));
+        return Err(NixFailure::new(Cause::Misused, words));
     }
     Ok(options.apply(Invocation::new(command).arg(reference), true))
 }
 
-fn odd(error: &dyn std::fmt::Display) -> Failure {
+fn odd(error: &dyn std::fmt::Display) -> NixFailure {
     let words = format!("nix prints metadata of a kind that is not known: {error}");
-    Failure::new(Cause::Other, words)
+    NixFailure::new(Cause::Other, words)
 }

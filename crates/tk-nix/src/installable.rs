@@ -11,7 +11,7 @@ use tk_path::{DerivedPath, OutputsSpec, SingleDerivedPath, StoreDir};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installable {
     /// Where it comes from.
-    pub source: Source,
+    pub source: InstallableSource,
     /// The attribute; empty is the default one.
     pub attr: String,
     /// The outputs that were asked for; `None`: those that are usual.
@@ -20,7 +20,7 @@ pub struct Installable {
 
 /// Where an [`Installable`] comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum InstallableSource {
     /// A flake, by a reference that nix reads: `.`, `path:/a`, `github:a/b`.
     Flake(String),
     /// A file of Nix code, or a folder with a `default.nix`.
@@ -46,7 +46,7 @@ impl Installable {
                 },
                 path => path,
             };
-            return Ok(Installable::of(Source::Store(path), ""));
+            return Ok(Installable::of(InstallableSource::Store(path), ""));
         }
         let (reference, attr, outputs) = match text.split_once('#') {
             Some((reference, rest)) => {
@@ -68,12 +68,15 @@ impl Installable {
         }
         Ok(Installable {
             outputs,
-            ..Installable::of(Source::Flake(reference.to_owned()), attr)
+            ..Installable::of(InstallableSource::Flake(reference.to_owned()), attr)
         })
     }
 
     /// The attribute `attr`, perhaps with `^OUT,…`, of a file or an expression.
-    pub fn attribute(source: Source, attr: &str) -> Result<Installable, InstallableError> {
+    pub fn attribute(
+        source: InstallableSource,
+        attr: &str,
+    ) -> Result<Installable, InstallableError> {
         let (name, outputs) = split_outputs(attr, attr)?;
         Ok(Installable {
             outputs,
@@ -81,7 +84,7 @@ impl Installable {
         })
     }
 
-    fn of(source: Source, attr: &str) -> Installable {
+    fn of(source: InstallableSource, attr: &str) -> Installable {
         Installable {
             source,
             attr: attr.to_owned(),
@@ -108,11 +111,13 @@ fn split_outputs<'a>(
 impl fmt::Display for Installable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
-            Source::Flake(reference) => write!(f, "{reference}#{}", self.attr)?,
-            Source::File(file) if self.attr.is_empty() => write!(f, "{}", file.display())?,
-            Source::File(file) => write!(f, "{} of {}", self.attr, file.display())?,
-            Source::Expr(_) => f.write_str("the expression")?,
-            Source::Store(path) => return path.display(&StoreDir::default()).fmt(f),
+            InstallableSource::Flake(reference) => write!(f, "{reference}#{}", self.attr)?,
+            InstallableSource::File(file) if self.attr.is_empty() => {
+                write!(f, "{}", file.display())?
+            }
+            InstallableSource::File(file) => write!(f, "{} of {}", self.attr, file.display())?,
+            InstallableSource::Expr(_) => f.write_str("the expression")?,
+            InstallableSource::Store(path) => return path.display(&StoreDir::default()).fmt(f),
         }
         match &self.outputs {
             Some(outputs) => write!(f, "^{outputs}"),
@@ -145,7 +150,7 @@ mod tests {
     #[test]
     fn texts() {
         let dir = StoreDir::default();
-        let flake = |reference: &str| Source::Flake(reference.into());
+        let flake = |reference: &str| InstallableSource::Flake(reference.into());
         for (text, source, attr, outputs) in [
             (".", flake("."), "", None),
             ("#x", flake("."), "x", None),
@@ -178,7 +183,7 @@ mod tests {
         }
         let path = format!("{dir}/{}-x.drv", "a".repeat(32));
         match Installable::parse(&dir, &path).unwrap().source {
-            Source::Store(DerivedPath::Built { outputs, .. }) => {
+            InstallableSource::Store(DerivedPath::Built { outputs, .. }) => {
                 assert_eq!(outputs, OutputsSpec::All)
             }
             other => panic!("{other:?}"),

@@ -4,13 +4,13 @@
 //! - [`Nix`] is a program that was found, its version and kind; [`Nix::run`] runs it, with its log as
 //!   typed events, within bounds of time and output.
 //! - [`Installable`] is what people name: a flake reference, an attribute of a file, a derivation.
-//! - [`Nix::eval`], [`Nix::targets`] evaluate; [`NixBuilder`] builds, and its [`BuildResult`] is the same
+//! - [`Nix::eval`], [`Nix::targets`] evaluate; [`NixBuilder`] builds, and its [`NixBuildResult`] is the same
 //!   whatever the version of Nix.
 //! - [`repro`] tells whether a build gives the same again, and what makes it impure.
 //! - [`remote`] builds on other machines, [`machines`] are those that nix.conf names.
 //! - [`Substituter`] and [`configure`] are a cache, and nix.conf that names it.
 //! - [`shell`] keeps environments to work in: evaluated once for all processes, entered without nix.
-//! - [`Failure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
+//! - [`NixFailure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
 //!   cause, and whether trying again may help.
 //!
 //! ```no_run
@@ -31,12 +31,12 @@
 //! started.
 
 mod build;
+mod build_tracker;
 mod daemon;
 mod evaluate;
 pub mod events;
 mod failure;
 mod fetch;
-mod finishing;
 pub mod flake;
 mod installable;
 pub mod machines;
@@ -49,18 +49,18 @@ pub mod shell;
 pub mod slots;
 mod substituter;
 
-pub use build::{BuildOptions, BuildResult, NixBuilder, StoreBuilder, or_cancelled};
+pub use build::{NixBuildOptions, NixBuildResult, NixBuilder, StoreBuilder, or_cancelled};
+pub use build_tracker::BuildTracker;
 pub use daemon::StdioTransport;
 pub use evaluate::{EvalOptions, Target};
-pub use failure::{Cause, Details, Exit, Failure};
-pub use fetch::{Fetchable, Fetched, fetch, fetchable};
-pub use finishing::Finishing;
-pub use installable::{Installable, InstallableError, Source};
+pub use failure::{Cause, Details, Exit, NixFailure};
+pub use fetch::{FetchReport, Fetchable, fetch, fetchable};
+pub use installable::{Installable, InstallableError, InstallableSource};
 pub use nix::{Flavour, Nix, NixConfig, NixVersion};
 pub use process::{Finished, Invocation, ending};
 pub use shell::{ExecResult, NixDevShell, ShellSession};
-pub use substituter::{CacheConfig, Configured, Substituter, configure};
+pub use substituter::{CacheConfig, ConfiguredSubstituter, Substituter, configure};
 pub use tokio_util::sync::CancellationToken;
 
 /// The result of everything that runs nix.
-pub type Result<T, E = Failure> = std::result::Result<T, E>;
+pub type Result<T, E = NixFailure> = std::result::Result<T, E>;

@@ -62,12 +62,12 @@ pub struct Machine {
     /// The host's public key in base64, as in the URI of a store.
     pub host_key: Option<String>,
     /// Where it stands.
-    pub place: Place,
+    pub place: MachineLine,
 }
 
 /// A line of a text or of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct MachineLine {
     /// The file, or what the text is called.
     pub file: String,
     /// From 1 on.
@@ -89,16 +89,16 @@ pub struct Machines {
     /// In the order in which they stand.
     pub all: Vec<Machine>,
     /// Lines that are none, in their order.
-    pub faults: Vec<Fault>,
+    pub faults: Vec<MachineFault>,
     /// Files that are named and not there, which Nix takes for empty ones.
-    pub absent: Vec<Fault>,
+    pub absent: Vec<MachineFault>,
 }
 
 /// Why a line is no machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct MachineFault {
     /// Where.
-    pub place: Place,
+    pub place: MachineLine,
     /// Which field, from 1 on, and its name; `None` if it is the line as a whole.
     pub field: Option<(usize, &'static str)>,
     /// What is wrong.
@@ -126,7 +126,7 @@ impl Machines {
     ///
     /// # Errors
     /// The first fault.
-    pub fn complete(self) -> Result<Vec<Machine>, Fault> {
+    pub fn complete(self) -> Result<Vec<Machine>, MachineFault> {
         match self.faults.into_iter().next() {
             None => Ok(self.all),
             Some(fault) => Err(fault),
@@ -146,7 +146,7 @@ impl Machine {
             features: BTreeSet::new(),
             mandatory: BTreeSet::new(),
             host_key: None,
-            place: Place {
+            place: MachineLine {
                 file: "the command line".into(),
                 line: 1,
             },
@@ -202,7 +202,7 @@ impl Machine {
     }
 }
 
-impl Fault {
+impl MachineFault {
     /// All of it, with keys in camelCase.
     pub fn to_json(&self) -> Value {
         json!({
@@ -215,13 +215,13 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for MachineLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} line {}", self.file, self.line)
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for MachineFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.field {
             Some((n, name)) => write!(f, "{}, field {n} ({name}): {}", self.place, self.why),
@@ -230,7 +230,7 @@ impl fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for MachineFault {}
 
 struct ReadMachines<'a> {
     system: &'a str,
@@ -271,9 +271,9 @@ impl ReadMachines<'_> {
             Ok(Some(text)) => self.text(&text, &path.display().to_string(), depth + 1),
             Ok(None) if self.found.absent.len() < MAX_FAULTS => {
                 let (file, why) = (name.to_owned(), format!("there is no {}", path.display()));
-                let place = Place { file, line };
+                let place = MachineLine { file, line };
                 let (field, absent) = (None, &mut self.found.absent);
-                absent.push(Fault { place, field, why });
+                absent.push(MachineFault { place, field, why });
             }
             Ok(None) => {}
             Err(error) => {
@@ -288,7 +288,7 @@ impl ReadMachines<'_> {
             let why = format!("these are more than {MAX_MACHINES} machines");
             return self.fault(name, line, None, why);
         }
-        let place = Place {
+        let place = MachineLine {
             file: name.to_owned(),
             line,
         };
@@ -308,14 +308,14 @@ impl ReadMachines<'_> {
         // A hostile file is not answered with more than it has.
         if self.found.faults.len() < MAX_FAULTS {
             let (file, why) = (file.to_owned(), why.into());
-            let place = Place { file, line };
-            self.found.faults.push(Fault { place, field, why });
+            let place = MachineLine { file, line };
+            self.found.faults.push(MachineFault { place, field, why });
         }
     }
 }
 
 /// The machine, or the number of the field that is wrong and why.
-fn machine(entry: &str, system: &str, place: Place) -> Result<Machine, (usize, String)> {
+fn machine(entry: &str, system: &str, place: MachineLine) -> Result<Machine, (usize, String)> {
     let fields: Vec<_> = entry
         .split([' ', '\t', '\r'])
         .filter(|field| !field.is_empty())
@@ -448,7 +448,7 @@ mod tests {
             panic!("{found:?}")
         };
         let defaults = |uri: &str, line| Machine {
-            place: Place {
+            place: MachineLine {
                 file: "builders".into(),
                 line,
             },
@@ -502,7 +502,7 @@ mod tests {
         let text = "a\n- x86_64-linux; b - - x\nc - - -1\nd - - 1 -2\ne - - 1 nan\nf - - - - - - !\ngopher:/x y\nh - - 99999999999\n\
                     @/proc/self/mem";
         let faults = read(text).faults;
-        let told: Vec<_> = faults.iter().map(Fault::to_string).collect();
+        let told: Vec<_> = faults.iter().map(MachineFault::to_string).collect();
         let expected = [
             "builders line 2, field 1 (URL): there must be the URL of a store",
             "builders line 2, field 4 (jobs): 'x' is no whole number of builds",

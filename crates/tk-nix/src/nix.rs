@@ -1,4 +1,4 @@
-use crate::{Cause, Failure, Invocation, Result};
+use crate::{Cause, Invocation, NixFailure, Result};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -16,9 +16,9 @@ use tokio::{
 
 /// A nix that was found. Clones are the same one, and share its limits.
 #[derive(Clone)]
-pub struct Nix(Arc<Inner>);
+pub struct Nix(Arc<NixInner>);
 
-struct Inner {
+struct NixInner {
     config: NixConfig,
     version: NixVersion,
     turns: Arc<Semaphore>,
@@ -67,7 +67,7 @@ impl Nix {
         let program = config.program.display().to_string();
         let turns = Arc::new(Semaphore::new(config.jobs.max(1)));
         let nix = |config, version| {
-            Nix(Arc::new(Inner {
+            Nix(Arc::new(NixInner {
                 config,
                 version,
                 turns: turns.clone(),
@@ -78,7 +78,7 @@ impl Nix {
         let said = asking.run(ask, &()).await.map_err(|failure| {
             let hint = "install Nix, or name its program";
             let words = format!("there is no nix that works: {}; {hint}", failure.message);
-            Failure::new(Cause::NoNix, words)
+            NixFailure::new(Cause::NoNix, words)
         })?;
         let text = String::from_utf8_lossy(&said.stdout).into_owned();
         let version = NixVersion::parse(&text).ok_or_else(|| {
@@ -86,7 +86,7 @@ impl Nix {
                 "{program} does not tell a version of Nix but '{}'",
                 text.trim()
             );
-            Failure::new(Cause::NoNix, words)
+            NixFailure::new(Cause::NoNix, words)
         })?;
         Nix::known(config, version)
     }
@@ -98,10 +98,10 @@ impl Nix {
     pub fn known(config: NixConfig, version: NixVersion) -> Result<Nix> {
         if !version.at_least(2, 8) {
             let words = format!("this is {version}, and Nix 2.8 is the oldest that will do");
-            return Err(Failure::new(Cause::NoNix, words));
+            return Err(NixFailure::new(Cause::NoNix, words));
         }
         let turns = Arc::new(Semaphore::new(config.jobs.max(1)));
-        Ok(Nix(Arc::new(Inner {
+        Ok(Nix(Arc::new(NixInner {
             config,
             version,
             turns,
@@ -128,7 +128,7 @@ impl Nix {
         };
         let what = Invocation::new(command).arg("--json");
         let Value::Object(all) = self.json(what, &()).await? else {
-            return Err(Failure::new(Cause::Other, "nix told no settings"));
+            return Err(NixFailure::new(Cause::Other, "nix told no settings"));
         };
         let value = |mut setting: Value| setting.get_mut("value").map(Value::take);
         let all = all.into_iter();
@@ -140,7 +140,7 @@ impl Nix {
         let done = self.run(what, log).await?;
         serde_json::from_slice(&done.stdout).map_err(|error| {
             let words = format!("what nix printed is no JSON: {error}");
-            Failure::new(Cause::Other, words)
+            NixFailure::new(Cause::Other, words)
         })
     }
 

@@ -1,8 +1,8 @@
 //! One run of nix: its log as events, its output within bounds, and an end for all that it started.
 
 use crate::{
-    Cause, Exit, Failure, Nix, Result,
-    events::{self, Words},
+    Cause, Exit, Nix, NixFailure, Result,
+    events::{self, ErrorMessage},
 };
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use std::{
@@ -14,7 +14,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
-use tk_daemon::client::{BuildLog, BuildLogs};
+use tk_daemon::client::{BuildLogs, BuildTail};
 use tk_store::log::{Level, LogEvent, LogSink, strip_ansi};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
@@ -90,11 +90,11 @@ pub struct Finished {
     /// All of stdout.
     pub stdout: Vec<u8>,
     /// The errors that nix wrote, in order.
-    pub errors: Vec<Words>,
+    pub errors: Vec<ErrorMessage>,
     /// The last lines of stderr that were messages, without colours.
     pub tail: Vec<String>,
     /// The builds that it started, with their last lines.
-    pub builds: Vec<BuildLog>,
+    pub builds: Vec<BuildTail>,
     /// How long it took.
     pub duration: Duration,
 }
@@ -112,7 +112,7 @@ impl Nix {
         if done.exit.is_success() {
             Ok(done)
         } else {
-            Err(Failure::of_nix(&done))
+            Err(NixFailure::of_nix(&done))
         }
     }
 
@@ -132,7 +132,7 @@ impl Nix {
         if let Some(folder) = what.folder {
             command.current_dir(folder);
         }
-        let mut group = Group::start(&mut command).map_err(|e| self.not_started(&e))?;
+        let mut group = ProcessGroup::start(&mut command).map_err(|e| self.not_started(&e))?;
         let (stdout, stderr) = (group.child.stdout.take(), group.child.stderr.take());
         let builds = BuildLogs::with(LINES, |event| log.event(event));
         let most = self.config().max_output;
@@ -142,13 +142,13 @@ impl Nix {
             })?;
             let status = group.child.wait().await;
             let status = status.map_err(|e| self.not_started(&e))?;
-            Ok::<_, Failure>((stdout, said, status))
+            Ok::<_, NixFailure>((stdout, said, status))
         };
         let finished = match limit {
             None => work.await,
             Some(limit) => timeout(limit, work)
                 .await
-                .unwrap_or_else(|_| Err(Failure::timed_out(limit))),
+                .unwrap_or_else(|_| Err(NixFailure::timed_out(limit))),
         };
         let (stdout, said, status) = finished?;
         group.ended = true;
@@ -162,27 +162,27 @@ impl Nix {
         })
     }
 
-    fn not_started(&self, error: &io::Error) -> Failure {
+    fn not_started(&self, error: &io::Error) -> NixFailure {
         let program = self.config().program.display();
-        Failure::new(Cause::NoNix, format!("cannot run {program}: {error}"))
+        NixFailure::new(Cause::NoNix, format!("cannot run {program}: {error}"))
     }
 }
 
 /// A child in a group of processes of its own, which ends when this is dropped.
-pub(crate) struct Group {
+pub(crate) struct ProcessGroup {
     pub(crate) child: Child,
     pub(crate) ended: bool,
 }
 
-impl Group {
+impl ProcessGroup {
     /// Starts `command` with pipes for its stdout and stderr.
-    pub(crate) fn start(command: &mut Command) -> io::Result<Group> {
+    pub(crate) fn start(command: &mut Command) -> io::Result<ProcessGroup> {
         let child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()?;
-        Ok(Group {
+        Ok(ProcessGroup {
             child,
             ended: false,
         })
@@ -195,7 +195,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     /// Asks all of them to end, so that nix ends its builders; who is still there after [`GRACE`] is
     /// killed.
     fn drop(&mut self) {
@@ -258,10 +258,10 @@ async fn all(pipe: Option<impl AsyncRead + Unpin>, most: u64) -> Result<Vec<u8>>
     let mut bytes = Vec::new();
     let Some(pipe) = pipe else { return Ok(bytes) };
     let read = pipe.take(most + 1).read_to_end(&mut bytes).await;
-    read.map_err(|e| Failure::new(Cause::Other, format!("reading what nix printed: {e}")))?;
+    read.map_err(|e| NixFailure::new(Cause::Other, format!("reading what nix printed: {e}")))?;
     if bytes.len() as u64 > most {
         let words = format!("nix printed more than {most} bytes");
-        return Err(Failure::new(Cause::OutputLimit, words));
+        return Err(NixFailure::new(Cause::OutputLimit, words));
     }
     Ok(bytes)
 }
@@ -269,7 +269,7 @@ async fn all(pipe: Option<impl AsyncRead + Unpin>, most: u64) -> Result<Vec<u8>>
 /// What was read from stderr.
 #[derive(Default)]
 struct Said {
-    errors: Vec<Words>,
+    errors: Vec<ErrorMessage>,
     tail: VecDeque<String>,
 }
 

@@ -21,7 +21,7 @@
 //! for expressions likewise. They count for [`UNPINNED_FOR`] only if the evaluation asked a server or a repository
 //! for something, if it was offline, or if there was too much to watch; else as long as all that is the
 //! same. What nix does not tell of, `getEnv` of other variables or `readFile` in folders without Nix code,
-//! is the caller's to name in [`Wanted::watch`]. A derivation depends on nothing but its path.
+//! is the caller's to name in [`WantedEnvironment::watch`]. A derivation depends on nothing but its path.
 //!
 //! # Security
 //! Entries are the user's own files, in folders for the user alone. An environment may change every
@@ -31,32 +31,33 @@
 
 mod consent;
 mod environment;
+mod eval_reads;
 mod export;
 mod files;
 mod git;
 mod inputs;
-mod known;
 mod lease;
 mod mentions;
 mod namespace;
+mod nix_version_cache;
 mod session;
-mod told;
 
 pub use consent::StartupCode;
-pub use environment::{Environment, Variable, Variables};
+pub use environment::{ShellEnvironment, Variable, Variables};
 pub use export::ShellFormat;
-pub use lease::{Lease, LeaseOptions, Owner};
+pub use lease::{EnvironmentLease, LeaseOptions, Owner};
 pub use session::{ExecResult, Hook, NixDevShell, ShellSession, Stream};
 
 use crate::{
-    Cause, EvalOptions, Failure, Installable, Invocation, Nix, NixBuilder, NixConfig, Result,
-    Source, Target, evaluate::invocation,
+    Cause, EvalOptions, Installable, InstallableSource, Invocation, Nix, NixBuilder, NixConfig,
+    NixFailure, Result, Target, evaluate::invocation,
 };
+use eval_reads::{Ears, EvalReads, Heard};
 use files::Lock;
-use inputs::{FilePlace, LocalFlake, Place, Snapshot, Trees, View};
-use known::{Known, Resolved};
+use inputs::{FilePlace, FlakePlace, InputsSnapshot, LocalFlake, Trees, View};
 use lease::Leases;
 use namespace::StoreElsewhere;
+use nix_version_cache::{NixVersionCache, Resolved};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -67,7 +68,6 @@ use std::{
 };
 use tk_path::{DerivedPath, SingleDerivedPath, StoreDir, StorePath};
 use tk_store::log::LogSink;
-use told::{Ears, Heard, Told};
 
 /// Where environments are kept, and what they are entered from.
 #[derive(Debug, Clone)]
@@ -94,15 +94,15 @@ pub struct ShellConfig {
 #[derive(Debug, Clone)]
 pub struct Shells {
     config: ShellConfig,
-    known: Known,
+    known: NixVersionCache,
     leases: Leases,
 }
 
 /// What is to be entered.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct WantedEnvironment {
     /// The environment.
-    pub what: What,
+    pub what: EnvironmentKind,
     /// How it is evaluated. Its folder is that of the [`ShellConfig`].
     pub eval: EvalOptions,
     /// Files and folders that it depends on, beside those that are found.
@@ -115,7 +115,7 @@ pub struct Wanted {
 
 /// A kind of environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum EnvironmentKind {
     /// That in which a derivation is built, as `nix develop` has it: an attribute of a flake, of a file
     /// or an expression, or a derivation of the store.
     Shell(Installable),
@@ -124,10 +124,10 @@ pub enum What {
     Packages(Vec<Installable>),
 }
 
-impl Wanted {
+impl WantedEnvironment {
     /// `what`, with everything else as usual.
-    pub fn new(what: What) -> Self {
-        Wanted {
+    pub fn new(what: EnvironmentKind) -> Self {
+        WantedEnvironment {
             what,
             eval: EvalOptions::default(),
             watch: Vec::new(),
@@ -138,8 +138,8 @@ impl Wanted {
 
     fn installables(&self) -> &[Installable] {
         match &self.what {
-            What::Shell(one) => std::slice::from_ref(one),
-            What::Packages(all) => all,
+            EnvironmentKind::Shell(one) => std::slice::from_ref(one),
+            EnvironmentKind::Packages(all) => all,
         }
     }
 
@@ -147,11 +147,11 @@ impl Wanted {
     /// there.
     pub fn store_paths(&self) -> Option<BTreeSet<StorePath>> {
         let all = match &self.what {
-            What::Packages(all) => all.iter(),
-            What::Shell(_) => return None,
+            EnvironmentKind::Packages(all) => all.iter(),
+            EnvironmentKind::Shell(_) => return None,
         };
         let paths = all.map(|one| match &one.source {
-            Source::Store(DerivedPath::Opaque(path)) => Some(path.clone()),
+            InstallableSource::Store(DerivedPath::Opaque(path)) => Some(path.clone()),
             _ => None,
         });
         paths.collect()
@@ -171,7 +171,7 @@ impl Wanted {
 /// An environment that is ready to be entered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Entry {
+pub struct EnvironmentEntry {
     /// Its key.
     pub key: String,
     /// What was asked for.
@@ -191,14 +191,14 @@ pub struct Entry {
     /// Where these lie on this machine.
     pub places: Vec<PathBuf>,
     /// It.
-    pub environment: Environment,
+    pub environment: ShellEnvironment,
 }
 
 /// An environment, and how it was come by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundEnvironment {
     /// It.
-    pub entry: Entry,
+    pub entry: EnvironmentEntry,
     /// Whether it was known: nix was not run.
     pub warm: bool,
     /// The files that it depends on, as far as they are known.
@@ -223,7 +223,7 @@ impl Shells {
     /// Environments in the folders of `config`.
     pub fn new(config: ShellConfig) -> Self {
         Shells {
-            known: Known::at(&config.cache),
+            known: NixVersionCache::at(&config.cache),
             leases: Leases::at(&config.state),
             config,
         }
@@ -238,7 +238,11 @@ impl Shells {
 
     /// The environment, if it is known and its lease could be renewed without asking the store. Runs
     /// no nix but to learn the version of a program that was never seen.
-    pub async fn warm(&self, nix: &NixConfig, wanted: &Wanted) -> Result<Option<Found>> {
+    pub async fn warm(
+        &self,
+        nix: &NixConfig,
+        wanted: &WantedEnvironment,
+    ) -> Result<Option<FoundEnvironment>> {
         let resolved = self.known.resolve(nix, &self.search_path()).await;
         let Some(Resolved { nix, .. }) = resolved.filter(|_| !wanted.refresh) else {
             return Ok(None);
@@ -262,9 +266,9 @@ impl Shells {
     pub async fn find(
         &self,
         builder: &NixBuilder,
-        wanted: &Wanted,
+        wanted: &WantedEnvironment,
         log: &dyn LogSink,
-    ) -> Result<Found> {
+    ) -> Result<FoundEnvironment> {
         let asked = self.asked(builder.nix(), wanted)?;
         let begun = files::now();
         let lock = self.config.cache.join("locks").join(&asked.slot);
@@ -280,7 +284,7 @@ impl Shells {
         }
         self.leases.expire()?;
         let (entry, snapshot) = self.evaluate(builder, &asked, wanted, log).await?;
-        Ok(Found {
+        Ok(FoundEnvironment {
             entry,
             warm: false,
             files: snapshot.files().map(Into::into).collect(),
@@ -291,7 +295,11 @@ impl Shells {
     /// A session in `entry`. If its files lie elsewhere than its paths say, commands get a namespace in
     /// which they are where they belong. With `keep` the environment is pure: of the caller's variables those are left
     /// that `nix-shell --pure` leaves, and those in `keep`.
-    pub fn session(&self, entry: &Entry, keep: Option<&[String]>) -> Result<ShellSession> {
+    pub fn session(
+        &self,
+        entry: &EnvironmentEntry,
+        keep: Option<&[String]>,
+    ) -> Result<ShellSession> {
         let base = match keep {
             None => self.config.variables.clone(),
             Some(keep) => {
@@ -331,7 +339,7 @@ impl Shells {
     }
 
     /// The code of `entry` that would run without being named.
-    pub fn startup_code(&self, entry: &Entry) -> StartupCode {
+    pub fn startup_code(&self, entry: &EnvironmentEntry) -> StartupCode {
         let mut path = OsString::from(entry.environment.text("PATH").unwrap_or_default());
         path.push(":");
         path.push(self.search_path());
@@ -340,39 +348,39 @@ impl Shells {
 
     /// Lets the code of `entry` run from now on that would run without being named, as long as all of
     /// it is the same.
-    pub fn allow(&self, entry: &Entry) -> Result<()> {
+    pub fn allow(&self, entry: &EnvironmentEntry) -> Result<()> {
         let text = self.startup_code(entry).text();
         files::replace(&self.allowed_text(entry), text.as_bytes())?;
         files::replace(&self.consent(entry), entry.name.as_bytes())
     }
 
     /// Whether its code may run.
-    pub fn is_allowed(&self, entry: &Entry) -> Result<bool> {
+    pub fn is_allowed(&self, entry: &EnvironmentEntry) -> Result<bool> {
         Ok(self.consent(entry).exists())
     }
 
     /// What was allowed last for the environment of this name, if it was kept: see
     /// [`StartupCode::text`].
-    pub fn allowed_before(&self, entry: &Entry) -> Option<String> {
+    pub fn allowed_before(&self, entry: &EnvironmentEntry) -> Option<String> {
         let text = files::read(&self.allowed_text(entry), MAX_ENTRY).ok()??;
         String::from_utf8(text).ok()
     }
 
     /// Takes the consent back; whether there was one.
-    pub fn revoke(&self, entry: &Entry) -> Result<bool> {
+    pub fn revoke(&self, entry: &EnvironmentEntry) -> Result<bool> {
         let consent = self.consent(entry);
         let there = consent.exists();
         files::remove(&consent)?;
         Ok(there)
     }
 
-    fn consent(&self, entry: &Entry) -> PathBuf {
+    fn consent(&self, entry: &EnvironmentEntry) -> PathBuf {
         let mut parts = vec![entry.location.clone(), entry.attribute.clone()];
         parts.extend(self.startup_code(entry).parts());
         self.config.state.join("allowed").join(files::digest(parts))
     }
 
-    fn allowed_text(&self, entry: &Entry) -> PathBuf {
+    fn allowed_text(&self, entry: &EnvironmentEntry) -> PathBuf {
         let name = files::digest([&entry.location, &entry.attribute]);
         self.config
             .state
@@ -381,7 +389,7 @@ impl Shells {
     }
 
     /// All that are kept, the newest first, each with its leases.
-    pub fn list(&self) -> Result<Vec<(Entry, Vec<Lease>)>> {
+    pub fn list(&self) -> Result<Vec<(EnvironmentEntry, Vec<EnvironmentLease>)>> {
         let leases = self.leases.all()?;
         let mut all = Vec::new();
         for file in files::entries(&self.config.cache.join("entries"))? {
@@ -465,7 +473,7 @@ impl Shells {
 }
 
 /// What was asked for, with all that the answer depends on but for content.
-struct Asked {
+struct EnvironmentRequest {
     slot: String,
     location: String,
     attribute: String,
@@ -481,8 +489,8 @@ struct Asked {
     searches_far: bool,
 }
 
-impl Asked {
-    fn trees(&self, told: &Told) -> Result<Trees> {
+impl EnvironmentRequest {
+    fn trees(&self, told: &EvalReads) -> Result<Trees> {
         let mut trees = Trees::new(self.left_out.clone(), self.view.clone());
         for flake in &self.flakes {
             trees.add_flake(flake)?;
@@ -493,12 +501,12 @@ impl Asked {
         Ok(trees)
     }
 
-    fn is_pinned(&self, heard: &Heard, snapshot: &Snapshot) -> bool {
+    fn is_pinned(&self, heard: &Heard, snapshot: &InputsSnapshot) -> bool {
         let searched = heard.from_store && self.searches_far;
         self.pinned && !heard.fetched && !snapshot.partial && !searched
     }
 
-    fn key(&self, snapshot: &Snapshot) -> String {
+    fn key(&self, snapshot: &InputsSnapshot) -> String {
         files::digest([&self.slot, &snapshot.digest()])
     }
 
@@ -510,7 +518,7 @@ impl Asked {
 }
 
 impl Shells {
-    fn asked(&self, nix: &Nix, wanted: &Wanted) -> Result<Asked> {
+    fn asked(&self, nix: &Nix, wanted: &WantedEnvironment) -> Result<EnvironmentRequest> {
         let folder = &self.config.folder;
         let mut flakes = Vec::new();
         let mut own = Vec::new();
@@ -519,18 +527,18 @@ impl Shells {
         let mut sees_machine = wanted.eval.impure;
         let mut searches_far = false;
         let kind = match wanted.what {
-            What::Shell(_) => "shell",
-            What::Packages(_) => "packages",
+            EnvironmentKind::Shell(_) => "shell",
+            EnvironmentKind::Packages(_) => "packages",
         };
         let mut parts = vec![VERSION.to_owned(), kind.to_owned()];
         let mut location = None;
         for what in wanted.installables() {
             match &what.source {
-                Source::Flake(reference) => match Place::of(reference, folder)? {
-                    Place::Local(flake) => flakes.push(flake),
-                    Place::Far { pinned: this } => pinned &= this,
+                InstallableSource::Flake(reference) => match FlakePlace::of(reference, folder)? {
+                    FlakePlace::Local(flake) => flakes.push(flake),
+                    FlakePlace::Far { pinned: this } => pinned &= this,
                 },
-                Source::File(file) => {
+                InstallableSource::File(file) => {
                     sees_machine = true;
                     match FilePlace::of(file, folder)? {
                         FilePlace::Local(place) if place.starts_with(self.config.dir.as_str()) => {}
@@ -541,7 +549,7 @@ impl Shells {
                     }
                 }
                 // Nix evaluates it as purely as a flake; a path of the store is what it is.
-                Source::Expr(_) | Source::Store(_) => {}
+                InstallableSource::Expr(_) | InstallableSource::Store(_) => {}
             }
             let place = inputs::location(&what.source, folder)?;
             parts.extend([what.to_string(), what.attr.clone(), place.clone()]);
@@ -562,9 +570,9 @@ impl Shells {
         }
         for (input, reference) in &wanted.eval.override_inputs {
             parts.extend(["override".into(), input.clone(), reference.clone()]);
-            match Place::of(reference, folder)? {
-                Place::Local(LocalFlake { tree, .. }) => watch.push(tree),
-                Place::Far { pinned: this } => pinned &= this,
+            match FlakePlace::of(reference, folder)? {
+                FlakePlace::Local(LocalFlake { tree, .. }) => watch.push(tree),
+                FlakePlace::Far { pinned: this } => pinned &= this,
             }
         }
         let config = nix.config();
@@ -579,9 +587,9 @@ impl Shells {
             nix.version().to_string(),
         ]);
         let (location, attribute) = location.ok_or_else(|| {
-            Failure::new(Cause::Misused, "there is nothing to make an environment of")
+            NixFailure::new(Cause::Misused, "there is nothing to make an environment of")
         })?;
-        Ok(Asked {
+        Ok(EnvironmentRequest {
             slot: files::digest(parts),
             location,
             attribute,
@@ -603,7 +611,7 @@ impl Shells {
 
     /// Adds to the parts of a slot what impure code commonly sees of the machine: the search path,
     /// where it leads now, and settings of nixpkgs. Whether there are addresses in it.
-    fn add_machine(&self, nix: &Nix, wanted: &Wanted, parts: &mut Vec<String>) -> bool {
+    fn add_machine(&self, nix: &Nix, wanted: &WantedEnvironment, parts: &mut Vec<String>) -> bool {
         let mut places: Vec<String> = wanted.eval.search_path.clone();
         let options = nix.config().options.iter();
         let options = options.filter(|(name, _)| name.ends_with("nix-path"));
@@ -660,7 +668,11 @@ impl Shells {
     }
 
     /// The entry that is known for the present content, with its lease renewed if that needs no store.
-    fn look_up(&self, asked: &Asked, wanted: &Wanted) -> Result<Option<Found>> {
+    fn look_up(
+        &self,
+        asked: &EnvironmentRequest,
+        wanted: &WantedEnvironment,
+    ) -> Result<Option<FoundEnvironment>> {
         let snapshot = self.snapshot(asked)?;
         let key = asked.key(&snapshot);
         let entry = read_entry(&self.entry_file(&key));
@@ -668,7 +680,7 @@ impl Shells {
             return Ok(None);
         };
         let leased = self.leases.renew(&key, &entry.places, &wanted.lease)?;
-        Ok(Some(Found {
+        Ok(Some(FoundEnvironment {
             entry,
             warm: true,
             files: snapshot.files().map(Into::into).collect(),
@@ -677,15 +689,15 @@ impl Shells {
     }
 
     /// The state of all that counts. What was noted is believed as far as nothing changed.
-    fn snapshot(&self, asked: &Asked) -> Result<Snapshot> {
+    fn snapshot(&self, asked: &EnvironmentRequest) -> Result<InputsSnapshot> {
         let file = self.index_file(&asked.slot);
         let old = files::read(&file, MAX_INDEX).ok().flatten();
-        let old: Option<Snapshot> = old.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let old: Option<InputsSnapshot> = old.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         if let Some(old) = old.as_ref().filter(|old| old.holds()) {
             return Ok(old.clone());
         }
         let told = old.as_ref().map(|old| old.told.clone()).unwrap_or_default();
-        let mut new = Snapshot::take(&asked.trees(&told)?, old.as_ref())?;
+        let mut new = InputsSnapshot::take(&asked.trees(&told)?, old.as_ref())?;
         new.told = told;
         if old.as_ref() != Some(&new) {
             self.note(asked, &new);
@@ -694,7 +706,7 @@ impl Shells {
     }
 
     /// Without a note all is read again; a name that is no text cannot be noted.
-    fn note(&self, asked: &Asked, snapshot: &Snapshot) {
+    fn note(&self, asked: &EnvironmentRequest, snapshot: &InputsSnapshot) {
         if let Ok(text) = serde_json::to_vec(snapshot) {
             let _ = files::replace(&self.index_file(&asked.slot), &text);
         }
@@ -704,39 +716,41 @@ impl Shells {
     async fn evaluate(
         &self,
         builder: &NixBuilder,
-        asked: &Asked,
-        wanted: &Wanted,
+        asked: &EnvironmentRequest,
+        wanted: &WantedEnvironment,
         log: &dyn LogSink,
-    ) -> Result<(Entry, Snapshot)> {
+    ) -> Result<(EnvironmentEntry, InputsSnapshot)> {
         let locks = asked.locks();
         // What was read before counts, too: who goes back finds what there was.
         let mut told = if wanted.refresh {
-            Told::default()
+            EvalReads::default()
         } else {
             self.snapshot(asked)?.told
         };
         for _ in 0..TRIES {
-            let before = Snapshot::take(&asked.trees(&told)?, None)?;
+            let before = InputsSnapshot::take(&asked.trees(&told)?, None)?;
             let begun = SystemTime::now();
             let ears = Ears::new(log, self.stores());
             let evaluated = match &wanted.what {
-                What::Shell(what) => self.shell(builder, what, wanted, &ears, log).await,
-                What::Packages(all) => self.packages(builder, all, wanted, &ears, log).await,
+                EnvironmentKind::Shell(what) => self.shell(builder, what, wanted, &ears, log).await,
+                EnvironmentKind::Packages(all) => {
+                    self.packages(builder, all, wanted, &ears, log).await
+                }
             };
             let (environment, paths) = evaluated?;
             let heard = ears.heard();
             told.add(heard.told.clone());
-            let mut after = Snapshot::take(&asked.trees(&told)?, None)?;
+            let mut after = InputsSnapshot::take(&asked.trees(&told)?, None)?;
             after.told = told.clone();
             if !before.is_kept_in(&after, &locks) || after.has_new_since(&before, begun, &locks) {
                 continue;
             }
             let real = self.real_dir();
-            let entry = Entry {
+            let entry = EnvironmentEntry {
                 key: asked.key(&after),
                 name: match &wanted.what {
-                    What::Shell(what) => name(what, &asked.location),
-                    What::Packages(_) => wanted.name(),
+                    EnvironmentKind::Shell(what) => name(what, &asked.location),
+                    EnvironmentKind::Packages(_) => wanted.name(),
                 },
                 location: asked.location.clone(),
                 attribute: asked.attribute.clone(),
@@ -759,10 +773,10 @@ impl Shells {
             "the files of {} kept changing while they were evaluated",
             wanted.name()
         );
-        Err(Failure::new(Cause::Other, words))
+        Err(NixFailure::new(Cause::Other, words))
     }
 
-    fn keep(&self, entry: &Entry) -> Result<()> {
+    fn keep(&self, entry: &EnvironmentEntry) -> Result<()> {
         let file = self.entry_file(&entry.key);
         for (name, text) in entry.environment.structured_attrs.iter().flatten() {
             if let Some(suffix @ ("json" | "sh")) = name.rsplit('.').next() {
@@ -770,15 +784,20 @@ impl Shells {
             }
         }
         let text = serde_json::to_vec(entry);
-        let text = text.map_err(|e| Failure::new(Cause::Other, e.to_string()))?;
+        let text = text.map_err(|e| NixFailure::new(Cause::Other, e.to_string()))?;
         files::replace(&file, &text)
     }
 
-    async fn lease(&self, builder: &NixBuilder, entry: &Entry, wanted: &Wanted) -> Result<()> {
+    async fn lease(
+        &self,
+        builder: &NixBuilder,
+        entry: &EnvironmentEntry,
+        wanted: &WantedEnvironment,
+    ) -> Result<()> {
         let store = builder.store();
         let Some(roots) = &store.roots else {
             let words = format!("{} keeps nothing: it has no roots", store.store);
-            return Err(Failure::new(Cause::Misused, words));
+            return Err(NixFailure::new(Cause::Misused, words));
         };
         let (paths, places) = (&entry.paths, &entry.places);
         let lease = &wanted.lease;
@@ -793,12 +812,12 @@ impl Shells {
         &self,
         builder: &NixBuilder,
         what: &Installable,
-        wanted: &Wanted,
+        wanted: &WantedEnvironment,
         ears: &Ears<'_>,
         log: &dyn LogSink,
-    ) -> Result<(Environment, Vec<StorePath>)> {
+    ) -> Result<(ShellEnvironment, Vec<StorePath>)> {
         let nix = builder.nix();
-        let place = Temporary::make(&self.config.cache.join("evaluating").join("env"))?;
+        let place = TemporaryFolder::make(&self.config.cache.join("evaluating").join("env"))?;
         let profile = place.0.join("profile");
         let options = EvalOptions {
             folder: Some(self.config.folder.clone()),
@@ -806,7 +825,7 @@ impl Shells {
         };
         let command = ["print-dev-env", "--json"];
         let mut run = match &what.source {
-            Source::Flake(_) => invocation(&command, what, &options)?,
+            InstallableSource::Flake(_) => invocation(&command, what, &options)?,
             _ => {
                 let drv = self.derivation(builder, what, &options, ears).await?;
                 Invocation::new(command).arg(self.config.dir.path(&drv))
@@ -826,9 +845,9 @@ impl Shells {
             run = run.args(["--option", &name, &value]);
         }
         let printed = nix.json(run, listening).await?;
-        let environment: Environment = serde_json::from_value(printed).map_err(|error| {
+        let environment: ShellEnvironment = serde_json::from_value(printed).map_err(|error| {
             let words = format!("nix prints an environment of a kind that is not known: {error}");
-            Failure::new(Cause::Other, words)
+            NixFailure::new(Cause::Other, words)
         })?;
         if let Some(local) = &local {
             self.hear_of_self(local, &environment, ears);
@@ -840,7 +859,7 @@ impl Shells {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let path = StorePath::parse(&name).map_err(|error| {
             let words = format!("the environment is not in the store: {error}");
-            Failure::new(Cause::Other, words)
+            NixFailure::new(Cause::Other, words)
         })?;
         if let Some(roots) = &builder.store().roots {
             roots.add_temp_root(&path).await?;
@@ -856,7 +875,7 @@ impl Shells {
         options: &EvalOptions,
         ears: &Ears<'_>,
     ) -> Result<Vec<Target>> {
-        let is_flake = matches!(what.source, Source::Flake(_));
+        let is_flake = matches!(what.source, InstallableSource::Flake(_));
         let more = |ask: Invocation| {
             let ask = self.with_nix_path(ask).arg("-vv");
             if is_flake || options.offline {
@@ -880,18 +899,18 @@ impl Shells {
 
     /// The flake in a folder of this machine that `what` is of.
     fn local_flake(&self, what: &Installable) -> Result<Option<LocalFlake>> {
-        let Source::Flake(reference) = &what.source else {
+        let InstallableSource::Flake(reference) = &what.source else {
             return Ok(None);
         };
-        Ok(match Place::of(reference, &self.config.folder)? {
-            Place::Local(local) => Some(local),
-            Place::Far { .. } => None,
+        Ok(match FlakePlace::of(reference, &self.config.folder)? {
+            FlakePlace::Local(local) => Some(local),
+            FlakePlace::Far { .. } => None,
         })
     }
 
     /// Tells `ears` that all of a flake was copied, if `environment` has the path of the copy: nix
     /// does not say so of `"${self}"`.
-    fn hear_of_self(&self, local: &LocalFlake, environment: &Environment, ears: &Ears<'_>) {
+    fn hear_of_self(&self, local: &LocalFlake, environment: &ShellEnvironment, ears: &Ears<'_>) {
         let own = files::read(&local.flake.join("flake.nix"), MAX_FLAKE);
         let is_copy = |path: &StorePath| {
             let copy = self.real_dir().join(path.as_str()).join(local.file());
@@ -927,7 +946,7 @@ impl Shells {
                         "{} is no derivation, whose shell could be entered",
                         other.display(&self.config.dir)
                     );
-                    return Err(Failure::new(Cause::Misused, words));
+                    return Err(NixFailure::new(Cause::Misused, words));
                 }
             },
             all => {
@@ -938,7 +957,7 @@ impl Shells {
                     all.len(),
                     names.join(", ")
                 );
-                return Err(Failure::new(Cause::Misused, words));
+                return Err(NixFailure::new(Cause::Misused, words));
             }
         };
         if let Some(roots) = &builder.store().roots {
@@ -952,10 +971,10 @@ impl Shells {
         &self,
         builder: &NixBuilder,
         all: &[Installable],
-        wanted: &Wanted,
+        wanted: &WantedEnvironment,
         ears: &Ears<'_>,
         log: &dyn LogSink,
-    ) -> Result<(Environment, Vec<StorePath>)> {
+    ) -> Result<(ShellEnvironment, Vec<StorePath>)> {
         let options = EvalOptions {
             folder: Some(self.config.folder.clone()),
             ..wanted.eval.clone()
@@ -964,9 +983,9 @@ impl Shells {
         for what in all {
             targets.extend(self.targets(builder, what, &options, ears).await?);
         }
-        let build = crate::BuildOptions {
+        let build = crate::NixBuildOptions {
             eval: options,
-            ..crate::BuildOptions::default()
+            ..crate::NixBuildOptions::default()
         };
         let mut paths = Vec::new();
         let named = targets.iter().filter_map(|target| match &target.path {
@@ -993,7 +1012,7 @@ impl Shells {
         for built in built {
             for output in built?.outputs.values() {
                 let path = self.config.dir.parse(output);
-                let path = path.map_err(|e| Failure::new(Cause::Other, e.to_string()))?;
+                let path = path.map_err(|e| NixFailure::new(Cause::Other, e.to_string()))?;
                 if !paths.contains(&path) {
                     paths.push(path);
                 }
@@ -1003,7 +1022,7 @@ impl Shells {
         for path in self.with_propagated(&paths)? {
             folders.push(format!("{}/bin", self.config.dir.path(&path)));
         }
-        let environment = Environment::exported([("PATH", folders.join(":"))]);
+        let environment = ShellEnvironment::exported([("PATH", folders.join(":"))]);
         Ok((environment, paths))
     }
 
@@ -1029,7 +1048,7 @@ impl Shells {
     }
 }
 
-impl Entry {
+impl EnvironmentEntry {
     fn is_shell(&self) -> bool {
         self.environment.variables.contains_key("outputs")
     }
@@ -1063,7 +1082,7 @@ impl NixBuilder {
     /// # Errors
     /// As there; [`Cause::Misused`] too for what is no derivation, or several.
     pub async fn dev_shell_of(&self, what: Installable) -> Result<ShellSession> {
-        let mut session = self.session(What::Shell(what)).await?;
+        let mut session = self.session(EnvironmentKind::Shell(what)).await?;
         session.enter().await?;
         Ok(session)
     }
@@ -1075,7 +1094,7 @@ impl NixBuilder {
     pub async fn run(&self, packages: &[&str], command: &[&str]) -> Result<ExecResult> {
         let dir = self.store().store.dir().clone();
         let all = packages.iter().map(|name| package(&dir, name));
-        let what = What::Packages(all.collect::<Result<_>>()?);
+        let what = EnvironmentKind::Packages(all.collect::<Result<_>>()?);
         self.session(what).await?.run(command).await
     }
 
@@ -1084,12 +1103,14 @@ impl NixBuilder {
     ///
     /// # Errors
     /// As [`NixBuilder::dev_shell_of`].
-    pub async fn session(&self, what: What) -> Result<ShellSession> {
+    pub async fn session(&self, what: EnvironmentKind) -> Result<ShellSession> {
         let Some(shells) = self.shells() else {
             let words = "no folders were named in which environments are kept";
-            return Err(Failure::new(Cause::Misused, words));
+            return Err(NixFailure::new(Cause::Misused, words));
         };
-        let found = shells.find(self, &Wanted::new(what), &()).await?;
+        let found = shells
+            .find(self, &WantedEnvironment::new(what), &())
+            .await?;
         shells.session(&found.entry, None)
     }
 }
@@ -1097,9 +1118,9 @@ impl NixBuilder {
 /// How a list of environments names the one of `what`, which comes from `location`.
 fn name(what: &Installable, location: &str) -> String {
     match (&what.source, what.attr.as_str()) {
-        (Source::Expr(_), _) => what.to_string(),
+        (InstallableSource::Expr(_), _) => what.to_string(),
         (_, "") => location.to_owned(),
-        (Source::File(_), attr) => format!("{attr} of {location}"),
+        (InstallableSource::File(_), attr) => format!("{attr} of {location}"),
         (_, attr) => format!("{location}#{attr}"),
     }
 }
@@ -1116,7 +1137,7 @@ pub fn package(dir: &StoreDir, name: &str) -> Result<Installable> {
 
 fn installable(dir: &StoreDir, text: &str) -> Result<Installable> {
     let what = Installable::parse(dir, text);
-    what.map_err(|error| Failure::new(Cause::Misused, error.to_string()))
+    what.map_err(|error| NixFailure::new(Cause::Misused, error.to_string()))
 }
 
 /// Settings without content-addressed derivations: with them the builder of environments aborts on
@@ -1144,23 +1165,23 @@ async fn without_floating(nix: &Nix) -> Result<Vec<(String, String)>> {
 }
 
 /// A folder that goes when this is dropped.
-struct Temporary(PathBuf);
+struct TemporaryFolder(PathBuf);
 
-impl Temporary {
-    fn make(beside: &Path) -> Result<Temporary> {
+impl TemporaryFolder {
+    fn make(beside: &Path) -> Result<TemporaryFolder> {
         let place = files::unique(beside);
         files::make_folder(&place)?;
-        Ok(Temporary(place))
+        Ok(TemporaryFolder(place))
     }
 }
 
-impl Drop for Temporary {
+impl Drop for TemporaryFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-fn read_entry(file: &Path) -> Option<Entry> {
+fn read_entry(file: &Path) -> Option<EnvironmentEntry> {
     let bytes = files::read(file, MAX_ENTRY).ok()??;
     serde_json::from_slice(&bytes).ok()
 }
@@ -1238,7 +1259,11 @@ mod tests {
             ("./here", "./here", ""),
         ] {
             let what = package(&dir, name).unwrap();
-            assert_eq!(what.source, Source::Flake(reference.into()), "{name}");
+            assert_eq!(
+                what.source,
+                InstallableSource::Flake(reference.into()),
+                "{name}"
+            );
             assert_eq!(what.attr, attr, "{name}");
         }
     }
@@ -1248,6 +1273,6 @@ mod tests {
         fn sent<T: Send>(_: impl FnOnce(&'static NixBuilder) -> T) {}
         sent(|builder| builder.dev_shell("."));
         sent(|builder| builder.run(&["a"], &["b"]));
-        sent(|builder| builder.session(What::Packages(Vec::new())));
+        sent(|builder| builder.session(EnvironmentKind::Packages(Vec::new())));
     }
 }

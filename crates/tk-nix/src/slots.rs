@@ -28,7 +28,7 @@ pub struct Slots {
 
 /// A slot, held until this is dropped.
 #[derive(Debug)]
-pub struct Slot {
+pub struct BuildSlot {
     _file: File,
 }
 
@@ -41,7 +41,7 @@ impl Slots {
     }
 
     /// A free slot of `machine`, if there is one, and how many others are held.
-    pub fn take(&self, machine: &Machine) -> io::Result<(Option<Slot>, u32)> {
+    pub fn take(&self, machine: &Machine) -> io::Result<(Option<BuildSlot>, u32)> {
         fs::create_dir_all(&self.folder)?;
         let (mut slot, mut held) = (None, 0);
         for number in 0..machine.max_jobs.min(MAX_SLOTS) {
@@ -49,7 +49,7 @@ impl Slots {
             options.read(true).write(true).create(true).truncate(false);
             let file = options.mode(0o600).open(self.file(machine, number))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if slot.is_none() => slot = Some(Slot { _file: file }),
+                Ok(()) if slot.is_none() => slot = Some(BuildSlot { _file: file }),
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => held += 1,
                 Err(error) => return Err(error.into()),

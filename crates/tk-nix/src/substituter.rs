@@ -44,7 +44,7 @@ pub struct CacheConfig {
 
 /// What [`Substituter::configure`] found or made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Configured {
+pub struct ConfiguredSubstituter {
     /// The URL as nix has it.
     pub url: String,
     /// The key that nix trusts.
@@ -103,7 +103,7 @@ impl Substituter {
     }
 
     /// See [`configure`].
-    pub async fn configure(&self, config: &CacheConfig) -> Result<Configured> {
+    pub async fn configure(&self, config: &CacheConfig) -> Result<ConfiguredSubstituter> {
         configure(&self.cache, &self.conf, config).await
     }
 }
@@ -122,7 +122,7 @@ pub async fn configure(
     cache: &BinaryCache,
     conf: &Path,
     config: &CacheConfig,
-) -> Result<Configured> {
+) -> Result<ConfiguredSubstituter> {
     let url = url_for_nix(&config.url)?;
     let public_key = config.checked_key()?;
     let said = cache.read_cache_info().await?;
@@ -151,7 +151,7 @@ pub async fn configure(
             ))
         }
     };
-    Ok(Configured {
+    Ok(ConfiguredSubstituter {
         url,
         public_key,
         priority: info.priority,

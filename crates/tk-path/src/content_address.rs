@@ -106,7 +106,7 @@ impl MethodAlgorithm {
         let (method, algorithm) = Method::split_prefix(text);
         let algorithm = algorithm
             .parse()
-            .map_err(|e| ContentAddressError::new(text, Why::Algorithm(e)))?;
+            .map_err(|e| ContentAddressError::new(text, ContentAddressFault::Algorithm(e)))?;
         Ok(MethodAlgorithm { method, algorithm })
     }
 }
@@ -129,7 +129,7 @@ impl FromStr for MethodAlgorithm {
         let (method, algorithm) = split_fixed(text)?;
         let algorithm = algorithm
             .parse()
-            .map_err(|e| ContentAddressError::new(text, Why::Algorithm(e)))?;
+            .map_err(|e| ContentAddressError::new(text, ContentAddressFault::Algorithm(e)))?;
         Ok(MethodAlgorithm { method, algorithm })
     }
 }
@@ -170,12 +170,12 @@ impl FromStr for ContentAddress {
     fn from_str(text: &str) -> Result<Self, ContentAddressError> {
         let (method, rest) = split_fixed(text)?;
         let Some((algorithm, digits)) = rest.split_once(':') else {
-            return Err(ContentAddressError::new(text, Why::Form));
+            return Err(ContentAddressError::new(text, ContentAddressFault::Form));
         };
         let hash = algorithm
             .parse()
-            .map_err(Why::Algorithm)
-            .and_then(|a| Hash::parse_digits(digits, a).map_err(Why::Hash))
+            .map_err(ContentAddressFault::Algorithm)
+            .and_then(|a| Hash::parse_digits(digits, a).map_err(ContentAddressFault::Hash))
             .map_err(|why| ContentAddressError::new(text, why))?;
         Ok(ContentAddress { method, hash })
     }
@@ -186,18 +186,18 @@ impl FromStr for ContentAddress {
 #[error("{text:?} is not a content address: {why}")]
 pub struct ContentAddressError {
     text: Box<str>,
-    why: Why,
+    why: ContentAddressFault,
 }
 
 impl ContentAddressError {
-    fn new(text: &str, why: Why) -> Self {
+    fn new(text: &str, why: ContentAddressFault) -> Self {
         let text = clip(text);
         ContentAddressError { text, why }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-enum Why {
+enum ContentAddressFault {
     #[error("it must start with text: or fixed:, and name an algorithm")]
     Form,
     #[error("{0}")]
@@ -320,7 +320,7 @@ fn split_fixed(text: &str) -> Result<(Method, &str), ContentAddressError> {
     }
     let rest = text
         .strip_prefix("fixed:")
-        .ok_or_else(|| ContentAddressError::new(text, Why::Form))?;
+        .ok_or_else(|| ContentAddressError::new(text, ContentAddressFault::Form))?;
     match Method::split_prefix(rest) {
         // `fixed:text:` does not exist; the algorithm is then unknown.
         (Method::Text, _) => Ok((Method::Flat, rest)),

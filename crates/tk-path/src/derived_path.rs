@@ -48,12 +48,12 @@ impl SingleDerivedPath {
 
     /// The text with `^`.
     pub fn display<'a>(&'a self, dir: &'a StoreDir) -> impl fmt::Display + 'a {
-        Text(self, dir, MODERN)
+        MarkedPathText(self, dir, MODERN)
     }
 
     /// The text with `!`.
     pub fn display_legacy<'a>(&'a self, dir: &'a StoreDir) -> impl fmt::Display + 'a {
-        Text(self, dir, LEGACY)
+        MarkedPathText(self, dir, LEGACY)
     }
 
     /// The store path below all nesting.
@@ -79,25 +79,25 @@ impl SingleDerivedPath {
         SingleDerivedPath::read_json(value, MAX_DEPTH).map_err(DerivedPathError::json)
     }
 
-    fn read(dir: &StoreDir, text: &str, mark: char) -> Result<Self, Why> {
+    fn read(dir: &StoreDir, text: &str, mark: char) -> Result<Self, DerivedPathFault> {
         let mut parts = text.split(mark);
         let base = dir.parse(parts.next().unwrap_or_default())?;
         let mut path = SingleDerivedPath::Opaque(base);
         for (depth, output) in parts.enumerate() {
             if depth == MAX_DEPTH {
-                return Err(Why::Depth);
+                return Err(DerivedPathFault::Depth);
             }
             path = path.output(OutputName::parse(output)?);
         }
         Ok(path)
     }
 
-    fn read_json(value: &Value, depth: usize) -> Result<Self, Why> {
+    fn read_json(value: &Value, depth: usize) -> Result<Self, DerivedPathFault> {
         if let Some(base) = value.as_str() {
             return Ok(SingleDerivedPath::Opaque(StorePath::parse(base)?));
         }
-        let depth = depth.checked_sub(1).ok_or(Why::Depth)?;
-        let output = value["output"].as_str().ok_or(Why::Json)?;
+        let depth = depth.checked_sub(1).ok_or(DerivedPathFault::Depth)?;
+        let output = value["output"].as_str().ok_or(DerivedPathFault::Json)?;
         let drv = SingleDerivedPath::read_json(&value["drvPath"], depth)?;
         Ok(drv.output(OutputName::parse(output)?))
     }
@@ -136,12 +136,12 @@ impl DerivedPath {
 
     /// The text with `^`.
     pub fn display<'a>(&'a self, dir: &'a StoreDir) -> impl fmt::Display + 'a {
-        Text(self, dir, MODERN)
+        MarkedPathText(self, dir, MODERN)
     }
 
     /// The text with `!`, as the worker protocol has it.
     pub fn display_legacy<'a>(&'a self, dir: &'a StoreDir) -> impl fmt::Display + 'a {
-        Text(self, dir, LEGACY)
+        MarkedPathText(self, dir, LEGACY)
     }
 
     /// The store path below all nesting.
@@ -167,7 +167,7 @@ impl DerivedPath {
         DerivedPath::read_json(value).map_err(DerivedPathError::json)
     }
 
-    fn read(dir: &StoreDir, text: &str, mark: char) -> Result<Self, Why> {
+    fn read(dir: &StoreDir, text: &str, mark: char) -> Result<Self, DerivedPathFault> {
         let Some((drv, outputs)) = text.rsplit_once(mark) else {
             return Ok(DerivedPath::Opaque(dir.parse(text)?));
         };
@@ -176,11 +176,11 @@ impl DerivedPath {
         Ok(DerivedPath::Built { drv, outputs })
     }
 
-    fn read_json(value: &Value) -> Result<Self, Why> {
+    fn read_json(value: &Value) -> Result<Self, DerivedPathFault> {
         if let Some(base) = value.as_str() {
             return Ok(DerivedPath::Opaque(StorePath::parse(base)?));
         }
-        let outputs = OutputsSpec::from_json(value.get("outputs").ok_or(Why::Json)?)?;
+        let outputs = OutputsSpec::from_json(value.get("outputs").ok_or(DerivedPathFault::Json)?)?;
         let drv = SingleDerivedPath::read_json(&value["drvPath"], MAX_DEPTH)?;
         Ok(DerivedPath::Built { drv, outputs })
     }
@@ -204,23 +204,23 @@ impl From<SingleDerivedPath> for DerivedPath {
 #[error("{text} is not a derived path: {why}")]
 pub struct DerivedPathError {
     text: Box<str>,
-    why: Why,
+    why: DerivedPathFault,
 }
 
 impl DerivedPathError {
-    fn new(text: &str, why: Why) -> Self {
+    fn new(text: &str, why: DerivedPathFault) -> Self {
         let text = format!("{:?}", clip(text)).into();
         DerivedPathError { text, why }
     }
 
-    fn json(why: Why) -> Self {
+    fn json(why: DerivedPathFault) -> Self {
         let text = "the JSON value".into();
         DerivedPathError { text, why }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-enum Why {
+enum DerivedPathFault {
     #[error("{0}")]
     Path(#[from] StorePathError),
     #[error("{0}")]
@@ -234,27 +234,27 @@ enum Why {
 }
 
 /// The text of a path with this mark.
-struct Text<'a, T>(&'a T, &'a StoreDir, char);
+struct MarkedPathText<'a, T>(&'a T, &'a StoreDir, char);
 
-impl fmt::Display for Text<'_, SingleDerivedPath> {
+impl fmt::Display for MarkedPathText<'_, SingleDerivedPath> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Text(path, dir, mark) = *self;
+        let MarkedPathText(path, dir, mark) = *self;
         match path {
             SingleDerivedPath::Opaque(path) => dir.display(path).fmt(f),
             SingleDerivedPath::Built { drv, output } => {
-                write!(f, "{}{mark}{output}", Text(&**drv, dir, mark))
+                write!(f, "{}{mark}{output}", MarkedPathText(&**drv, dir, mark))
             }
         }
     }
 }
 
-impl fmt::Display for Text<'_, DerivedPath> {
+impl fmt::Display for MarkedPathText<'_, DerivedPath> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Text(path, dir, mark) = *self;
+        let MarkedPathText(path, dir, mark) = *self;
         match path {
             DerivedPath::Opaque(path) => dir.display(path).fmt(f),
             DerivedPath::Built { drv, outputs } => {
-                write!(f, "{}{mark}{outputs}", Text(drv, dir, mark))
+                write!(f, "{}{mark}{outputs}", MarkedPathText(drv, dir, mark))
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::{Algorithm, Hash, Hasher};
 
 /// What an entry of a tree is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Mode {
+pub enum GitMode {
     /// A tree, 40000.
     Directory,
     /// A blob, 100755.
@@ -33,43 +33,43 @@ pub enum Mode {
     Symlink,
 }
 
-impl Mode {
+impl GitMode {
     /// Every mode.
-    pub const ALL: [Mode; 4] = [
-        Mode::Directory,
-        Mode::Executable,
-        Mode::Regular,
-        Mode::Symlink,
+    pub const ALL: [GitMode; 4] = [
+        GitMode::Directory,
+        GitMode::Executable,
+        GitMode::Regular,
+        GitMode::Symlink,
     ];
 
     /// The octal digits.
     pub const fn digits(self) -> &'static str {
         match self {
-            Mode::Directory => "40000",
-            Mode::Executable => "100755",
-            Mode::Regular => "100644",
-            Mode::Symlink => "120000",
+            GitMode::Directory => "40000",
+            GitMode::Executable => "100755",
+            GitMode::Regular => "100644",
+            GitMode::Symlink => "120000",
         }
     }
 }
 
 /// A tree object: its entries by name, in git's order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tree {
+pub struct GitTree {
     /// By [`sort_key`], which is the name, or the name with a slash behind it.
-    entries: BTreeMap<Vec<u8>, (Mode, Hash)>,
+    entries: BTreeMap<Vec<u8>, (GitMode, Hash)>,
 }
 
-impl Tree {
+impl GitTree {
     /// A tree without entries.
-    pub fn new() -> Tree {
-        Tree::default()
+    pub fn new() -> GitTree {
+        GitTree::default()
     }
 
     /// Adds an entry. The name must not be empty, `.` or `..`, have no `/` and no NUL, and be new.
-    pub fn insert(&mut self, name: &[u8], mode: Mode, hash: Hash) -> Result<(), GitError> {
+    pub fn insert(&mut self, name: &[u8], mode: GitMode, hash: Hash) -> Result<(), GitError> {
         check_name(name).map_err(GitError::Entry)?;
-        let other = [Mode::Directory, Mode::Regular]
+        let other = [GitMode::Directory, GitMode::Regular]
             .map(|mode| sort_key(name, mode))
             .iter()
             .any(|key| self.entries.contains_key(key));
@@ -81,7 +81,7 @@ impl Tree {
     }
 
     /// The entries: name, mode, hash.
-    pub fn entries(&self) -> impl Iterator<Item = (&[u8], Mode, Hash)> {
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], GitMode, Hash)> {
         self.entries.iter().map(|(key, &(mode, hash))| {
             let name = key.strip_suffix(b"/").unwrap_or(key);
             (name, mode, hash)
@@ -103,11 +103,11 @@ impl Tree {
 
     /// Reads an object, header included, whose hashes are of `algorithm`. Entries out of order are an error, so that
     /// encoding gives the same bytes back.
-    pub fn decode(object: &[u8], algorithm: Algorithm) -> Result<Tree, GitError> {
+    pub fn decode(object: &[u8], algorithm: Algorithm) -> Result<GitTree, GitError> {
         check_algorithm(algorithm)?;
-        let mut input = Input { object, offset: 0 };
+        let mut input = GitTreeInput { object, offset: 0 };
         input.header("tree")?;
-        let mut tree = Tree::new();
+        let mut tree = GitTree::new();
         while input.offset < object.len() {
             let start = input.offset;
             let (name, mode, hash) = input.entry(algorithm)?;
@@ -154,7 +154,7 @@ pub fn hash_blob(content: &[u8], algorithm: Algorithm) -> Result<Hash, GitError>
 /// error.
 pub fn hash_tree(path: &Path, algorithm: Algorithm) -> Result<Hash, GitError> {
     check_algorithm(algorithm)?;
-    let mut walk = Walk {
+    let mut walk = GitWalk {
         algorithm,
         path: path.to_owned(),
         buffer: vec![0; BUFFER],
@@ -202,18 +202,18 @@ pub enum GitError {
 }
 
 /// What a name is sorted by.
-fn sort_key(name: &[u8], mode: Mode) -> Vec<u8> {
-    let slash = if mode == Mode::Directory { "/" } else { "" };
+fn sort_key(name: &[u8], mode: GitMode) -> Vec<u8> {
+    let slash = if mode == GitMode::Directory { "/" } else { "" };
     [name, slash.as_bytes()].concat()
 }
 
 /// A tree object while it is read.
-struct Input<'a> {
+struct GitTreeInput<'a> {
     object: &'a [u8],
     offset: usize,
 }
 
-impl<'a> Input<'a> {
+impl<'a> GitTreeInput<'a> {
     fn header(&mut self, kind: &str) -> Result<(), GitError> {
         let rest = self.until(0, "its header does not end")?;
         let body = (self.object.len() - self.offset) as u64;
@@ -226,10 +226,10 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    fn entry(&mut self, algorithm: Algorithm) -> Result<(&'a [u8], Mode, Hash), GitError> {
+    fn entry(&mut self, algorithm: Algorithm) -> Result<(&'a [u8], GitMode, Hash), GitError> {
         let start = self.offset;
         let digits = self.until(b' ', "an entry has no mode")?;
-        let mode = Mode::ALL
+        let mode = GitMode::ALL
             .into_iter()
             .find(|m| m.digits().as_bytes() == digits)
             .ok_or_else(|| self.error_at(start, "an entry has an unknown mode"))?;
@@ -260,21 +260,21 @@ impl<'a> Input<'a> {
 }
 
 /// Hashing a file system tree.
-struct Walk {
+struct GitWalk {
     algorithm: Algorithm,
     /// Where we are, for errors.
     path: PathBuf,
     buffer: Vec<u8>,
 }
 
-impl Walk {
+impl GitWalk {
     /// `name` in the directory `at`, which is `self.path`.
     fn node(
         &mut self,
         at: impl std::os::fd::AsFd,
         name: impl rustix::path::Arg + Copy,
         depth: usize,
-    ) -> Result<(Mode, Hash), GitError> {
+    ) -> Result<(GitMode, Hash), GitError> {
         if depth == 0 {
             return Err(GitError::Depth(self.path.clone()));
         }
@@ -285,7 +285,10 @@ impl Walk {
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(&at, name, Vec::new());
                 let target = target.map_err(|e| self.io("read the link", e))?;
-                Ok((Mode::Symlink, hash_blob(target.as_bytes(), self.algorithm)?))
+                Ok((
+                    GitMode::Symlink,
+                    hash_blob(target.as_bytes(), self.algorithm)?,
+                ))
             }
             FileType::RegularFile => {
                 // Should it be a FIFO by now, opening must not wait for its writer.
@@ -294,14 +297,14 @@ impl Walk {
             }
             FileType::Directory => {
                 let dir = open(OFlags::DIRECTORY).map_err(|e| self.io("open", e))?;
-                Ok((Mode::Directory, self.directory(dir, depth)?))
+                Ok((GitMode::Directory, self.directory(dir, depth)?))
             }
             _ => Err(GitError::Kind(self.path.clone())),
         }
     }
 
     fn directory(&mut self, dir: OwnedFd, depth: usize) -> Result<Hash, GitError> {
-        let mut tree = Tree::new();
+        let mut tree = GitTree::new();
         for entry in Dir::read_from(&dir).map_err(|e| self.io("list", e))? {
             let entry = entry.map_err(|e| self.io("list", e))?;
             let name = entry.file_name();
@@ -316,7 +319,7 @@ impl Walk {
         tree.hash(self.algorithm)
     }
 
-    fn file(&mut self, file: OwnedFd) -> Result<(Mode, Hash), GitError> {
+    fn file(&mut self, file: OwnedFd) -> Result<(GitMode, Hash), GitError> {
         let stat = rustix::fs::fstat(&file).map_err(|e| self.io("look at", e))?;
         if kind(&stat) != FileType::RegularFile {
             return Err(GitError::Kind(self.path.clone()));
@@ -341,9 +344,9 @@ impl Walk {
         }
         let executable = stat.st_mode & OWNER_MAY_EXECUTE != 0;
         let mode = if executable {
-            Mode::Executable
+            GitMode::Executable
         } else {
-            Mode::Regular
+            GitMode::Regular
         };
         Ok((mode, hasher.finish()))
     }
@@ -357,7 +360,7 @@ impl Walk {
     }
 }
 
-impl fmt::Display for Mode {
+impl fmt::Display for GitMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.digits())
     }
@@ -485,19 +488,19 @@ mod tests {
             (&[b"100644 a\0\0"], "no mode"),
         ];
         for (entries, why) in cases {
-            let error = Tree::decode(&object(entries), Algorithm::Sha1);
+            let error = GitTree::decode(&object(entries), Algorithm::Sha1);
             let error = error.expect_err(why).to_string();
             assert!(error.contains(why), "{error} / {why}");
         }
         let good = object(&[b"100644 a\0", b"40000 b\0"]);
-        assert!(Tree::decode(&good, Algorithm::Sha1).is_ok());
+        assert!(GitTree::decode(&good, Algorithm::Sha1).is_ok());
         for end in 0..good.len() {
             assert!(
-                Tree::decode(&good[..end], Algorithm::Sha1).is_err(),
+                GitTree::decode(&good[..end], Algorithm::Sha1).is_err(),
                 "cut at {end}"
             );
         }
-        assert!(Tree::decode(&good, Algorithm::Md5).is_err());
+        assert!(GitTree::decode(&good, Algorithm::Md5).is_err());
     }
 
     fn names() -> impl Strategy<Value = Vec<u8>> {
@@ -507,20 +510,20 @@ mod tests {
     proptest! {
         #[test]
         fn there_and_back(entries: Vec<(bool, [u8; 32])>, names in prop::collection::vec(names(), 0..20)) {
-            let mut tree = Tree::new();
+            let mut tree = GitTree::new();
             for (name, (dir, bytes)) in names.iter().zip(entries) {
-                let mode = if dir { Mode::Directory } else { Mode::Symlink };
+                let mode = if dir { GitMode::Directory } else { GitMode::Symlink };
                 // Fails for a repeated or reserved name.
                 let _ = tree.insert(name, mode, Hash::new(Algorithm::Sha256, &bytes).expect("size"));
             }
             let object = tree.encode();
-            prop_assert_eq!(Tree::decode(&object, Algorithm::Sha256).expect("decodes"), tree);
+            prop_assert_eq!(GitTree::decode(&object, Algorithm::Sha256).expect("decodes"), tree);
         }
 
         #[test]
         fn any_bytes(bytes: Vec<u8>) {
             let body = [header("tree", bytes.len() as u64), bytes].concat();
-            if let Ok(tree) = Tree::decode(&body, Algorithm::Sha1) {
+            if let Ok(tree) = GitTree::decode(&body, Algorithm::Sha1) {
                 prop_assert_eq!(tree.encode(), body);
             }
         }

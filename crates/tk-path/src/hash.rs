@@ -384,7 +384,7 @@ pub enum HashErrorKind {
 /// Computes a [`struct@Hash`] from data that comes in pieces, and counts the bytes.
 #[derive(Debug, Clone)]
 pub struct Hasher {
-    state: State,
+    state: HasherState,
     bytes: u64,
 }
 
@@ -392,11 +392,11 @@ impl Hasher {
     /// A hasher that has seen nothing.
     pub fn new(algorithm: Algorithm) -> Hasher {
         let state = match algorithm {
-            Algorithm::Md5 => State::Md5(Md5::new()),
-            Algorithm::Sha1 => State::Sha1(Sha1::new()),
-            Algorithm::Sha256 => State::Sha256(Sha256::new()),
-            Algorithm::Sha512 => State::Sha512(Sha512::new()),
-            Algorithm::Blake3 => State::Blake3(Box::default()),
+            Algorithm::Md5 => HasherState::Md5(Md5::new()),
+            Algorithm::Sha1 => HasherState::Sha1(Sha1::new()),
+            Algorithm::Sha256 => HasherState::Sha256(Sha256::new()),
+            Algorithm::Sha512 => HasherState::Sha512(Sha512::new()),
+            Algorithm::Blake3 => HasherState::Blake3(Box::default()),
         };
         Hasher { state, bytes: 0 }
     }
@@ -405,11 +405,11 @@ impl Hasher {
     pub fn update(&mut self, data: &[u8]) {
         self.bytes += data.len() as u64;
         match &mut self.state {
-            State::Md5(h) => h.update(data),
-            State::Sha1(h) => h.update(data),
-            State::Sha256(h) => h.update(data),
-            State::Sha512(h) => h.update(data),
-            State::Blake3(h) => drop(h.update(data)),
+            HasherState::Md5(h) => h.update(data),
+            HasherState::Sha1(h) => h.update(data),
+            HasherState::Sha256(h) => h.update(data),
+            HasherState::Sha512(h) => h.update(data),
+            HasherState::Blake3(h) => drop(h.update(data)),
         }
     }
 
@@ -421,11 +421,11 @@ impl Hasher {
     /// The hash of all that was seen.
     pub fn finish(self) -> Hash {
         match self.state {
-            State::Md5(h) => Hash::from_slice(Algorithm::Md5, &h.finalize()),
-            State::Sha1(h) => Hash::from_slice(Algorithm::Sha1, &h.finalize()),
-            State::Sha256(h) => Hash::from_slice(Algorithm::Sha256, &h.finalize()),
-            State::Sha512(h) => Hash::from_slice(Algorithm::Sha512, &h.finalize()),
-            State::Blake3(h) => Hash::from_slice(Algorithm::Blake3, h.finalize().as_bytes()),
+            HasherState::Md5(h) => Hash::from_slice(Algorithm::Md5, &h.finalize()),
+            HasherState::Sha1(h) => Hash::from_slice(Algorithm::Sha1, &h.finalize()),
+            HasherState::Sha256(h) => Hash::from_slice(Algorithm::Sha256, &h.finalize()),
+            HasherState::Sha512(h) => Hash::from_slice(Algorithm::Sha512, &h.finalize()),
+            HasherState::Blake3(h) => Hash::from_slice(Algorithm::Blake3, h.finalize().as_bytes()),
         }
     }
 }
@@ -443,7 +443,7 @@ impl io::Write for Hasher {
 }
 
 #[derive(Debug, Clone)]
-enum State {
+enum HasherState {
     Md5(Md5),
     Sha1(Sha1),
     Sha256(Sha256),

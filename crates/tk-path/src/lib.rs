@@ -36,8 +36,8 @@ pub use content_address::{
 };
 pub use derivation::{
     BasicDerivation, Derivation, DerivationError, DerivationErrorKind, DerivationInputs,
-    DerivationKind, DerivationOutput, InputOutputs, Inputs, JsonVersion, OutputError, ResolveError,
-    modulo,
+    DerivationJsonVersion, DerivationKind, DerivationOutput, InputOutputs, Inputs, OutputError,
+    ResolveError, modulo,
 };
 pub use derived_path::{DerivedPath, DerivedPathError, SingleDerivedPath};
 pub use hash::{

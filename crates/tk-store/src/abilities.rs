@@ -117,12 +117,12 @@ pub struct Root {
 
 /// Stores that can delete what nothing needs.
 #[async_trait]
-pub trait CollectGarbage: Store {
+pub trait GarbageCollector: Store {
     /// Finds out what is alive or dead, and deletes if asked to.
     async fn collect_garbage(&self, options: &GcOptions, log: &dyn LogSink) -> Result<GcReport>;
 }
 
-/// What [`CollectGarbage::collect_garbage`] is to do.
+/// What [`GarbageCollector::collect_garbage`] is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GcOptions {
     /// What to do.
@@ -154,7 +154,7 @@ pub enum GcAction {
     DeleteSpecific(BTreeSet<StorePath>),
 }
 
-/// What [`CollectGarbage::collect_garbage`] found or did.
+/// What [`GarbageCollector::collect_garbage`] found or did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GcReport {
     /// What is alive, is dead or was deleted. Whole paths, since not all that is deleted is a store path.
@@ -224,13 +224,13 @@ pub trait Realisations: Store {
     /// As [`Realisations::realisation`], in the older form.
     async fn legacy_realisation(
         &self,
-        id: &legacy::DrvOutput,
-    ) -> Result<Option<legacy::Realisation>>;
+        id: &legacy::LegacyDrvOutput,
+    ) -> Result<Option<legacy::LegacyRealisation>>;
 
     /// As [`Realisations::register`], in the older form.
     async fn register_legacy(
         &self,
-        realisation: &legacy::Realisation,
+        realisation: &legacy::LegacyRealisation,
         check: &SigCheck,
     ) -> Result<()>;
 }
@@ -349,7 +349,7 @@ pub struct Abilities {
     /// Roots.
     pub roots: Option<Arc<dyn Roots>>,
     /// Collecting garbage.
-    pub gc: Option<Arc<dyn CollectGarbage>>,
+    pub gc: Option<Arc<dyn GarbageCollector>>,
     /// Who refers to what, and outputs.
     pub graph: Option<Arc<dyn Graph>>,
     /// Build logs.

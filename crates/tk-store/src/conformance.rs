@@ -131,7 +131,7 @@ async fn add_and_read_back(store: &dyn Store) {
 async fn progress(store: &dyn Store) {
     let (info, nar) = sample(store.dir(), "watched", &vec![b'w'; 300_000], []);
     for expected in [info.nar_size, 0] {
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::new(SeenProgress::default());
         let options = AddOptions {
             progress: seen.clone(),
             ..SigCheck::Skip.into()
@@ -559,12 +559,12 @@ async fn legacy_realisations(store: &dyn Realisations) {
     let (dep, dep_nar) = sample(store.dir(), "dep", b"dep", []);
     let (out, nar) = sample(store.dir(), "out", b"out", []);
     add_all(store, &[(dep.clone(), dep_nar), (out.clone(), nar)]).await;
-    let id = |text: &[u8]| legacy::DrvOutput {
+    let id = |text: &[u8]| legacy::LegacyDrvOutput {
         hash: Hash::digest(Algorithm::Sha256, text),
         output: OutputName::out(),
     };
-    let needed = legacy::Realisation::new(id(b"dep"), dep.path.clone());
-    let mut first = legacy::Realisation::new(id(b"out"), out.path.clone());
+    let needed = legacy::LegacyRealisation::new(id(b"dep"), dep.path.clone());
+    let mut first = legacy::LegacyRealisation::new(id(b"out"), out.path.clone());
     first.dependent.insert(id(b"dep"), dep.path.clone());
     assert_eq!(store.legacy_realisation(&first.id).await.unwrap(), None);
     let key = SecretKey::generate("one-1").unwrap();
@@ -669,7 +669,7 @@ async fn refused(store: &dyn Store, info: &PathInfo, nar: NarStream, why: &str) 
 
 /// Adds `items`. Whoever watches is told of each path that is there then.
 async fn add(store: &dyn Store, items: Vec<Result<(PathInfo, NarStream)>>) -> AddReport {
-    let seen = Arc::new(Seen::default());
+    let seen = Arc::new(SeenProgress::default());
     let options = AddOptions {
         progress: seen.clone(),
         ..SigCheck::Skip.into()
@@ -683,12 +683,12 @@ async fn add(store: &dyn Store, items: Vec<Result<(PathInfo, NarStream)>>) -> Ad
 
 /// What a store told of what it was given.
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenProgress {
     visible: Mutex<Vec<StorePath>>,
     arrived: AtomicU64,
 }
 
-impl Progress for Seen {
+impl Progress for SeenProgress {
     fn arrived(&self, bytes: u64) {
         self.arrived.fetch_add(bytes, Ordering::Relaxed);
     }

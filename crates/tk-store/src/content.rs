@@ -172,10 +172,10 @@ impl Content {
 #[derive(Debug)]
 struct GitHasher {
     algorithm: Algorithm,
-    mode: git::Mode,
+    mode: git::GitMode,
     blob: Option<Hasher>,
     /// The open folders, each with its name in the one before it.
-    open: Vec<(Vec<u8>, git::Tree)>,
+    open: Vec<(Vec<u8>, git::GitTree)>,
     name: Vec<u8>,
     root: Option<Hash>,
 }
@@ -184,7 +184,7 @@ impl GitHasher {
     fn new(algorithm: Algorithm) -> Self {
         GitHasher {
             algorithm,
-            mode: git::Mode::Regular,
+            mode: git::GitMode::Regular,
             blob: None,
             open: Vec::new(),
             name: Vec::new(),
@@ -196,14 +196,14 @@ impl GitHasher {
         match event {
             Event::Directory => {
                 let name = std::mem::take(&mut self.name);
-                self.open.push((name, git::Tree::new()));
+                self.open.push((name, git::GitTree::new()));
             }
             Event::Entry { name } => self.name = name.to_vec(),
             Event::LeaveDirectory => {
                 let (name, tree) = self.open.pop().unwrap_or_default();
                 self.name = name;
                 self.close(
-                    git::Mode::Directory,
+                    git::GitMode::Directory,
                     tree.hash(self.algorithm).map_err(git_error)?,
                 )?;
             }
@@ -211,9 +211,9 @@ impl GitHasher {
                 executable, size, ..
             } => {
                 self.mode = if executable {
-                    git::Mode::Executable
+                    git::GitMode::Executable
                 } else {
-                    git::Mode::Regular
+                    git::GitMode::Regular
                 };
                 self.blob = Some(self.blob_of(size));
             }
@@ -230,7 +230,7 @@ impl GitHasher {
             Event::Symlink { target } => {
                 let mut blob = self.blob_of(target.len() as u64);
                 blob.update(target);
-                self.close(git::Mode::Symlink, blob.finish())?;
+                self.close(git::GitMode::Symlink, blob.finish())?;
             }
             Event::End => {}
         }
@@ -244,7 +244,7 @@ impl GitHasher {
     }
 
     /// A node is complete: it becomes an entry of its folder, or is the root.
-    fn close(&mut self, mode: git::Mode, hash: Hash) -> Result<()> {
+    fn close(&mut self, mode: git::GitMode, hash: Hash) -> Result<()> {
         match self.open.last_mut() {
             Some((_, folder)) => folder.insert(&self.name, mode, hash).map_err(git_error),
             None => {

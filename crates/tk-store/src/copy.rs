@@ -4,14 +4,14 @@
 //! destination, [`Plan::run`] moves it. What is moved is checked by the destination on its way in
 //! ([`Store::add`]): hash, size, signatures, and that references are there first.
 //!
-//! What is known beside the paths goes after them: [`Outputs::copy`] takes along what outputs of
+//! What is known beside the paths goes after them: [`OutputPaths::copy`] takes along what outputs of
 //! derivations turned out to be, [`logs`] what their builders wrote.
 
-mod beside;
+mod outputs;
 mod upstream;
 
 pub use crate::progress::Progress;
-pub use beside::{Outputs, logs};
+pub use outputs::{OutputPaths, logs};
 pub use upstream::{Unanswered, Upstreams};
 
 use crate::{
@@ -28,7 +28,7 @@ use std::{
 };
 use tk_narinfo::{PathInfo, SecretKey, Signature};
 use tk_path::{StoreDir, StorePath};
-use upstream::Held;
+use upstream::UpstreamPaths;
 
 /// How far from the roots a copy goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -250,7 +250,7 @@ async fn plan_once(
             ours: src.dir().clone(),
         });
     }
-    let Seen {
+    let SurveyedPaths {
         mut found,
         mut present,
         told,
@@ -317,7 +317,7 @@ async fn plan_once(
 }
 
 /// What the source has within reach, and what of it the destination has.
-struct Seen {
+struct SurveyedPaths {
     found: Closure,
     present: BTreeSet<StorePath>,
     /// What the destination said of `present`, as far as it did.
@@ -329,14 +329,14 @@ async fn look(
     dst: &dyn Store,
     roots: &BTreeSet<StorePath>,
     options: &CopyOptions,
-) -> Result<Seen> {
+) -> Result<SurveyedPaths> {
     let roots = roots.iter().cloned();
     let found = match (options.reach, options.existing) {
         (Reach::Missing, Existing::Keep) => {
             let missing = missing_closure(src, dst, roots, &options.check).await;
             let (found, present) = missing?;
             let told = BTreeMap::new();
-            return Ok(Seen {
+            return Ok(SurveyedPaths {
                 found,
                 present,
                 told,
@@ -350,7 +350,7 @@ async fn look(
     };
     let all = found.infos.keys().chain(found.absent.keys()).cloned();
     let told = dst.present(&all.collect()).await?;
-    Ok(Seen {
+    Ok(SurveyedPaths {
         found,
         present: told.keys().cloned().collect(),
         told,
@@ -425,9 +425,9 @@ async fn hold(
     present: &BTreeSet<StorePath>,
     replaced: &BTreeSet<StorePath>,
     options: &CopyOptions,
-) -> Result<Held> {
+) -> Result<UpstreamPaths> {
     if options.upstreams.is_empty() {
-        return Ok(Held::default());
+        return Ok(UpstreamPaths::default());
     }
     // Nobody's word keeps what is there from being replaced.
     let infos = || found.infos.values().filter(|i| !replaced.contains(&i.path));

@@ -104,7 +104,7 @@ pub async fn fill_in(
         return Ok(());
     };
     for (output, known) in outputs.iter_mut().filter(|(_, known)| known.is_none()) {
-        let id = legacy::DrvOutput {
+        let id = legacy::LegacyDrvOutput {
             hash,
             output: output.clone(),
         };

@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 use tk_narinfo::PathInfo;
 use tk_path::StorePath;
 
-type Answer = (StorePath, Result<Option<PathInfo>>);
+type EachInfoAnswer = (StorePath, Result<Option<PathInfo>>);
 
 /// Asks in batches of what is at hand.
 pub(crate) fn ask<'a, S: Store + ?Sized>(
     store: &'a S,
     paths: BoxStream<'a, StorePath>,
-) -> BoxStream<'a, Answer> {
+) -> BoxStream<'a, EachInfoAnswer> {
     let batches = paths.ready_chunks(BATCH);
     let answers = batches.map(move |batch| ask_batch(store, batch));
     answers
@@ -22,7 +22,7 @@ pub(crate) fn ask<'a, S: Store + ?Sized>(
 }
 
 /// What the batch left unanswered is asked one by one.
-async fn ask_batch<S: Store + ?Sized>(store: &S, batch: Vec<StorePath>) -> Vec<Answer> {
+async fn ask_batch<S: Store + ?Sized>(store: &S, batch: Vec<StorePath>) -> Vec<EachInfoAnswer> {
     let mut open: BTreeSet<_> = batch.iter().cloned().collect();
     let mut answers = Vec::with_capacity(batch.len());
     let mut infos = store.infos(stream::iter(batch).boxed());

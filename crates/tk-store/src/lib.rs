@@ -62,7 +62,7 @@ mod tree;
 mod verify;
 
 pub use abilities::{
-    Abilities, Build, BuildMode, ByteStream, ClientSettings, CollectGarbage, GcAction, GcOptions,
+    Abilities, Build, BuildMode, ByteStream, ClientSettings, GarbageCollector, GcAction, GcOptions,
     GcReport, Graph, Logs, Maintain, Missing, Realisations, Root, Roots, Sessions,
     SubstitutablePathInfo, Substitute,
 };

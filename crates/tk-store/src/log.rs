@@ -172,31 +172,31 @@ impl ResultType {
 
 /// A number or a text that belongs to an activity or a result.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Field {
+pub enum LogField {
     /// A number.
     Int(u64),
     /// A text.
     Text(String),
 }
 
-impl fmt::Display for Field {
+impl fmt::Display for LogField {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Field::Int(number) => number.fmt(f),
-            Field::Text(text) => text.fmt(f),
+            LogField::Int(number) => number.fmt(f),
+            LogField::Text(text) => text.fmt(f),
         }
     }
 }
 
-impl From<u64> for Field {
+impl From<u64> for LogField {
     fn from(number: u64) -> Self {
-        Field::Int(number)
+        LogField::Int(number)
     }
 }
 
-impl From<&str> for Field {
+impl From<&str> for LogField {
     fn from(text: &str) -> Self {
-        Field::Text(text.to_owned())
+        LogField::Text(text.to_owned())
     }
 }
 
@@ -224,7 +224,7 @@ pub enum LogEvent {
         /// The same for people; often empty.
         text: String,
         /// The same for programs.
-        fields: Vec<Field>,
+        fields: Vec<LogField>,
         /// The activity that it is a part of; 0: of none.
         parent: u64,
     },
@@ -240,7 +240,7 @@ pub enum LogEvent {
         /// What is told.
         kind: ResultType,
         /// The facts.
-        fields: Vec<Field>,
+        fields: Vec<LogField>,
     },
 }
 
@@ -259,7 +259,7 @@ impl LogEvent {
                 fields,
                 ..
             } => match fields.first() {
-                Some(Field::Text(line)) => Some(line),
+                Some(LogField::Text(line)) => Some(line),
                 _ => None,
             },
             _ => None,
@@ -445,7 +445,7 @@ mod tests {
             }
         };
         let sink: Arc<dyn LogSink> = Arc::new(keep);
-        let result = |kind, field: Field| LogEvent::Result {
+        let result = |kind, field: LogField| LogEvent::Result {
             id: 1,
             kind,
             fields: vec![field],

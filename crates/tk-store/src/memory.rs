@@ -25,7 +25,7 @@ pub struct MemoryStore {
     name: Option<String>,
     paths: Mutex<BTreeMap<StorePath, (PathInfo, Bytes)>>,
     realisations: Mutex<BTreeMap<DrvOutput, Realisation>>,
-    legacy_realisations: Mutex<BTreeMap<legacy::DrvOutput, legacy::Realisation>>,
+    legacy_realisations: Mutex<BTreeMap<legacy::LegacyDrvOutput, legacy::LegacyRealisation>>,
 }
 
 impl MemoryStore {
@@ -239,14 +239,14 @@ impl Realisations for MemoryStore {
 
     async fn legacy_realisation(
         &self,
-        id: &legacy::DrvOutput,
-    ) -> Result<Option<legacy::Realisation>> {
+        id: &legacy::LegacyDrvOutput,
+    ) -> Result<Option<legacy::LegacyRealisation>> {
         Ok(lock(&self.legacy_realisations).get(id).cloned())
     }
 
     async fn register_legacy(
         &self,
-        realisation: &legacy::Realisation,
+        realisation: &legacy::LegacyRealisation,
         check: &SigCheck,
     ) -> Result<()> {
         check.check_legacy_realisation(realisation)?;

@@ -35,9 +35,9 @@ pub fn merge(
 /// The same in the older form. What it was built from stays as it is known.
 pub fn merge_legacy(
     store: &dyn Display,
-    known: Option<&legacy::Realisation>,
-    new: &legacy::Realisation,
-) -> Result<legacy::Realisation> {
+    known: Option<&legacy::LegacyRealisation>,
+    new: &legacy::LegacyRealisation,
+) -> Result<legacy::LegacyRealisation> {
     let Some(known) = known else {
         return Ok(new.clone());
     };

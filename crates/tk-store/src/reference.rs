@@ -61,7 +61,7 @@ impl StoreReference {
             Some((base, query)) => (base, query),
             None => (text, ""),
         };
-        let fail = |fault: Fault| ReferenceError::Text {
+        let fail = |fault: ReferenceFault| ReferenceError::Text {
             text: text.to_owned(),
             fault,
         };
@@ -77,12 +77,12 @@ impl StoreReference {
                 _ => match split_scheme(base) {
                     Some((scheme, rest)) => of_folder(scheme, rest, cwd).map_err(fail)?,
                     None if base.contains('/') && !base.contains("://") => local(&cwd.join(base)),
-                    None => return Err(fail(Fault::Kind)),
+                    None => return Err(fail(ReferenceFault::Kind)),
                 },
             },
         };
         if split_scheme(base).is_some() && text.contains('#') {
-            return Err(fail(Fault::Fragment));
+            return Err(fail(ReferenceFault::Fragment));
         }
         Ok(Self::new(variant, decode_query(query).map_err(fail)?))
     }
@@ -145,7 +145,7 @@ impl StoreReference {
         if bytes[0] != b'/' || bytes.contains(&0) {
             return Err(ReferenceError::Text {
                 text: self.to_string(),
-                fault: Fault::Relative,
+                fault: ReferenceFault::Relative,
             });
         }
         Ok(Some(PathBuf::from(OsString::from_vec(bytes))))
@@ -261,7 +261,7 @@ pub enum ReferenceError {
         /// The reference as given.
         text: String,
         /// What is wrong with it.
-        fault: Fault,
+        fault: ReferenceFault,
     },
     /// A setting has a value that it cannot have.
     #[error("store '{store}': setting '{key}' must be {wanted}, not '{value}'")]
@@ -280,7 +280,7 @@ pub enum ReferenceError {
 /// What can be wrong with the text of a store reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Fault {
+pub enum ReferenceFault {
     /// No word, path or URL.
     #[error(
         "write auto, daemon, local, a folder with a '/' in it (./store), or a URL such as \
@@ -318,7 +318,7 @@ fn split_scheme(base: &str) -> Option<(&str, &str)> {
 }
 
 /// What `scheme:path` means, where `path` begins in the folder `cwd`.
-fn of_folder(scheme: &str, path: &str, cwd: &Path) -> Result<StoreVariant, Fault> {
+fn of_folder(scheme: &str, path: &str, cwd: &Path) -> Result<StoreVariant, ReferenceFault> {
     match scheme {
         "file" if !path.is_empty() => {
             let path = OsString::from_vec(decode(path)?);
@@ -327,13 +327,13 @@ fn of_folder(scheme: &str, path: &str, cwd: &Path) -> Result<StoreVariant, Fault
                 authority: encoded(&cwd.join(path)),
             })
         }
-        "file" | "local" | "unix" => Err(Fault::Relative),
-        _ => Err(Fault::Kind),
+        "file" | "local" | "unix" => Err(ReferenceFault::Relative),
+        _ => Err(ReferenceFault::Kind),
     }
 }
 
 /// Host and path in their canonical spelling: brackets around IPv6, the path encoded anew.
-fn clean_authority(text: &str) -> Result<String, Fault> {
+fn clean_authority(text: &str) -> Result<String, ReferenceFault> {
     let (host, path) = text.split_at(text.find('/').unwrap_or(text.len()));
     let mut clean = clean_host(host)?;
     for (i, segment) in path.split('/').enumerate() {
@@ -345,13 +345,13 @@ fn clean_authority(text: &str) -> Result<String, Fault> {
     Ok(clean)
 }
 
-fn clean_host(text: &str) -> Result<String, Fault> {
+fn clean_host(text: &str) -> Result<String, ReferenceFault> {
     let (user, host) = match text.split_once('@') {
         Some((user, host)) => (user, host),
         None => ("", text),
     };
     if !is_name(user, b":") {
-        return Err(Fault::Host);
+        return Err(ReferenceFault::Host);
     }
     let at = if text.contains('@') { "@" } else { "" };
     if let Some((address, rest)) = host.strip_prefix('[').and_then(|h| h.split_once(']')) {
@@ -360,7 +360,7 @@ fn clean_host(text: &str) -> Result<String, Fault> {
             port if is_port(port) && (rest.is_empty() || rest.starts_with(':')) => {
                 Ok(format!("{user}{at}[{address}]{rest}"))
             }
-            _ => Err(Fault::Host),
+            _ => Err(ReferenceFault::Host),
         };
     }
     let (name, port) = host.split_once(':').unwrap_or((host, ""));
@@ -372,12 +372,14 @@ fn clean_host(text: &str) -> Result<String, Fault> {
 
 /// An IPv6 address with its zone in the form of RFC 6874. A bare `%` is accepted in front of the
 /// zone; within brackets `%25` is that sign encoded, elsewhere it is not decoded.
-fn clean_address(text: &str, bracketed: bool) -> Result<String, Fault> {
+fn clean_address(text: &str, bracketed: bool) -> Result<String, ReferenceFault> {
     let (address, zone) = match text.split_once('%') {
         Some((address, zone)) => (address, Some(zone)),
         None => (text, None),
     };
-    address.parse::<Ipv6Addr>().map_err(|_| Fault::Host)?;
+    address
+        .parse::<Ipv6Addr>()
+        .map_err(|_| ReferenceFault::Host)?;
     let Some(zone) = zone else {
         return Ok(address.to_owned());
     };
@@ -386,7 +388,7 @@ fn clean_address(text: &str, bracketed: bool) -> Result<String, Fault> {
         _ => zone.as_bytes().to_vec(),
     };
     if zone.is_empty() {
-        return Err(Fault::Host);
+        return Err(ReferenceFault::Host);
     }
     Ok(format!("{address}%25{}", percent_encode(&zone, UNRESERVED)))
 }
@@ -425,23 +427,23 @@ fn encoded(path: &Path) -> String {
 
 /// A setting without `=` has an empty value, where Nix warns and forgets it: so the caller learns
 /// of it, as an unknown setting or as a value that cannot be.
-fn decode_query(query: &str) -> Result<BTreeMap<String, String>, Fault> {
+fn decode_query(query: &str) -> Result<BTreeMap<String, String>, ReferenceFault> {
     let mut params = BTreeMap::new();
     for setting in query.split('&').filter(|setting| !setting.is_empty()) {
         let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
-        let text = |part| String::from_utf8(decode(part)?).map_err(|_| Fault::Escape);
+        let text = |part| String::from_utf8(decode(part)?).map_err(|_| ReferenceFault::Escape);
         params.entry(text(key)?).or_insert(text(value)?);
     }
     Ok(params)
 }
 
 /// Percent-decodes strictly: the crate hands on a `%` that is not followed by two hex digits.
-fn decode(text: &str) -> Result<Vec<u8>, Fault> {
+fn decode(text: &str) -> Result<Vec<u8>, ReferenceFault> {
     let mut pieces = text.as_bytes().split(|b| *b == b'%').skip(1);
     if pieces.all(|p| p.len() >= 2 && p[..2].iter().all(u8::is_ascii_hexdigit)) {
         Ok(percent_decode_str(text).collect())
     } else {
-        Err(Fault::Escape)
+        Err(ReferenceFault::Escape)
     }
 }
 
@@ -589,31 +591,31 @@ mod tests {
     #[test]
     fn refused() {
         for (text, fault) in [
-            ("deamon", Fault::Kind),
-            ("foo:bar", Fault::Kind),
-            ("foo:./bar", Fault::Kind),
-            ("http:x/y", Fault::Kind),
-            ("ssh:./x", Fault::Kind),
-            ("local:./x", Fault::Relative),
-            ("unix:s", Fault::Relative),
-            ("file:", Fault::Relative),
-            ("file:%zz", Fault::Escape),
-            (r"C:\foo\bar?trusted=true", Fault::Kind),
-            ("a/b://c", Fault::Kind),
-            ("://x/y", Fault::Kind),
-            ("https://h:x/a", Fault::Host),
-            ("https://a b/c", Fault::Host),
-            ("ssh://[::1]x", Fault::Host),
-            ("ssh://[::1", Fault::Host),
-            ("ssh://[h]", Fault::Host),
-            ("ssh://::1%", Fault::Host),
-            ("ssh://a@b@c", Fault::Host),
-            ("file:///a%zz", Fault::Escape),
-            ("file:///a%4", Fault::Escape),
-            ("local?root=%", Fault::Escape),
-            ("local?root=%ff", Fault::Escape),
-            ("file:///a#b", Fault::Fragment),
-            ("file:///a?b=c#d", Fault::Fragment),
+            ("deamon", ReferenceFault::Kind),
+            ("foo:bar", ReferenceFault::Kind),
+            ("foo:./bar", ReferenceFault::Kind),
+            ("http:x/y", ReferenceFault::Kind),
+            ("ssh:./x", ReferenceFault::Kind),
+            ("local:./x", ReferenceFault::Relative),
+            ("unix:s", ReferenceFault::Relative),
+            ("file:", ReferenceFault::Relative),
+            ("file:%zz", ReferenceFault::Escape),
+            (r"C:\foo\bar?trusted=true", ReferenceFault::Kind),
+            ("a/b://c", ReferenceFault::Kind),
+            ("://x/y", ReferenceFault::Kind),
+            ("https://h:x/a", ReferenceFault::Host),
+            ("https://a b/c", ReferenceFault::Host),
+            ("ssh://[::1]x", ReferenceFault::Host),
+            ("ssh://[::1", ReferenceFault::Host),
+            ("ssh://[h]", ReferenceFault::Host),
+            ("ssh://::1%", ReferenceFault::Host),
+            ("ssh://a@b@c", ReferenceFault::Host),
+            ("file:///a%zz", ReferenceFault::Escape),
+            ("file:///a%4", ReferenceFault::Escape),
+            ("local?root=%", ReferenceFault::Escape),
+            ("local?root=%ff", ReferenceFault::Escape),
+            ("file:///a#b", ReferenceFault::Fragment),
+            ("file:///a?b=c#d", ReferenceFault::Fragment),
         ] {
             let expected = ReferenceError::Text {
                 text: text.to_owned(),

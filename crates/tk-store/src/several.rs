@@ -43,7 +43,7 @@ use tokio::sync::mpsc;
 /// # Ok(()) }
 /// ```
 pub struct SeveralStores {
-    members: Vec<Member>,
+    members: Vec<SeveralMember>,
     lost: Vec<(String, String)>,
     check: SigCheck,
     on_failure: Box<FailureListener>,
@@ -54,9 +54,9 @@ pub struct SeveralStores {
 }
 
 type FailureListener = dyn Fn(&dyn Store, &Error) + Send + Sync;
-type Answer = (StorePath, Result<Option<PathInfo>>);
+type MemberAnswer = (StorePath, Result<Option<PathInfo>>);
 
-struct Member {
+struct SeveralMember {
     abilities: Abilities,
     /// Failures since the last answer.
     failures: AtomicUsize,
@@ -64,7 +64,7 @@ struct Member {
 
 /// What is known of a path that no member has given yet.
 #[derive(Default)]
-struct Pending {
+struct PendingPath {
     untrusted: Option<(usize, PathInfo)>,
     unasked: Option<Unasked>,
 }
@@ -81,7 +81,7 @@ impl SeveralStores {
     /// # Errors
     /// When there is none, or when they are not all for the same store directory.
     pub fn new(stores: impl IntoIterator<Item = Abilities>) -> Result<Self> {
-        let member = |abilities| Member {
+        let member = |abilities| SeveralMember {
             abilities,
             failures: AtomicUsize::new(0),
         };
@@ -171,7 +171,7 @@ impl SeveralStores {
     }
 
     /// What `member` said, or why it could not be asked, which is told.
-    fn heard<T>(&self, member: &Member, answer: Result<T>) -> Result<T, Unasked> {
+    fn heard<T>(&self, member: &SeveralMember, answer: Result<T>) -> Result<T, Unasked> {
         match answer {
             Ok(answer) => {
                 member.failures.store(0, Ordering::Relaxed);
@@ -193,9 +193,9 @@ impl SeveralStores {
     fn answers_from<'a>(
         &'a self,
         index: usize,
-        pending: Arc<Mutex<BTreeMap<StorePath, Pending>>>,
+        pending: Arc<Mutex<BTreeMap<StorePath, PendingPath>>>,
         paths: BoxStream<'a, StorePath>,
-    ) -> BoxStream<'a, Answer> {
+    ) -> BoxStream<'a, MemberAnswer> {
         let Some(member) = self.members.get(index) else {
             let settle = move |path: StorePath| {
                 let known = lock(&pending).remove(&path).unwrap_or_default();
@@ -208,7 +208,7 @@ impl SeveralStores {
         let next = stream::poll_fn(move |cx| receive.poll_recv(cx)).boxed();
         let rest = self.answers_from(index + 1, pending.clone(), next);
         // The receiver lives in `rest`, which outlives the senders.
-        let pass = move |path: StorePath, note: &dyn Fn(&mut Pending)| {
+        let pass = move |path: StorePath, note: &dyn Fn(&mut PendingPath)| {
             note(lock(&pending).entry(path.clone()).or_default());
             let _ = send.send(path);
         };
@@ -256,7 +256,7 @@ impl SeveralStores {
     }
 
     /// What there is to say of a path that no member gave.
-    fn settle(&self, path: &StorePath, known: Pending) -> Result<Option<PathInfo>> {
+    fn settle(&self, path: &StorePath, known: PendingPath) -> Result<Option<PathInfo>> {
         if let Some((index, info)) = known.untrusted {
             self.remember(path, index, &info);
             return Ok(Some(info));
@@ -317,7 +317,7 @@ impl SeveralStores {
     }
 }
 
-impl Member {
+impl SeveralMember {
     fn store(&self) -> &dyn Store {
         &*self.abilities.store
     }
@@ -389,7 +389,7 @@ impl Store for SeveralStores {
             .boxed()
     }
 
-    fn each_info<'a>(&'a self, paths: BoxStream<'a, StorePath>) -> BoxStream<'a, Answer> {
+    fn each_info<'a>(&'a self, paths: BoxStream<'a, StorePath>) -> BoxStream<'a, MemberAnswer> {
         self.answers_from(0, Arc::default(), paths)
     }
 
@@ -469,8 +469,8 @@ impl Realisations for SeveralStores {
 
     async fn legacy_realisation(
         &self,
-        id: &legacy::DrvOutput,
-    ) -> Result<Option<legacy::Realisation>> {
+        id: &legacy::LegacyDrvOutput,
+    ) -> Result<Option<legacy::LegacyRealisation>> {
         let ask = |store: &'_ Abilities| {
             let store = store.realisations.clone();
             async move {
@@ -483,7 +483,7 @@ impl Realisations for SeveralStores {
         self.first(id, ask).await
     }
 
-    async fn register_legacy(&self, _: &legacy::Realisation, _: &SigCheck) -> Result<()> {
+    async fn register_legacy(&self, _: &legacy::LegacyRealisation, _: &SigCheck) -> Result<()> {
         Err(self.read_only())
     }
 }

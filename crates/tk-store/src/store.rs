@@ -215,7 +215,7 @@ impl SigCheck {
     }
 
     /// The same for the older form.
-    pub fn check_legacy_realisation(&self, realisation: &legacy::Realisation) -> Result<()> {
+    pub fn check_legacy_realisation(&self, realisation: &legacy::LegacyRealisation) -> Result<()> {
         match self {
             SigCheck::Skip => Ok(()),
             SigCheck::Require(policy) => {

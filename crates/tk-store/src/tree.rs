@@ -31,11 +31,11 @@ use tokio::sync::mpsc;
 #[derive(Debug)]
 pub struct TreeStore {
     behind: Arc<dyn Store>,
-    trees: BTreeMap<StorePath, Tree>,
+    trees: BTreeMap<StorePath, SourceTree>,
 }
 
 #[derive(Debug)]
-struct Tree {
+struct SourceTree {
     info: PathInfo,
     file: PathBuf,
     options: DumpOptions,
@@ -84,7 +84,7 @@ impl TreeStore {
     /// Takes the tree at `file` for the path that `info` is about, without reading it.
     pub fn insert(&mut self, info: PathInfo, file: PathBuf, options: DumpOptions) {
         let path = info.path.clone();
-        let tree = Tree {
+        let tree = SourceTree {
             info,
             file,
             options,

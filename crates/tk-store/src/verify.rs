@@ -20,14 +20,14 @@ pub struct NarCheck {
     hash: NarHash,
     /// Bytes; 0 = not known.
     size: u64,
-    claim: Option<(ContentAddress, Claim)>,
+    claim: Option<(ContentAddress, AddressCheck)>,
     path: StorePath,
     from: String,
 }
 
 /// What finds the content address, where it is not the NAR hash once more.
 #[derive(Debug)]
-enum Claim {
+enum AddressCheck {
     Plain(Box<ContentHasher>),
     RefersToItself(Box<SelfRefHasher>),
     /// There is no such content address.
@@ -43,7 +43,7 @@ impl NarCheck {
             grammar: Validator::new(),
             hash: info.nar_hash,
             size: info.nar_size,
-            claim: claim.and_then(|ca| Some((*ca, Claim::new(info, ca)?))),
+            claim: claim.and_then(|ca| Some((*ca, AddressCheck::new(info, ca)?))),
             path: info.path.clone(),
             from: from.into(),
         }
@@ -65,12 +65,12 @@ impl NarCheck {
             return Err(self.malformed(error));
         }
         match &mut self.claim {
-            Some((_, Claim::Plain(hasher))) => hasher.update(chunk),
-            Some((_, Claim::RefersToItself(hasher))) => {
+            Some((_, AddressCheck::Plain(hasher))) => hasher.update(chunk),
+            Some((_, AddressCheck::RefersToItself(hasher))) => {
                 hasher.update(chunk);
                 Ok(())
             }
-            Some((_, Claim::Impossible(_))) | None => Ok(()),
+            Some((_, AddressCheck::Impossible(_))) | None => Ok(()),
         }
     }
 
@@ -123,33 +123,33 @@ impl NarCheck {
     }
 }
 
-impl Claim {
+impl AddressCheck {
     /// `None` if the check of the NAR hash tells all.
     fn new(info: &PathInfo, ca: &ContentAddress) -> Option<Self> {
         let algorithm = ca.hash.algorithm();
         if ca.method == Method::Nar && info.references.contains(&info.path) {
             let hasher = SelfRefHasher::new(algorithm, &info.path.to_hash_part());
-            return Some(Claim::RefersToItself(Box::new(hasher)));
+            return Some(AddressCheck::RefersToItself(Box::new(hasher)));
         }
         if ca.method == Method::Nar && ca.hash == info.nar_hash.into() {
             return None;
         }
         Some(match ContentHasher::new(ca.method, algorithm) {
-            Ok(hasher) => Claim::Plain(Box::new(hasher)),
-            Err(error) => Claim::Impossible(error),
+            Ok(hasher) => AddressCheck::Plain(Box::new(hasher)),
+            Err(error) => AddressCheck::Impossible(error),
         })
     }
 
     /// The hash that the content really has.
     fn finish(self, claimed: &ContentAddress) -> Result<Hash> {
         match self {
-            Claim::Plain(hasher) => Ok(hasher.hashes()?.0),
+            AddressCheck::Plain(hasher) => Ok(hasher.hashes()?.0),
             // Nix 2.17 to 2.34 leave out the places of the self references.
-            Claim::RefersToItself(hasher) => match hasher.clone().finish_without_offsets() {
+            AddressCheck::RefersToItself(hasher) => match hasher.clone().finish_without_offsets() {
                 hash if hash == claimed.hash => Ok(hash),
                 _ => Ok(hasher.finish()),
             },
-            Claim::Impossible(error) => Err(error),
+            AddressCheck::Impossible(error) => Err(error),
         }
     }
 }

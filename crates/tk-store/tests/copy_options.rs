@@ -19,7 +19,8 @@ use tk_store::{
     Abilities, AddOptions, AddSignatures, Error, Existing, MemoryStore, Realisations, SigCheck,
     Store, StoreExt,
     copy::{
-        CopyOptions, CopyReport, Outputs, Plan, Reach, Unanswered, Upstreams, Warning, logs, plan,
+        CopyOptions, CopyReport, OutputPaths, Plan, Reach, Unanswered, Upstreams, Warning, logs,
+        plan,
     },
     nar,
 };
@@ -193,12 +194,12 @@ async fn realisations_go_after_their_paths() {
     };
     src.register(&realisation, &SigCheck::Skip).await.unwrap();
     let from = able(&src);
-    let mut outputs = Outputs::default();
+    let mut outputs = OutputPaths::default();
     let wanted = OutputsSpec::one(OutputName::out());
     let found = outputs.find(&from, &drv, &wanted).await.unwrap();
     assert_eq!(found, paths[1..]);
     let unknown = OutputsSpec::one(OutputName::parse("dev").unwrap());
-    let error = Outputs::default().find(&from, &drv, &unknown).await;
+    let error = OutputPaths::default().find(&from, &drv, &unknown).await;
     assert!(matches!(error, Err(Error::NotFound { .. })), "{error:?}");
 
     let dst = Arc::new(MemoryStore::default());
@@ -285,7 +286,8 @@ async fn older_realisations_are_found_by_the_derivation() {
         added.await.unwrap();
         let hash = modulo.realisation_hash(&drv).unwrap().unwrap();
         let output = OutputName::out();
-        let known = legacy::Realisation::new(legacy::DrvOutput { hash, output }, path.clone());
+        let known =
+            legacy::LegacyRealisation::new(legacy::LegacyDrvOutput { hash, output }, path.clone());
         src.register_legacy(&known, &SigCheck::Skip).await.unwrap();
         modulo.add(drv_path.clone(), &drv).unwrap();
         let needed = InputOutputs {
@@ -299,7 +301,7 @@ async fn older_realisations_are_found_by_the_derivation() {
     let from = able(&src);
     let map = from.output_map(&drv).await.unwrap();
     assert_eq!(map[&OutputName::out()].as_ref(), Some(&paths[1]));
-    let mut outputs = Outputs::default();
+    let mut outputs = OutputPaths::default();
     let found = outputs.find(&from, &drv, &OutputsSpec::All).await.unwrap();
     assert_eq!(found, paths[1..]);
     let dst = Arc::new(MemoryStore::default());
@@ -313,19 +315,19 @@ async fn older_realisations_are_found_by_the_derivation() {
 #[tokio::test]
 async fn older_realisations_bring_what_they_depend_on_first() {
     let (src, paths) = chain(3).await;
-    let id = |n: usize| legacy::DrvOutput {
+    let id = |n: usize| legacy::LegacyDrvOutput {
         hash: Hash::digest(Algorithm::Sha256, &[n as u8]),
         output: OutputName::out(),
     };
     for (n, path) in paths.iter().enumerate() {
-        let mut known = legacy::Realisation::new(id(n), path.clone());
+        let mut known = legacy::LegacyRealisation::new(id(n), path.clone());
         let before = paths[..n].iter().enumerate();
         known.dependent = before.map(|(n, path)| (id(n), path.clone())).collect();
         let registered = src.register_legacy(&known, &SigCheck::Skip);
         registered.await.unwrap();
     }
     let from = able(&src);
-    let mut outputs = Outputs::default();
+    let mut outputs = OutputPaths::default();
     assert_eq!(outputs.find_legacy(&from, &id(9)).await.unwrap(), None);
     let found = outputs.find_legacy(&from, &id(2)).await.unwrap();
     assert_eq!(found.as_ref(), Some(&paths[2]));

@@ -1,6 +1,6 @@
 //! What a binary cache can do beyond [`Store`](tk_store::Store).
 
-use super::{BinaryCache, Inner, logs};
+use super::{BinaryCache, CacheInner, logs};
 use crate::{
     layout,
     realisations::{self, MAX_REALISATION_BYTES},
@@ -157,14 +157,14 @@ impl Realisations for BinaryCache {
 
     async fn legacy_realisation(
         &self,
-        id: &legacy::DrvOutput,
-    ) -> Result<Option<legacy::Realisation>> {
+        id: &legacy::LegacyDrvOutput,
+    ) -> Result<Option<legacy::LegacyRealisation>> {
         self.0.legacy_realisation(id).await
     }
 
     async fn register_legacy(
         &self,
-        realisation: &legacy::Realisation,
+        realisation: &legacy::LegacyRealisation,
         check: &SigCheck,
     ) -> Result<()> {
         check.check_legacy_realisation(realisation)?;
@@ -181,7 +181,7 @@ impl Realisations for BinaryCache {
     }
 }
 
-impl Inner {
+impl CacheInner {
     async fn realisation(&self, id: &DrvOutput) -> Result<Option<UnkeyedRealisation>> {
         let name = layout::realisation(id);
         let text = self.objects.read(&name, MAX_REALISATION_BYTES).await?;
@@ -191,8 +191,8 @@ impl Inner {
 
     async fn legacy_realisation(
         &self,
-        id: &legacy::DrvOutput,
-    ) -> Result<Option<legacy::Realisation>> {
+        id: &legacy::LegacyDrvOutput,
+    ) -> Result<Option<legacy::LegacyRealisation>> {
         let name = layout::legacy_realisation(id);
         let text = self.objects.read(&name, MAX_REALISATION_BYTES).await?;
         let parse = |text: Bytes| realisations::parse_legacy(id, &self.objects.place(&name), &text);

@@ -8,9 +8,9 @@
 //! ```
 //! An uploaded path becomes visible when everything it refers to is. The largest NARs of what is
 //! at hand go first, so that no long one is left over for the end; therefore uploads end in any
-//! order. One task decides (this file's [`Adding`]); the cache does the work.
+//! order. One task decides (this file's [`CacheAdd`]); the cache does the work.
 
-use super::Inner;
+use super::CacheInner;
 use futures::{
     FutureExt, StreamExt,
     future::BoxFuture,
@@ -36,30 +36,30 @@ pub(crate) struct Uploaded {
 }
 
 /// Why an upload failed.
-pub(crate) enum Failure {
+pub(crate) enum AddFailure {
     /// Because of the path or its source.
     Item(Error),
     /// Because of the cache.
     Cache(Error),
 }
 
-impl Failure {
+impl AddFailure {
     pub(crate) fn into_error(self) -> Error {
         match self {
-            Failure::Item(error) | Failure::Cache(error) => error,
+            AddFailure::Item(error) | AddFailure::Cache(error) => error,
         }
     }
 }
 
 /// [`Store::add`](tk_store::Store::add) of a cache.
 pub(super) async fn run(
-    cache: &Arc<Inner>,
+    cache: &Arc<CacheInner>,
     items: AddItems<'_>,
     options: &AddOptions,
 ) -> Result<AddReport> {
     let there = options.asked.iter().filter(|(_, there)| **there);
     let there = there.map(|(path, _)| path);
-    let mut adding = Adding {
+    let mut adding = CacheAdd {
         cache: cache.clone(),
         options,
         report: AddReport::default(),
@@ -81,12 +81,12 @@ pub(super) async fn run(
     }
 }
 
-struct Adding<'a> {
-    cache: Arc<Inner>,
+struct CacheAdd<'a> {
+    cache: Arc<CacheInner>,
     options: &'a AddOptions,
     report: AddReport,
     /// All items so far that were not there before.
-    nodes: HashMap<StorePath, Node>,
+    nodes: HashMap<StorePath, AddNode>,
     /// Paths that were there before, as far as somebody asked.
     visible: HashSet<StorePath>,
     /// Items that were there before.
@@ -98,19 +98,19 @@ struct Adding<'a> {
     publishable: Vec<(StorePath, String)>,
     /// Writings of narinfos under way.
     publishing: usize,
-    running: FuturesUnordered<BoxFuture<'static, Event>>,
+    running: FuturesUnordered<BoxFuture<'static, AddEvent>>,
 }
 
 /// What became of an item so far.
-struct Node {
-    state: State,
+struct AddNode {
+    state: AddState,
     /// References that are not visible yet.
     waits_for: usize,
     /// Items that wait for this one.
     referrers: Vec<StorePath>,
 }
 
-enum State {
+enum AddState {
     Queued,
     /// Aborting ends the NAR's stream, however long that would wait for its source.
     Uploading(AbortHandle),
@@ -121,18 +121,18 @@ enum State {
     Failed,
 }
 
-enum Event {
-    Uploaded(StorePath, Result<Uploaded, Failure>),
+enum AddEvent {
+    Uploaded(StorePath, Result<Uploaded, AddFailure>),
     Published(Vec<(StorePath, Result<()>)>),
 }
 
 enum Next {
     Items(Vec<Result<AddItem>>),
-    Event(Event),
+    Event(AddEvent),
     End,
 }
 
-impl Adding<'_> {
+impl CacheAdd<'_> {
     async fn run(&mut self, items: AddItems<'_>) -> Result<()> {
         let mut items = items.ready_chunks(BATCH).fuse();
         loop {
@@ -152,8 +152,8 @@ impl Adding<'_> {
             });
             match next.await {
                 Next::Items(batch) => self.accept(batch).await?,
-                Next::Event(Event::Uploaded(path, result)) => self.uploaded(path, result)?,
-                Next::Event(Event::Published(results)) => self.published(results)?,
+                Next::Event(AddEvent::Uploaded(path, result)) => self.uploaded(path, result)?,
+                Next::Event(AddEvent::Published(results)) => self.published(results)?,
                 Next::End => return Ok(()),
             }
         }
@@ -205,8 +205,8 @@ impl Adding<'_> {
 
     fn enqueue(&mut self, info: PathInfo, nar: NarStream) {
         let path = info.path.clone();
-        let mut node = Node {
-            state: State::Queued,
+        let mut node = AddNode {
+            state: AddState::Queued,
             waits_for: 0,
             referrers: Vec::new(),
         };
@@ -225,7 +225,7 @@ impl Adding<'_> {
                 });
             }
             Err(error) => {
-                node.state = State::Failed;
+                node.state = AddState::Failed;
                 self.report.failed.push((path.clone(), error));
             }
         }
@@ -242,7 +242,7 @@ impl Adding<'_> {
         };
         let others = || info.references.iter().filter(|r| !is_there(r));
         let absent = others().find(|reference| match self.nodes.get(*reference) {
-            Some(node) => matches!(node.state, State::Failed),
+            Some(node) => matches!(node.state, AddState::Failed),
             None => true,
         });
         if let Some(reference) = absent {
@@ -265,14 +265,14 @@ impl Adding<'_> {
             let Some(node) = self.nodes.get_mut(&info.path) else {
                 continue;
             };
-            if matches!(node.state, State::Queued) {
+            if matches!(node.state, AddState::Queued) {
                 let (nar, abort) = futures::stream::abortable(nar);
-                node.state = State::Uploading(abort);
+                node.state = AddState::Uploading(abort);
                 self.uploads += 1;
                 let path = info.path.clone();
                 let options = self.options.clone();
                 let upload = self.cache.clone().upload(info, nar.boxed(), options);
-                let event = upload.map(|result| Event::Uploaded(path, result));
+                let event = upload.map(|result| AddEvent::Uploaded(path, result));
                 self.running.push(event.boxed());
             }
         }
@@ -282,28 +282,28 @@ impl Adding<'_> {
             let size = size.min(self.publishable.len());
             let narinfos = self.publishable.drain(..size).collect();
             let publish = self.cache.clone().publish(narinfos);
-            self.running.push(publish.map(Event::Published).boxed());
+            self.running.push(publish.map(AddEvent::Published).boxed());
         }
     }
 
-    fn uploaded(&mut self, path: StorePath, result: Result<Uploaded, Failure>) -> Result<()> {
+    fn uploaded(&mut self, path: StorePath, result: Result<Uploaded, AddFailure>) -> Result<()> {
         self.uploads -= 1;
         let Some(node) = self.nodes.get_mut(&path) else {
             return Ok(());
         };
-        if matches!(node.state, State::Failed) {
+        if matches!(node.state, AddState::Failed) {
             // A reference failed meanwhile. The NAR stays: another writer may use it by now.
             return Ok(());
         }
         match result {
             Ok(Uploaded { narinfo, written }) => {
                 self.report.written += written;
-                node.state = State::Uploaded(narinfo);
+                node.state = AddState::Uploaded(narinfo);
                 self.publish_if_complete(&path);
                 Ok(())
             }
-            Err(Failure::Cache(error)) if is_fatal(&error) => Err(error),
-            Err(Failure::Cache(error) | Failure::Item(error)) => {
+            Err(AddFailure::Cache(error)) if is_fatal(&error) => Err(error),
+            Err(AddFailure::Cache(error) | AddFailure::Item(error)) => {
                 self.fail(path, error);
                 Ok(())
             }
@@ -313,11 +313,11 @@ impl Adding<'_> {
     fn publish_if_complete(&mut self, path: &StorePath) {
         if let Some(node) = self.nodes.get_mut(path)
             && node.waits_for == 0
-            && let State::Uploaded(narinfo) = &mut node.state
+            && let AddState::Uploaded(narinfo) = &mut node.state
         {
             self.publishable
                 .push((path.clone(), std::mem::take(narinfo)));
-            node.state = State::Published;
+            node.state = AddState::Published;
         }
     }
 
@@ -354,11 +354,11 @@ impl Adding<'_> {
             let Some(node) = self.nodes.get_mut(&path) else {
                 continue;
             };
-            if matches!(node.state, State::Failed) {
+            if matches!(node.state, AddState::Failed) {
                 continue;
             }
             node.abort();
-            node.state = State::Failed;
+            node.state = AddState::Failed;
             for referrer in std::mem::take(&mut node.referrers) {
                 let error = self.missing(&referrer, &path);
                 failing.push((referrer, error));
@@ -377,7 +377,7 @@ impl Adding<'_> {
 }
 
 /// If nobody waits for the result any more, the threads end at their next chunk.
-impl Drop for Adding<'_> {
+impl Drop for CacheAdd<'_> {
     fn drop(&mut self) {
         for node in self.nodes.values() {
             node.abort();
@@ -385,9 +385,9 @@ impl Drop for Adding<'_> {
     }
 }
 
-impl Node {
+impl AddNode {
     fn abort(&self) {
-        if let State::Uploading(abort) = &self.state {
+        if let AddState::Uploading(abort) = &self.state {
             abort.abort();
         }
     }

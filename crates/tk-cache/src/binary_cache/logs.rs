@@ -1,7 +1,7 @@
 //! Build logs: plain, as Nix writes them. A mirror of a cache that is served with
 //! `Content-Encoding` may hold them compressed; how the log begins tells that.
 
-use super::Inner;
+use super::CacheInner;
 use crate::{
     compress::decoder,
     layout,
@@ -17,7 +17,7 @@ use tk_narinfo::Compression;
 use tk_path::StorePath;
 use tk_store::{ByteStream, Error, Result, nar::produce};
 
-pub(super) async fn read(cache: &Inner, drv: &StorePath) -> Result<Option<ByteStream>> {
+pub(super) async fn read(cache: &CacheInner, drv: &StorePath) -> Result<Option<ByteStream>> {
     let name = layout::log(drv);
     let place = cache.objects.place(&name);
     let reader = cache.objects.reader(&name).await?;
@@ -47,7 +47,7 @@ fn unpack(
 }
 
 /// Puts the whole of `log` there, or nothing. One that is there is left as it is.
-pub(super) async fn add(cache: &Inner, drv: &StorePath, mut log: ByteStream) -> Result<()> {
+pub(super) async fn add(cache: &CacheInner, drv: &StorePath, mut log: ByteStream) -> Result<()> {
     if !drv.is_derivation() {
         let what = format!("{drv} is not a derivation, so it has no build log");
         return Err(Error::invalid(what));

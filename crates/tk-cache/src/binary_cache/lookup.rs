@@ -1,9 +1,9 @@
 //! What a cache says of paths: from memory as far as it goes, else in one wave of requests.
 
-use super::Inner;
+use super::CacheInner;
 use crate::{
     CacheWarning, blocking, layout,
-    objects::{Known, NarInfoCache},
+    objects::{CachedNarInfo, NarInfoCache},
 };
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream, stream::BoxStream};
@@ -23,7 +23,7 @@ use tk_store::{Error, Result};
 /// Only what makes sense is remembered: a page that answers in the place of a cache, or a narinfo
 /// that is being written, must not count for a month.
 pub(super) fn narinfos<'a, K: Send + Sync + 'a>(
-    cache: &'a Arc<Inner>,
+    cache: &'a Arc<CacheInner>,
     keys: BoxStream<'a, K>,
     part: fn(&K) -> HashPart,
 ) -> BoxStream<'a, (K, Result<Option<NarInfo>>)> {
@@ -65,7 +65,7 @@ pub(super) fn narinfos<'a, K: Send + Sync + 'a>(
 }
 
 /// What was asked, the answer, and what is to be remembered of it.
-type Asked<K> = (K, Result<Option<NarInfo>>, Option<Note>);
+type AskedNarInfo<K> = (K, Result<Option<NarInfo>>, Option<Note>);
 
 /// The text of a narinfo, or `None` for "absent".
 type Note = (HashPart, Option<Bytes>);
@@ -75,7 +75,7 @@ async fn remembered<K>(
     known: Arc<dyn NarInfoCache>,
     keys: Vec<K>,
     part: fn(&K) -> HashPart,
-) -> Vec<(K, Option<Known>)> {
+) -> Vec<(K, Option<CachedNarInfo>)> {
     let parts: Vec<_> = keys.iter().map(part).collect();
     let found = blocking(move || Ok(known.get(&parts))).await;
     // What cannot be remembered is asked.
@@ -88,9 +88,9 @@ async fn remembered<K>(
 /// is remembered; who drops it before waits for that.
 fn remembering<'a, K: Send + 'a>(
     known: Arc<dyn NarInfoCache>,
-    answers: BoxStream<'a, Asked<K>>,
+    answers: BoxStream<'a, AskedNarInfo<K>>,
 ) -> impl Stream<Item = (K, Result<Option<NarInfo>>)> + Send + 'a {
-    let waiting = Arc::new(Waiting {
+    let waiting = Arc::new(WaitingNotes {
         known,
         answers: Mutex::default(),
         turn: Mutex::default(),
@@ -121,18 +121,18 @@ fn remembering<'a, K: Send + 'a>(
 /// What is to be remembered. What comes while some of it is written goes together: each time costs
 /// a transaction.
 struct Notes {
-    waiting: Arc<Waiting>,
+    waiting: Arc<WaitingNotes>,
     writing: Option<BoxFuture<'static, Result<()>>>,
 }
 
-struct Waiting {
+struct WaitingNotes {
     known: Arc<dyn NarInfoCache>,
     answers: Mutex<Vec<Note>>,
     /// Held by whoever writes.
     turn: Mutex<()>,
 }
 
-impl Waiting {
+impl WaitingNotes {
     fn write(&self) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = mem::take(&mut *self.answers());
@@ -147,7 +147,7 @@ impl Waiting {
 }
 
 impl Notes {
-    fn take<K>(&mut self, answers: &mut [Asked<K>]) {
+    fn take<K>(&mut self, answers: &mut [AskedNarInfo<K>]) {
         let notes = answers.iter_mut().filter_map(|(_, _, note)| note.take());
         self.waiting.answers().extend(notes);
     }
@@ -188,7 +188,7 @@ impl Drop for Notes {
     }
 }
 
-impl Inner {
+impl CacheInner {
     /// The text of the narinfo of the path that starts with `part`, from the cache itself.
     async fn ask(&self, part: &HashPart) -> Result<Option<Bytes>> {
         self.objects
@@ -198,10 +198,10 @@ impl Inner {
 
     /// What is remembered of `part`, which whoever watches is told; `None` if that makes no sense, and
     /// has to be asked again.
-    fn recall(&self, part: &HashPart, known: Known) -> Option<Option<NarInfo>> {
+    fn recall(&self, part: &HashPart, known: CachedNarInfo) -> Option<Option<NarInfo>> {
         let found = match known {
-            Known::Absent => None,
-            Known::Present(text) => Some(self.parse(part, &text).ok()?),
+            CachedNarInfo::Absent => None,
+            CachedNarInfo::Present(text) => Some(self.parse(part, &text).ok()?),
         };
         let name = layout::narinfo(part);
         let observer = &self.config.observer;
@@ -357,7 +357,7 @@ mod tests {
     }
 
     impl NarInfoCache for Slow {
-        fn get(&self, parts: &[HashPart]) -> Vec<Option<Known>> {
+        fn get(&self, parts: &[HashPart]) -> Vec<Option<CachedNarInfo>> {
             vec![None; parts.len()]
         }
 

@@ -1,7 +1,7 @@
 //! NARs out of the cache.
 
-use super::Inner;
-use crate::{blocking, objects::ObjectReader, unpack::Packed};
+use super::CacheInner;
+use crate::{blocking, objects::ObjectReader, unpack::PackedNar};
 use std::{
     collections::BTreeSet,
     io,
@@ -11,7 +11,7 @@ use tk_narinfo::NarInfo;
 use tk_path::{HashPart, StorePath};
 use tk_store::{Error, NarStream, Result, nar};
 
-impl Inner {
+impl CacheInner {
     /// The NAR of `path`. What is remembered of it may be old: then it is asked once more.
     pub(super) async fn nar(self: &Arc<Self>, path: &StorePath) -> Result<NarStream> {
         let part = path.to_hash_part();
@@ -54,7 +54,7 @@ impl Inner {
         }
     }
 
-    /// What the cache says now in the place of what is remembered. [`Inner::renew`] tells of it.
+    /// What the cache says now in the place of what is remembered. [`CacheInner::renew`] tells of it.
     async fn ask_again(self: &Arc<Self>, part: &HashPart) -> Result<Option<NarInfo>> {
         self.forget(vec![*part]).await;
         let now = self.narinfo_of_part(part).await?;
@@ -93,7 +93,7 @@ impl Inner {
     }
 
     fn unpack(&self, narinfo: NarInfo, source: Box<dyn ObjectReader>) -> NarStream {
-        let packed = Packed {
+        let packed = PackedNar {
             source,
             name: self.objects.place(&narinfo.url),
             narinfo,

@@ -2,14 +2,14 @@
 //! it there, and the hash of what it wrote is the name.
 
 use super::{
-    Inner,
-    add::{Failure, Uploaded},
+    CacheInner,
+    add::{AddFailure, Uploaded},
 };
 use crate::{
-    journal::Arrived,
+    journal::ArrivedNar,
     layout::NAR_FOLDER,
     objects::{StagedObject, Staging},
-    pack::{ContentCheck, Packed, Unpacked, pack},
+    pack::{ContentCheck, PackSummary, Unpacked, pack},
 };
 use std::sync::{Arc, PoisonError};
 use tk_narinfo::{NarInfo, PathInfo};
@@ -22,12 +22,12 @@ use tk_store::{
 /// A NAR that was packed before it was added.
 pub(super) struct PackedAhead {
     object: Box<dyn StagedObject>,
-    packed: Packed,
+    packed: PackSummary,
 }
 
 /// See [`BinaryCache::pack_ahead`](super::BinaryCache::pack_ahead).
 pub(super) async fn pack_ahead(
-    cache: &Arc<Inner>,
+    cache: &Arc<CacheInner>,
     name: String,
     hasher: ContentHasher,
     nar: NarStream,
@@ -49,7 +49,7 @@ pub(super) async fn pack_ahead(
         move || {
             let _permit = permit;
             let packed = pack_to(&*staging, &cache, unpacked);
-            let (hasher, packed) = packed.map_err(Failure::into_error)?;
+            let (hasher, packed) = packed.map_err(AddFailure::into_error)?;
             let info = hasher.finish(&cache.config.store_dir, &name, &References::default())?;
             let ahead = cache.packed_ahead.lock();
             let mut ahead = ahead.unwrap_or_else(PoisonError::into_inner);
@@ -60,14 +60,14 @@ pub(super) async fn pack_ahead(
     cache.packers.run(work).await?
 }
 
-/// See [`Inner::upload`].
+/// See [`CacheInner::upload`].
 pub(super) async fn upload(
-    cache: Arc<Inner>,
+    cache: Arc<CacheInner>,
     staging: Arc<dyn Staging>,
     info: PathInfo,
     nar: NarStream,
     options: AddOptions,
-) -> Result<Uploaded, Failure> {
+) -> Result<Uploaded, AddFailure> {
     let size = (info.nar_size != 0).then_some(info.nar_size);
     let permit = cache.encoder_room(size).await;
     let nar = BlockingNar::new(arriving(nar, &options.progress));
@@ -83,7 +83,7 @@ pub(super) async fn upload(
             store(&cache, &*staging, info, nar, ahead, replace)
         }
     };
-    let stored = cache.packers.run(work).await.map_err(Failure::Item)?;
+    let stored = cache.packers.run(work).await.map_err(AddFailure::Item)?;
     let (uploaded, companions) = stored?;
     cache.send_companions(companions).await?;
     Ok(uploaded)
@@ -91,22 +91,22 @@ pub(super) async fn upload(
 
 /// Puts the NAR there; what is left to do, and what goes beside it.
 fn store(
-    cache: &Inner,
+    cache: &CacheInner,
     staging: &dyn Staging,
     info: PathInfo,
     nar: BlockingNar,
     ahead: Option<PackedAhead>,
     replace: bool,
-) -> Result<(Uploaded, Vec<(String, String)>), Failure> {
+) -> Result<(Uploaded, Vec<(String, String)>), AddFailure> {
     let PackedAhead { object, packed } = match ahead {
         Some(ahead) => ahead,
         None => {
             let (check, packed) = pack_to(staging, cache, Unpacked::of(&info, nar))?;
-            check.finish().map_err(Failure::Item)?;
+            check.finish().map_err(AddFailure::Item)?;
             packed
         }
     };
-    let arrived = Arrived {
+    let arrived = ArrivedNar {
         file_hash: packed.hash(&info),
         file_size: packed.size,
         nar_size: packed.nar_size,
@@ -114,7 +114,7 @@ fn store(
     let url = NarInfo::url_for(&arrived.file_hash, cache.config.compression);
     let published = object.publish(&url, replace);
     let writing = |e| Error::io(format!("writing {}", cache.objects.place(&url)), e);
-    published.map_err(|e| Failure::Cache(writing(e)))?;
+    published.map_err(|e| AddFailure::Cache(writing(e)))?;
     let companions = cache.companions(&info, &url, &packed);
     let uploaded = cache.described(info, url, &arrived, packed.size)?;
     Ok((uploaded, companions))
@@ -123,19 +123,19 @@ fn store(
 /// Packs a NAR into an object that has no name yet.
 fn pack_to<C: ContentCheck>(
     staging: &dyn Staging,
-    cache: &Inner,
+    cache: &CacheInner,
     nar: Unpacked<C>,
-) -> Result<(C, PackedAhead), Failure> {
+) -> Result<(C, PackedAhead), AddFailure> {
     let place = cache.objects.place(NAR_FOLDER);
     let doing = format!("writing the NAR of {} to {place}", nar.name);
-    let broken = |e| Failure::Cache(Error::io(doing.clone(), e));
+    let broken = |e| AddFailure::Cache(Error::io(doing.clone(), e));
     let object = staging.begin(NAR_FOLDER).map_err(broken)?;
     let list = cache.config.write_listing || cache.config.index_debug_info;
     let (object, check, packed) = pack(&cache.compressor, nar, list, object, broken)?;
     Ok((check, PackedAhead { object, packed }))
 }
 
-impl Inner {
+impl CacheInner {
     fn take_packed_ahead(&self, hash: &NarHash) -> Option<PackedAhead> {
         let ahead = self.packed_ahead.lock();
         ahead.unwrap_or_else(PoisonError::into_inner).remove(hash)

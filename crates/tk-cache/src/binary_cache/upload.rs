@@ -5,16 +5,16 @@
 //! is sent. One that is too large for that is sent while it is packed.
 
 use super::{
-    Inner,
-    add::{Failure, Uploaded},
+    CacheInner,
+    add::{AddFailure, Uploaded},
     staged, take,
 };
 use crate::{
     blocking,
-    journal::Arrived,
+    journal::ArrivedNar,
     layout,
     objects::Upload,
-    pack::{Packed, Unpacked, narinfo, no_listing, pack},
+    pack::{PackSummary, Unpacked, narinfo, no_listing, pack},
 };
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -37,7 +37,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-impl Inner {
+impl CacheInner {
     /// NARs that are uploaded at once.
     pub(crate) fn uploads(&self) -> usize {
         match self.objects.staging() {
@@ -62,7 +62,7 @@ impl Inner {
         info: PathInfo,
         nar: NarStream,
         options: AddOptions,
-    ) -> Result<Uploaded, Failure> {
+    ) -> Result<Uploaded, AddFailure> {
         if let Some(staging) = self.objects.staging() {
             return staged::upload(self, staging, info, nar, options).await;
         }
@@ -74,7 +74,7 @@ impl Inner {
         let replace = options.existing == Existing::Replace;
         let uploaded = match self.arrived(&url, replace).await? {
             Some(arrived) => self.described(info, url, &arrived, 0),
-            None => Inner::send(&self, info, nar, url, &arriving).await,
+            None => CacheInner::send(&self, info, nar, url, &arriving).await,
         }?;
         arriving.tell(nar_size);
         Ok(uploaded)
@@ -95,7 +95,7 @@ impl Inner {
     }
 
     /// What is known of the NAR `url` if all of it is there already, from an earlier push.
-    async fn arrived(&self, url: &str, replace: bool) -> Result<Option<Arrived>, Failure> {
+    async fn arrived(&self, url: &str, replace: bool) -> Result<Option<ArrivedNar>, AddFailure> {
         let Some(arrived) = self.journal().and_then(|journal| journal.arrived(url)) else {
             return Ok(None);
         };
@@ -103,8 +103,8 @@ impl Inner {
             return Ok(None);
         }
         // Somebody may have removed it since.
-        let there = self.objects.look(url).await.map_err(Failure::Cache)?;
-        let size = |look: crate::objects::Look| look.size.unwrap_or(arrived.file_size);
+        let there = self.objects.look(url).await.map_err(AddFailure::Cache)?;
+        let size = |look: crate::objects::ObjectMeta| look.size.unwrap_or(arrived.file_size);
         Ok((there.map(size) == Some(arrived.file_size)).then_some(arrived))
     }
 
@@ -115,7 +115,7 @@ impl Inner {
         nar: NarStream,
         url: String,
         arriving: &Arc<Arriving>,
-    ) -> Result<Uploaded, Failure> {
+    ) -> Result<Uploaded, AddFailure> {
         let nar = arriving.watch(nar);
         let mut packing = Packing::start(this, info.clone(), nar, arriving.clone()).await;
         let begin = packing.begin().await;
@@ -129,15 +129,15 @@ impl Inner {
             this.send_large(&info, &url, begin, packing, arriving)
                 .await?
         };
-        let packed = sent.map_err(Failure::Cache)?;
+        let packed = sent.map_err(AddFailure::Cache)?;
         let companions = this.companions(&info, &url, &packed);
         this.send_companions(companions).await?;
-        let arrived = Arrived {
+        let arrived = ArrivedNar {
             file_hash: packed.hash(&info),
             file_size: packed.size,
             nar_size: packed.nar_size,
         };
-        this.note(&url, &arrived).await.map_err(Failure::Cache)?;
+        this.note(&url, &arrived).await.map_err(AddFailure::Cache)?;
         this.described(info, url, &arrived, packed.size)
     }
 
@@ -146,10 +146,10 @@ impl Inner {
         &self,
         info: &PathInfo,
         url: &str,
-        begin: Chunks,
+        begin: PackedChunks,
         mut packing: Packing,
         arriving: &Arc<Arriving>,
-    ) -> Result<Result<Packed>, Failure> {
+    ) -> Result<Result<PackSummary>, AddFailure> {
         let journal = self.journal();
         let taken = arriving.clone();
         let upload = Upload {
@@ -164,7 +164,7 @@ impl Inner {
         match (packing.finish().await, sent) {
             (Ok(packed), sent) => Ok(sent.map(|()| packed)),
             // It only noticed that nobody takes its output any more.
-            (Err(Failure::Cache(_)), Err(error)) => Ok(Err(error)),
+            (Err(AddFailure::Cache(_)), Err(error)) => Ok(Err(error)),
             (Err(failure), _) => Err(failure),
         }
     }
@@ -174,7 +174,7 @@ impl Inner {
         &self,
         info: &PathInfo,
         url: &str,
-        packed: &Packed,
+        packed: &PackSummary,
     ) -> Vec<(String, String)> {
         let wanted = (self.config.write_listing, self.config.index_debug_info);
         let skipped = || self.config.warnings.tell(|| no_listing(info, self));
@@ -184,19 +184,19 @@ impl Inner {
     pub(super) async fn send_companions(
         &self,
         objects: Vec<(String, String)>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), AddFailure> {
         let write = |(name, content): (String, String)| async move {
             let mime = layout::mime_type(&name);
             self.objects.write(&name, content.into(), mime, false).await
         };
         let mut writes = stream::iter(objects.into_iter().map(write)).buffer_unordered(COMPANIONS);
         while let Some(written) = writes.next().await {
-            written.map_err(Failure::Cache)?;
+            written.map_err(AddFailure::Cache)?;
         }
         Ok(())
     }
 
-    async fn note(&self, url: &str, arrived: &Arrived) -> Result<()> {
+    async fn note(&self, url: &str, arrived: &ArrivedNar) -> Result<()> {
         let Some(journal) = self.journal() else {
             return Ok(());
         };
@@ -212,9 +212,9 @@ impl Inner {
         &self,
         mut info: PathInfo,
         url: String,
-        arrived: &Arrived,
+        arrived: &ArrivedNar,
         written: u64,
-    ) -> Result<Uploaded, Failure> {
+    ) -> Result<Uploaded, AddFailure> {
         let config = &self.config;
         info.nar_size = arrived.nar_size;
         let file = (arrived.file_hash, arrived.file_size);
@@ -229,7 +229,7 @@ struct Packing {
     chunks: Option<mpsc::Receiver<Bytes>>,
     /// Whether the packer has ended.
     ended: bool,
-    work: JoinHandle<Result<Result<Packed, Failure>>>,
+    work: JoinHandle<Result<Result<PackSummary, AddFailure>>>,
     /// For what is packed and not sent yet.
     _room: OwnedSemaphorePermit,
 }
@@ -237,7 +237,7 @@ struct Packing {
 impl Packing {
     /// Waits until there is a thread and memory for it.
     async fn start(
-        cache: &Arc<Inner>,
+        cache: &Arc<CacheInner>,
         info: PathInfo,
         nar: NarStream,
         arriving: Arc<Arriving>,
@@ -253,7 +253,7 @@ impl Packing {
         let nar = BlockingNar::new(nar);
         let pack = move || {
             let _permits = (packer, memory);
-            let sink = Sink {
+            let sink = PackSink {
                 filling: Vec::new(),
                 sender,
                 arriving,
@@ -262,11 +262,11 @@ impl Packing {
             let list = config.write_listing || config.index_debug_info;
             let broken = |e| {
                 let doing = format!("sending the NAR of {} to {cache}", info.path);
-                Failure::Cache(Error::io(doing, e))
+                AddFailure::Cache(Error::io(doing, e))
             };
             let nar = Unpacked::of(&info, nar);
             let (sink, check, packed) = pack(&cache.compressor, nar, list, sink, broken)?;
-            check.finish().map_err(Failure::Item)?;
+            check.finish().map_err(AddFailure::Item)?;
             sink.finish().map_err(broken)?;
             Ok(packed)
         };
@@ -281,8 +281,8 @@ impl Packing {
     }
 
     /// All of a small NAR, or the first part of a large one.
-    async fn begin(&mut self) -> Chunks {
-        let mut begin = Chunks::default();
+    async fn begin(&mut self) -> PackedChunks {
+        let mut begin = PackedChunks::default();
         while let Some(chunks) = &mut self.chunks
             && begin.size < WHOLE
         {
@@ -303,7 +303,7 @@ impl Packing {
     }
 
     /// All of the NAR, as it comes. It ends with an error if the packer failed.
-    fn body(&mut self, begin: Chunks) -> ByteStream {
+    fn body(&mut self, begin: PackedChunks) -> ByteStream {
         let chunks = self.chunks.take();
         let rest = stream::unfold(chunks, |chunks| async move {
             let mut chunks = chunks?;
@@ -318,14 +318,14 @@ impl Packing {
             .boxed()
     }
 
-    async fn finish(self) -> Result<Packed, Failure> {
+    async fn finish(self) -> Result<PackSummary, AddFailure> {
         drop(self.chunks);
         match self.work.await {
-            Ok(result) => result.unwrap_or_else(|error| Err(Failure::Item(error))),
+            Ok(result) => result.unwrap_or_else(|error| Err(AddFailure::Item(error))),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(error) => {
                 let error = io::Error::other(error);
-                Err(Failure::Item(Error::io("waiting for a thread", error)))
+                Err(AddFailure::Item(Error::io("waiting for a thread", error)))
             }
         }
     }
@@ -337,12 +337,12 @@ fn broke_off() -> Error {
 
 /// Bytes in pieces.
 #[derive(Default)]
-struct Chunks {
+struct PackedChunks {
     chunks: Vec<Bytes>,
     size: usize,
 }
 
-impl Chunks {
+impl PackedChunks {
     fn push(&mut self, chunk: Bytes) {
         self.size += chunk.len();
         self.chunks.push(chunk);
@@ -357,13 +357,13 @@ impl Chunks {
 }
 
 /// Where the packer writes. An empty chunk at the end says that all went well.
-struct Sink {
+struct PackSink {
     filling: Vec<u8>,
     sender: mpsc::Sender<Bytes>,
     arriving: Arc<Arriving>,
 }
 
-impl Sink {
+impl PackSink {
     /// Sends what is left, and the end mark.
     fn finish(mut self) -> io::Result<()> {
         if !self.filling.is_empty() {
@@ -380,7 +380,7 @@ impl Sink {
     }
 }
 
-impl Write for Sink {
+impl Write for PackSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.filling.capacity() == 0 {
             self.filling.reserve_exact(CHUNK);

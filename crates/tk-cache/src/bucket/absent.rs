@@ -1,6 +1,6 @@
 //! When "absent" is really meant.
 
-use super::{Inner, service::Bucket, words::Refusal};
+use super::{BucketInner, refusal::Refusal, service::Bucket};
 use crate::layout::CACHE_INFO;
 use http::StatusCode;
 use object_store::{GetOptions, list::PaginatedListOptions, path::Path};
@@ -33,7 +33,7 @@ impl Absence {
     }
 }
 
-impl Inner {
+impl BucketInner {
     /// Whether a failed request for `key` says that there is no such object; otherwise the error.
     pub(super) async fn check_absent(
         &self,

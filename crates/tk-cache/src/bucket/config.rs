@@ -21,7 +21,7 @@ pub struct BucketConfig {
     /// The storage class of new objects; `None`: the bucket's own.
     pub storage_class: Option<String>,
     /// Where credentials are looked for.
-    pub environment: Environment,
+    pub environment: CloudEnvironment,
     /// How to reach servers. Its credentials are not used.
     pub client: ClientConfig,
 }
@@ -77,7 +77,7 @@ pub enum Addressing {
 
 /// What the process was given by its surroundings, as far as credentials are concerned.
 #[derive(Clone, Default)]
-pub struct Environment {
+pub struct CloudEnvironment {
     /// Variables: those whose names start with `AWS_`, `GOOGLE_` and `AZURE_`, and
     /// `SERVICE_ACCOUNT`.
     pub variables: BTreeMap<String, String>,
@@ -86,7 +86,7 @@ pub struct Environment {
 }
 
 /// Without the values, some of which are secrets.
-impl fmt::Debug for Environment {
+impl fmt::Debug for CloudEnvironment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Environment")
             .field("variables", &self.variables.keys())
@@ -95,7 +95,7 @@ impl fmt::Debug for Environment {
     }
 }
 
-impl Environment {
+impl CloudEnvironment {
     /// A variable that is set and not empty.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let value = self.variables.get(name).map(String::as_str);
@@ -160,7 +160,7 @@ impl BucketConfig {
         scheme: &str,
         location: &str,
         parameter: &dyn Fn(&str) -> Option<String>,
-        environment: Environment,
+        environment: CloudEnvironment,
         client: ClientConfig,
     ) -> Result<Self> {
         let parameter = |name: &str| parameter(name).filter(|value| !value.is_empty());
@@ -408,7 +408,7 @@ mod tests {
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         let pairs: BTreeMap<_, _> = pairs.collect();
         let parameter = |name: &str| pairs.get(name).map(|value| value.to_string());
-        let environment = Environment::default();
+        let environment = CloudEnvironment::default();
         let client = ClientConfig::default();
         BucketConfig::from_parts(scheme, location, &parameter, environment, client)
     }
@@ -489,7 +489,7 @@ mod tests {
                 .iter()
                 .map(|(k, v)| (k.to_string(), v.to_string()));
             let variables = variables.collect();
-            let environment = Environment {
+            let environment = CloudEnvironment {
                 variables,
                 home: None,
             };

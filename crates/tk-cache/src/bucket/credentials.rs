@@ -1,10 +1,10 @@
 //! Who this is to Amazon: the order in which its tools look for credentials.
 
 use super::{
-    config::Environment,
+    config::CloudEnvironment,
     profile::{Profile, Profiles},
-    sources::{Fetched, Source},
-    transport::Transport,
+    sources::{CredentialSource, FetchedCredentials},
+    transport::BucketTransport,
 };
 use async_trait::async_trait;
 use object_store::{aws::AwsCredential, client::CredentialProvider};
@@ -19,34 +19,34 @@ use tk_store::{Error, Result};
 use tokio::sync::Mutex;
 
 /// Credentials, renewed before they end.
-pub(super) struct Credentials {
-    source: Source,
-    transport: Transport,
+pub(super) struct BucketCredentials {
+    source: CredentialSource,
+    transport: BucketTransport,
     region: String,
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<HeldCredentials>>,
 }
 
 #[derive(Clone)]
-struct Held {
+struct HeldCredentials {
     credential: Arc<AwsCredential>,
     ends: Option<SystemTime>,
 }
 
-impl Credentials {
+impl BucketCredentials {
     /// The first of: a profile that was asked for by name, the variables for keys, the profile of
     /// the environment or `default`, a web identity, the container's, the machine's. `None`: there
     /// are none.
     pub(super) async fn find(
-        environment: &Environment,
+        environment: &CloudEnvironment,
         profile: Option<&str>,
         region: &str,
-        transport: Transport,
+        transport: BucketTransport,
     ) -> Result<Option<Arc<Self>>> {
         let make = |source| {
             let held = Mutex::new(None);
             let region = region.to_owned();
             let transport = transport.clone();
-            Arc::new(Credentials {
+            Arc::new(BucketCredentials {
                 source,
                 transport,
                 region,
@@ -61,7 +61,7 @@ impl Credentials {
         if disabled.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(None);
         }
-        let machine = make(Source::Machine {
+        let machine = make(CredentialSource::Machine {
             endpoint: environment
                 .get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
                 .map(str::to_owned),
@@ -73,15 +73,16 @@ impl Credentials {
     async fn current(&self) -> Result<Arc<AwsCredential>, Box<dyn StdError + Send + Sync>> {
         let mut held = self.held.lock().await;
         let now = SystemTime::now();
-        let lasts =
-            |held: &Held, margin: Duration| held.ends.is_none_or(|ends| ends > now + margin);
+        let lasts = |held: &HeldCredentials, margin: Duration| {
+            held.ends.is_none_or(|ends| ends > now + margin)
+        };
         if let Some(held) = held.as_ref().filter(|held| lasts(held, RENEWED)) {
             return Ok(held.credential.clone());
         }
         match self.source.fetch(&self.transport, &self.region).await {
-            Ok(Fetched { credential, ends }) => {
+            Ok(FetchedCredentials { credential, ends }) => {
                 let credential = Arc::new(credential);
-                *held = Some(Held {
+                *held = Some(HeldCredentials {
                     credential: credential.clone(),
                     ends,
                 });
@@ -97,7 +98,7 @@ impl Credentials {
 }
 
 #[async_trait]
-impl CredentialProvider for Credentials {
+impl CredentialProvider for BucketCredentials {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
@@ -110,14 +111,17 @@ impl CredentialProvider for Credentials {
 }
 
 /// Without the secrets.
-impl fmt::Debug for Credentials {
+impl fmt::Debug for BucketCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").finish_non_exhaustive()
     }
 }
 
 /// The region that the environment or the profile names.
-pub(super) fn region(environment: &Environment, profile: Option<&str>) -> Result<Option<String>> {
+pub(super) fn region(
+    environment: &CloudEnvironment,
+    profile: Option<&str>,
+) -> Result<Option<String>> {
     let variables = ["AWS_REGION", "AWS_DEFAULT_REGION"];
     let mut set = variables.iter().filter_map(|name| environment.get(name));
     if let (Some(region), None) = (set.next(), profile) {
@@ -132,7 +136,10 @@ pub(super) fn region(environment: &Environment, profile: Option<&str>) -> Result
     Ok(of_profile.or(in_general).map(str::to_owned))
 }
 
-fn configured(environment: &Environment, profile: Option<&str>) -> Result<Option<Source>> {
+fn configured(
+    environment: &CloudEnvironment,
+    profile: Option<&str>,
+) -> Result<Option<CredentialSource>> {
     let named = profile.filter(|name| *name != DEFAULT);
     if named.is_none()
         && let Some(keys) = keys_of_variables(environment)?
@@ -159,14 +166,17 @@ fn configured(environment: &Environment, profile: Option<&str>) -> Result<Option
 }
 
 /// The profile that counts.
-pub(super) fn profile_name<'a>(environment: &'a Environment, profile: Option<&'a str>) -> &'a str {
+pub(super) fn profile_name<'a>(
+    environment: &'a CloudEnvironment,
+    profile: Option<&'a str>,
+) -> &'a str {
     // In this order, as botocore.
     let variables = ["AWS_DEFAULT_PROFILE", "AWS_PROFILE"];
     let of_environment = || variables.iter().find_map(|name| environment.get(name));
     profile.or_else(of_environment).unwrap_or(DEFAULT)
 }
 
-fn keys_of_variables(environment: &Environment) -> Result<Option<Source>> {
+fn keys_of_variables(environment: &CloudEnvironment) -> Result<Option<CredentialSource>> {
     let token = environment.get("AWS_SESSION_TOKEN");
     let token = token.or_else(|| environment.get("AWS_SECURITY_TOKEN"));
     let token = token.map(str::to_owned);
@@ -174,7 +184,7 @@ fn keys_of_variables(environment: &Environment) -> Result<Option<Source>> {
         environment.get("AWS_ACCESS_KEY_ID"),
         environment.get("AWS_SECRET_ACCESS_KEY"),
     ) {
-        (Some(id), Some(secret)) => Ok(Some(Source::keys(id, secret, token))),
+        (Some(id), Some(secret)) => Ok(Some(CredentialSource::keys(id, secret, token))),
         (None, _) => Ok(None),
         (Some(_), None) => Err(Error::invalid(
             "AWS_ACCESS_KEY_ID is set, but not AWS_SECRET_ACCESS_KEY",
@@ -184,11 +194,11 @@ fn keys_of_variables(environment: &Environment) -> Result<Option<Source>> {
 
 /// `None` if the profile says nothing of credentials.
 fn of_profile(
-    environment: &Environment,
+    environment: &CloudEnvironment,
     profiles: &Profiles,
     name: &str,
     depth: usize,
-) -> Result<Option<Source>> {
+) -> Result<Option<CredentialSource>> {
     let wrong = |words: String| Error::invalid(format!("the AWS profile {name} {words}"));
     let profile = profiles
         .find(name)
@@ -210,11 +220,15 @@ fn of_profile(
         })?;
         let token = profile.get("aws_session_token");
         let token = token.or_else(|| profile.get("aws_security_token"));
-        return Ok(Some(Source::keys(id, secret, token.map(str::to_owned))));
+        return Ok(Some(CredentialSource::keys(
+            id,
+            secret,
+            token.map(str::to_owned),
+        )));
     }
     if let Some(command) = profile.get("credential_process") {
         let command = command.to_owned();
-        return Ok(Some(Source::Process { command }));
+        return Ok(Some(CredentialSource::Process { command }));
     }
     if profile.get("sso_session").is_some() || profile.get("sso_start_url").is_some() {
         return Err(wrong(format!(
@@ -228,12 +242,12 @@ fn of_profile(
 
 /// `None` if it is not said who may take the role.
 fn role_of_profile(
-    environment: &Environment,
+    environment: &CloudEnvironment,
     profiles: &Profiles,
     profile: &Profile,
     role: &str,
     depth: usize,
-) -> Result<Option<Source>> {
+) -> Result<Option<CredentialSource>> {
     let session = profile
         .get("role_session_name")
         .unwrap_or(SESSION)
@@ -242,7 +256,7 @@ fn role_of_profile(
     let role = role.to_owned();
     if let Some(file) = profile.get("web_identity_token_file") {
         let file = PathBuf::from(file);
-        return Ok(Some(Source::WebIdentity {
+        return Ok(Some(CredentialSource::WebIdentity {
             file,
             role,
             session,
@@ -261,11 +275,11 @@ fn role_of_profile(
         (Some(source), _) => of_profile(environment, profiles, source, depth + 1)?,
         (None, Some("Environment")) => keys_of_variables(environment)?,
         (None, Some("EcsContainer")) => container(environment),
-        (None, Some("Ec2InstanceMetadata")) => Some(Source::Machine { endpoint: None }),
+        (None, Some("Ec2InstanceMetadata")) => Some(CredentialSource::Machine { endpoint: None }),
         _ => None,
     };
     let external_id = profile.get("external_id").map(str::to_owned);
-    Ok(source.map(|source| Source::Role {
+    Ok(source.map(|source| CredentialSource::Role {
         source: Box::new(source),
         role,
         session,
@@ -274,9 +288,9 @@ fn role_of_profile(
     }))
 }
 
-fn web_identity(environment: &Environment) -> Option<Source> {
+fn web_identity(environment: &CloudEnvironment) -> Option<CredentialSource> {
     let session = environment.get("AWS_ROLE_SESSION_NAME");
-    Some(Source::WebIdentity {
+    Some(CredentialSource::WebIdentity {
         file: environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")?.into(),
         role: environment.get("AWS_ROLE_ARN")?.to_owned(),
         session: session.unwrap_or(SESSION).to_owned(),
@@ -285,12 +299,12 @@ fn web_identity(environment: &Environment) -> Option<Source> {
 }
 
 /// Credentials of an ECS task or an EKS pod.
-fn container(environment: &Environment) -> Option<Source> {
+fn container(environment: &CloudEnvironment) -> Option<CredentialSource> {
     let relative = environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
     let relative = relative.map(|path| format!("http://169.254.170.2{path}"));
     let full = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI");
     let file = environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE");
-    Some(Source::Container {
+    Some(CredentialSource::Container {
         url: relative.or_else(|| full.map(str::to_owned))?,
         token: environment
             .get("AWS_CONTAINER_AUTHORIZATION_TOKEN")

@@ -1,6 +1,6 @@
 //! Programs that print credentials.
 
-use super::sources::{Failed, Fetched, MAX_ANSWER, of_json};
+use super::sources::{FetchedCredentials, MAX_ANSWER, SourceError, of_json};
 use std::{
     io::{self, Read},
     process::{Child, Command, ExitStatus, Stdio},
@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Runs a `credential_process` and reads what it prints. It is killed if it takes too long.
-pub(super) fn run(command: &str) -> Result<Fetched, Failed> {
+pub(super) fn run(command: &str) -> Result<FetchedCredentials, SourceError> {
     let failed = |words: String| format!("the credential_process {command} {words}");
     let printed = match run_within(command, LIMIT)? {
         Ran::Ended(status, printed) if status.success() => printed,

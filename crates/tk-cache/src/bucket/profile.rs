@@ -1,6 +1,6 @@
 //! The files `~/.aws/config` and `~/.aws/credentials`.
 
-use super::config::Environment;
+use super::config::CloudEnvironment;
 use std::{collections::BTreeMap, fs, io, path::Path};
 use tk_store::{Error, Result};
 
@@ -19,13 +19,13 @@ pub(super) struct Profile(BTreeMap<String, String>);
 
 impl Profiles {
     /// Files that are not there are empty.
-    pub(super) fn read(environment: &Environment) -> Result<Self> {
+    pub(super) fn read(environment: &CloudEnvironment) -> Result<Self> {
         let mut profiles = Profiles::default();
         if let Some(path) = environment.aws_file("AWS_CONFIG_FILE", "config") {
-            profiles.parse(&text(&path)?, Kind::Config);
+            profiles.parse(&text(&path)?, ProfileKind::Config);
         }
         if let Some(path) = environment.aws_file("AWS_SHARED_CREDENTIALS_FILE", "credentials") {
-            profiles.parse(&text(&path)?, Kind::Credentials);
+            profiles.parse(&text(&path)?, ProfileKind::Credentials);
         }
         Ok(profiles)
     }
@@ -52,7 +52,7 @@ impl Profiles {
     /// As botocore, which reads them as Python's configparser does: `[section]`, `key = value` or
     /// `key: value`, indented or not; lines that begin with `#` or `;` are comments, and what is
     /// indented deeper than the setting above belongs to that one.
-    fn parse(&mut self, text: &str, kind: Kind) {
+    fn parse(&mut self, text: &str, kind: ProfileKind) {
         let mut current: Option<&mut Profile> = None;
         let mut setting: Option<String> = None;
         let mut indent = 0;
@@ -92,8 +92,8 @@ impl Profiles {
     }
 
     /// What the section is about, where it is about anything here. In `config` names stand as words of a shell.
-    fn section(&mut self, kind: Kind, section: &str) -> Option<&mut Profile> {
-        if kind == Kind::Credentials || section == "default" {
+    fn section(&mut self, kind: ProfileKind, section: &str) -> Option<&mut Profile> {
+        if kind == ProfileKind::Credentials || section == "default" {
             return Some(self.profiles.entry(section.to_owned()).or_default());
         }
         let words = shell_words::split(section).ok()?;
@@ -128,7 +128,7 @@ impl Profile {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ProfileKind {
     Config,
     Credentials,
 }
@@ -155,8 +155,8 @@ mod tests {
         let config = "[default]\nregion = eu-west-3 # near\n[profile a]\naws_access_key_id=old\n\
                       s3 =\n  addressing_style = path\n[sso-session x]\nregion=no\n[a b]\nx=y\n";
         let credentials = "; mine\n[a]\nAWS_ACCESS_KEY_ID = new\naws_secret_access_key=a=b#c\n";
-        profiles.parse(config, Kind::Config);
-        profiles.parse(credentials, Kind::Credentials);
+        profiles.parse(config, ProfileKind::Config);
+        profiles.parse(credentials, ProfileKind::Credentials);
         let get = |name: &str, key: &str| Some(profiles.find(name)?.get(key)?.to_owned());
         assert_eq!(get("default", "region").unwrap(), "eu-west-3");
         assert_eq!(get("a", "aws_access_key_id").unwrap(), "new");
@@ -172,7 +172,7 @@ mod tests {
                       [services own]\ns3 =\n  endpoint_url = http://s3\nec2 =\n  endpoint_url = http://ec2\n\
                       [profile a]\nendpoint_url = http://a\nservices = none\ns3 =\n  endpoint_url = no\n\
                       [profile b]\nendpoint_url = http://b\nignore_configured_endpoint_urls = true\n";
-        profiles.parse(config, Kind::Config);
+        profiles.parse(config, ProfileKind::Config);
         for (name, service, expected) in [
             ("default", "s3", Some("http://s3")),
             ("default", "sts", Some("http://all")),
@@ -195,42 +195,42 @@ mod tests {
         for (text, kind, name) in [
             (
                 "\u{feff}[default]\n  aws_access_key_id = K\n  region = r\n",
-                Kind::Credentials,
+                ProfileKind::Credentials,
                 "default",
             ),
             (
                 " [default]\n  aws_access_key_id = K\n\n  region: r\n",
-                Kind::Config,
+                ProfileKind::Config,
                 "default",
             ),
             (
                 "[default]\r\naws_access_key_id=K\r\nregion=r\r\n",
-                Kind::Config,
+                ProfileKind::Config,
                 "default",
             ),
             (
                 "[profile \"my prof\"]\nAws_Access_Key_Id=K\nregion=r",
-                Kind::Config,
+                ProfileKind::Config,
                 "my prof",
             ),
             (
                 "[profile 'a b']\naws_access_key_id=K\nregion=r",
-                Kind::Config,
+                ProfileKind::Config,
                 "a b",
             ),
             (
                 "[profile\tp]\naws_access_key_id=K\n; c\n # c\nregion=r",
-                Kind::Config,
+                ProfileKind::Config,
                 "p",
             ),
             (
                 "[my prof]\naws_access_key_id=K\nregion=r",
-                Kind::Credentials,
+                ProfileKind::Credentials,
                 "my prof",
             ),
             (
                 "[profile p]\ns3 =\n    region = no\n    x = y\naws_access_key_id=K\nregion=r",
-                Kind::Config,
+                ProfileKind::Config,
                 "p",
             ),
         ] {
@@ -241,12 +241,12 @@ mod tests {
         }
         let none = of(
             "[profile a b]\nx=1\n[profile \"a]\nx=1\n[a]\nx=1\n[profile]\nx=1",
-            Kind::Config,
+            ProfileKind::Config,
         );
         assert!(none.profiles.is_empty());
         let command = of(
             "[default]\ncredential_process = sh -c 'x # y'",
-            Kind::Config,
+            ProfileKind::Config,
         );
         let command = command.find("default").unwrap().get("credential_process");
         assert_eq!(command, Some("sh -c 'x # y'"));

@@ -1,11 +1,11 @@
 //! The services behind one face.
 
 use super::{
-    config::{BucketConfig, Environment, S3Params, Service},
-    credentials::{self, Credentials},
+    config::{BucketConfig, CloudEnvironment, S3Params, Service},
+    credentials::{self, BucketCredentials},
+    refusal::{AskedService, Refusal},
     time,
-    transport::Transport,
-    words::{Asked, Refusal},
+    transport::BucketTransport,
 };
 use crate::sentence::element;
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use url::Url;
 
 /// A bucket, with who we are settled.
 pub(super) struct Bucket {
-    pub(super) asked: Asked,
+    pub(super) asked: AskedService,
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) multipart: Arc<dyn MultipartStore>,
     pub(super) lister: Arc<dyn PaginatedListStore>,
@@ -38,7 +38,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) async fn open(config: &BucketConfig, transport: &Transport) -> Result<Self> {
+    pub(super) async fn open(config: &BucketConfig, transport: &BucketTransport) -> Result<Self> {
         match &config.service {
             Service::S3(params) => s3(config, params, transport).await,
             Service::Google { endpoint } => google(config, endpoint.as_ref(), transport),
@@ -48,7 +48,7 @@ impl Bucket {
         }
     }
 
-    fn new<S>(asked: Asked, store: S) -> Self
+    fn new<S>(asked: AskedService, store: S) -> Self
     where
         S: ObjectStore + MultipartStore + PaginatedListStore,
     {
@@ -64,7 +64,11 @@ impl Bucket {
     }
 }
 
-async fn s3(config: &BucketConfig, params: &S3Params, transport: &Transport) -> Result<Bucket> {
+async fn s3(
+    config: &BucketConfig,
+    params: &S3Params,
+    transport: &BucketTransport,
+) -> Result<Bucket> {
     let environment = &config.environment;
     let profile = params.profile.as_deref();
     let region = match &params.region {
@@ -72,7 +76,7 @@ async fn s3(config: &BucketConfig, params: &S3Params, transport: &Transport) -> 
         None => credentials::region(environment, profile)?.unwrap_or_else(|| REGION.to_owned()),
     };
     let url = params.bucket_url(&config.bucket, &region)?;
-    let found = Credentials::find(environment, profile, &region, transport.clone()).await?;
+    let found = BucketCredentials::find(environment, profile, &region, transport.clone()).await?;
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&config.bucket)
         .with_region(&region)
@@ -87,7 +91,7 @@ async fn s3(config: &BucketConfig, params: &S3Params, transport: &Transport) -> 
         Some(credentials) => builder.with_credentials(credentials.clone()),
         None => builder.with_skip_signature(true),
     };
-    let asked = Asked {
+    let asked = AskedService {
         uri: config.to_string(),
         bucket: config.bucket.clone(),
         server: server(&url),
@@ -104,7 +108,11 @@ async fn s3(config: &BucketConfig, params: &S3Params, transport: &Transport) -> 
     Ok(bucket)
 }
 
-fn google(config: &BucketConfig, endpoint: Option<&Url>, transport: &Transport) -> Result<Bucket> {
+fn google(
+    config: &BucketConfig,
+    endpoint: Option<&Url>,
+    transport: &BucketTransport,
+) -> Result<Bucket> {
     let mut builder = GoogleCloudStorageBuilder::new()
         .with_bucket_name(&config.bucket)
         .with_retry(no_retry())
@@ -128,7 +136,7 @@ fn azure(
     config: &BucketConfig,
     account: &str,
     endpoint: Option<&Url>,
-    transport: &Transport,
+    transport: &BucketTransport,
 ) -> Result<Bucket> {
     let mut builder = MicrosoftAzureBuilder::new()
         .with_retry(no_retry())
@@ -153,7 +161,7 @@ fn azure(
 
 /// The settings of the environment that the library knows, without the prefix's case.
 fn keys<'a, K: std::str::FromStr>(
-    environment: &'a Environment,
+    environment: &'a CloudEnvironment,
     prefix: &'a str,
 ) -> impl Iterator<Item = (K, &'a str)> {
     let of_service = environment
@@ -166,8 +174,8 @@ fn keys<'a, K: std::str::FromStr>(
     })
 }
 
-fn asked(config: &BucketConfig, server: String) -> Asked {
-    Asked {
+fn asked(config: &BucketConfig, server: String) -> AskedService {
+    AskedService {
         uri: config.to_string(),
         bucket: config.bucket.clone(),
         server,
@@ -213,21 +221,21 @@ pub(super) fn attributes(mime: &str, storage_class: Option<&str>) -> Attributes 
 pub(super) struct S3 {
     url: String,
     region: String,
-    credentials: Option<Arc<Credentials>>,
-    transport: Transport,
+    credentials: Option<Arc<BucketCredentials>>,
+    transport: BucketTransport,
 }
 
 /// An upload in parts that S3 knows of.
-pub(super) struct Listed {
+pub(super) struct ListedUpload {
     pub(super) id: String,
     pub(super) began: Option<SystemTime>,
 }
 
-type Failed = Box<dyn StdError + Send + Sync>;
+type ServiceError = Box<dyn StdError + Send + Sync>;
 
 impl S3 {
     /// Whether there is still such an upload.
-    pub(super) async fn is_open(&self, key: &Path, id: &str) -> Result<bool, Failed> {
+    pub(super) async fn is_open(&self, key: &Path, id: &str) -> Result<bool, ServiceError> {
         let id = utf8_percent_encode(id, STRICT);
         let path = utf8_percent_encode(key.as_ref(), STRICT_PATH);
         match self.get(&format!("{path}?max-parts=1&uploadId={id}")).await {
@@ -243,7 +251,7 @@ impl S3 {
     }
 
     /// The open uploads of an object, as far as the service says.
-    pub(super) async fn uploads(&self, key: &Path) -> Result<Vec<Listed>, Failed> {
+    pub(super) async fn uploads(&self, key: &Path) -> Result<Vec<ListedUpload>, ServiceError> {
         let prefix = utf8_percent_encode(key.as_ref(), STRICT);
         let answer = match self.get(&format!("?prefix={prefix}&uploads=")).await {
             Ok(answer) => answer,
@@ -261,12 +269,12 @@ impl S3 {
         let listed = of_key.filter_map(|upload| {
             let began = element(upload, "Initiated").and_then(|at| time::parse(&at));
             let id = element(upload, "UploadId")?;
-            Some(Listed { id, began })
+            Some(ListedUpload { id, began })
         });
         Ok(listed.collect())
     }
 
-    async fn get(&self, path_and_query: &str) -> Result<Bytes, Failed> {
+    async fn get(&self, path_and_query: &str) -> Result<Bytes, ServiceError> {
         let between = if path_and_query.starts_with('?') {
             ""
         } else {

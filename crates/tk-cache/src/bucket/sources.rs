@@ -1,6 +1,6 @@
 //! Places that credentials come from.
 
-use super::{process, time, transport::Transport};
+use super::{process, time, transport::BucketTransport};
 use crate::http::{Client, ClientConfig, Proxies};
 use crate::sentence::element;
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use std::{
 use url::form_urlencoded::Serializer;
 
 /// One place.
-pub(super) enum Source {
+pub(super) enum CredentialSource {
     Keys(Keys),
     /// A program that prints them.
     Process {
@@ -26,7 +26,7 @@ pub(super) enum Source {
     },
     /// A role that `source` may take.
     Role {
-        source: Box<Source>,
+        source: Box<CredentialSource>,
         role: String,
         session: String,
         external_id: Option<String>,
@@ -59,26 +59,26 @@ pub(super) struct Keys {
 }
 
 /// Credentials, and when they end.
-pub(super) struct Fetched {
+pub(super) struct FetchedCredentials {
     pub(super) credential: AwsCredential,
     pub(super) ends: Option<SystemTime>,
 }
 
-pub(super) type Failed = Box<dyn StdError + Send + Sync>;
+pub(super) type SourceError = Box<dyn StdError + Send + Sync>;
 
-impl Source {
+impl CredentialSource {
     pub(super) fn keys(id: &str, secret: &str, token: Option<String>) -> Self {
         let (id, secret) = (id.to_owned(), secret.to_owned());
-        Source::Keys(Keys { id, secret, token })
+        CredentialSource::Keys(Keys { id, secret, token })
     }
 
     pub(super) async fn fetch(
         &self,
-        transport: &Transport,
+        transport: &BucketTransport,
         region: &str,
-    ) -> Result<Fetched, Failed> {
+    ) -> Result<FetchedCredentials, SourceError> {
         match self {
-            Source::Keys(Keys { id, secret, token }) => Ok(Fetched {
+            CredentialSource::Keys(Keys { id, secret, token }) => Ok(FetchedCredentials {
                 credential: AwsCredential {
                     key_id: id.clone(),
                     secret_key: secret.clone(),
@@ -86,11 +86,11 @@ impl Source {
                 },
                 ends: None,
             }),
-            Source::Process { command } => {
+            CredentialSource::Process { command } => {
                 let command = command.clone();
                 tokio::task::spawn_blocking(move || process::run(&command)).await?
             }
-            Source::Role {
+            CredentialSource::Role {
                 source,
                 role,
                 session,
@@ -106,7 +106,7 @@ impl Source {
                     .try_authorize(&mut request, None)?;
                 of_sts(&send(transport, request).await?)
             }
-            Source::WebIdentity {
+            CredentialSource::WebIdentity {
                 file,
                 role,
                 session,
@@ -118,7 +118,7 @@ impl Source {
                 let request = sts_request(sts.as_deref(), region, form)?;
                 of_sts(&send(transport, request).await?)
             }
-            Source::Container {
+            CredentialSource::Container {
                 url,
                 token,
                 token_file,
@@ -129,7 +129,7 @@ impl Source {
                 };
                 of_json(&ask_nearby(&nearby()?, url, token.as_deref()).await?)
             }
-            Source::Machine { endpoint } => {
+            CredentialSource::Machine { endpoint } => {
                 let endpoint = endpoint.as_deref().unwrap_or(MACHINE);
                 of_machine(&nearby()?, endpoint.trim_end_matches('/')).await
             }
@@ -147,7 +147,7 @@ fn form(action: &str, role: &str, session: &str, more: Option<(&str, &str)>) -> 
         .finish()
 }
 
-fn sts_request(sts: Option<&str>, region: &str, form: String) -> Result<HttpRequest, Failed> {
+fn sts_request(sts: Option<&str>, region: &str, form: String) -> Result<HttpRequest, SourceError> {
     let url = match sts {
         Some(url) => url.to_owned(),
         None => format!("https://sts.{region}.amazonaws.com/"),
@@ -160,15 +160,15 @@ fn sts_request(sts: Option<&str>, region: &str, form: String) -> Result<HttpRequ
     Ok(request)
 }
 
-async fn send(transport: &Transport, request: HttpRequest) -> Result<Bytes, Failed> {
+async fn send(transport: &BucketTransport, request: HttpRequest) -> Result<Bytes, SourceError> {
     let answer = transport.call(request).await?;
     Ok(answer.into_body().bytes().await?)
 }
 
-fn of_sts(answer: &[u8]) -> Result<Fetched, Failed> {
+fn of_sts(answer: &[u8]) -> Result<FetchedCredentials, SourceError> {
     let text = String::from_utf8_lossy(answer);
     let get = |name: &str| element(&text, name).ok_or(format!("STS answered without {name}"));
-    Ok(Fetched {
+    Ok(FetchedCredentials {
         credential: AwsCredential {
             key_id: get("AccessKeyId")?,
             secret_key: get("SecretAccessKey")?,
@@ -179,13 +179,13 @@ fn of_sts(answer: &[u8]) -> Result<Fetched, Failed> {
 }
 
 /// What a `credential_process` prints, and what the services near a machine answer.
-pub(super) fn of_json(text: &[u8]) -> Result<Fetched, Failed> {
+pub(super) fn of_json(text: &[u8]) -> Result<FetchedCredentials, SourceError> {
     // What it says must not end up in an error: it is secret.
     let answer: Value =
         serde_json::from_slice(text).map_err(|_| "no JSON where credentials were expected")?;
     let get = |name: &str| Some(answer.get(name)?.as_str()?.to_owned());
     let need = |name: &str| get(name).ok_or(format!("credentials without {name}"));
-    Ok(Fetched {
+    Ok(FetchedCredentials {
         credential: AwsCredential {
             key_id: need("AccessKeyId")?,
             secret_key: need("SecretAccessKey")?,
@@ -195,12 +195,12 @@ pub(super) fn of_json(text: &[u8]) -> Result<Fetched, Failed> {
     })
 }
 
-fn read(file: &Path) -> Result<String, Failed> {
+fn read(file: &Path) -> Result<String, SourceError> {
     std::fs::read_to_string(file).map_err(|e| format!("reading {}: {e}", file.display()).into())
 }
 
 /// A client for services on the next wire: no proxy, no patience.
-fn nearby() -> Result<Client, Failed> {
+fn nearby() -> Result<Client, SourceError> {
     let config = ClientConfig {
         proxies: Proxies::default(),
         connect_timeout: NEARBY,
@@ -213,7 +213,7 @@ async fn ask_nearby(
     client: &Client,
     url: &str,
     authorization: Option<&str>,
-) -> Result<Bytes, Failed> {
+) -> Result<Bytes, SourceError> {
     let mut request = client.raw().get(url).timeout(NEARBY * 5);
     if let Some(token) = authorization {
         request = request.header("authorization", token);
@@ -221,7 +221,7 @@ async fn ask_nearby(
     answer(request).await
 }
 
-async fn of_machine(client: &Client, endpoint: &str) -> Result<Fetched, Failed> {
+async fn of_machine(client: &Client, endpoint: &str) -> Result<FetchedCredentials, SourceError> {
     let token = client
         .raw()
         .put(format!("{endpoint}/latest/api/token"))
@@ -243,7 +243,7 @@ async fn of_machine(client: &Client, endpoint: &str) -> Result<Fetched, Failed> 
     of_json(&get(role.trim()).await?)
 }
 
-async fn answer(request: reqwest::RequestBuilder) -> Result<Bytes, Failed> {
+async fn answer(request: reqwest::RequestBuilder) -> Result<Bytes, SourceError> {
     let mut response = request.send().await?.error_for_status()?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {

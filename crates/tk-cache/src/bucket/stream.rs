@@ -1,7 +1,7 @@
 //! Reading large objects.
 
-use super::{Inner, broke_off, encodings, service::Bucket, words};
-use crate::http::{Failure, Pace, Tries};
+use super::{BucketInner, broke_off, encodings, refusal, service::Bucket};
+use crate::http::{RequestFailure, RetryState, StallGuard};
 use bytes::{Buf, Bytes};
 use futures::{StreamExt, stream::BoxStream};
 use object_store::{GetOptions, GetRange};
@@ -10,7 +10,7 @@ use tk_store::{ByteStream, Error, Result};
 
 /// The content of an object; after a break it goes on where it stood, if it is still the same
 /// object.
-pub(super) async fn open(inner: &Arc<Inner>, name: &str) -> Result<Option<ByteStream>> {
+pub(super) async fn open(inner: &Arc<BucketInner>, name: &str) -> Result<Option<ByteStream>> {
     if name.contains("://") {
         return Err(Error::Unsupported {
             store: inner.name.clone(),
@@ -43,7 +43,7 @@ pub(super) async fn open(inner: &Arc<Inner>, name: &str) -> Result<Option<ByteSt
 
 /// A transfer.
 struct Reading {
-    inner: Arc<Inner>,
+    inner: Arc<BucketInner>,
     name: String,
     etag: Option<String>,
     size: u64,
@@ -55,8 +55,8 @@ struct Reading {
     counted: u64,
     /// Whether the service may give the rest without the start.
     gives_parts: bool,
-    pace: Pace,
-    tries: Tries,
+    pace: StallGuard,
+    tries: RetryState,
     /// What is being received; `None`: it broke.
     chunks: Option<BoxStream<'static, object_store::Result<Bytes>>>,
 }
@@ -74,7 +74,7 @@ impl Reading {
                     Some(chunk) => return Ok(Some(chunk)),
                     None => continue,
                 },
-                Ok(None) => Failure::Broken {
+                Ok(None) => RequestFailure::Broken {
                     kind: io::ErrorKind::UnexpectedEof,
                     words: format!("it ended after {} of {} bytes", self.at, self.size),
                 },
@@ -99,7 +99,7 @@ impl Reading {
     }
 
     /// Waits before the next attempt, if it may be worth one.
-    async fn broke(&mut self, failure: Failure) -> Result<()> {
+    async fn broke(&mut self, failure: RequestFailure) -> Result<()> {
         self.chunks = None;
         // A service that gives a byte each time makes no progress.
         if self.at - self.counted >= PROGRESS {
@@ -140,11 +140,11 @@ impl Reading {
             }
             Err(error) => error,
         };
-        match words::Refusal::of(&error).map(|refusal| refusal.status.as_u16()) {
+        match refusal::Refusal::of(&error).map(|refusal| refusal.status.as_u16()) {
             Some(412) => return Err(self.changed()),
             Some(416) if parts => self.gives_parts = false,
             // It was answered, but not with a part: the library tells that in words only.
-            None if parts && !words::is_io(&error) => self.gives_parts = false,
+            None if parts && !refusal::is_io(&error) => self.gives_parts = false,
             _ => {
                 let doing = format!("reading {}", self.name);
                 return Err(bucket.asked.failed(&doing, &error));

@@ -1,6 +1,6 @@
 //! Giving up what dead processes began.
 
-use super::{Inner, service::Bucket, upload::abort};
+use super::{BucketInner, service::Bucket, upload::abort};
 use crate::journal::Journal;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use std::{
 use tk_store::Result;
 
 /// Gives up all uploads in the journal that nobody is busy with.
-pub(super) async fn run(inner: &Arc<Inner>, journal: &Journal) -> Result<()> {
+pub(super) async fn run(inner: &Arc<BucketInner>, journal: &Journal) -> Result<()> {
     let open = journal.open_uploads();
     if open.is_empty() {
         return Ok(());
@@ -39,7 +39,7 @@ pub(super) async fn run(inner: &Arc<Inner>, journal: &Journal) -> Result<()> {
 /// asked when the intents were noted, at `began`; what was begun then, and nobody is busy with, is
 /// theirs. False if that cannot be told now.
 async fn find_and_abort(
-    inner: &Inner,
+    inner: &BucketInner,
     bucket: &Bucket,
     journal: &Journal,
     name: &str,

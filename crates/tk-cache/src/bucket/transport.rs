@@ -1,8 +1,11 @@
 //! Requests of the object store library over our own connections: tries, waits and limits.
 
-use super::{listing::without_foreign, words::Refusal};
+use super::{listing::without_foreign, refusal::Refusal};
 use crate::{
-    http::{Again, Client, Failure as HttpFailure, Pace, Progress, Tries, pieces, shown},
+    http::{
+        BodyProgress, Client, RequestFailure as HttpFailure, RetryClass, RetryState, StallGuard,
+        pieces, shown,
+    },
     limit::Limit,
     observer::AnsweredRequest,
 };
@@ -36,16 +39,16 @@ use tokio::time::timeout;
 ///
 /// A clone shares the connections and the limit.
 #[derive(Debug, Clone)]
-pub(super) struct Transport {
+pub(super) struct BucketTransport {
     client: Client,
     limit: Limit,
     stall: Duration,
     lost_creations: Arc<AtomicU64>,
 }
 
-impl Transport {
+impl BucketTransport {
     pub(super) fn new(client: Client, stall: Duration) -> Self {
-        Transport {
+        BucketTransport {
             client,
             limit: Limit::new(START, most()),
             stall,
@@ -59,14 +62,14 @@ impl Transport {
     }
 
     /// How fast the body of an object has to come. Who watches is told of it elsewhere.
-    pub(super) fn pace(&self) -> Pace {
-        Pace::new(self.stall, Arc::new(()))
+    pub(super) fn pace(&self) -> StallGuard {
+        StallGuard::new(self.stall, Arc::new(()))
     }
 
     /// The attempts of one request, or of one transfer, of `url`.
-    pub(super) fn tries(&self, url: String) -> Tries {
+    pub(super) fn tries(&self, url: String) -> RetryState {
         let observed = (url, self.client.observer().clone());
-        Tries::new(
+        RetryState::new(
             self.client.retry_config().clone(),
             self.limit.clone(),
             observed,
@@ -79,8 +82,8 @@ impl Transport {
         self.lost_creations.load(Ordering::Relaxed)
     }
 
-    async fn attempt(&self, request: &HttpRequest) -> Result<HttpResponse, Failure> {
-        let progress = Arc::new(Progress::default());
+    async fn attempt(&self, request: &HttpRequest) -> Result<HttpResponse, TransportFailure> {
+        let progress = Arc::new(BodyProgress::default());
         let ours = ours(request, &progress)?;
         let start = Instant::now();
         let answer = async { Ok::<_, HttpFailure>(self.client.raw().execute(ours).await?) };
@@ -90,7 +93,9 @@ impl Transport {
         let (status, headers) = (response.status(), response.headers().clone());
         if !status.is_success() {
             let body = self.collect(response, MAX_WORDS).await.unwrap_or_default();
-            return Err(Failure::Refused(Refusal::new(status, &headers, &body)));
+            return Err(TransportFailure::Refused(Refusal::new(
+                status, &headers, &body,
+            )));
         }
         if is_object(request) {
             let response: http::Response<reqwest::Body> = response.into();
@@ -115,7 +120,7 @@ impl Transport {
             ) {
                 refusal.status = StatusCode::BAD_REQUEST;
             }
-            return Err(Failure::Refused(refusal));
+            return Err(TransportFailure::Refused(refusal));
         }
         let body = if is_listing(request) {
             without_foreign(body)
@@ -159,7 +164,7 @@ impl Transport {
         &self,
         mut response: reqwest::Response,
         limit: usize,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Bytes, TransportFailure> {
         let read = async {
             let mut body = BytesMut::new();
             while let Some(chunk) = response.chunk().await.map_err(HttpFailure::from)? {
@@ -179,7 +184,7 @@ impl Transport {
 }
 
 #[async_trait]
-impl HttpService for Transport {
+impl HttpService for BucketTransport {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let mut tries = self.tries(url_of(&request));
         loop {
@@ -191,12 +196,12 @@ impl HttpService for Transport {
                 }
                 Err(failure) => failure,
             };
-            let lost = matches!(failure, Failure::Http(HttpFailure::Broken { .. }));
+            let lost = matches!(failure, TransportFailure::Http(HttpFailure::Broken { .. }));
             if lost && begins_upload(&request) {
                 self.lost_creations.fetch_add(1, Ordering::Relaxed);
             }
             let again = failure.again();
-            if again == Again::Never {
+            if again == RetryClass::Never {
                 // It was answered as it should be.
                 permit.succeeded();
                 return Err(failure.into());
@@ -208,7 +213,7 @@ impl HttpService for Transport {
     }
 }
 
-impl HttpConnector for Transport {
+impl HttpConnector for BucketTransport {
     fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
         Ok(HttpClient::new(self.clone()))
     }
@@ -216,42 +221,44 @@ impl HttpConnector for Transport {
 
 /// What became of one attempt.
 #[derive(Debug)]
-enum Failure {
+enum TransportFailure {
     Refused(Refusal),
     Http(HttpFailure),
 }
 
-impl Failure {
+impl TransportFailure {
     /// What went wrong, in a few words.
     fn reason(&self) -> String {
         match self {
-            Failure::Refused(refusal) => refusal.to_string(),
-            Failure::Http(failure) => failure.reason(),
+            TransportFailure::Refused(refusal) => refusal.to_string(),
+            TransportFailure::Http(failure) => failure.reason(),
         }
     }
 
-    fn again(&self) -> Again {
+    fn again(&self) -> RetryClass {
         match self {
-            Failure::Refused(refusal) if refusal.is_slow_down() => Again::SlowDown(refusal.wait),
-            Failure::Refused(refusal) if refusal.may_pass() => Again::Later,
-            Failure::Refused(_) => Again::Never,
-            Failure::Http(failure) => failure.again(),
+            TransportFailure::Refused(refusal) if refusal.is_slow_down() => {
+                RetryClass::SlowDown(refusal.wait)
+            }
+            TransportFailure::Refused(refusal) if refusal.may_pass() => RetryClass::Later,
+            TransportFailure::Refused(_) => RetryClass::Never,
+            TransportFailure::Http(failure) => failure.again(),
         }
     }
 }
 
-impl From<HttpFailure> for Failure {
+impl From<HttpFailure> for TransportFailure {
     fn from(failure: HttpFailure) -> Self {
-        Failure::Http(failure)
+        TransportFailure::Http(failure)
     }
 }
 
-impl From<Failure> for HttpError {
-    fn from(failure: Failure) -> Self {
+impl From<TransportFailure> for HttpError {
+    fn from(failure: TransportFailure) -> Self {
         let unknown = HttpErrorKind::Unknown;
         match failure {
-            Failure::Refused(refusal) => HttpError::new(unknown, refusal),
-            Failure::Http(failure) => HttpError::new(unknown, io::Error::from(failure)),
+            TransportFailure::Refused(refusal) => HttpError::new(unknown, refusal),
+            TransportFailure::Http(failure) => HttpError::new(unknown, io::Error::from(failure)),
         }
     }
 }
@@ -264,12 +271,15 @@ fn url_of(request: &HttpRequest) -> String {
 }
 
 fn broken(error: reqwest::Error) -> HttpError {
-    Failure::Http(HttpFailure::from(error)).into()
+    TransportFailure::Http(HttpFailure::from(error)).into()
 }
 
 /// The request as our client takes it. Its body goes in pieces, so that `progress` shows whether the
 /// service takes them.
-fn ours(request: &HttpRequest, progress: &Arc<Progress>) -> Result<reqwest::Request, Failure> {
+fn ours(
+    request: &HttpRequest,
+    progress: &Arc<BodyProgress>,
+) -> Result<reqwest::Request, TransportFailure> {
     let url = request.uri().to_string().parse();
     let url = url.map_err(|e: url::ParseError| HttpFailure::Local(e.to_string()))?;
     let mut ours = reqwest::Request::new(request.method().clone(), url);

@@ -1,13 +1,13 @@
 //! Large objects, in parts that are sent while more of them are being made.
 
 use super::{
-    Inner,
+    BucketInner,
+    refusal::Refusal,
     service::{Bucket, attributes},
-    words::Refusal,
 };
 use crate::{
     blocking,
-    journal::{Journal, OpenUpload, Part},
+    journal::{Journal, OpenUpload, UploadedPart},
     objects::Upload,
 };
 use bytes::Bytes;
@@ -22,14 +22,14 @@ use tk_path::{Algorithm, Hash, Hasher};
 use tk_store::{ByteStream, Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub(super) async fn run(inner: &Arc<Inner>, upload: Upload<'_>) -> Result<()> {
+pub(super) async fn run(inner: &Arc<BucketInner>, upload: Upload<'_>) -> Result<()> {
     let bucket = inner.bucket().await?;
     let key = inner.key(upload.name)?;
     let journal = upload.journal.filter(|_| bucket.uploads_last);
     let wanted = part_size(inner.config.chunk_size, upload.size_hint);
     let resumed = resumed(bucket, &key, upload.name, wanted, journal).await?;
     let part_size = resumed.as_ref().map_or(wanted, |upload| upload.part_size);
-    let mut pieces = Pieces::new(upload.body, part_size, inner.memory.clone());
+    let mut pieces = BodyPieces::new(upload.body, part_size, inner.memory.clone());
     let first = match pieces.next().await {
         Ok(first) => first,
         Err(error) => {
@@ -44,7 +44,7 @@ pub(super) async fn run(inner: &Arc<Inner>, upload: Upload<'_>) -> Result<()> {
         return Ok(());
     }
     let session = match resumed {
-        Some(open) => Session::of(bucket, &key, upload.name, journal, open),
+        Some(open) => UploadSession::of(bucket, &key, upload.name, journal, open),
         None => {
             let class = inner.config.storage_class.as_deref();
             let options = PutMultipartOptions {
@@ -52,7 +52,8 @@ pub(super) async fn run(inner: &Arc<Inner>, upload: Upload<'_>) -> Result<()> {
                 ..PutMultipartOptions::default()
             };
             let lost = || inner.transport.lost_creations();
-            Session::begin(bucket, &key, upload.name, journal, part_size, options, lost).await?
+            UploadSession::begin(bucket, &key, upload.name, journal, part_size, options, lost)
+                .await?
         }
     };
     session.send(first, pieces, &*upload.sent).await
@@ -88,7 +89,7 @@ async fn resumed(
         match usable {
             Ok(true) => return Ok(Some(open)),
             Ok(false) => {
-                let session = Session::of(bucket, key, name, Some(journal), open);
+                let session = UploadSession::of(bucket, key, name, Some(journal), open);
                 session.give_up().await?;
             }
             Err(error) => {
@@ -137,7 +138,7 @@ struct Piece {
 }
 
 /// The body in pieces.
-struct Pieces {
+struct BodyPieces {
     body: ByteStream,
     /// What came already and belongs to the next piece.
     rest: Bytes,
@@ -146,9 +147,9 @@ struct Pieces {
     ended: bool,
 }
 
-impl Pieces {
+impl BodyPieces {
     fn new(body: ByteStream, part_size: u64, memory: Memory) -> Self {
-        Pieces {
+        BodyPieces {
             body,
             rest: Bytes::new(),
             part_size,
@@ -191,18 +192,18 @@ impl Pieces {
 
 /// An upload that the service knows. Unless it was completed or given up it is left for a later
 /// process if there is a journal; without one it is given up.
-struct Session<'a> {
+struct UploadSession<'a> {
     bucket: &'a Bucket,
     key: &'a Path,
     name: &'a str,
     id: String,
     journal: Option<&'a Journal>,
     /// Parts that arrived before.
-    before: BTreeMap<u32, Part>,
+    before: BTreeMap<u32, UploadedPart>,
     ended: bool,
 }
 
-impl<'a> Session<'a> {
+impl<'a> UploadSession<'a> {
     async fn begin(
         bucket: &'a Bucket,
         key: &'a Path,
@@ -223,7 +224,7 @@ impl<'a> Session<'a> {
             bucket.multipart.create_multipart(key).await
         };
         let id = created.map_err(|e| bucket.asked.failed(&format!("uploading {name}"), &e))?;
-        let session = Session {
+        let session = UploadSession {
             bucket,
             key,
             name,
@@ -250,7 +251,7 @@ impl<'a> Session<'a> {
         journal: Option<&'a Journal>,
         open: OpenUpload,
     ) -> Self {
-        Session {
+        UploadSession {
             bucket,
             key,
             name,
@@ -262,15 +263,15 @@ impl<'a> Session<'a> {
     }
 
     /// `taken` is told how many bytes the service has.
-    async fn send(self, first: Piece, pieces: Pieces, taken: &Taken) -> Result<()> {
+    async fn send(self, first: Piece, pieces: BodyPieces, taken: &Taken) -> Result<()> {
         match self.send_parts(first, pieces, taken).await {
             Ok((parts, size)) => self.complete(parts, size).await,
-            Err(Failed::Body(error)) => {
+            Err(UploadError::Body(error)) => {
                 // What was wrong with the body is what matters.
                 let _ = self.give_up().await;
                 Err(error)
             }
-            Err(Failed::Service(error)) => {
+            Err(UploadError::Service(error)) => {
                 if self.journal.is_none() {
                     let _ = self.give_up().await;
                 }
@@ -283,11 +284,11 @@ impl<'a> Session<'a> {
     async fn send_parts(
         &self,
         first: Piece,
-        pieces: Pieces,
+        pieces: BodyPieces,
         taken: &Taken,
-    ) -> Result<(Vec<PartId>, u64), Failed> {
+    ) -> Result<(Vec<PartId>, u64), UploadError> {
         let rest = futures::stream::unfold(Some(pieces), async |pieces| {
-            let mut pieces: Pieces = pieces?;
+            let mut pieces: BodyPieces = pieces?;
             match pieces.next().await {
                 Ok(piece) if piece.last => Some((Ok(piece), None)),
                 Ok(piece) => Some((Ok(piece), Some(pieces))),
@@ -318,15 +319,15 @@ impl<'a> Session<'a> {
         &self,
         number: usize,
         piece: Result<Piece>,
-    ) -> BoxFuture<'_, Result<(u32, PartId, u64), Failed>> {
+    ) -> BoxFuture<'_, Result<(u32, PartId, u64), UploadError>> {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         async move {
-            let piece = piece.map_err(Failed::Body)?;
+            let piece = piece.map_err(UploadError::Body)?;
             let size = piece.size;
             let part = self
                 .send_part(number, piece)
                 .await
-                .map_err(Failed::Service)?;
+                .map_err(UploadError::Service)?;
             Ok((number, part, size))
         }
         .boxed()
@@ -362,7 +363,7 @@ impl<'a> Session<'a> {
         let sent = sent.await.map_err(|e| self.failed(&e))?;
         drop(memory);
         if let (Some(journal), Some(sha256)) = (self.journal, sha256) {
-            let part = Part {
+            let part = UploadedPart {
                 etag: sent.content_id.clone(),
                 size,
                 sha256,
@@ -427,7 +428,7 @@ impl<'a> Session<'a> {
     }
 }
 
-impl Drop for Session<'_> {
+impl Drop for UploadSession<'_> {
     fn drop(&mut self) {
         if self.ended {
             return;
@@ -458,7 +459,7 @@ pub(super) async fn abort(bucket: &Bucket, key: &Path, name: &str, id: &str) -> 
 }
 
 /// Who is at fault.
-enum Failed {
+enum UploadError {
     Body(Error),
     Service(Error),
 }
@@ -493,7 +494,7 @@ mod tests {
         for (part_size, reserved) in [(10, 10), (90, 90), (100, 100), (1 << 40, 100)] {
             let memory = Memory::new(100);
             let body = futures::stream::iter([Ok(Bytes::from_static(&[0; 40]))]).boxed();
-            let mut pieces = Pieces::new(body, part_size, memory.clone());
+            let mut pieces = BodyPieces::new(body, part_size, memory.clone());
             let piece = pieces.next().await.unwrap();
             assert_eq!(piece.size, part_size.min(40));
             assert_eq!(memory.free.available_permits(), 100 - reserved);

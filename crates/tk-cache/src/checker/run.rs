@@ -1,4 +1,4 @@
-use super::{Answer, Checked, Checker, StoreInfos};
+use super::{CacheAnswer, CheckedPath, Checker, StoreInfos};
 use crate::objects::NarInfos;
 use futures::{
     Stream, StreamExt,
@@ -17,8 +17,11 @@ use tk_store::{Error, Result};
 use tokio::sync::mpsc;
 
 /// The answers of one check, as they are complete.
-pub fn run<'a>(checker: &'a Checker, paths: BoxStream<'a, StorePath>) -> BoxStream<'a, Checked> {
-    let run = Run::new(checker, paths);
+pub fn run<'a>(
+    checker: &'a Checker,
+    paths: BoxStream<'a, StorePath>,
+) -> BoxStream<'a, CheckedPath> {
+    let run = CheckRun::new(checker, paths);
     futures::stream::unfold(run, async |mut run| {
         let checked = run.next().await?;
         Some((checked, run))
@@ -27,33 +30,33 @@ pub fn run<'a>(checker: &'a Checker, paths: BoxStream<'a, StorePath>) -> BoxStre
 }
 
 /// A check under way.
-struct Run<'a> {
+struct CheckRun<'a> {
     checker: &'a Checker,
     input: Option<BoxStream<'a, StorePath>>,
     /// Every path that was ever wanted.
     seen: HashSet<StorePath>,
     /// Those that wait for room.
     waiting: VecDeque<StorePath>,
-    open: HashMap<StorePath, Open>,
+    open: HashMap<StorePath, OpenPath>,
     /// Paths that are only known from references.
     discovered: usize,
     /// A channel to each cache, and behind them to the store with the references, if there is one.
     questions: Vec<mpsc::UnboundedSender<StorePath>>,
     replies: SelectAll<BoxStream<'a, Reply>>,
     /// Complete, and not yet handed out.
-    done: VecDeque<Checked>,
+    done: VecDeque<CheckedPath>,
 }
 
 /// A path that was asked about.
-struct Open {
-    answers: Vec<Option<Answer>>,
-    references: References,
+struct OpenPath {
+    answers: Vec<Option<CacheAnswer>>,
+    references: ReferenceSource,
     followed: bool,
 }
 
 /// Where the references of a path come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum References {
+enum ReferenceSource {
     /// From nobody, or from the caches.
     Caches,
     /// The store with the references has not answered.
@@ -69,13 +72,13 @@ enum Reply {
     End(usize),
 }
 
-enum Event {
+enum CheckEvent {
     Input(StorePath),
     InputEnd,
     Reply(Reply),
 }
 
-impl<'a> Run<'a> {
+impl<'a> CheckRun<'a> {
     fn new(checker: &'a Checker, input: BoxStream<'a, StorePath>) -> Self {
         let mut questions = Vec::new();
         let mut replies = Vec::new();
@@ -90,7 +93,7 @@ impl<'a> Run<'a> {
             let end = futures::stream::once(async move { Reply::End(who) });
             replies.push(said.chain(end).boxed());
         }
-        Run {
+        CheckRun {
             checker,
             input: Some(input),
             seen: HashSet::new(),
@@ -103,7 +106,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn next(&mut self) -> Option<Checked> {
+    async fn next(&mut self) -> Option<CheckedPath> {
         loop {
             if let Some(done) = self.done.pop_front() {
                 return Some(done);
@@ -120,26 +123,26 @@ impl<'a> Run<'a> {
                 return None;
             }
             match poll_fn(|cx| self.poll(cx)).await {
-                Event::Input(path) => self.want(path),
-                Event::InputEnd => self.input = None,
-                Event::Reply(Reply::From(who, path, answer)) => self.take(who, path, answer),
-                Event::Reply(Reply::End(who)) => self.give_up(who),
+                CheckEvent::Input(path) => self.want(path),
+                CheckEvent::InputEnd => self.input = None,
+                CheckEvent::Reply(Reply::From(who, path, answer)) => self.take(who, path, answer),
+                CheckEvent::Reply(Reply::End(who)) => self.give_up(who),
             }
         }
     }
 
     /// Answers first: they make room.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CheckEvent> {
         if let Poll::Ready(Some(reply)) = self.replies.poll_next_unpin(cx) {
-            return Poll::Ready(Event::Reply(reply));
+            return Poll::Ready(CheckEvent::Reply(reply));
         }
         let room = self.has_room();
         let Some(input) = self.input.as_mut().filter(|_| room) else {
             return Poll::Pending;
         };
         Pin::new(input).poll_next(cx).map(|path| match path {
-            Some(path) => Event::Input(path),
-            None => Event::InputEnd,
+            Some(path) => CheckEvent::Input(path),
+            None => CheckEvent::InputEnd,
         })
     }
 
@@ -155,11 +158,11 @@ impl<'a> Run<'a> {
 
     fn ask(&mut self, path: StorePath) {
         let caches = self.checker.caches.len();
-        let mut open = Open {
+        let mut open = OpenPath {
             answers: (0..caches).map(|_| None).collect(),
             references: match self.checker.reference_store() {
-                Some(_) => References::Awaited,
-                None => References::Caches,
+                Some(_) => ReferenceSource::Awaited,
+                None => ReferenceSource::Caches,
             },
             followed: !self.checker.closure,
         };
@@ -168,8 +171,8 @@ impl<'a> Run<'a> {
                 continue;
             }
             match open.answers.get_mut(who) {
-                Some(answer) => *answer = Some(Answer::NotAsked(self.gone(who))),
-                None => open.references = References::Caches,
+                Some(answer) => *answer = Some(CacheAnswer::NotAsked(self.gone(who))),
+                None => open.references = ReferenceSource::Caches,
             }
         }
         self.open.insert(path.clone(), open);
@@ -186,20 +189,20 @@ impl<'a> Run<'a> {
             Some(Some(_)) => return,
             Some(slot) => {
                 let answer = self.checker.answer(who, answer);
-                if let Answer::Present(narinfo, _) = &answer {
+                if let CacheAnswer::Present(narinfo, _) = &answer {
                     references = Some(narinfo.info.references.clone());
                 }
                 *slot = Some(answer);
-                references = references.filter(|_| open.references == References::Caches);
+                references = references.filter(|_| open.references == ReferenceSource::Caches);
             }
-            None if open.references != References::Awaited => return,
+            None if open.references != ReferenceSource::Awaited => return,
             None => match answer {
                 Ok(Some(info)) => {
-                    open.references = References::Known;
+                    open.references = ReferenceSource::Known;
                     references = Some(info.info.references);
                 }
                 Ok(None) | Err(_) => {
-                    open.references = References::Caches;
+                    open.references = ReferenceSource::Caches;
                     references = open.said_references();
                 }
             },
@@ -225,12 +228,12 @@ impl<'a> Run<'a> {
         let error = |cache: &Arc<dyn NarInfos>| {
             let why = format!("it comes to more than {} paths", checker.most_paths);
             let what = format!("the closure that {cache} and the others tell of");
-            Answer::NotAsked(Error::malformed(what, why))
+            CacheAnswer::NotAsked(Error::malformed(what, why))
         };
         self.input = None;
         self.waiting.clear();
         self.open.clear();
-        self.done.push_back(Checked {
+        self.done.push_back(CheckedPath {
             path,
             answers: checker.caches.iter().map(error).collect(),
             followed: false,
@@ -260,11 +263,11 @@ impl<'a> Run<'a> {
         let Some(open) = self.open.get(&path) else {
             return;
         };
-        if open.references == References::Awaited || open.answers.iter().any(Option::is_none) {
+        if open.references == ReferenceSource::Awaited || open.answers.iter().any(Option::is_none) {
             return;
         }
         let open = self.open.remove(&path).expect("it was there");
-        self.done.push_back(Checked {
+        self.done.push_back(CheckedPath {
             path,
             answers: open.answers.into_iter().flatten().collect(),
             followed: open.followed,
@@ -272,7 +275,7 @@ impl<'a> Run<'a> {
     }
 }
 
-impl Open {
+impl OpenPath {
     /// The references that the caches have told so far; `None` if none of them has the path.
     fn said_references(&self) -> Option<BTreeSet<StorePath>> {
         let said = self
@@ -280,7 +283,7 @@ impl Open {
             .iter()
             .flatten()
             .filter_map(|answer| match answer {
-                Answer::Present(narinfo, _) => Some(&narinfo.info.references),
+                CacheAnswer::Present(narinfo, _) => Some(&narinfo.info.references),
                 _ => None,
             });
         said.fold(None, |all, some| {
@@ -308,13 +311,13 @@ impl Checker {
             .boxed()
     }
 
-    fn answer(&self, cache: usize, answer: Result<Option<Box<NarInfo>>>) -> Answer {
+    fn answer(&self, cache: usize, answer: Result<Option<Box<NarInfo>>>) -> CacheAnswer {
         match answer {
-            Ok(None) => Answer::Absent,
-            Err(error) => Answer::NotAsked(error),
+            Ok(None) => CacheAnswer::Absent,
+            Err(error) => CacheAnswer::NotAsked(error),
             Ok(Some(narinfo)) => {
                 let trust = self.judge(self.caches[cache].store_dir(), &narinfo);
-                Answer::Present(narinfo, trust)
+                CacheAnswer::Present(narinfo, trust)
             }
         }
     }

@@ -1,4 +1,4 @@
-use super::{Answer, Checked, Trust};
+use super::{CacheAnswer, CheckedPath, SignatureTrust};
 
 /// What a check found, in numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub struct CacheSummary {
 
 impl Summary {
     /// Counts one more path.
-    pub fn add(&mut self, checked: &Checked) {
+    pub fn add(&mut self, checked: &CheckedPath) {
         self.paths += 1;
         self.missing += usize::from(checked.is_missing());
         self.unknown += usize::from(checked.is_unknown());
@@ -73,13 +73,13 @@ impl Summary {
 }
 
 impl CacheSummary {
-    fn add(&mut self, answer: &Answer) {
+    fn add(&mut self, answer: &CacheAnswer) {
         match answer {
-            Answer::Absent => self.absent += 1,
-            Answer::NotAsked(_) => self.not_asked += 1,
-            Answer::Present(narinfo, trust) => {
+            CacheAnswer::Absent => self.absent += 1,
+            CacheAnswer::NotAsked(_) => self.not_asked += 1,
+            CacheAnswer::Present(narinfo, trust) => {
                 self.present += 1;
-                self.untrusted += usize::from(matches!(trust, Trust::Untrusted(_)));
+                self.untrusted += usize::from(matches!(trust, SignatureTrust::Untrusted(_)));
                 self.nar_size = self.nar_size.saturating_add(narinfo.info.nar_size);
                 let size = narinfo.file_size;
                 self.unknown_size += usize::from(size.is_none());

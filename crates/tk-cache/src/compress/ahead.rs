@@ -65,7 +65,7 @@ impl<R: BufRead> BufRead for Ahead<R> {
 }
 
 /// A decoder of one member, which stops right behind its end.
-pub(super) trait Member: Read {
+pub(super) trait MemberDecoder: Read {
     /// What it reads.
     type Input: BufRead;
     /// Begins to decode.
@@ -82,14 +82,14 @@ pub(super) struct Members<M> {
     member: Option<M>,
 }
 
-impl<M: Member> Members<M> {
+impl<M: MemberDecoder> Members<M> {
     pub(super) fn new(magic: &'static [u8], input: M::Input) -> Self {
         let member = Some(M::begin(Ahead::new(input)));
         Members { magic, member }
     }
 }
 
-impl<M: Member> Read for Members<M> {
+impl<M: MemberDecoder> Read for Members<M> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while let Some(member) = &mut self.member
             && !out.is_empty()
@@ -110,7 +110,7 @@ impl<M: Member> Read for Members<M> {
 }
 
 #[cfg(feature = "gzip")]
-impl<R: BufRead> Member for flate2::bufread::GzDecoder<Ahead<R>> {
+impl<R: BufRead> MemberDecoder for flate2::bufread::GzDecoder<Ahead<R>> {
     type Input = R;
 
     fn begin(input: Ahead<R>) -> Self {
@@ -123,7 +123,7 @@ impl<R: BufRead> Member for flate2::bufread::GzDecoder<Ahead<R>> {
 }
 
 #[cfg(feature = "bzip2")]
-impl<R: BufRead> Member for bzip2::bufread::BzDecoder<Ahead<R>> {
+impl<R: BufRead> MemberDecoder for bzip2::bufread::BzDecoder<Ahead<R>> {
     type Input = R;
 
     fn begin(input: Ahead<R>) -> Self {

@@ -36,13 +36,13 @@ pub(super) trait Codec: Sized + Send + 'static {
 
 /// Threads that compress frames, started when there is work for them and ended with this.
 pub(super) struct Workers<C> {
-    shared: Arc<Shared<C>>,
+    shared: Arc<SharedFrames<C>>,
 }
 
 impl<C: Codec> Workers<C> {
     pub(super) fn new(level: i32, threads: NonZeroUsize) -> Self {
         Workers {
-            shared: Arc::new(Shared {
+            shared: Arc::new(SharedFrames {
                 level,
                 threads: threads.get(),
                 under_way: AtomicUsize::new(0),
@@ -79,7 +79,7 @@ impl<C> Drop for Workers<C> {
 /// Cuts what is written into frames and puts their compressed forms into `out`.
 pub(super) struct FrameEncoder<'a, C, W> {
     out: W,
-    shared: &'a Arc<Shared<C>>,
+    shared: &'a Arc<SharedFrames<C>>,
     filling: Vec<u8>,
     under_way: VecDeque<UnderWay<C>>,
     /// Whether there was a frame.
@@ -128,7 +128,7 @@ impl<C: Codec, W: Write> FrameEncoder<'_, C, W> {
         let input = std::mem::replace(&mut self.filling, next);
         let (done, result) = sync_channel(1);
         self.under_way.push_back(UnderWay::new(shared, result));
-        Shared::push(shared, Job { input, done })
+        SharedFrames::push(shared, FrameJob { input, done })
     }
 
     fn write_frame(&mut self, frame: UnderWay<C>) -> io::Result<()> {
@@ -149,11 +149,11 @@ impl<C> fmt::Debug for Workers<C> {
 /// A frame that was handed over; it is counted for as long as somebody waits for it.
 struct UnderWay<C> {
     result: Receiver<io::Result<Vec<u8>>>,
-    shared: Arc<Shared<C>>,
+    shared: Arc<SharedFrames<C>>,
 }
 
 impl<C> UnderWay<C> {
-    fn new(shared: &Arc<Shared<C>>, result: Receiver<io::Result<Vec<u8>>>) -> Self {
+    fn new(shared: &Arc<SharedFrames<C>>, result: Receiver<io::Result<Vec<u8>>>) -> Self {
         shared.under_way.fetch_add(1, Relaxed);
         let shared = shared.clone();
         UnderWay { result, shared }
@@ -166,12 +166,12 @@ impl<C> Drop for UnderWay<C> {
     }
 }
 
-struct Shared<C> {
+struct SharedFrames<C> {
     level: i32,
     threads: usize,
     /// Frames that were handed over and not yet written out.
     under_way: AtomicUsize,
-    queue: Mutex<Queue>,
+    queue: Mutex<FrameQueue>,
     wake: Condvar,
     /// Buffers to use again: fresh ones cost a page fault for every 4 KiB.
     spare: Mutex<Vec<Vec<u8>>>,
@@ -180,20 +180,20 @@ struct Shared<C> {
 }
 
 #[derive(Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
+struct FrameQueue {
+    jobs: VecDeque<FrameJob>,
     started: usize,
     waiting: usize,
     closed: bool,
 }
 
-struct Job {
+struct FrameJob {
     input: Vec<u8>,
     done: SyncSender<io::Result<Vec<u8>>>,
 }
 
-impl<C: Codec> Shared<C> {
-    fn push(this: &Arc<Self>, job: Job) -> io::Result<()> {
+impl<C: Codec> SharedFrames<C> {
+    fn push(this: &Arc<Self>, job: FrameJob) -> io::Result<()> {
         let mut queue = lock(&this.queue);
         queue.jobs.push_back(job);
         if queue.waiting < queue.jobs.len() && queue.started < this.threads {
@@ -224,7 +224,7 @@ impl<C: Codec> Shared<C> {
         }
     }
 
-    fn next_job(&self) -> Option<Job> {
+    fn next_job(&self) -> Option<FrameJob> {
         let mut queue = lock(&self.queue);
         loop {
             if let Some(job) = queue.jobs.pop_front() {

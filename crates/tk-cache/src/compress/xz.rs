@@ -49,22 +49,22 @@ pub(super) fn encoding(level: i32) -> String {
 }
 
 /// A NAR as one stream.
-pub(super) struct Whole {
+pub(super) struct XzNar {
     level: i32,
     dictionary: u32, // bytes
 }
 
-impl Whole {
+impl XzNar {
     pub(super) fn new(level: i32, size: Option<u64>) -> Self {
         let dictionary = fitting(size.unwrap_or(u64::MAX));
-        Whole {
+        XzNar {
             level,
             dictionary: dictionary.min(DICTIONARIES[level as usize]),
         }
     }
 
     pub(super) fn encoding(&self) -> String {
-        let Whole { level, dictionary } = self;
+        let XzNar { level, dictionary } = self;
         format!("xz 1 level {level} dictionary {dictionary}")
     }
 

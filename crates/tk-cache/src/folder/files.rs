@@ -83,13 +83,13 @@ pub(super) fn lock(path: &Path) -> io::Result<Option<File>> {
 
 /// A file that is being written. Removed on drop, unless it was renamed.
 #[derive(Debug)]
-pub(super) struct Temporary {
+pub(super) struct TemporaryFile {
     file: File,
     path: PathBuf,
     renamed: bool,
 }
 
-impl Temporary {
+impl TemporaryFile {
     /// A new, empty file that can be renamed to names in `folder`.
     pub(super) fn new(folder: &Path) -> io::Result<Self> {
         let folder = folder.join(TEMPORARY);
@@ -112,7 +112,7 @@ impl Temporary {
                 continue;
             }
             let renamed = false;
-            return Ok(Temporary {
+            return Ok(TemporaryFile {
                 file,
                 path,
                 renamed,
@@ -132,7 +132,7 @@ impl Temporary {
     }
 }
 
-impl Drop for Temporary {
+impl Drop for TemporaryFile {
     fn drop(&mut self) {
         if !self.renamed {
             // If it stays, the next writer removes it.
@@ -205,7 +205,7 @@ mod tests {
                 scope.spawn(move || {
                     let name = root.join(writer.to_string());
                     for _ in 0..ROUNDS {
-                        Temporary::new(root).unwrap().rename(&name).unwrap();
+                        TemporaryFile::new(root).unwrap().rename(&name).unwrap();
                         sweep(root);
                     }
                 });

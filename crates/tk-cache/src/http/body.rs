@@ -1,6 +1,6 @@
 //! Bodies of answers.
 
-use super::{encoding::Encodings, failure::Failure};
+use super::{encoding::Encodings, failure::RequestFailure};
 use crate::{observer::NetworkObserver, sentence::sentence_of};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header::CONTENT_LENGTH};
@@ -27,16 +27,16 @@ pub(super) const ACCEPT: Option<&str> = match (
 /// How slow a server may be: it may stop for the stall timeout, and all in all it may keep us
 /// waiting for twice that and the time that the slowest of lines needs for what has come.
 #[derive(Debug, Clone)]
-pub(crate) struct Pace {
+pub(crate) struct StallGuard {
     stall: Duration,
     waited: Duration,
     received: u64,
     observer: Arc<dyn NetworkObserver>,
 }
 
-impl Pace {
+impl StallGuard {
     pub(crate) fn new(stall: Duration, observer: Arc<dyn NetworkObserver>) -> Self {
-        Pace {
+        StallGuard {
             stall,
             waited: Duration::ZERO,
             received: 0,
@@ -48,16 +48,16 @@ impl Pace {
     pub(super) async fn chunk(
         &mut self,
         response: &mut Response,
-    ) -> Result<Option<Bytes>, Failure> {
-        let chunk = async { response.chunk().await.map_err(Failure::from) };
+    ) -> Result<Option<Bytes>, RequestFailure> {
+        let chunk = async { response.chunk().await.map_err(RequestFailure::from) };
         self.wait(chunk).await
     }
 
     /// What comes next. Time that the caller takes between two does not count.
     pub(crate) async fn wait(
         &mut self,
-        chunk: impl Future<Output = Result<Option<Bytes>, Failure>>,
-    ) -> Result<Option<Bytes>, Failure> {
+        chunk: impl Future<Output = Result<Option<Bytes>, RequestFailure>>,
+    ) -> Result<Option<Bytes>, RequestFailure> {
         let line = Duration::from_millis(self.received.saturating_mul(1000) / SLOWEST);
         let left = (self.stall.saturating_mul(2) + line).saturating_sub(self.waited);
         let start = Instant::now();
@@ -71,7 +71,7 @@ impl Pace {
                 self.observer.received(size);
                 Ok(chunk)
             }
-            Err(_) => Err(Failure::timeout(format!(
+            Err(_) => Err(RequestFailure::timeout(format!(
                 "too slow: {} bytes in {:.0?}",
                 self.received, self.waited
             ))),
@@ -83,17 +83,17 @@ impl Pace {
 pub(super) async fn read(
     mut response: Response,
     limit: usize,
-    mut pace: Pace,
-) -> Result<Bytes, Failure> {
+    mut pace: StallGuard,
+) -> Result<Bytes, RequestFailure> {
     let encodings = Encodings::of(response.headers())?;
     if length(response.headers()).is_some_and(|length| length > limit as u64) {
-        return Err(Failure::larger(limit));
+        return Err(RequestFailure::larger(limit));
     }
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(chunk) = pace.chunk(&mut response).await? {
         if first.len() + all.len() + chunk.len() > limit {
-            return Err(Failure::larger(limit));
+            return Err(RequestFailure::larger(limit));
         }
         // Nearly always there is but one.
         if first.is_empty() && all.is_empty() {
@@ -109,7 +109,7 @@ pub(super) async fn read(
 
 /// Reads what is left of an answer that is of no interest, so that its connection can be used
 /// again. If that is much, or takes long, a new connection is cheaper.
-pub(super) async fn drain(mut response: Response, mut pace: Pace) {
+pub(super) async fn drain(mut response: Response, mut pace: StallGuard) {
     if length(response.headers()).is_some_and(|length| length > MAX_DRAINED) {
         return;
     }
@@ -121,7 +121,7 @@ pub(super) async fn drain(mut response: Response, mut pace: Pace) {
 }
 
 /// What the server says to people in the body of an error: a line of plain text.
-pub(super) async fn words(mut response: Response, mut pace: Pace) -> String {
+pub(super) async fn words(mut response: Response, mut pace: StallGuard) -> String {
     let mut text = Vec::new();
     while text.len() < MAX_DRAINED as usize {
         match pace.chunk(&mut response).await {

@@ -2,12 +2,12 @@
 
 use super::{
     ClientConfig, Netrc, Proxies, Retry,
-    body::Pace,
-    failure::Failure,
+    body::StallGuard,
+    failure::RequestFailure,
     origin::{OnlyHttp2, Origins},
+    retry_state::RetryState,
     send::{self, Login, UrlLogin},
     tls,
-    tries::Tries,
 };
 use crate::{limit::Limit, observer::NetworkObserver};
 use reqwest::{NoProxy, Proxy, redirect::Policy};
@@ -26,9 +26,9 @@ use url::Url;
 ///
 /// A clone shares them.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client(Arc<ClientInner>);
 
-pub(super) struct Inner {
+pub(super) struct ClientInner {
     pub(super) http1: reqwest::Client,
     pub(super) http2: reqwest::Client,
     /// For bodies of any length: those that nobody reads for a while would hold up everything
@@ -48,7 +48,7 @@ pub(super) struct Inner {
 }
 
 impl Client {
-    /// Makes ready to connect; [`Credentials::auth`](super::Credentials::auth) has no server to go
+    /// Makes ready to connect; [`Credentials::auth`](super::HttpCredentials::auth) has no server to go
     /// to and is not used. Nothing is sent yet.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Client {
                 .tls_backend_preconfigured(tls2.clone());
             builder.build().map_err(preparing)
         };
-        Ok(Client(Arc::new(Inner {
+        Ok(Client(Arc::new(ClientInner {
             http1: http1.build().map_err(preparing)?,
             http2: http2()?,
             http2_bulk: http2()?,
@@ -124,7 +124,7 @@ impl Client {
         &self.0.retry
     }
 
-    pub(super) fn inner(&self) -> &Inner {
+    pub(super) fn inner(&self) -> &ClientInner {
         &self.0
     }
 
@@ -132,8 +132,8 @@ impl Client {
         self.0.spool.as_deref()
     }
 
-    pub(super) fn pace(&self) -> Pace {
-        Pace::new(self.0.stall_timeout, self.0.observer.clone())
+    pub(super) fn pace(&self) -> StallGuard {
+        StallGuard::new(self.0.stall_timeout, self.0.observer.clone())
     }
 
     pub(super) fn parallel(&self, url: &Url) -> usize {
@@ -144,14 +144,14 @@ impl Client {
         }
     }
 
-    pub(super) fn tries(&self, url: &Url) -> Tries {
+    pub(super) fn tries(&self, url: &Url) -> RetryState {
         let limit = if self.0.origins.may_be_http2(url) {
             &self.0.limit_http2
         } else {
             &self.0.limit_http1
         };
         let observed = (send::shown(url), self.0.observer.clone());
-        Tries::new(self.0.retry.clone(), limit.clone(), observed)
+        RetryState::new(self.0.retry.clone(), limit.clone(), observed)
     }
 
     /// The result of the last attempt of those that are worth making.
@@ -159,9 +159,9 @@ impl Client {
         &self,
         url: &Url,
         mut attempt: impl FnMut() -> F,
-    ) -> Result<T, Failure>
+    ) -> Result<T, RequestFailure>
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<T, RequestFailure>>,
     {
         let mut tries = self.tries(url);
         loop {

@@ -4,7 +4,7 @@
 //! format, and the bare one that some servers mean), `br`, `zstd`, `identity`, `none`, and Nix's
 //! own names for what it packs itself. `aws-chunked`, which S3 takes off and yet repeats, is none.
 
-use super::failure::Failure;
+use super::failure::RequestFailure;
 use crate::compress::{decoder, deflate_decoder};
 use bytes::Bytes;
 use http::{HeaderMap, header::CONTENT_ENCODING};
@@ -18,37 +18,39 @@ use tk_store::{ByteStream, Error, nar};
 
 /// The encodings to undo, the outermost last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Encodings(Vec<Encoding>);
+pub(crate) struct Encodings(Vec<ContentEncoding>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Encoding {
+enum ContentEncoding {
     Named(Compression),
     Deflate,
 }
 
 impl Encodings {
     /// Those that an answer names.
-    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Failure> {
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, RequestFailure> {
         let values = headers.get_all(CONTENT_ENCODING).iter();
         Encodings::parse(values.map(|value| value.to_str().unwrap_or("?")))
     }
 
     /// Those of the header's values.
-    pub(crate) fn parse<'a>(values: impl IntoIterator<Item = &'a str>) -> Result<Self, Failure> {
+    pub(crate) fn parse<'a>(
+        values: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, RequestFailure> {
         let mut encodings = Vec::new();
         for name in values.into_iter().flat_map(|value| value.split(',')) {
             encodings.push(match name.trim().to_ascii_lowercase().as_str() {
                 "" | "identity" | "none" | "aws-chunked" => continue,
-                "x-gzip" => Encoding::Named(Compression::Gzip),
-                "deflate" => Encoding::Deflate,
-                name => Encoding::Named(name.parse().map_err(|_| {
-                    Failure::Nonsense("its Content-Encoding is unknown".to_owned())
+                "x-gzip" => ContentEncoding::Named(Compression::Gzip),
+                "deflate" => ContentEncoding::Deflate,
+                name => ContentEncoding::Named(name.parse().map_err(|_| {
+                    RequestFailure::Nonsense("its Content-Encoding is unknown".to_owned())
                 })?),
             });
         }
         match encodings.len() {
             0..=MAX_ENCODINGS => Ok(Encodings(encodings)),
-            _ => Err(Failure::Nonsense(
+            _ => Err(RequestFailure::Nonsense(
                 "too many layers of Content-Encoding".to_owned(),
             )),
         }
@@ -59,24 +61,24 @@ impl Encodings {
     }
 
     /// A body that is at hand, of at most `limit` bytes.
-    pub(crate) async fn decode(self, body: Bytes, limit: usize) -> Result<Bytes, Failure> {
+    pub(crate) async fn decode(self, body: Bytes, limit: usize) -> Result<Bytes, RequestFailure> {
         if self.is_empty() {
             return Ok(body);
         }
         let work = move || {
-            let broken = |e| Failure::Nonsense(format!("its Content-Encoding {self}: {e}"));
+            let broken = |e| RequestFailure::Nonsense(format!("its Content-Encoding {self}: {e}"));
             let mut plain = Vec::new();
             let decoder = self.decoder(io::Cursor::new(body)).map_err(broken)?;
             let read = decoder.take(limit as u64 + 1).read_to_end(&mut plain);
             read.map_err(broken)?;
             if plain.len() > limit {
-                Err(Failure::larger(limit))
+                Err(RequestFailure::larger(limit))
             } else {
                 Ok(plain.into())
             }
         };
         let decoded = tokio::task::spawn_blocking(work).await;
-        decoded.map_err(|e| Failure::Local(e.to_string()))?
+        decoded.map_err(|e| RequestFailure::Local(e.to_string()))?
     }
 
     /// A body of any length; `what` it is, for errors.
@@ -87,13 +89,14 @@ impl Encodings {
         let source = nar::BlockingNar::new(body);
         nar::produce(move |send| {
             let source = Arc::new(Mutex::new(source));
-            self.pump(Shared(source.clone()), send).map_err(|error| {
-                let failed = source
-                    .lock()
-                    .ok()
-                    .and_then(|mut source| source.take_error());
-                failed.unwrap_or_else(|| Error::malformed(what, error))
-            })
+            self.pump(SharedReason(source.clone()), send)
+                .map_err(|error| {
+                    let failed = source
+                        .lock()
+                        .ok()
+                        .and_then(|mut source| source.take_error());
+                    failed.unwrap_or_else(|| Error::malformed(what, error))
+                })
         })
     }
 
@@ -116,10 +119,10 @@ impl Encodings {
         let mut input: Box<dyn BufRead + Send> = Box::new(input);
         for encoding in self.0.iter().rev() {
             let plain = match encoding {
-                Encoding::Named(compression) => {
+                ContentEncoding::Named(compression) => {
                     decoder(*compression, input).map_err(io::Error::other)?
                 }
-                Encoding::Deflate => deflate_decoder(input),
+                ContentEncoding::Deflate => deflate_decoder(input),
             };
             input = Box::new(BufReader::with_capacity(CHUNK, plain));
         }
@@ -132,8 +135,8 @@ impl fmt::Display for Encodings {
         for (nth, encoding) in self.0.iter().enumerate() {
             let separator = if nth == 0 { "" } else { ", " };
             match encoding {
-                Encoding::Named(compression) => write!(f, "{separator}{compression}")?,
-                Encoding::Deflate => write!(f, "{separator}deflate")?,
+                ContentEncoding::Named(compression) => write!(f, "{separator}{compression}")?,
+                ContentEncoding::Deflate => write!(f, "{separator}deflate")?,
             }
         }
         Ok(())
@@ -141,9 +144,9 @@ impl fmt::Display for Encodings {
 }
 
 /// Kept by two, so that the reason is at hand when the decoder has only words for it.
-struct Shared(Arc<Mutex<nar::BlockingNar>>);
+struct SharedReason(Arc<Mutex<nar::BlockingNar>>);
 
-impl Read for Shared {
+impl Read for SharedReason {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let mut source = self.0.lock().map_err(|e| io::Error::other(e.to_string()))?;
         source.read(out)
@@ -162,7 +165,7 @@ mod tests {
     #[test]
     fn names() {
         use Compression::{Br, Gzip, Xz, Zstd};
-        use Encoding::{Deflate, Named};
+        use ContentEncoding::{Deflate, Named};
         for (text, expected) in [
             ("", &[][..]),
             ("identity", &[]),

@@ -1,7 +1,7 @@
 //! Why a request failed, whether to try it again, and how to say it.
 
 use super::{
-    body::{self, Pace},
+    body::{self, StallGuard},
     send::shown,
 };
 use http::{HeaderMap, StatusCode, header};
@@ -15,7 +15,7 @@ use url::Url;
 
 /// What became of one attempt.
 #[derive(Debug, Clone)]
-pub(crate) enum Failure {
+pub(crate) enum RequestFailure {
     /// There was no connection.
     Connect {
         kind: io::ErrorKind,
@@ -41,7 +41,7 @@ pub(crate) enum Failure {
 
 /// What to do about a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Again {
+pub(crate) enum RetryClass {
     Never,
     /// It may pass, but rarely does at once: no such host, connection refused.
     Rarely,
@@ -53,12 +53,12 @@ pub(crate) enum Again {
     SlowDown(Option<Duration>),
 }
 
-impl Failure {
+impl RequestFailure {
     /// Of an answer that is none of those expected.
-    pub(crate) async fn of(response: reqwest::Response, pace: Pace) -> Self {
+    pub(crate) async fn of(response: reqwest::Response, pace: StallGuard) -> Self {
         let status = response.status();
         let wait = retry_after(response.headers());
-        Failure::Status {
+        RequestFailure::Status {
             status,
             wait,
             words: body::words(response, pace).await,
@@ -66,7 +66,7 @@ impl Failure {
     }
 
     pub(crate) fn timeout(words: impl Into<String>) -> Self {
-        Failure::Broken {
+        RequestFailure::Broken {
             kind: io::ErrorKind::TimedOut,
             words: words.into(),
         }
@@ -74,13 +74,13 @@ impl Failure {
 
     /// Of what is larger than it may be.
     pub(crate) fn larger(limit: usize) -> Self {
-        Failure::Nonsense(format!("it is larger than {limit} bytes"))
+        RequestFailure::Nonsense(format!("it is larger than {limit} bytes"))
     }
 
     /// The same, of a server that a redirect named.
     pub(crate) fn elsewhere(self, url: &Url) -> Self {
         match self {
-            Failure::Connect { kind, words, .. } => Failure::Broken {
+            RequestFailure::Connect { kind, words, .. } => RequestFailure::Broken {
                 kind,
                 words: format!("it redirects to {}: {words}", shown(url)),
             },
@@ -88,18 +88,20 @@ impl Failure {
         }
     }
 
-    pub(crate) fn again(&self) -> Again {
+    pub(crate) fn again(&self) -> RetryClass {
         match self {
-            Failure::Connect { lasting: true, .. } | Failure::Nonsense(_) | Failure::Local(_) => {
-                Again::Never
+            RequestFailure::Connect { lasting: true, .. }
+            | RequestFailure::Nonsense(_)
+            | RequestFailure::Local(_) => RetryClass::Never,
+            RequestFailure::Connect { .. } => RetryClass::Rarely,
+            RequestFailure::Broken { kind, .. } if *kind == io::ErrorKind::TimedOut => {
+                RetryClass::Once
             }
-            Failure::Connect { .. } => Again::Rarely,
-            Failure::Broken { kind, .. } if *kind == io::ErrorKind::TimedOut => Again::Once,
-            Failure::Broken { .. } => Again::Later,
-            Failure::Status { status, wait, .. } => match status.as_u16() {
-                429 | 503 => Again::SlowDown(*wait),
-                408 | 425 | 500 | 502 | 504 | 520..=530 => Again::Later,
-                _ => Again::Never,
+            RequestFailure::Broken { .. } => RetryClass::Later,
+            RequestFailure::Status { status, wait, .. } => match status.as_u16() {
+                429 | 503 => RetryClass::SlowDown(*wait),
+                408 | 425 | 500 | 502 | 504 | 520..=530 => RetryClass::Later,
+                _ => RetryClass::Never,
             },
         }
     }
@@ -107,11 +109,11 @@ impl Failure {
     /// What went wrong, in a few words.
     pub(crate) fn reason(&self) -> String {
         match self {
-            Failure::Status { status, words, .. } => said(*status, words),
-            Failure::Connect { words, .. }
-            | Failure::Broken { words, .. }
-            | Failure::Nonsense(words)
-            | Failure::Local(words) => words.clone(),
+            RequestFailure::Status { status, words, .. } => said(*status, words),
+            RequestFailure::Connect { words, .. }
+            | RequestFailure::Broken { words, .. }
+            | RequestFailure::Nonsense(words)
+            | RequestFailure::Local(words) => words.clone(),
         }
     }
 
@@ -119,43 +121,51 @@ impl Failure {
     pub(crate) fn into_error(self, store: &str, verb: &str, url: &Url) -> Error {
         let what = shown(url);
         match self {
-            Failure::Connect { kind, words, .. } | Failure::Broken { kind, words } => {
+            RequestFailure::Connect { kind, words, .. }
+            | RequestFailure::Broken { kind, words } => {
                 Error::io(format!("{verb} {what}"), io::Error::new(kind, words))
             }
-            Failure::Status { status, words, .. } => of_status(status, &words, store, verb, &what),
-            Failure::Nonsense(words) => Error::malformed(format!("the answer for {what}"), words),
-            Failure::Local(words) => Error::io(format!("{verb} {what}"), io::Error::other(words)),
+            RequestFailure::Status { status, words, .. } => {
+                of_status(status, &words, store, verb, &what)
+            }
+            RequestFailure::Nonsense(words) => {
+                Error::malformed(format!("the answer for {what}"), words)
+            }
+            RequestFailure::Local(words) => {
+                Error::io(format!("{verb} {what}"), io::Error::other(words))
+            }
         }
     }
 }
 
 /// For those who have nothing of the server's words in it.
 #[cfg(feature = "bucket")]
-impl From<Failure> for io::Error {
-    fn from(failure: Failure) -> Self {
+impl From<RequestFailure> for io::Error {
+    fn from(failure: RequestFailure) -> Self {
         match failure {
-            Failure::Connect { kind, words, .. } | Failure::Broken { kind, words } => {
-                io::Error::new(kind, words)
+            RequestFailure::Connect { kind, words, .. }
+            | RequestFailure::Broken { kind, words } => io::Error::new(kind, words),
+            RequestFailure::Status { status, .. } => {
+                io::Error::other(format!("HTTP status {status}"))
             }
-            Failure::Status { status, .. } => io::Error::other(format!("HTTP status {status}")),
-            Failure::Nonsense(words) => io::Error::new(io::ErrorKind::InvalidData, words),
-            Failure::Local(words) => io::Error::other(words),
+            RequestFailure::Nonsense(words) => io::Error::new(io::ErrorKind::InvalidData, words),
+            RequestFailure::Local(words) => io::Error::other(words),
         }
     }
 }
 
-impl From<reqwest::Error> for Failure {
+impl From<reqwest::Error> for RequestFailure {
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let kind = io_kind(&error);
         // How rustls begins what is not its own.
         let words = cause(&error).replacen("other error: ", "", 1);
         if error.is_builder() || is_local(&error) {
-            return Failure::Local(words);
+            return RequestFailure::Local(words);
         }
         if error.is_connect() {
             let timeout = error.is_timeout() || kind == Some(io::ErrorKind::TimedOut);
-            return Failure::Connect {
+            return RequestFailure::Connect {
                 kind: if timeout {
                     io::ErrorKind::TimedOut
                 } else {
@@ -169,7 +179,7 @@ impl From<reqwest::Error> for Failure {
                 lasting: is_tls(&error),
             };
         }
-        Failure::Broken {
+        RequestFailure::Broken {
             kind: kind.unwrap_or(io::ErrorKind::ConnectionAborted),
             words,
         }

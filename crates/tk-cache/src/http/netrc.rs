@@ -15,10 +15,10 @@ use std::fmt;
 
 /// The text of a netrc file. Its passwords are never shown.
 #[derive(Clone, Default)]
-pub struct Netrc(Vec<Entry>);
+pub struct Netrc(Vec<NetrcEntry>);
 
 #[derive(Clone, Default)]
-struct Entry {
+struct NetrcEntry {
     /// `None`: any machine.
     machine: Option<Vec<u8>>,
     login: Option<Vec<u8>>,
@@ -29,7 +29,7 @@ impl Netrc {
     /// Reads the text of a netrc file, whatever its encoding. As curl, what is not understood is
     /// skipped.
     pub fn parse(text: impl AsRef<[u8]>) -> Self {
-        let mut entries: Vec<Entry> = Vec::new();
+        let mut entries: Vec<NetrcEntry> = Vec::new();
         let mut keyword = Vec::new();
         let mut in_macro = false;
         for line in text.as_ref().split(|byte| *byte == b'\n') {
@@ -38,12 +38,12 @@ impl Netrc {
             if in_macro || line.starts_with(b"#") {
                 continue;
             }
-            for word in Words(line) {
+            for word in NetrcWords(line) {
                 // A word after a key word belongs to it, also on the next line.
                 match &*std::mem::take(&mut keyword) {
-                    b"machine" => entries.push(Entry {
+                    b"machine" => entries.push(NetrcEntry {
                         machine: Some(word),
-                        ..Entry::default()
+                        ..NetrcEntry::default()
                     }),
                     b"login" => entry(&mut entries, |e| &e.login, |e| e.login = Some(word)),
                     b"password" => {
@@ -51,7 +51,7 @@ impl Netrc {
                     }
                     b"account" => {}
                     _ => match word.to_ascii_lowercase() {
-                        word if word == b"default" => entries.push(Entry::default()),
+                        word if word == b"default" => entries.push(NetrcEntry::default()),
                         word if word == b"macdef" => {
                             in_macro = true;
                             break;
@@ -68,7 +68,7 @@ impl Netrc {
     /// `login` if one is given. An entry without a password has an empty one.
     pub fn find(&self, host: &str, login: Option<&[u8]>) -> Option<(&[u8], &[u8])> {
         let host = host.trim_matches(['[', ']']).as_bytes();
-        let named = |e: &&Entry| {
+        let named = |e: &&NetrcEntry| {
             let machine = e.machine.as_deref();
             machine.is_none_or(|machine| machine.eq_ignore_ascii_case(host))
                 && login.is_none_or(|login| e.login.as_deref() == Some(login))
@@ -92,17 +92,17 @@ impl fmt::Debug for Netrc {
 /// Puts a value into the last entry, or where that has one already, into another of its machine.
 /// What stands before the first machine belongs to nobody.
 fn entry(
-    entries: &mut Vec<Entry>,
-    held: impl Fn(&Entry) -> &Option<Vec<u8>>,
-    put: impl FnOnce(&mut Entry),
+    entries: &mut Vec<NetrcEntry>,
+    held: impl Fn(&NetrcEntry) -> &Option<Vec<u8>>,
+    put: impl FnOnce(&mut NetrcEntry),
 ) {
     if let Some(last) = entries.last()
         && held(last).is_some()
     {
         let machine = last.machine.clone();
-        entries.push(Entry {
+        entries.push(NetrcEntry {
             machine,
-            ..Entry::default()
+            ..NetrcEntry::default()
         });
     }
     if let Some(last) = entries.last_mut() {
@@ -111,9 +111,9 @@ fn entry(
 }
 
 /// The words of a line.
-struct Words<'a>(&'a [u8]);
+struct NetrcWords<'a>(&'a [u8]);
 
-impl Words<'_> {
+impl NetrcWords<'_> {
     fn quoted(&mut self) -> Option<Vec<u8>> {
         let mut word = Vec::new();
         let mut bytes = self.0.iter().enumerate();
@@ -137,7 +137,7 @@ impl Words<'_> {
     }
 }
 
-impl Iterator for Words<'_> {
+impl Iterator for NetrcWords<'_> {
     type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Vec<u8>> {

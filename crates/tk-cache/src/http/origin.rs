@@ -4,7 +4,7 @@
 //! goes alone. What it finds is remembered, and if there is no connection to be had, all that
 //! waited fail with it.
 
-use super::failure::{self, Failure};
+use super::failure::{self, RequestFailure};
 use hyper_util::client::legacy::connect::Connection;
 use std::{
     collections::HashMap,
@@ -24,7 +24,7 @@ use url::{Position, Url};
 pub(super) struct Origins {
     known: Mutex<HashMap<String, Origin>>,
     /// Servers that could not be connected to, and when.
-    down: Mutex<HashMap<String, (Instant, Failure)>>,
+    down: Mutex<HashMap<String, (Instant, RequestFailure)>>,
 }
 
 #[derive(Clone)]
@@ -35,7 +35,7 @@ pub(super) enum Origin {
 }
 
 /// Held by whoever finds out; the failure if there was no connection.
-pub(super) type Gate = tokio::sync::Mutex<Option<Failure>>;
+pub(super) type Gate = tokio::sync::Mutex<Option<RequestFailure>>;
 
 impl Origins {
     pub(super) fn of(&self, url: &Url) -> Origin {
@@ -68,7 +68,7 @@ impl Origins {
 
     /// Why nobody could connect to the server a moment ago, however often it was tried. Thousands
     /// of requests need not find that out one after the other.
-    pub(super) fn down(&self, url: &Url) -> Option<Failure> {
+    pub(super) fn down(&self, url: &Url) -> Option<RequestFailure> {
         let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
         if down.is_empty() {
             return None;
@@ -77,8 +77,8 @@ impl Origins {
         down.get(key(url)).map(|(_, failure)| failure.clone())
     }
 
-    pub(super) fn note_down(&self, url: &Url, failure: &Failure) {
-        if matches!(failure, Failure::Connect { .. }) {
+    pub(super) fn note_down(&self, url: &Url, failure: &RequestFailure) {
+        if matches!(failure, RequestFailure::Connect { .. }) {
             let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
             down.insert(key(url).to_owned(), (Instant::now(), failure.clone()));
         }
@@ -108,19 +108,19 @@ impl<S> Layer<S> for OnlyHttp2 {
 #[derive(Clone)]
 pub(super) struct OnlyHttp2Service<S>(S);
 
-type BoxError = Box<dyn StdError + Send + Sync>;
+type HttpBoxError = Box<dyn StdError + Send + Sync>;
 
 impl<S, R> Service<R> for OnlyHttp2Service<S>
 where
-    S: Service<R, Error = BoxError>,
+    S: Service<R, Error = HttpBoxError>,
     S::Response: Connection,
     S::Future: Send + 'static,
 {
     type Response = S::Response;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, BoxError>> + Send>>;
+    type Error = HttpBoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, HttpBoxError>> + Send>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), HttpBoxError>> {
         self.0.poll_ready(context)
     }
 

@@ -3,7 +3,7 @@
 use super::{
     Auth, Netrc, body,
     client::Client,
-    failure::Failure,
+    failure::RequestFailure,
     origin::{self, Origin},
 };
 use crate::observer::{AnsweredRequest, NetworkObserver};
@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use url::{Position, Url};
 
 /// What to ask. It can be sent any number of times.
-pub(super) struct Request {
+pub(super) struct HttpRequest {
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
@@ -40,7 +40,7 @@ pub(super) struct Request {
 pub(super) enum Payload {
     None,
     /// What is made anew for each attempt, and says how far it is.
-    Stream(MakeBody, Arc<Progress>),
+    Stream(MakeBody, Arc<BodyProgress>),
 }
 
 pub(super) type MakeBody =
@@ -49,7 +49,7 @@ pub(super) type MakeBody =
 impl Payload {
     /// Content that is at hand, in pieces, so that it is seen whether the server takes them.
     pub(super) fn bytes(content: Bytes) -> Self {
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(BodyProgress::default());
         let seen = progress.clone();
         let make = move || stream::iter(pieces(content.clone(), seen.clone()).map(Ok)).boxed();
         Payload::Stream(Box::new(make), progress)
@@ -57,7 +57,7 @@ impl Payload {
 }
 
 /// `content` in pieces, whose sending is seen.
-pub(crate) fn pieces(mut content: Bytes, seen: Arc<Progress>) -> impl Iterator<Item = Bytes> {
+pub(crate) fn pieces(mut content: Bytes, seen: Arc<BodyProgress>) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || {
         seen.moved();
         let piece = content.split_to(content.len().min(PIECE));
@@ -67,9 +67,9 @@ pub(crate) fn pieces(mut content: Bytes, seen: Arc<Progress>) -> impl Iterator<I
 
 /// When the server last took something of a body.
 #[derive(Debug, Default)]
-pub(crate) struct Progress(Mutex<Option<Instant>>);
+pub(crate) struct BodyProgress(Mutex<Option<Instant>>);
 
-impl Progress {
+impl BodyProgress {
     /// It took something, or the answer is awaited from now on.
     pub(super) fn moved(&self) {
         *self.lock() = Some(Instant::now());
@@ -88,9 +88,9 @@ impl Progress {
     /// Waits for `answer`, as long as the body moves.
     pub(crate) async fn watch<T>(
         &self,
-        answer: impl Future<Output = Result<T, Failure>>,
+        answer: impl Future<Output = Result<T, RequestFailure>>,
         stall: Duration,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RequestFailure> {
         self.moved();
         let mut answer = std::pin::pin!(answer);
         loop {
@@ -132,9 +132,9 @@ impl Login {
     }
 }
 
-impl Request {
+impl HttpRequest {
     pub(super) fn new(method: Method, url: Url) -> Self {
-        Request {
+        HttpRequest {
             method,
             url,
             headers: HeaderMap::new(),
@@ -171,7 +171,7 @@ impl Request {
 impl Client {
     /// The head of the answer, of whatever status but a redirect. It has come in a bounded time,
     /// except where the body is a stream.
-    pub(super) async fn send(&self, request: &Request) -> Result<Response, Failure> {
+    pub(super) async fn send(&self, request: &HttpRequest) -> Result<Response, RequestFailure> {
         let mut url = request.url.clone();
         let mut encrypted = false;
         for hop in 0..=MAX_REDIRECTS {
@@ -190,7 +190,7 @@ impl Client {
             }
             body::drain(response, self.pace()).await;
         }
-        Err(Failure::Nonsense(format!(
+        Err(RequestFailure::Nonsense(format!(
             "more than {MAX_REDIRECTS} redirects, the last to {}",
             shown(&url)
         )))
@@ -212,13 +212,13 @@ impl Client {
 
     async fn send_to(
         &self,
-        request: &Request,
+        request: &HttpRequest,
         url: &Url,
         login: Option<&HeaderValue>,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Response, RequestFailure> {
         let start = Instant::now();
         let answer = self.send_unobserved(request, url, login).await;
-        let reason = answer.as_ref().err().map(Failure::reason);
+        let reason = answer.as_ref().err().map(RequestFailure::reason);
         let answered = AnsweredRequest {
             method: request.method.as_str(),
             url: &shown(url),
@@ -235,16 +235,16 @@ impl Client {
 
     async fn send_unobserved(
         &self,
-        request: &Request,
+        request: &HttpRequest,
         url: &Url,
         login: Option<&HeaderValue>,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Response, RequestFailure> {
         let stall = self.inner().stall_timeout;
         let make = || request.make(url, login, &self.inner().observer);
         let answer = self.send_over(url, request.bulk, &make);
         match &request.body {
             Payload::Stream(_, progress) => progress.watch(answer, stall).await,
-            Payload::None => Progress::default().watch(answer, stall).await,
+            Payload::None => BodyProgress::default().watch(answer, stall).await,
         }
     }
 
@@ -254,7 +254,7 @@ impl Client {
         url: &Url,
         bulk: bool,
         make: &(dyn Fn() -> reqwest::Request + Send + Sync),
-    ) -> Result<Response, Failure> {
+    ) -> Result<Response, RequestFailure> {
         let inner = self.inner();
         loop {
             let gate = match inner.origins.of(url) {
@@ -292,11 +292,11 @@ impl Client {
                     inner.origins.set(url, Origin::Http1);
                 }
                 Err(error) => {
-                    let failure = Failure::from(error);
+                    let failure = RequestFailure::from(error);
                     if let Some(held) = &mut held {
                         **held = Some(failure.clone());
                     }
-                    if matches!(failure, Failure::Connect { .. }) || held.is_some() {
+                    if matches!(failure, RequestFailure::Connect { .. }) || held.is_some() {
                         inner.origins.forget(url);
                     }
                     return Err(failure);
@@ -307,7 +307,7 @@ impl Client {
 }
 
 /// Where a redirect leads.
-fn target(response: &Response, method: &Method, url: &Url) -> Result<Option<Url>, Failure> {
+fn target(response: &Response, method: &Method, url: &Url) -> Result<Option<Url>, RequestFailure> {
     let follow = match response.status() {
         StatusCode::SEE_OTHER => matches!(*method, Method::GET | Method::HEAD),
         status => matches!(status.as_u16(), 301 | 302 | 307 | 308),
@@ -321,14 +321,14 @@ fn target(response: &Response, method: &Method, url: &Url) -> Result<Option<Url>
         .and_then(|location| url.join(location).ok());
     match next {
         Some(next) if matches!(next.scheme(), "http" | "https") => Ok(Some(next)),
-        _ => Err(Failure::Nonsense(
+        _ => Err(RequestFailure::Nonsense(
             "it redirects to no http or https URL".to_owned(),
         )),
     }
 }
 
-fn no_answer(waited: Duration) -> Failure {
-    Failure::timeout(format!("no answer for {waited:?}"))
+fn no_answer(waited: Duration) -> RequestFailure {
+    RequestFailure::timeout(format!("no answer for {waited:?}"))
 }
 
 /// The URL for people: without login, and without a query, which may be one too.

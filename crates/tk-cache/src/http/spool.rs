@@ -1,6 +1,6 @@
 //! Bytes that are made once and may be sent several times, also while they are being made.
 
-use super::send::{BodyFailed, Progress};
+use super::send::{BodyFailed, BodyProgress};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
@@ -8,7 +8,7 @@ use tk_store::{ByteStream, Error, Result};
 use tokio::sync::watch;
 
 /// A file without a name that grows.
-pub(super) struct Spool {
+pub(super) struct UploadSpool {
     file: Arc<File>,
     grown: watch::Sender<Grown>,
 }
@@ -21,29 +21,29 @@ struct Grown {
     whole: bool,
 }
 
-/// What reads a [`Spool`] from the start. When the spool is dropped before it is whole, reading
+/// What reads a [`UploadSpool`] from the start. When the spool is dropped before it is whole, reading
 /// ends with an error.
 #[derive(Clone)]
-pub(super) struct Reader {
+pub(super) struct SpoolReader {
     file: Arc<File>,
     grown: watch::Receiver<Grown>,
 }
 
-impl Spool {
+impl UploadSpool {
     /// An empty one in `folder`, or where the system keeps temporary files.
     pub(super) fn new(folder: Option<&Path>) -> io::Result<Self> {
         let file = match folder {
             Some(folder) => tempfile::tempfile_in(folder)?,
             None => tempfile::tempfile()?,
         };
-        Ok(Spool {
+        Ok(UploadSpool {
             file: Arc::new(file),
             grown: watch::Sender::default(),
         })
     }
 
-    pub(super) fn reader(&self) -> Reader {
-        Reader {
+    pub(super) fn reader(&self) -> SpoolReader {
+        SpoolReader {
             file: self.file.clone(),
             grown: self.grown.subscribe(),
         }
@@ -65,7 +65,7 @@ impl Spool {
     }
 }
 
-impl Reader {
+impl SpoolReader {
     /// The size, if it is known already.
     pub(super) fn size(&self) -> Option<u64> {
         let grown = *self.grown.borrow();
@@ -81,7 +81,7 @@ impl Reader {
     /// Everything from the start to the end that is yet to come.
     pub(super) fn stream(
         self,
-        progress: Arc<Progress>,
+        progress: Arc<BodyProgress>,
     ) -> impl Stream<Item = Result<Bytes, BodyFailed>> + Send + 'static {
         futures::stream::try_unfold((self, 0), move |(mut reader, at)| {
             let progress = progress.clone();

@@ -8,12 +8,12 @@
 mod range;
 
 use super::{
-    Inner,
-    body::Pace,
+    HttpInner,
+    body::StallGuard,
     encoding::Encodings,
-    failure::Failure,
-    send::{self, Request},
-    tries::Tries,
+    failure::RequestFailure,
+    retry_state::RetryState,
+    send::{self, HttpRequest},
 };
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
@@ -21,15 +21,15 @@ use http::{
     Method, StatusCode,
     header::{CONTENT_RANGE, IF_RANGE, RANGE},
 };
-use range::{Part, Whole};
+use range::{FirstAnswer, RangeAnswer};
 use reqwest::Response;
 use std::{io, sync::Arc};
 use tk_store::{ByteStream, Error, Result};
 use url::Url;
 
 /// The object at `url`, which is relative to the cache or not.
-pub(super) async fn open(cache: &Arc<Inner>, url: &str) -> Result<Option<ByteStream>> {
-    let mut request = Request::new(Method::GET, resolve(cache, url)?);
+pub(super) async fn open(cache: &Arc<HttpInner>, url: &str) -> Result<Option<ByteStream>> {
+    let mut request = HttpRequest::new(Method::GET, resolve(cache, url)?);
     request.bulk = true;
     let attempt = || start(cache, &request);
     let result = cache.client.retry(&request.url, attempt).await;
@@ -38,7 +38,7 @@ pub(super) async fn open(cache: &Arc<Inner>, url: &str) -> Result<Option<ByteStr
         return Ok(None);
     };
     let transfer = Transfer {
-        whole: Whole::of(response.headers()),
+        whole: FirstAnswer::of(response.headers()),
         encodings: Encodings::of(response.headers()).map_err(failed)?,
         response: Some(response),
         pace: cache.client.pace(),
@@ -64,15 +64,15 @@ pub(super) async fn open(cache: &Arc<Inner>, url: &str) -> Result<Option<ByteStr
 
 /// One object on its way.
 struct Transfer {
-    cache: Arc<Inner>,
-    request: Request,
+    cache: Arc<HttpInner>,
+    request: HttpRequest,
     /// What is being received; `None`: it broke.
     response: Option<Response>,
-    whole: Whole,
+    whole: FirstAnswer,
     /// How it is packed for the way; all that is counted here are bytes of that.
     encodings: Encodings,
-    pace: Pace,
-    tries: Tries,
+    pace: StallGuard,
+    tries: RetryState,
     /// Bytes handed on.
     given: u64,
     /// Bytes to come that were handed on before.
@@ -84,7 +84,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+    async fn next(&mut self) -> Result<Option<Bytes>, RequestFailure> {
         loop {
             let Some(response) = &mut self.response else {
                 if self.resume().await? {
@@ -111,29 +111,29 @@ impl Transfer {
     }
 
     /// What is new in `chunk`.
-    fn pass(&mut self, mut chunk: Bytes) -> Result<Option<Bytes>, Failure> {
+    fn pass(&mut self, mut chunk: Bytes) -> Result<Option<Bytes>, RequestFailure> {
         let known = self.skip.min(chunk.len() as u64);
         self.skip -= known;
         chunk.advance(known as usize);
         self.given += chunk.len() as u64;
         match self.whole.size {
-            Some(size) if size < self.given => Err(Failure::Nonsense(format!(
+            Some(size) if size < self.given => Err(RequestFailure::Nonsense(format!(
                 "more came than the {size} bytes that were announced"
             ))),
             _ => Ok((!chunk.is_empty()).then_some(chunk)),
         }
     }
 
-    fn too_short(&self) -> Failure {
+    fn too_short(&self) -> RequestFailure {
         let size = self.whole.size.unwrap_or_default();
-        Failure::Broken {
+        RequestFailure::Broken {
             kind: io::ErrorKind::UnexpectedEof,
             words: format!("it ended after {} of {size} bytes", self.given),
         }
     }
 
     /// Waits before the next attempt, if it may be worth one.
-    async fn broke(&mut self, failure: Failure) -> Result<(), Failure> {
+    async fn broke(&mut self, failure: RequestFailure) -> Result<(), RequestFailure> {
         self.response = None;
         // What is packed anew for each answer need not be the same twice.
         if !self.encodings.is_empty() && !self.whole.has_strong_tag() {
@@ -149,7 +149,7 @@ impl Transfer {
     }
 
     /// Asks for the rest; false if there is none.
-    async fn resume(&mut self) -> Result<bool, Failure> {
+    async fn resume(&mut self) -> Result<bool, RequestFailure> {
         let headers = &mut self.request.headers;
         headers.clear();
         if self.given > 0 && self.gives_parts && self.whole.can_be_told() {
@@ -161,10 +161,10 @@ impl Transfer {
             Ok(part) => {
                 permit.succeeded();
                 match part {
-                    Part::End => return Ok(false),
-                    Part::Rest => self.skip = 0,
-                    Part::Again => self.skip = self.given,
-                    Part::Refused => self.gives_parts = false,
+                    RangeAnswer::End => return Ok(false),
+                    RangeAnswer::Rest => self.skip = 0,
+                    RangeAnswer::Again => self.skip = self.given,
+                    RangeAnswer::Refused => self.gives_parts = false,
                 }
                 Ok(true)
             }
@@ -172,15 +172,15 @@ impl Transfer {
         }
     }
 
-    async fn part(&mut self) -> Result<Part, Failure> {
+    async fn part(&mut self) -> Result<RangeAnswer, RequestFailure> {
         let response = self.cache.client.send(&self.request).await?;
         let (status, headers) = (response.status(), response.headers());
         let asked = self.request.headers.contains_key(RANGE);
         let whole = !asked || !headers.contains_key(CONTENT_RANGE);
         let part = match status {
             StatusCode::OK if self.given == 0 => {
-                self.whole = Whole::of(headers);
-                Part::Rest
+                self.whole = FirstAnswer::of(headers);
+                RangeAnswer::Rest
             }
             StatusCode::OK if whole => self.whole.again(headers)?,
             // Some say 200 and send a part all the same.
@@ -188,13 +188,13 @@ impl Transfer {
                 self.whole.rest(headers, self.given)?
             }
             StatusCode::RANGE_NOT_SATISFIABLE if self.whole.ends(headers, self.given) => {
-                return Ok(Part::End);
+                return Ok(RangeAnswer::End);
             }
-            StatusCode::RANGE_NOT_SATISFIABLE if asked => return Ok(Part::Refused),
-            _ => return Err(Failure::of(response, self.cache.client.pace()).await),
+            StatusCode::RANGE_NOT_SATISFIABLE if asked => return Ok(RangeAnswer::Refused),
+            _ => return Err(RequestFailure::of(response, self.cache.client.pace()).await),
         };
         if Encodings::of(headers)? != self.encodings {
-            return Err(Failure::Nonsense(
+            return Err(RequestFailure::Nonsense(
                 "the rest of it has another Content-Encoding than the start".to_owned(),
             ));
         }
@@ -202,12 +202,15 @@ impl Transfer {
         Ok(part)
     }
 
-    fn failed(&self, failure: Failure) -> Error {
+    fn failed(&self, failure: RequestFailure) -> Error {
         self.cache.failed("reading", &self.request.url, failure)
     }
 }
 
-async fn start(cache: &Inner, request: &Request) -> Result<Option<Response>, Failure> {
+async fn start(
+    cache: &HttpInner,
+    request: &HttpRequest,
+) -> Result<Option<Response>, RequestFailure> {
     let response = cache.client.send(request).await?;
     match response.status() {
         StatusCode::OK => Ok(Some(response)),
@@ -216,7 +219,7 @@ async fn start(cache: &Inner, request: &Request) -> Result<Option<Response>, Fai
 }
 
 /// As browsers do, relative to the folder that the cache is.
-fn resolve(cache: &Inner, url: &str) -> Result<Url> {
+fn resolve(cache: &HttpInner, url: &str) -> Result<Url> {
     let what = || {
         format!(
             "the URL {:?} in {}",

@@ -23,7 +23,7 @@ use tk_store::{Error, Result};
 /// read are a fault of the connections that need them.
 pub(super) fn config(config: &ClientConfig) -> Result<Tls> {
     let provider = Arc::new(ring::default_provider());
-    let trust = Trust::new(config, &provider);
+    let trust = TlsTrust::new(config, &provider);
     let builder = Tls::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::io("preparing TLS", io::Error::other(e)))?
@@ -43,14 +43,14 @@ pub(super) fn config(config: &ClientConfig) -> Result<Tls> {
 /// with curl and OpenSSL those whose own certificate is one, such as a self-signed one that calls
 /// itself an authority.
 #[derive(Debug)]
-struct Trust {
+struct TlsTrust {
     provider: Arc<CryptoProvider>,
     certificates: Vec<CertificateDer<'static>>,
     /// What follows chains; the fault if there is nobody to trust.
     chains: std::result::Result<Arc<WebPkiServerVerifier>, TlsError>,
 }
 
-impl Trust {
+impl TlsTrust {
     fn new(config: &ClientConfig, provider: &Arc<CryptoProvider>) -> Self {
         let provider = provider.clone();
         let (certificates, whose) = match &config.ca_file {
@@ -76,7 +76,7 @@ impl Trust {
                 .build()
                 .map_err(|e| self::fault(e.to_string())),
         };
-        Trust {
+        TlsTrust {
             provider,
             certificates,
             chains,
@@ -84,7 +84,7 @@ impl Trust {
     }
 }
 
-impl ServerCertVerifier for Trust {
+impl ServerCertVerifier for TlsTrust {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -174,22 +174,22 @@ BAMCA0gAMEUCIQDsclflxLPA5E5T4jkOyAKAJH+3p9MapMf3igU2ppRLBgIgChjD\n\
 /k1mf+5vyF4Glx2m2ZWymRTNR+KWo8dV+3TM/Jo=\n\
 -----END CERTIFICATE-----\n\n";
 
-    fn trust(text: &str) -> Trust {
+    fn trust(text: &str) -> TlsTrust {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");
         std::fs::write(&file, text).unwrap();
         trust_file(&file)
     }
 
-    fn trust_file(file: &Path) -> Trust {
+    fn trust_file(file: &Path) -> TlsTrust {
         let config = ClientConfig {
             ca_file: Some(file.to_owned()),
             ..ClientConfig::default()
         };
-        Trust::new(&config, &Arc::new(ring::default_provider()))
+        TlsTrust::new(&config, &Arc::new(ring::default_provider()))
     }
 
-    fn verify(trust: &Trust, name: &'static str, seconds: u64) -> Option<TlsError> {
+    fn verify(trust: &TlsTrust, name: &'static str, seconds: u64) -> Option<TlsError> {
         let shown = CertificateDer::from_pem_slice(SELF_SIGNED.as_bytes()).unwrap();
         let name = ServerName::try_from(name).unwrap();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
@@ -213,7 +213,7 @@ BAMCA0gAMEUCIQDsclflxLPA5E5T4jkOyAKAJH+3p9MapMf3igU2ppRLBgIgChjD\n\
             let refused = matches!(error, Some(TlsError::InvalidCertificate(_)));
             assert!(refused, "{name} at {seconds}: {error:?}");
         }
-        let system = Trust::new(&ClientConfig::default(), &itself.provider);
+        let system = TlsTrust::new(&ClientConfig::default(), &itself.provider);
         assert!(verify(&system, "localhost", JANUARY_2027).is_some());
     }
 

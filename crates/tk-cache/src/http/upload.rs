@@ -1,14 +1,14 @@
 //! Large objects on their way there.
 //!
-//! What is sent is kept in a [`Spool`] while it is made, so that it can be sent again. The first
+//! What is sent is kept in a [`UploadSpool`] while it is made, so that it can be sent again. The first
 //! attempt sends it as it grows. A server that wants to know the length gets what is whole.
 
 use super::{
-    Inner,
-    failure::Failure,
+    HttpInner,
+    failure::RequestFailure,
     put_headers,
-    send::{Payload, Progress, Request},
-    spool::{Reader, Spool},
+    send::{BodyProgress, HttpRequest, Payload},
+    spool::{SpoolReader, UploadSpool},
 };
 use crate::objects::Upload;
 use bytes::Bytes;
@@ -29,15 +29,15 @@ pub(super) struct WantsLength(AtomicBool);
 
 /// Puts the object there. When its body fails, or this is dropped, the request breaks off in its
 /// midst, and no server takes it for whole.
-pub(super) async fn run(cache: &Inner, upload: Upload<'_>) -> Result<()> {
+pub(super) async fn run(cache: &HttpInner, upload: Upload<'_>) -> Result<()> {
     let what = cache.url(upload.name)?;
     let keeping = |e| Error::io(format!("making a file to keep {what}"), e);
-    let spool = Spool::new(cache.client.spool()).map_err(keeping)?;
-    let mut request = Request::new(Method::PUT, what.clone());
+    let spool = UploadSpool::new(cache.client.spool()).map_err(keeping)?;
+    let mut request = HttpRequest::new(Method::PUT, what.clone());
     request.bulk = true;
     request.headers = put_headers(upload.mime)?;
     let reader = spool.reader();
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(BodyProgress::default());
     let (source, seen, sent) = (reader.clone(), progress.clone(), upload.sent);
     let make = move || {
         let (sent, mut size) = (sent.clone(), 0);
@@ -62,13 +62,17 @@ pub(super) async fn run(cache: &Inner, upload: Upload<'_>) -> Result<()> {
     sent.map_err(|failure| cache.failed("uploading", &what, failure))
 }
 
-async fn send(cache: &Inner, mut request: Request, mut reader: Reader) -> Result<(), Failure> {
+async fn send(
+    cache: &HttpInner,
+    mut request: HttpRequest,
+    mut reader: SpoolReader,
+) -> Result<(), RequestFailure> {
     let mut tries = cache.client.tries(&request.url);
     let mut wants_length = cache.wants_length.0.load(Ordering::Relaxed);
     loop {
         if wants_length {
             let made = reader.whole().await;
-            made.map_err(|e| Failure::Local(e.to_string()))?;
+            made.map_err(|e| RequestFailure::Local(e.to_string()))?;
         }
         let size = reader.size();
         if let Some(size) = size {
@@ -80,7 +84,7 @@ async fn send(cache: &Inner, mut request: Request, mut reader: Reader) -> Result
         match cache.write_once(&request).await {
             Ok(_) if reader.size().is_none() => {
                 let words = "it said that all is well before all was sent";
-                return Err(Failure::Nonsense(words.to_owned()));
+                return Err(RequestFailure::Nonsense(words.to_owned()));
             }
             Ok(_) => {
                 if wants_length {
@@ -96,8 +100,8 @@ async fn send(cache: &Inner, mut request: Request, mut reader: Reader) -> Result
 }
 
 /// What servers say that do not take bodies of unknown length.
-fn may_want_length(failure: &Failure) -> bool {
-    let Failure::Status { status, .. } = failure else {
+fn may_want_length(failure: &RequestFailure) -> bool {
+    let RequestFailure::Status { status, .. } = failure else {
         return false;
     };
     matches!(status.as_u16(), 400 | 411 | 501)

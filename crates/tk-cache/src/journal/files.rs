@@ -1,6 +1,6 @@
 //! The files of a journal: one for each process, locked while it lives.
 
-use super::events::Event;
+use super::events::JournalEvent;
 use rustix::fs::{FlockOperation, flock};
 use std::{
     fs::{self, File, OpenOptions},
@@ -58,7 +58,7 @@ impl JournalFile {
         &self.path
     }
 
-    pub(super) fn append(&mut self, event: &Event) -> Result<()> {
+    pub(super) fn append(&mut self, event: &JournalEvent) -> Result<()> {
         let mut line = event.to_line();
         if self.torn {
             line.insert(0, '\n');
@@ -92,7 +92,7 @@ pub(super) struct Dead {
 }
 
 impl Dead {
-    pub(super) fn events(&self) -> impl Iterator<Item = Event> + '_ {
+    pub(super) fn events(&self) -> impl Iterator<Item = JournalEvent> + '_ {
         read(&self.file)
     }
 
@@ -130,7 +130,7 @@ pub(super) fn dead(folder: &Path, stem: &str, own: &Path, kept: Duration) -> Vec
 }
 
 /// The events of the other files about the cache `stem`.
-pub(super) fn others(folder: &Path, stem: &str, own: &Path) -> Vec<Event> {
+pub(super) fn others(folder: &Path, stem: &str, own: &Path) -> Vec<JournalEvent> {
     let ours = journals(folder, stem, own).filter(|(_, ours)| *ours);
     let files = ours.filter_map(|(path, _)| File::open(path).ok());
     files
@@ -170,7 +170,7 @@ fn new_file(path: &Path) -> io::Result<File> {
 }
 
 /// The events of a file, without what is torn. A line of any length costs at most its limit.
-pub(super) fn read<'a>(file: impl Read + 'a) -> impl Iterator<Item = Event> + 'a {
+pub(super) fn read<'a>(file: impl Read + 'a) -> impl Iterator<Item = JournalEvent> + 'a {
     let mut lines = BufReader::new(file);
     std::iter::from_fn(move || {
         let mut line = Vec::new();
@@ -180,7 +180,7 @@ pub(super) fn read<'a>(file: impl Read + 'a) -> impl Iterator<Item = Event> + 'a
             Ok(_) => Some(line),
         }
     })
-    .filter_map(|line| Event::from_line(line.strip_suffix(b"\n")?))
+    .filter_map(|line| JournalEvent::from_line(line.strip_suffix(b"\n")?))
 }
 
 /// False if somebody else holds it.

@@ -5,16 +5,16 @@ use tk_path::Algorithm;
 
 const CACHE: &str = "s3://bucket at https://s3.example";
 
-fn arrived(n: u64) -> Arrived {
-    Arrived {
+fn arrived(n: u64) -> ArrivedNar {
+    ArrivedNar {
         file_hash: Hash::digest(Algorithm::Sha256, &n.to_le_bytes()),
         file_size: n,
         nar_size: n * 3,
     }
 }
 
-fn part(n: u64) -> Part {
-    Part {
+fn part(n: u64) -> UploadedPart {
+    UploadedPart {
         etag: format!("\"etag {n}\""),
         size: n,
         sha256: Hash::digest(Algorithm::Sha256, &n.to_be_bytes()),
@@ -154,7 +154,7 @@ fn torn_after_every_byte() {
     let mut lines = 0;
     for end in 0..=whole.len() {
         lines += usize::from(end > 0 && whole[end - 1] == b'\n');
-        let mut known = Known::default();
+        let mut known = JournalSummary::default();
         files::read(&whole[..end]).for_each(|event| known.apply(event));
         let arrived_is = |name: &str, from, a| {
             let expected = (lines >= from).then_some(a);

@@ -1,11 +1,11 @@
 //! Pushing what was built, as it is built.
 
 use crate::{
-    Context,
+    CommandContext,
     copying::{UpstreamArgs, demand, keys_for, warn_unsigned},
     failures,
     keys::SignKeyArgs,
-    open::{OpenStore, Wish, open},
+    open::{OpenOptions, OpenStore, open},
 };
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -17,11 +17,11 @@ use std::{
     },
 };
 use tk_narinfo::{Compression, SecretKey, build_result::BuildStatus};
-use tk_nix::BuildResult;
+use tk_nix::NixBuildResult;
 use tk_path::{OutputName, OutputsSpec, StorePath};
 use tk_store::{
     Abilities, Error, SigCheck, Store,
-    copy::{CopyOptions, Outputs, Reach, Upstreams, plan, sign_present},
+    copy::{CopyOptions, OutputPaths, Reach, Upstreams, plan, sign_present},
 };
 use tokio::sync::{Mutex, mpsc::UnboundedReceiver};
 
@@ -58,7 +58,12 @@ pub struct PushArgs {
 impl PushArgs {
     /// Opens the caches, before anything is built that could not be pushed.
     /// With `dry_run` nothing is made that is not there.
-    pub async fn open(&self, cx: &Context, source: &OpenStore, dry_run: bool) -> Result<Pusher> {
+    pub async fn open(
+        &self,
+        cx: &CommandContext,
+        source: &OpenStore,
+        dry_run: bool,
+    ) -> Result<Pusher> {
         ensure!(
             !self.push.is_empty() || !self.sign.is_given(),
             "--sign-key is for what is pushed; say where to with --push"
@@ -70,16 +75,16 @@ impl PushArgs {
             self.sign.keys()?
         };
         for uri in &self.push {
-            let wish = Wish {
+            let wish = OpenOptions {
                 write: !dry_run,
                 dry_run,
                 compression: self.compression,
                 level: self.level,
-                ..Wish::default()
+                ..OpenOptions::default()
             };
             let cache = open(cx, uri, &wish).await?;
             let upstreams = self.upstream.open(cx, &cache).await?;
-            places.push(Place {
+            places.push(PushTarget {
                 check: if self.no_check_sigs {
                     SigCheck::Skip
                 } else {
@@ -110,12 +115,12 @@ impl PushArgs {
 /// The caches that get what was built.
 pub struct Pusher {
     source: Arc<dyn Store>,
-    places: Vec<Place>,
+    places: Vec<PushTarget>,
     upstreams: Vec<Arc<dyn Store>>,
     results_only: bool,
 }
 
-struct Place {
+struct PushTarget {
     cache: OpenStore,
     upstreams: Upstreams,
     check: SigCheck,
@@ -192,7 +197,7 @@ impl Pusher {
     /// Pushes what is `built` for `target` as it is built, and `target` itself when it is done.
     pub async fn follow(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         source: &OpenStore,
         target: Option<&StorePath>,
         mut built: UnboundedReceiver<StorePath>,
@@ -218,7 +223,7 @@ impl Pusher {
     /// Pushes those outputs of `drv` that are there; whether there were any.
     async fn push_built(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         source: &OpenStore,
         drv: &StorePath,
         all: &mut [Pushed],
@@ -260,9 +265,9 @@ impl Pusher {
     /// Pushes what was built into each cache, after what went there before.
     pub async fn push(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         source: &OpenStore,
-        built: &BuildResult,
+        built: &NixBuildResult,
         before: &mut [Pushed],
     ) -> Result<()> {
         let dir = self.source.dir();
@@ -299,7 +304,7 @@ impl Pusher {
 
     async fn push_outputs(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         source: &OpenStore,
         drv: Option<&StorePath>,
         outputs: &BTreeMap<OutputName, StorePath>,
@@ -330,14 +335,14 @@ impl Pusher {
 
     async fn push_to(
         &self,
-        cx: &Context,
-        place: &Place,
+        cx: &CommandContext,
+        place: &PushTarget,
         source: &OpenStore,
         drv: Option<&StorePath>,
         built: &BTreeMap<OutputName, StorePath>,
     ) -> Result<Pushed> {
         let cache = place.cache.store();
-        let mut outputs = Outputs::default();
+        let mut outputs = OutputPaths::default();
         let roots = built.values().cloned().collect();
         if let Some(drv) = drv {
             let wanted = OutputsSpec::Names(built.keys().cloned().collect());

@@ -2,8 +2,8 @@
 
 use super::{Preferred, Ready, push::Pushed};
 use crate::{
-    Answer, Context,
-    build_log::Done,
+    CommandContext, ExitStatus,
+    build_log::FinishedActivities,
     failure::{answer, tell_failure},
     ui,
 };
@@ -15,44 +15,44 @@ use std::{
     time::Instant,
 };
 use tk_narinfo::build_result::BuildStatus;
-use tk_nix::{BuildResult, Failure, Fetched, Target};
+use tk_nix::{FetchReport, NixBuildResult, NixFailure, Target};
 use tk_path::{StoreDir, StorePath};
 
 /// What became of one target.
 pub struct Outcome {
-    pub result: Result<BuildResult, Failure>,
+    pub result: Result<NixBuildResult, NixFailure>,
     pub pushed: Vec<Pushed>,
 }
 
 impl Outcome {
     /// Without a push.
-    pub fn of(result: Result<BuildResult, Failure>) -> Self {
+    pub fn of(result: Result<NixBuildResult, NixFailure>) -> Self {
         Outcome {
             result,
             pushed: Vec::new(),
         }
     }
 
-    fn answer(&self) -> Answer {
+    fn answer(&self) -> ExitStatus {
         let lost = self.pushed.iter().any(|pushed| !pushed.errors.is_empty());
         match &self.result {
             Err(failure) => answer(failure),
-            Ok(_) if lost => Answer::Failed,
-            Ok(_) => Answer::Yes,
+            Ok(_) if lost => ExitStatus::Failed,
+            Ok(_) => ExitStatus::Yes,
         }
     }
 }
 
 /// Tells what failed, and prints the rest.
 pub fn results(
-    cx: &Context,
+    cx: &CommandContext,
     what: &[String],
     targets: &[Target],
     outcomes: &[Outcome],
     dir: &StoreDir,
     as_json: bool,
-) -> Result<Answer> {
-    let mut all = Answer::Yes;
+) -> Result<ExitStatus> {
+    let mut all = ExitStatus::Yes;
     for (what, outcome) in what.iter().zip(outcomes) {
         if let Err(failure) = &outcome.result {
             tell_failure(cx, &format!("{what} was not built"), failure);
@@ -78,7 +78,12 @@ pub fn results(
 }
 
 /// Tells why nothing came to be built.
-pub fn not_evaluated(cx: &Context, what: &str, failure: &Failure, as_json: bool) -> Result<Answer> {
+pub fn not_evaluated(
+    cx: &CommandContext,
+    what: &str,
+    failure: &NixFailure,
+    as_json: bool,
+) -> Result<ExitStatus> {
     let answer = tell_failure(cx, what, failure);
     if as_json {
         let mut value = failed(failure);
@@ -92,7 +97,7 @@ pub fn not_evaluated(cx: &Context, what: &str, failure: &Failure, as_json: bool)
     Ok(answer)
 }
 
-fn failed(failure: &Failure) -> Value {
+fn failed(failure: &NixFailure) -> Value {
     json!({
         "storePath": null, "outputs": {}, "buildTime": null, "size": null, "references": [],
         "status": failure.asked_status.or(failure.status).map(BuildStatus::name),
@@ -117,7 +122,13 @@ fn to_json(dir: &StoreDir, target: &Target, outcome: &Outcome) -> Value {
 }
 
 /// One line for all of it: what was built, fetched and pushed.
-pub fn summary(cx: &Context, done: &Done, fetched: &Fetched, outcomes: &[Outcome], start: Instant) {
+pub fn summary(
+    cx: &CommandContext,
+    done: &FinishedActivities,
+    fetched: &FetchReport,
+    outcomes: &[Outcome],
+    start: Instant,
+) {
     // What was begun and failed, or was given up, is not built.
     let failures = outcomes
         .iter()
@@ -175,12 +186,12 @@ fn pushes(outcomes: &[Outcome]) -> Vec<String> {
 
 /// What would have to be built and fetched, from `preferred` caches before anything else.
 pub async fn missing(
-    cx: &Context,
+    cx: &CommandContext,
     ready: &Ready,
     targets: &[Target],
     preferred: Option<&Preferred>,
     as_json: bool,
-) -> Result<Answer> {
+) -> Result<ExitStatus> {
     let store = ready.builder.store();
     let dir = store.store.dir();
     let builder = store.build.as_ref().context("the store cannot build")?;
@@ -234,8 +245,8 @@ pub async fn missing(
         }
     }
     Ok(if missing.unknown.is_empty() {
-        Answer::Yes
+        ExitStatus::Yes
     } else {
-        Answer::No
+        ExitStatus::No
     })
 }

@@ -1,17 +1,17 @@
 //! What a check prints.
 
-use super::What;
-use crate::{Context, interrupt, ui};
+use super::CheckView;
+use crate::{CommandContext, interrupt, ui};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::io::{self, IsTerminal};
-use tk_cache::checker::{Answer, Checked, Checker, Summary, Trust};
+use tk_cache::checker::{CacheAnswer, CheckedPath, Checker, SignatureTrust, Summary};
 use tk_path::StoreDir;
 
 /// Prints the answers as they come; the table of a terminal when all are there.
-pub struct Show {
-    what: What,
+pub struct CheckPrinter {
+    what: CheckView,
     dir: StoreDir,
     /// The URIs of the caches.
     caches: Vec<String>,
@@ -21,16 +21,16 @@ pub struct Show {
     count: Option<ProgressBar>,
 }
 
-impl Show {
-    pub fn new(cx: &Context, checker: &Checker, what: What) -> Self {
+impl CheckPrinter {
+    pub fn new(cx: &CommandContext, checker: &Checker, what: CheckView) -> Self {
         let caches = checker.caches();
         let dir = caches.first().map(|cache| cache.store_dir().clone());
-        let table = what == What::All && io::stdout().is_terminal();
+        let table = what == CheckView::All && io::stdout().is_terminal();
         let count = cx.ui.draws().then(counter);
         if let Some(count) = &count {
             cx.ui.attach(count);
         }
-        Show {
+        CheckPrinter {
             what,
             dir: dir.unwrap_or_default(),
             caches: caches.iter().map(ToString::to_string).collect(),
@@ -41,15 +41,15 @@ impl Show {
     }
 
     /// Prints one path.
-    pub fn path(&mut self, checked: &Checked) -> Result<()> {
+    pub fn path(&mut self, checked: &CheckedPath) -> Result<()> {
         if let Some(count) = &self.count {
             count.inc(1);
         }
         let line = match self.what {
-            What::Missing if !checked.is_missing() => return Ok(()),
-            What::Present if !checked.is_trusted() => return Ok(()),
-            What::Missing | What::Present => self.dir.path(&checked.path),
-            What::Json => {
+            CheckView::Missing if !checked.is_missing() => return Ok(()),
+            CheckView::Present if !checked.is_trusted() => return Ok(()),
+            CheckView::Missing | CheckView::Present => self.dir.path(&checked.path),
+            CheckView::Json => {
                 let head = if self.printed == 0 {
                     "{\"paths\":["
                 } else {
@@ -57,7 +57,7 @@ impl Show {
                 };
                 format!("{head}{}", self.json(checked))
             }
-            What::All => {
+            CheckView::All => {
                 let row = self.row(checked);
                 match &mut self.table {
                     Some(table) => {
@@ -77,7 +77,7 @@ impl Show {
         if let Some(count) = self.count.take() {
             count.finish_and_clear();
         }
-        if self.what == What::Json {
+        if self.what == CheckView::Json {
             let head = if self.printed == 0 {
                 "{\"paths\":["
             } else {
@@ -99,7 +99,7 @@ impl Show {
     }
 
     /// Path, a word for each cache, sizes; the sizes for people in a table.
-    fn row(&self, checked: &Checked) -> Vec<String> {
+    fn row(&self, checked: &CheckedPath) -> Vec<String> {
         let mut row = vec![self.dir.path(&checked.path)];
         row.extend(checked.answers.iter().map(|answer| word(answer).to_owned()));
         let first = checked.first().map(|(_, narinfo, _)| narinfo);
@@ -142,7 +142,7 @@ impl Show {
         rows.iter().map(line).collect()
     }
 
-    fn json(&self, checked: &Checked) -> Value {
+    fn json(&self, checked: &CheckedPath) -> Value {
         let caches = self.caches.iter().zip(&checked.answers);
         let caches: Map<_, _> = caches
             .map(|(uri, answer)| (uri.clone(), said(answer)))
@@ -189,17 +189,17 @@ impl Show {
     }
 }
 
-fn word(answer: &Answer) -> &'static str {
+fn word(answer: &CacheAnswer) -> &'static str {
     match answer {
-        Answer::Present(_, trust) if trust.is_enough() => "present",
-        Answer::Present(..) => "untrusted",
-        Answer::Absent => "absent",
-        Answer::NotAsked(_) => "error",
+        CacheAnswer::Present(_, trust) if trust.is_enough() => "present",
+        CacheAnswer::Present(..) => "untrusted",
+        CacheAnswer::Absent => "absent",
+        CacheAnswer::NotAsked(_) => "error",
     }
 }
 
 /// All keys are there for each status, so that nobody has to look whether they are.
-fn said(answer: &Answer) -> Value {
+fn said(answer: &CacheAnswer) -> Value {
     let nothing = |status, error: Option<String>| {
         json!({
             "status": status, "narSize": null, "downloadSize": null, "url": null,
@@ -207,9 +207,9 @@ fn said(answer: &Answer) -> Value {
         })
     };
     match answer {
-        Answer::Absent => nothing("absent", None),
-        Answer::NotAsked(error) => nothing("notAsked", Some(error.to_line())),
-        Answer::Present(narinfo, trust) => {
+        CacheAnswer::Absent => nothing("absent", None),
+        CacheAnswer::NotAsked(error) => nothing("notAsked", Some(error.to_line())),
+        CacheAnswer::Present(narinfo, trust) => {
             let signatures = narinfo.info.signatures.iter().map(ToString::to_string);
             json!({
                 "status": "present",
@@ -217,7 +217,7 @@ fn said(answer: &Answer) -> Value {
                 "downloadSize": narinfo.file_size,
                 "url": Some(&narinfo.url).filter(|url| !url.is_empty()),
                 "signatures": signatures.collect::<Vec<_>>(),
-                "trusted": (*trust != Trust::NotChecked).then(|| trust.is_enough()),
+                "trusted": (*trust != SignatureTrust::NotChecked).then(|| trust.is_enough()),
                 "error": distrust(trust),
             })
         }
@@ -225,10 +225,10 @@ fn said(answer: &Answer) -> Value {
 }
 
 /// Why a path is not trusted, if it is not.
-fn distrust(trust: &Trust) -> Option<String> {
+fn distrust(trust: &SignatureTrust) -> Option<String> {
     match trust {
-        Trust::Untrusted(why) => Some(why.to_string()),
-        Trust::NotChecked | Trust::Trusted { .. } => None,
+        SignatureTrust::Untrusted(why) => Some(why.to_string()),
+        SignatureTrust::NotChecked | SignatureTrust::Trusted { .. } => None,
     }
 }
 

@@ -1,10 +1,10 @@
 //! Which paths a check is about: arguments, lines of stdin, derivations and their outputs.
 
-use super::Check;
+use super::CheckCommand;
 use crate::{
-    Context,
-    open::{OpenStore, Wish, open},
-    paths::{PathArgs, Sources, is_output, lines_of_stdin},
+    CommandContext,
+    open::{OpenOptions, OpenStore, open},
+    paths::{NamedPaths, PathArgs, is_output, lines_of_stdin},
 };
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -18,7 +18,7 @@ use tk_path::StorePath;
 use tk_store::{Store, closure, derivation};
 
 /// What is to be checked.
-pub struct Wanted {
+pub struct WantedPaths {
     pub paths: Vec<StorePath>,
     /// The store that knows the references, if one was named or needed.
     pub store: Option<OpenStore>,
@@ -27,11 +27,15 @@ pub struct Wanted {
 }
 
 /// Finds out what `check` is asked for.
-pub async fn find(cx: &Context, check: &Check, caches: &[OpenStore]) -> Result<Wanted> {
+pub async fn find(
+    cx: &CommandContext,
+    check: &CheckCommand,
+    caches: &[OpenStore],
+) -> Result<WantedPaths> {
     let mut store = if cx.store.is_empty() {
         None
     } else {
-        Some(open(cx, &cx.store_uri(), &Wish::default()).await?)
+        Some(open(cx, &cx.store_uri(), &OpenOptions::default()).await?)
     };
     let names = texts(&check.paths)?;
     let mut paths = Vec::new();
@@ -40,16 +44,16 @@ pub async fn find(cx: &Context, check: &Check, caches: &[OpenStore]) -> Result<W
     }
     let (drvs, paths): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_derivation);
     if drvs.is_empty() || !(check.closure || check.outputs) {
-        return Ok(Wanted {
+        return Ok(WantedPaths {
             paths: paths.into_iter().chain(drvs).collect(),
             store,
             unknown_outputs: 0,
         });
     }
     if store.is_none() {
-        store = Some(open(cx, &cx.store_uri(), &Wish::default()).await?);
+        store = Some(open(cx, &cx.store_uri(), &OpenOptions::default()).await?);
     }
-    let mut wanted = Wanted {
+    let mut wanted = WantedPaths {
         paths,
         store,
         unknown_outputs: 0,
@@ -58,12 +62,12 @@ pub async fn find(cx: &Context, check: &Check, caches: &[OpenStore]) -> Result<W
     Ok(wanted)
 }
 
-impl Wanted {
+impl WantedPaths {
     /// Derivations, what they are made from, and what they make.
     async fn add_derivations(
         &mut self,
-        cx: &Context,
-        check: &Check,
+        cx: &CommandContext,
+        check: &CheckCommand,
         drvs: Vec<StorePath>,
     ) -> Result<()> {
         let opened = self.store.as_ref().context("there is no store")?;
@@ -119,21 +123,21 @@ async fn outputs(
 /// The paths that `text` names: in the store if one is open, else in the caches. Outputs of a
 /// derivation are looked for in both.
 async fn named(
-    cx: &Context,
+    cx: &CommandContext,
     store: &mut Option<OpenStore>,
     caches: &[OpenStore],
     text: &OsString,
 ) -> Result<Vec<StorePath>> {
-    let mut sources = Sources::default();
+    let mut sources = NamedPaths::default();
     if !is_output(text) {
         let within = store.as_ref().unwrap_or(&caches[0]);
-        let found = Sources::find(within, slice::from_ref(text)).await?;
+        let found = NamedPaths::find(within, slice::from_ref(text)).await?;
         return Ok(found.paths);
     }
     if store.is_none() {
-        let wish = Wish {
+        let wish = OpenOptions {
             dry_run: true,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         // The caches may know it as well.
         *store = open(cx, &cx.store_uri(), &wish).await.ok();

@@ -1,6 +1,6 @@
 use crate::{
-    Answer, Cli, Context,
-    open::{OpenStore, Wish, open},
+    Cli, CommandContext, ExitStatus,
+    open::{OpenOptions, OpenStore, open},
     ui,
 };
 use anyhow::Result;
@@ -22,7 +22,7 @@ pub struct Complete {
 
 impl Complete {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let mut words: Vec<_> = self
             .words
             .iter()
@@ -31,32 +31,32 @@ impl Complete {
         let word = words.pop().unwrap_or_default();
         let mut root = Cli::command();
         root.build();
-        let place = Place::of(&root, words.iter().map(|word| &**word));
-        let mut found = Found::default();
+        let place = WordPlace::of(&root, words.iter().map(|word| &**word));
+        let mut found = Candidates::default();
         place.complete(cx, &word, &mut found).await;
         ui::out(if found.files { "files" } else { "words" })?;
         for (candidate, help) in found.candidates {
             ui::out(format_args!("{candidate}\t{help}"))?;
         }
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 
 /// What the word may become.
 #[derive(Default)]
-struct Found {
+struct Candidates {
     files: bool,
     candidates: Vec<(String, String)>,
 }
 
-impl Found {
+impl Candidates {
     fn add(&mut self, candidate: impl Into<String>, help: impl Into<String>) {
         self.candidates.push((candidate.into(), help.into()));
     }
 }
 
 /// Where in a command line a word stands.
-struct Place<'a> {
+struct WordPlace<'a> {
     command: &'a Command,
     /// The option whose value comes next.
     option: Option<&'a Arg>,
@@ -68,10 +68,10 @@ struct Place<'a> {
     stores: Vec<(String, String)>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> WordPlace<'a> {
     /// The place after `words`.
     fn of<'w>(root: &'a Command, words: impl Iterator<Item = &'w str>) -> Self {
-        let mut place = Place {
+        let mut place = WordPlace {
             command: root,
             option: None,
             before: 0,
@@ -143,7 +143,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    async fn complete(&self, cx: &Context, word: &str, found: &mut Found) {
+    async fn complete(&self, cx: &CommandContext, word: &str, found: &mut Candidates) {
         if let Some(option) = self.option {
             return self.values_of(cx, option, word, "", found).await;
         }
@@ -177,7 +177,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    fn options(&self, word: &str, found: &mut Found) {
+    fn options(&self, word: &str, found: &mut Candidates) {
         for arg in self
             .command
             .get_arguments()
@@ -197,13 +197,13 @@ impl<'a> Place<'a> {
     /// Values of `arg` that begin with `word`; `before` comes before each.
     async fn values_of(
         &self,
-        cx: &Context,
+        cx: &CommandContext,
         arg: &Arg,
         word: &str,
         before: &str,
-        found: &mut Found,
+        found: &mut Candidates,
     ) {
-        let add = |found: &mut Found, value: &str, help: String| {
+        let add = |found: &mut Candidates, value: &str, help: String| {
             if value.starts_with(word) {
                 found.add(format!("{before}{value}"), help);
             }
@@ -240,14 +240,20 @@ impl<'a> Place<'a> {
     }
 
     /// Paths of the store that the command reads.
-    async fn store_paths(&self, cx: &Context, word: &str, before: &str, found: &mut Found) {
+    async fn store_paths(
+        &self,
+        cx: &CommandContext,
+        word: &str,
+        before: &str,
+        found: &mut Candidates,
+    ) {
         let named = |name: &str| {
             let said = self.stores.iter().rev().find(|(option, _)| option == name);
             said.map(|(_, uri)| uri.clone())
         };
         let uri = named("from").or_else(|| named("store"));
         let uri = uri.unwrap_or_else(|| cx.store_uri());
-        let Ok(opened) = open(cx, &uri, &Wish::default()).await else {
+        let Ok(opened) = open(cx, &uri, &OpenOptions::default()).await else {
             return;
         };
         let store = opened.store();

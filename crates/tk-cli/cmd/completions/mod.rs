@@ -2,7 +2,7 @@ mod complete;
 
 pub use complete::Complete;
 
-use crate::{Answer, Cli, words::stdout};
+use crate::{Cli, ExitStatus, output::stdout};
 use anyhow::Result;
 use clap::CommandFactory;
 use clap_complete::Shell;
@@ -25,7 +25,7 @@ pub struct Completions {
 
 impl Completions {
     /// Runs the command.
-    pub fn run(self) -> Result<Answer> {
+    pub fn run(self) -> Result<ExitStatus> {
         let code = match self.shell {
             Shell::Bash => include_str!("tk-store.bash").to_owned(),
             Shell::Zsh => include_str!("_tk-store").to_owned(),
@@ -35,7 +35,7 @@ impl Completions {
         let mut out = stdout();
         out.write_all(code.replace("@PROGRAM@", &program()).as_bytes())?;
         out.flush()?;
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 
@@ -67,9 +67,9 @@ pub struct Man {
 
 impl Man {
     /// Runs the command.
-    pub fn run(self) -> Result<Answer> {
+    pub fn run(self) -> Result<ExitStatus> {
         clap_mangen::generate_to(Cli::command(), &self.folder)?;
-        Ok(Answer::Yes)
+        Ok(ExitStatus::Yes)
     }
 }
 

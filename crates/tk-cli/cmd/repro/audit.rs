@@ -1,9 +1,9 @@
 use super::Refs;
 use crate::{
-    Answer, Context,
-    build_log::BuildLog,
+    CommandContext, ExitStatus,
+    build_log::LogPrinter,
     failure::tell_failure,
-    open::{BuildOptions, NixOptions, Wish, open},
+    open::{BuildArgs, NixOptions, OpenOptions, open},
     ui,
 };
 use anyhow::Result;
@@ -31,15 +31,15 @@ pub struct Audit {
     #[command(flatten)]
     nix: NixOptions,
     #[command(flatten)]
-    build: BuildOptions,
+    build: BuildArgs,
 }
 
 impl Audit {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let wish = Wish {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
+        let wish = OpenOptions {
             write: true,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let store = open(cx, &cx.store_uri(), &wish).await?.store();
         let nix = self
@@ -48,7 +48,7 @@ impl Audit {
         let mut findings = BTreeSet::new();
         let mut failed = false;
         for what in self.refs.installables(store.dir())? {
-            let log = BuildLog::new(&cx.ui, true);
+            let log = LogPrinter::new(&cx.ui, true);
             let found = audit(nix.as_ref(), &*store, &what, &self.nix.eval(), &log).await;
             log.clear();
             match found {
@@ -61,13 +61,13 @@ impl Audit {
         }
         self.tell(cx, &findings)?;
         Ok(match (failed, findings.first().map(|f| f.severity)) {
-            (true, _) => Answer::Failed,
-            (_, Some(Severity::Error)) => Answer::No,
-            _ => Answer::Yes,
+            (true, _) => ExitStatus::Failed,
+            (_, Some(Severity::Error)) => ExitStatus::No,
+            _ => ExitStatus::Yes,
         })
     }
 
-    async fn find_nix(&self, cx: &Context, optional: bool) -> Result<Option<Nix>> {
+    async fn find_nix(&self, cx: &CommandContext, optional: bool) -> Result<Option<Nix>> {
         match self.nix.find(cx, &self.build).await {
             Ok(nix) => Ok(Some(nix)),
             Err(error) if optional => {
@@ -79,7 +79,7 @@ impl Audit {
         }
     }
 
-    fn tell(&self, cx: &Context, findings: &BTreeSet<Finding>) -> Result<()> {
+    fn tell(&self, cx: &CommandContext, findings: &BTreeSet<Finding>) -> Result<()> {
         if self.json {
             let all = findings.iter().map(Finding::to_json);
             ui::out(Value::from_iter(all))?;

@@ -1,9 +1,9 @@
 use super::{Refs, require_one_dir};
 use crate::{
-    Answer, Context,
-    build_log::BuildLog,
+    CommandContext, ExitStatus,
+    build_log::LogPrinter,
     failure::tell_failure,
-    open::{BuildOptions, NixOptions, OpenStore, Wish, open},
+    open::{BuildArgs, NixOptions, OpenOptions, OpenStore, open},
     settings::default_store_dir,
     ui,
 };
@@ -11,10 +11,10 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use std::num::NonZeroU32;
 use tk_nix::{
-    Failure, Installable, Nix, NixBuilder, Source, Target, or_cancelled,
+    Installable, InstallableSource, Nix, NixBuilder, NixFailure, Target, or_cancelled,
     repro::{
-        CheckOptions, Instance, InstanceState, MAX_DIFFERENCES, Verdict, check, compare_stores,
-        wanted,
+        CheckOptions, Instance, InstanceState, MAX_DIFFERENCES, ReproVerdict, check,
+        compare_stores, wanted,
     },
 };
 use tk_store::Abilities;
@@ -31,7 +31,7 @@ use tk_store::Abilities;
 /// both are read and compared. One --in is compared with --store.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Check {
+pub struct ReproCheckCommand {
     #[command(flatten)]
     refs: Refs,
     /// Build nothing, but compare what is in this cache or store (may be repeated)
@@ -52,15 +52,15 @@ pub struct Check {
     #[command(flatten)]
     nix: NixOptions,
     #[command(flatten)]
-    build: BuildOptions,
+    build: BuildArgs,
 }
 
-impl Check {
+impl ReproCheckCommand {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
-        let mut told = Told {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
+        let mut told = PrintedCounts {
             json: self.json.then(Vec::new),
-            answer: Answer::Yes,
+            answer: ExitStatus::Yes,
         };
         if self.stores.is_empty() {
             self.build_again(cx, &mut told).await?
@@ -73,7 +73,7 @@ impl Check {
         Ok(told.answer)
     }
 
-    async fn build_again(&self, cx: &Context, told: &mut Told) -> Result<()> {
+    async fn build_again(&self, cx: &CommandContext, told: &mut PrintedCounts) -> Result<()> {
         let build = self.build.keeping_failed();
         let (builder, opened) = if self.refs.all_in_store(&default_store_dir()?) {
             self.nix.builder_of_derivations(cx, &build).await?
@@ -88,7 +88,7 @@ impl Check {
             cancel: cx.cancel.clone(),
         };
         for what in self.refs.installables(builder.store().store.dir())? {
-            let log = BuildLog::new(&cx.ui, !self.no_log);
+            let log = LogPrinter::new(&cx.ui, !self.no_log);
             let verdicts = self.verdicts(&builder, &what, &options, &log).await;
             log.clear();
             told.all(cx, &what, verdicts)?;
@@ -101,8 +101,8 @@ impl Check {
         builder: &NixBuilder,
         what: &Installable,
         options: &CheckOptions,
-        log: &BuildLog,
-    ) -> Result<Vec<Verdict>, Failure> {
+        log: &LogPrinter,
+    ) -> Result<Vec<ReproVerdict>, NixFailure> {
         let dir = builder.store().store.dir();
         let eval = self.nix.eval();
         let found = builder.nix().targets(what, dir, &eval, log);
@@ -114,11 +114,11 @@ impl Check {
         Ok(all)
     }
 
-    async fn ask(&self, cx: &Context, told: &mut Told) -> Result<()> {
-        let wish = Wish {
+    async fn ask(&self, cx: &CommandContext, told: &mut PrintedCounts) -> Result<()> {
+        let wish = OpenOptions {
             // What counts is what they have, not what they had.
             refresh: true,
-            ..Wish::default()
+            ..OpenOptions::default()
         };
         let mut uris = self.stores.clone();
         if uris.len() == 1 {
@@ -146,7 +146,7 @@ impl Check {
             shelves.insert(0, opened.abilities());
         }
         for what in self.refs.installables(&dir)? {
-            let log = BuildLog::new(&cx.ui, !self.no_log);
+            let log = LogPrinter::new(&cx.ui, !self.no_log);
             let found = self.found(nix.as_ref(), &what, &stores, &shelves, &log);
             let found = or_cancelled(&cx.cancel, found).await;
             log.clear();
@@ -161,10 +161,10 @@ impl Check {
         what: &Installable,
         stores: &[Abilities],
         shelves: &[Abilities],
-        log: &BuildLog,
-    ) -> Result<Vec<Verdict>, Failure> {
+        log: &LogPrinter,
+    ) -> Result<Vec<ReproVerdict>, NixFailure> {
         let targets = match (&what.source, nix) {
-            (Source::Store(path), _) => vec![Target::of(path.clone())],
+            (InstallableSource::Store(path), _) => vec![Target::of(path.clone())],
             (_, Some(nix)) => {
                 let dir = stores[0].store.dir();
                 nix.targets(what, dir, &self.nix.eval(), log).await?
@@ -181,24 +181,24 @@ impl Check {
 }
 
 /// What was told so far.
-struct Told {
+struct PrintedCounts {
     /// Where it is kept, if it is told as JSON.
     json: Option<Vec<Value>>,
-    answer: Answer,
+    answer: ExitStatus,
 }
 
-impl Told {
+impl PrintedCounts {
     fn all(
         &mut self,
-        cx: &Context,
+        cx: &CommandContext,
         what: &Installable,
-        verdicts: Result<Vec<Verdict>, Failure>,
+        verdicts: Result<Vec<ReproVerdict>, NixFailure>,
     ) -> Result<()> {
         let verdicts = match verdicts {
             Ok(verdicts) => verdicts,
             Err(failure) => {
                 tell_failure(cx, &what.to_string(), &failure);
-                self.answer = Answer::Failed;
+                self.answer = ExitStatus::Failed;
                 if let Some(json) = &mut self.json {
                     json.push(failed(what, &failure));
                 }
@@ -217,16 +217,16 @@ impl Told {
 }
 
 /// What differs is an answer, even where it kept something else from being found out.
-fn answer(verdicts: &[Verdict]) -> Answer {
+fn answer(verdicts: &[ReproVerdict]) -> ExitStatus {
     let any = |what| verdicts.iter().any(|v| v.reproducible == what);
     match (any(Some(false)), any(None)) {
-        (true, _) => Answer::No,
-        (false, true) => Answer::Failed,
-        (false, false) => Answer::Yes,
+        (true, _) => ExitStatus::No,
+        (false, true) => ExitStatus::Failed,
+        (false, false) => ExitStatus::Yes,
     }
 }
 
-fn tell(cx: &Context, verdict: &Verdict) -> Result<()> {
+fn tell(cx: &CommandContext, verdict: &ReproVerdict) -> Result<()> {
     let absent = |copy: &Instance| copy.state == InstanceState::Absent;
     let hash = verdict.copies.iter().find_map(|copy| match &copy.state {
         InstanceState::Present { nar_hash, .. } => Some(nar_hash.sri()),
@@ -264,7 +264,7 @@ fn tell(cx: &Context, verdict: &Verdict) -> Result<()> {
     Ok(())
 }
 
-fn copies(cx: &Context, verdict: &Verdict) {
+fn copies(cx: &CommandContext, verdict: &ReproVerdict) {
     for (i, copy) in verdict.copies.iter().enumerate() {
         let from = &copy.from;
         let which = match verdict.compared {
@@ -286,7 +286,7 @@ fn copies(cx: &Context, verdict: &Verdict) {
     }
 }
 
-fn failed(what: &Installable, failure: &Failure) -> Value {
+fn failed(what: &Installable, failure: &NixFailure) -> Value {
     json!({
         "ref": what.to_string(),
         "drvPath": failure.derivation,

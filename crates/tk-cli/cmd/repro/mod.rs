@@ -1,22 +1,22 @@
 mod audit;
 mod check;
 
-use crate::{Answer, Context};
+use crate::{CommandContext, ExitStatus};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
-use tk_nix::{Installable, Source};
+use tk_nix::{Installable, InstallableSource};
 use tk_path::StoreDir;
 
 /// Tell whether builds give the same again, and what makes them impure
 #[derive(clap::Subcommand)]
 pub enum Repro {
-    Check(Box<check::Check>),
+    Check(Box<check::ReproCheckCommand>),
     Audit(Box<audit::Audit>),
 }
 
 impl Repro {
     /// Runs the command.
-    pub async fn run(self, cx: &Context) -> Result<Answer> {
+    pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         match self {
             Repro::Check(args) => args.run(cx).await,
             Repro::Audit(args) => args.run(cx).await,
@@ -52,8 +52,8 @@ impl Refs {
 
     fn installables(&self, dir: &StoreDir) -> Result<Vec<Installable>> {
         let source = match (&self.file, &self.expr) {
-            (Some(file), _) => Source::File(file.clone()),
-            (_, Some(code)) => Source::Expr(code.clone()),
+            (Some(file), _) => InstallableSource::File(file.clone()),
+            (_, Some(code)) => InstallableSource::Expr(code.clone()),
             _ => {
                 let parsed = self.refs.iter().map(|text| Installable::parse(dir, text));
                 return Ok(parsed.collect::<Result<_, _>>()?);

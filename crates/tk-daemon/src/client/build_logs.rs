@@ -3,7 +3,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
-use tk_store::log::{ActivityType, Field, LogEvent, LogSink, ResultType, strip_ansi};
+use tk_store::log::{ActivityType, LogEvent, LogField, LogSink, ResultType, strip_ansi};
 
 /// Keeps the last lines that each builder wrote, beside handing every event on.
 ///
@@ -13,12 +13,12 @@ use tk_store::log::{ActivityType, Field, LogEvent, LogSink, ResultType, strip_an
 pub struct BuildLogs<S = ()> {
     next: S,
     lines: usize,
-    state: Mutex<State>,
+    state: Mutex<BuildLogsState>,
 }
 
 /// What is known of one build.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BuildLog {
+pub struct BuildTail {
     /// The derivation, as the daemon names it: a whole path.
     pub drv: String,
     /// Where it is built: empty for the daemon's own machine.
@@ -36,11 +36,11 @@ pub struct BuildLog {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BuildLogsState {
     /// Running builds, by activity.
     running: BTreeMap<u64, usize>,
     /// By number, in the order in which they began.
-    builds: BTreeMap<usize, BuildLog>,
+    builds: BTreeMap<usize, BuildTail>,
     begun: usize,
 }
 
@@ -62,30 +62,30 @@ impl<S> BuildLogs<S> {
     }
 
     /// All builds, in the order in which they began.
-    pub fn builds(&self) -> Vec<BuildLog> {
+    pub fn builds(&self) -> Vec<BuildTail> {
         self.state().builds.values().cloned().collect()
     }
 
     /// The latest build of the derivation with that whole path.
-    pub fn of(&self, drv: &str) -> Option<BuildLog> {
+    pub fn of(&self, drv: &str) -> Option<BuildTail> {
         let state = self.state();
         let mut builds = state.builds.values().rev();
         builds.find(|build| build.drv == drv).cloned()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BuildLogsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn start(&mut self, id: u64, fields: &[Field]) {
+impl BuildLogsState {
+    fn start(&mut self, id: u64, fields: &[LogField]) {
         let text = |i: usize| match fields.get(i) {
-            Some(Field::Text(text)) => shorten(text),
+            Some(LogField::Text(text)) => shorten(text),
             _ => String::new(),
         };
         self.running.insert(id, self.begun);
-        let build = BuildLog {
+        let build = BuildTail {
             drv: text(0),
             machine: text(1),
             phase: None,
@@ -105,7 +105,7 @@ impl State {
         }
     }
 
-    fn running(&mut self, id: u64) -> Option<&mut BuildLog> {
+    fn running(&mut self, id: u64) -> Option<&mut BuildTail> {
         self.builds.get_mut(self.running.get(&id)?)
     }
 
@@ -121,7 +121,7 @@ impl State {
                 self.running.remove(id);
             }
             LogEvent::Result { id, kind, fields } => {
-                let (Some(build), Some(Field::Text(text))) = (self.running(*id), fields.first())
+                let (Some(build), Some(LogField::Text(text))) = (self.running(*id), fields.first())
                 else {
                     return;
                 };
@@ -136,7 +136,7 @@ impl State {
     }
 }
 
-impl BuildLog {
+impl BuildTail {
     fn line(&mut self, line: &str, keep: usize) {
         self.count += 1;
         self.lines.push_back(shorten(line));

@@ -1,11 +1,11 @@
 use super::{
     Transport,
-    timed::{Patience, Timed, silence},
+    timed::{SilenceLimit, Timed, silence},
 };
 use crate::{
-    wire::{Decode, FRAME_END, NarRead, Reader, WireError, Writer, begins_with, frames},
+    wire::{Decode, FRAME_END, NarRead, WireError, WireReader, Writer, begins_with, frames},
     worker::{
-        Capabilities, Features, Version, Worker, features,
+        Capabilities, Features, Version, WorkerProtocol, features,
         handshake::{self, HandshakeError, ServerHello},
         log::{Message, RemoteError},
         ops::{AddToStoreNar, Data, IsValidPath, NarFromPath, Op, Request, SetOptions},
@@ -41,8 +41,8 @@ use tokio::{
 /// It can be used again as long as [`Connection::is_clean`]: an operation that the daemon refused
 /// leaves it so, one that was dropped or broke off in the middle does not.
 pub struct Connection {
-    input: Input,
-    output: Output,
+    input: DaemonInput,
+    output: DaemonOutput,
     flight: Flight,
     hello: ServerHello,
     settings: Arc<ConnectionSettings>,
@@ -92,12 +92,12 @@ impl Connection {
         log: &dyn LogSink,
     ) -> Result<Connection> {
         let channel = transport.connect().await?;
-        let (reading, writing) = (Patience::default(), Patience::default());
-        let protocol = Worker::new(settings.dir.clone(), Version::minor(0));
-        let mut reader: Reader<Source, _> =
-            Reader::new(Timed::new(channel.reader, reading.clone()), protocol);
-        let mut sink: Sink = Timed::new(channel.writer, writing.clone());
-        let peer = Peer(settings.name.clone());
+        let (reading, writing) = (SilenceLimit::default(), SilenceLimit::default());
+        let protocol = WorkerProtocol::new(settings.dir.clone(), Version::minor(0));
+        let mut reader: WireReader<ConnectionSource, _> =
+            WireReader::new(Timed::new(channel.reader, reading.clone()), protocol);
+        let mut sink: ConnectionSink = Timed::new(channel.writer, writing.clone());
+        let peer = DaemonPeer(settings.name.clone());
         let offered = Capabilities {
             version: settings.version,
             features: settings.features.clone(),
@@ -110,13 +110,13 @@ impl Connection {
         let protocol = reader.protocol().clone();
         writing.set(settings.timeout);
         let mut connection = Connection {
-            input: Input {
+            input: DaemonInput {
                 reader,
                 greeting: false,
                 patience: reading,
                 peer: peer.clone(),
             },
-            output: Output {
+            output: DaemonOutput {
                 writer: Writer::new(protocol),
                 sink,
                 peer,
@@ -143,7 +143,7 @@ impl Connection {
     }
 
     /// The version and features agreed on.
-    pub fn protocol(&self) -> &Worker {
+    pub fn protocol(&self) -> &WorkerProtocol {
         self.output.writer.protocol()
     }
 
@@ -214,7 +214,7 @@ impl Connection {
     async fn transmit<Q: Request>(
         &mut self,
         request: &Q,
-        mut data: Option<Chunks<'_>>,
+        mut data: Option<UploadChunks<'_>>,
         limit: Option<Duration>,
         log: &dyn LogSink,
     ) -> Result<Q::Reply> {
@@ -335,7 +335,7 @@ impl Connection {
         } = self;
         input.patience.set(None);
         let patience = input.patience.clone();
-        let (tags, mut open) = mpsc::channel::<Upload<T>>(UPLOADS);
+        let (tags, mut open) = mpsc::channel::<PendingUpload<T>>(UPLOADS);
         let answers = &AtomicUsize::new(0);
         let flying = &*flight;
         let write = async {
@@ -347,7 +347,7 @@ impl Connection {
                     break;
                 };
                 let place = output.place(&tags, limit).await?;
-                let failure = Failure::default();
+                let failure = UploadFailure::default();
                 let written = output.request(&request);
                 let sent = written.is_ok();
                 if sent {
@@ -455,7 +455,7 @@ where
 struct NarLease<L>(L);
 
 impl<L: Deref<Target = Connection>> Deref for NarLease<L> {
-    type Target = Reader<Source, Worker>;
+    type Target = WireReader<ConnectionSource, WorkerProtocol>;
 
     fn deref(&self) -> &Self::Target {
         &self.0.input.reader
@@ -468,23 +468,23 @@ impl<L: DerefMut<Target = Connection>> DerefMut for NarLease<L> {
     }
 }
 
-type Source = Timed<Box<dyn AsyncRead + Send + Unpin>>;
-type Sink = Timed<Box<dyn AsyncWrite + Send + Unpin>>;
-type Chunks<'a> = &'a mut (dyn Stream<Item = Result<Bytes>> + Send + Unpin);
+type ConnectionSource = Timed<Box<dyn AsyncRead + Send + Unpin>>;
+type ConnectionSink = Timed<Box<dyn AsyncWrite + Send + Unpin>>;
+type UploadChunks<'a> = &'a mut (dyn Stream<Item = Result<Bytes>> + Send + Unpin);
 /// An upload that waits for its answer; whether its request could be written, and why its data
 /// broke off.
-type Upload<T> = (T, Result<()>, Failure);
+type PendingUpload<T> = (T, Result<()>, UploadFailure);
 
 /// What the daemon says.
-struct Input {
-    reader: Reader<Source, Worker>,
+struct DaemonInput {
+    reader: WireReader<ConnectionSource, WorkerProtocol>,
     /// The options were sent and not answered yet.
     greeting: bool,
-    patience: Patience,
-    peer: Peer,
+    patience: SilenceLimit,
+    peer: DaemonPeer,
 }
 
-impl Input {
+impl DaemonInput {
     /// Reads up to the end of an operation's log. The outer error is that of the connection.
     async fn wait(&mut self, log: &dyn LogSink) -> Result<Result<(), RemoteError>> {
         if self.greeting {
@@ -520,14 +520,18 @@ impl Input {
 
     /// Reads the log and the reply. The outer error is that of the connection, the inner one the
     /// daemon's refusal.
-    async fn answer<T: Decode<Worker>>(&mut self, op: Op, log: &dyn LogSink) -> Result<Result<T>> {
+    async fn answer<T: Decode<WorkerProtocol>>(
+        &mut self,
+        op: Op,
+        log: &dyn LogSink,
+    ) -> Result<Result<T>> {
         match self.wait(log).await? {
             Ok(()) => self.reply(op).await.map(Ok),
             Err(refusal) => Ok(Err(self.peer.refused(refusal))),
         }
     }
 
-    async fn reply<T: Decode<Worker>>(&mut self, op: Op) -> Result<T> {
+    async fn reply<T: Decode<WorkerProtocol>>(&mut self, op: Op) -> Result<T> {
         match op {
             Op::QueryAllValidPaths => self.reader.begin_message_of(ALL_PATHS),
             Op::QueryValidPaths | Op::QuerySubstitutablePaths | Op::QueryMissing => {
@@ -539,11 +543,11 @@ impl Input {
         reply.map_err(|e| self.peer.failed(e))
     }
 
-    /// As [`Input::answer`], where the daemon asks for the data piece by piece.
-    async fn feed<T: Decode<Worker>>(
+    /// As [`DaemonInput::answer`], where the daemon asks for the data piece by piece.
+    async fn feed<T: Decode<WorkerProtocol>>(
         &mut self,
-        output: &mut Output,
-        data: Chunks<'_>,
+        output: &mut DaemonOutput,
+        data: UploadChunks<'_>,
         log: &dyn LogSink,
     ) -> Result<Result<T>> {
         let mut rest = Bytes::new();
@@ -584,13 +588,13 @@ impl Input {
 }
 
 /// What is said to the daemon.
-struct Output {
-    writer: Writer<Worker>,
-    sink: Sink,
-    peer: Peer,
+struct DaemonOutput {
+    writer: Writer<WorkerProtocol>,
+    sink: ConnectionSink,
+    peer: DaemonPeer,
 }
 
-impl Output {
+impl DaemonOutput {
     /// Writes a request to the buffer; after an error nothing of it is there.
     fn request<Q: Request>(&mut self, request: &Q) -> Result<()> {
         let written = request.write(&mut self.writer);
@@ -643,7 +647,7 @@ impl Output {
     }
 
     /// Sends all of `data`.
-    async fn send(&mut self, transfer: Data, data: Chunks<'_>) -> Result<(), Stop> {
+    async fn send(&mut self, transfer: Data, data: UploadChunks<'_>) -> Result<(), Stop> {
         while let Some(chunk) = data.next().await {
             let chunk = chunk.map_err(Stop::Source)?;
             let sent = match transfer {
@@ -664,7 +668,7 @@ impl Output {
         &mut self,
         mut nar: NarStream,
         answered: impl Fn() -> bool,
-        failure: &Failure,
+        failure: &UploadFailure,
     ) -> Result<(), Stop> {
         while !answered() {
             match self.next(&mut nar).await.map_err(Stop::Peer)? {
@@ -768,9 +772,9 @@ enum Stop {
 
 /// Why the data of an upload broke off.
 #[derive(Clone, Default)]
-struct Failure(Arc<std::sync::Mutex<Option<Error>>>);
+struct UploadFailure(Arc<std::sync::Mutex<Option<Error>>>);
 
-impl Failure {
+impl UploadFailure {
     fn set(&self, error: Error) {
         *self.0.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
     }
@@ -782,9 +786,9 @@ impl Failure {
 
 /// The name of the far end, for errors.
 #[derive(Clone)]
-struct Peer(Arc<str>);
+struct DaemonPeer(Arc<str>);
 
-impl Peer {
+impl DaemonPeer {
     fn failed(&self, error: WireError) -> Error {
         match error {
             WireError::Io(_) | WireError::End { .. } => {
@@ -809,7 +813,7 @@ impl Peer {
     async fn not_shaken(
         &self,
         error: HandshakeError,
-        reader: &mut Reader<Source, Worker>,
+        reader: &mut WireReader<ConnectionSource, WorkerProtocol>,
     ) -> Error {
         let begin = match &error {
             HandshakeError::Magic(number) => Some(*number),

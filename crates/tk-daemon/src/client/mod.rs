@@ -15,11 +15,11 @@ mod pool;
 mod timed;
 mod transport;
 
-pub use build_logs::{BuildLog, BuildLogs};
+pub use build_logs::{BuildLogs, BuildTail};
 pub use connection::{Connection, ConnectionSettings, WINDOW};
 pub(crate) use connection::{is_long, nar};
-pub use pool::{Lease, Pool};
-pub(crate) use timed::{Patience, Timed};
+pub use pool::{ConnectionPool, DaemonLease};
+pub(crate) use timed::{SilenceLimit, Timed};
 pub use transport::{Channel, Transport};
 
 #[cfg(test)]

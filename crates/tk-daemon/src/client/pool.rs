@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 ///
 /// A connection that was dropped in the middle of an operation, or that failed, is closed and
 /// never lent again.
-pub struct Pool {
+pub struct ConnectionPool {
     transport: Arc<dyn Transport>,
     settings: Arc<ConnectionSettings>,
     max_age: Duration,
@@ -21,7 +21,7 @@ pub struct Pool {
     idle: Mutex<Vec<Connection>>,
 }
 
-impl Pool {
+impl ConnectionPool {
     /// A pool of at most `max_connections` (at least one), none of which is lent once it is older
     /// than `max_age`. Opens none.
     pub fn new(
@@ -29,9 +29,9 @@ impl Pool {
         settings: ConnectionSettings,
         max_connections: usize,
         max_age: Duration,
-    ) -> Arc<Pool> {
+    ) -> Arc<ConnectionPool> {
         let places = max_connections.clamp(1, Semaphore::MAX_PERMITS);
-        Arc::new(Pool {
+        Arc::new(ConnectionPool {
             transport,
             settings: Arc::new(settings),
             max_age,
@@ -47,15 +47,15 @@ impl Pool {
 
     /// Lends a connection, once one is free: an idle one, or a new one.
     /// What the daemon says while it is connected to goes to `log`.
-    pub async fn get(self: &Arc<Self>, log: &dyn LogSink) -> Result<Lease> {
+    pub async fn get(self: &Arc<Self>, log: &dyn LogSink) -> Result<DaemonLease> {
         let place = self.places.clone().acquire_owned().await;
         let place = place.map_err(|_| Error::invalid("the pool of connections was closed"))?;
         self.fill(place, log).await
     }
 
-    /// As [`Pool::get`], but `None` if as many connections as may be are lent: for whoever has one
+    /// As [`ConnectionPool::get`], but `None` if as many connections as may be are lent: for whoever has one
     /// already, and must not wait for another.
-    pub async fn try_get(self: &Arc<Self>, log: &dyn LogSink) -> Result<Option<Lease>> {
+    pub async fn try_get(self: &Arc<Self>, log: &dyn LogSink) -> Result<Option<DaemonLease>> {
         match self.places.clone().try_acquire_owned() {
             Ok(place) => Ok(Some(self.fill(place, log).await?)),
             Err(_) => Ok(None),
@@ -66,7 +66,7 @@ impl Pool {
         self: &Arc<Self>,
         place: OwnedSemaphorePermit,
         log: &dyn LogSink,
-    ) -> Result<Lease> {
+    ) -> Result<DaemonLease> {
         while let Some(mut connection) = self.take_idle() {
             if self.is_young(&connection) && connection.is_alive() {
                 return Ok(self.lease(connection, place));
@@ -81,8 +81,8 @@ impl Pool {
         Connection::open(&*self.transport, self.settings.clone(), log).await
     }
 
-    fn lease(self: &Arc<Self>, connection: Connection, place: OwnedSemaphorePermit) -> Lease {
-        Lease {
+    fn lease(self: &Arc<Self>, connection: Connection, place: OwnedSemaphorePermit) -> DaemonLease {
+        DaemonLease {
             connection: Some(connection),
             pool: self.clone(),
             _place: place,
@@ -108,7 +108,7 @@ impl Pool {
     }
 }
 
-impl fmt::Debug for Pool {
+impl fmt::Debug for ConnectionPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
             .field("to", &self.settings.name)
@@ -120,15 +120,15 @@ impl fmt::Debug for Pool {
 
 /// A connection on loan; dropping it gives it back, if it is clean.
 #[derive(Debug)]
-pub struct Lease {
+pub struct DaemonLease {
     /// Some until it is dropped.
     connection: Option<Connection>,
-    pool: Arc<Pool>,
+    pool: Arc<ConnectionPool>,
     /// Goes after the connection was given back.
     _place: OwnedSemaphorePermit,
 }
 
-impl Deref for Lease {
+impl Deref for DaemonLease {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
@@ -136,13 +136,13 @@ impl Deref for Lease {
     }
 }
 
-impl DerefMut for Lease {
+impl DerefMut for DaemonLease {
     fn deref_mut(&mut self) -> &mut Connection {
         self.connection.as_mut().expect("there until dropped")
     }
 }
 
-impl Drop for Lease {
+impl Drop for DaemonLease {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.pool.give_back(connection);

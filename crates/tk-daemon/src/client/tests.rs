@@ -3,9 +3,9 @@
 use super::*;
 use crate::{
     DaemonConfig, DaemonStore,
-    wire::{Encode, FramedRead, Reader, Writer},
+    wire::{Encode, FramedRead, WireReader, Writer},
     worker::{
-        Capabilities, Features, Trust, UnkeyedPathInfo, Version, Worker, features,
+        Capabilities, Features, Trust, UnkeyedPathInfo, Version, WorkerProtocol, features,
         handshake::{self, ServerHello},
         log::Message,
         ops::*,
@@ -29,7 +29,7 @@ use tk_narinfo::PathInfo;
 use tk_path::{NarHash, StoreDir, StorePath};
 use tk_store::{
     Error, Result, SigCheck, Store, StoreExt,
-    log::{ActivityType, Field, LogEvent, ResultType},
+    log::{ActivityType, LogEvent, LogField, ResultType},
     nar,
 };
 use tokio::{
@@ -530,7 +530,7 @@ fn start() -> LogEvent {
         level: Default::default(),
         kind: ActivityType::BUILD,
         text: "building".to_owned(),
-        fields: vec![Field::from("/nix/store/x.drv")],
+        fields: vec![LogField::from("/nix/store/x.drv")],
         parent: 3,
     }
 }
@@ -539,7 +539,7 @@ fn line(text: &str) -> LogEvent {
     LogEvent::Result {
         id: 5,
         kind: ResultType::BUILD_LOG_LINE,
-        fields: vec![Field::from(text)],
+        fields: vec![LogField::from(text)],
     }
 }
 
@@ -598,7 +598,7 @@ async fn until(done: impl Fn() -> bool) {
 
 /// A daemon's end of a connection, behind the handshake.
 struct Peer {
-    reader: Reader<ReadHalf<DuplexStream>, Worker>,
+    reader: WireReader<ReadHalf<DuplexStream>, WorkerProtocol>,
     writer: WriteHalf<DuplexStream>,
 }
 
@@ -620,7 +620,7 @@ impl Peer {
         self.body().await
     }
 
-    async fn say<T: Encode<Worker>>(&mut self, value: &T) {
+    async fn say<T: Encode<WorkerProtocol>>(&mut self, value: &T) {
         let mut out = Writer::new(self.reader.protocol().clone());
         out.value(value).unwrap();
         self.send(&out.take()).await;
@@ -631,7 +631,7 @@ impl Peer {
         let _ = self.writer.write_all(bytes).await;
     }
 
-    async fn last<T: Encode<Worker>>(&mut self, reply: &T) {
+    async fn last<T: Encode<WorkerProtocol>>(&mut self, reply: &T) {
         self.say(&Message::Last).await;
         self.say(reply).await;
     }
@@ -661,8 +661,8 @@ impl Transport for Fake {
         let offered = Capabilities::latest(self.features.clone());
         tokio::spawn(async move {
             let (reader, mut writer) = split(theirs);
-            let protocol = Worker::new(StoreDir::default(), Version::minor(0));
-            let mut reader = Reader::new(reader, protocol);
+            let protocol = WorkerProtocol::new(StoreDir::default(), Version::minor(0));
+            let mut reader = WireReader::new(reader, protocol);
             let hello = ServerHello {
                 nix_version: Some("test".to_owned()),
                 trust: Some(Trust::Trusted),

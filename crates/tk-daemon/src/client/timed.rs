@@ -18,9 +18,9 @@ use tokio::{
 ///
 /// A change counts from the next time that the one who waits is polled.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Patience(Arc<AtomicU64>);
+pub(crate) struct SilenceLimit(Arc<AtomicU64>);
 
-impl Patience {
+impl SilenceLimit {
     /// `None` is for ever.
     pub fn set(&self, limit: Option<Duration>) {
         let millis = limit.map_or(0, |limit| {
@@ -49,13 +49,13 @@ pub(crate) fn silence(limit: Option<Duration>) -> io::Error {
 #[derive(Debug)]
 pub(crate) struct Timed<T> {
     inner: T,
-    patience: Patience,
+    patience: SilenceLimit,
     sleep: Option<Pin<Box<Sleep>>>,
     waiting: bool,
 }
 
 impl<T> Timed<T> {
-    pub fn new(inner: T, patience: Patience) -> Self {
+    pub fn new(inner: T, patience: SilenceLimit) -> Self {
         Timed {
             inner,
             patience,
@@ -148,7 +148,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_is_an_error_and_slowness_is_none() {
         let (ours, mut theirs) = duplex(8);
-        let patience = Patience::default();
+        let patience = SilenceLimit::default();
         patience.set(Some(Duration::from_secs(10)));
         let mut timed = Timed::new(ours, patience.clone());
         let drip = tokio::spawn(async move {
@@ -173,7 +173,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_a_limit_it_waits() {
         let (ours, theirs) = duplex(8);
-        let mut timed = Timed::new(ours, Patience::default());
+        let mut timed = Timed::new(ours, SilenceLimit::default());
         let waited = tokio::time::timeout(Duration::from_secs(100_000), timed.read_u8()).await;
         assert!(waited.is_err());
         drop(theirs);

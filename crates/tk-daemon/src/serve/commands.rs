@@ -21,10 +21,10 @@
 //! up), not the status of a build, whose 1 would be a success. Whatever is not 0 is a failure
 //! here, and a message follows.
 
-use super::{BuildOptions, Serve, UnkeyedPathInfo};
+use super::{Serve, ServeBuildOptions, ServePathInfo};
 use crate::{
     values::{Done, MAX_BUILD_ERROR, MAX_SKIPPED, read_derivation},
-    wire::{Decode, Encode, ITEM_COST, Reader, WireError, Writer},
+    wire::{Decode, Encode, ITEM_COST, WireError, WireReader, Writer},
     worker::read_nar_hash,
 };
 use std::{
@@ -36,7 +36,7 @@ use tk_path::{BasicDerivation, DerivedPath, StorePath};
 use tokio::io::AsyncRead;
 
 /// What can be asked: a type for each command.
-pub trait Request: Encode<Serve> + Decode<Serve> + Debug + Send + Sync {
+pub trait ServeRequest: Encode<Serve> + Decode<Serve> + Debug + Send + Sync {
     /// The command.
     const COMMAND: Command;
 
@@ -130,13 +130,13 @@ macro_rules! requests {
 
         impl Decode<Serve> for $name {
             async fn decode<R: AsyncRead + Unpin + Send>(
-                _from: &mut Reader<R, Serve>,
+                _from: &mut WireReader<R, Serve>,
             ) -> Result<Self, WireError> {
                 Ok($name { $($field: _from.value().await?,)* })
             }
         }
 
-        impl Request for $name {
+        impl ServeRequest for $name {
             const COMMAND: Command = Command::$name;
             type Reply = $reply;
         }
@@ -174,7 +174,7 @@ requests! {
         /// What is asked for.
         paths: Vec<DerivedPath>,
         /// How.
-        options: BuildOptions,
+        options: ServeBuildOptions,
     } -> BuildOutcome;
 
     /// All that the paths need.
@@ -188,7 +188,7 @@ requests! {
 
 /// The reply to [`QueryPathInfos`], in the server's order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PathInfos(pub Vec<(StorePath, UnkeyedPathInfo)>);
+pub struct PathInfos(pub Vec<(StorePath, ServePathInfo)>);
 
 impl Encode<Serve> for PathInfos {
     fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
@@ -203,12 +203,12 @@ impl Encode<Serve> for PathInfos {
 
 impl Decode<Serve> for PathInfos {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Serve>,
+        from: &mut WireReader<R, Serve>,
     ) -> Result<Self, WireError> {
         let mut infos = Vec::new();
         while let Some(path) = from.optional_path().await? {
             // Nobody says beforehand how many there are.
-            let item = size_of::<(StorePath, UnkeyedPathInfo)>() as u64;
+            let item = size_of::<(StorePath, ServePathInfo)>() as u64;
             if from.charge("the infos of paths", item + ITEM_COST)? {
                 from.admit().await?;
             }
@@ -253,7 +253,7 @@ impl Encode<Serve> for BuildOutcome {
 
 impl Decode<Serve> for BuildOutcome {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Serve>,
+        from: &mut WireReader<R, Serve>,
     ) -> Result<Self, WireError> {
         Ok(match from.u64().await? {
             0 => BuildOutcome::Success,
@@ -275,7 +275,7 @@ pub struct BuildDerivation {
     /// The derivation.
     pub derivation: BasicDerivation,
     /// How.
-    pub options: BuildOptions,
+    pub options: ServeBuildOptions,
 }
 
 impl Encode<Serve> for BuildDerivation {
@@ -288,7 +288,7 @@ impl Encode<Serve> for BuildDerivation {
 
 impl Decode<Serve> for BuildDerivation {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Serve>,
+        from: &mut WireReader<R, Serve>,
     ) -> Result<Self, WireError> {
         let path = from.path().await?;
         Ok(BuildDerivation {
@@ -299,7 +299,7 @@ impl Decode<Serve> for BuildDerivation {
     }
 }
 
-impl Request for BuildDerivation {
+impl ServeRequest for BuildDerivation {
     const COMMAND: Command = Command::BuildDerivation;
     type Reply = BuildResult;
 }
@@ -329,7 +329,7 @@ impl Encode<Serve> for AddToStoreNar {
 
 impl Decode<Serve> for AddToStoreNar {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Serve>,
+        from: &mut WireReader<R, Serve>,
     ) -> Result<Self, WireError> {
         let info = PathInfo {
             path: from.path().await?,
@@ -346,7 +346,7 @@ impl Decode<Serve> for AddToStoreNar {
     }
 }
 
-impl Request for AddToStoreNar {
+impl ServeRequest for AddToStoreNar {
     const COMMAND: Command = Command::AddToStoreNar;
     type Reply = Done;
 }

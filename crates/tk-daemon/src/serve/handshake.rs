@@ -3,13 +3,13 @@
 //! minors below [`MINIMUM`].
 
 use super::{MINIMUM, Serve};
-use crate::wire::{Reader, WireError, Writer};
+use crate::wire::{WireError, WireReader, Writer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 /// Why no connection came about.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum HandshakeError {
+pub enum ServeHandshakeError {
     /// The connection failed, or what came is not this protocol.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -31,10 +31,10 @@ pub enum HandshakeError {
 /// Begins a connection as a client that can speak up to 2.`latest`. Afterwards the reader has the
 /// version agreed on.
 pub async fn client<R, W>(
-    from: &mut Reader<R, Serve>,
+    from: &mut WireReader<R, Serve>,
     to: &mut W,
     latest: u8,
-) -> Result<(), HandshakeError>
+) -> Result<(), ServeHandshakeError>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
@@ -46,10 +46,10 @@ where
 /// Begins a connection as a server that can speak up to 2.`latest`. Afterwards the reader has the
 /// version agreed on.
 pub async fn server<R, W>(
-    from: &mut Reader<R, Serve>,
+    from: &mut WireReader<R, Serve>,
     to: &mut W,
     latest: u8,
-) -> Result<(), HandshakeError>
+) -> Result<(), ServeHandshakeError>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
@@ -57,12 +57,17 @@ where
     // A client may wait for this before it says its version.
     match from.u64().await? {
         CLIENT_MAGIC => greet(from.protocol().clone(), to, latest, SERVER_MAGIC).await?,
-        other => return Err(HandshakeError::Magic(other)),
+        other => return Err(ServeHandshakeError::Magic(other)),
     }
     read_version(from, latest).await
 }
 
-async fn greet<W>(protocol: Serve, to: &mut W, latest: u8, magic: u64) -> Result<(), HandshakeError>
+async fn greet<W>(
+    protocol: Serve,
+    to: &mut W,
+    latest: u8,
+    magic: u64,
+) -> Result<(), ServeHandshakeError>
 where
     W: AsyncWrite + Unpin + Send,
 {
@@ -74,24 +79,24 @@ where
 }
 
 async fn expect<R: AsyncRead + Unpin + Send>(
-    from: &mut Reader<R, Serve>,
+    from: &mut WireReader<R, Serve>,
     latest: u8,
     magic: u64,
-) -> Result<(), HandshakeError> {
+) -> Result<(), ServeHandshakeError> {
     match from.u64().await? {
         found if found == magic => read_version(from, latest).await,
-        other => Err(HandshakeError::Magic(other)),
+        other => Err(ServeHandshakeError::Magic(other)),
     }
 }
 
 async fn read_version<R: AsyncRead + Unpin + Send>(
-    from: &mut Reader<R, Serve>,
+    from: &mut WireReader<R, Serve>,
     latest: u8,
-) -> Result<(), HandshakeError> {
+) -> Result<(), ServeHandshakeError> {
     let word: u32 = from.int("a version").await?;
     let (major, minor) = ((word >> 8) as u8, word as u8);
     if u64::from(major) != MAJOR || minor < MINIMUM {
-        return Err(HandshakeError::Version { major, minor });
+        return Err(ServeHandshakeError::Version { major, minor });
     }
     let dir = from.dir().clone();
     from.set_protocol(Serve::new(dir, minor.min(latest)));

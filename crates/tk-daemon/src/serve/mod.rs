@@ -8,8 +8,8 @@
 //!
 //! | Type | Layout |
 //! |---|---|
-//! | [`UnkeyedPathInfo`] | optional deriver, set of references, download size (the NAR size again; readers ignore it), NAR size; from 2.4 on: NAR hash as `sha256:<nix32>` or empty, optional content address, set of signatures |
-//! | [`BuildOptions`] | max silent time, build timeout; from 2.2 on max log size; from 2.3 on number of repeats, bool enforce determinism; from 2.7 on bool keep failed |
+//! | [`ServePathInfo`] | optional deriver, set of references, download size (the NAR size again; readers ignore it), NAR size; from 2.4 on: NAR hash as `sha256:<nix32>` or empty, optional content address, set of signatures |
+//! | [`ServeBuildOptions`] | max silent time, build timeout; from 2.2 on max log size; from 2.3 on number of repeats, bool enforce determinism; from 2.7 on bool keep failed |
 //! | [`BuildResult`](tk_narinfo::build_result::BuildResult) | status, error; from 2.3 on times built, bool not deterministic, start, stop; from 2.6 on outputs |
 //! | [`DerivedPath`](tk_path::DerivedPath) | the older form |
 //! | realisations | from 2.8 on the new form |
@@ -27,10 +27,10 @@ mod server;
 mod store;
 mod values;
 
-pub use commands::{Command, Request};
+pub use commands::{Command, ServeRequest};
 pub use server::ServeServer;
 pub use store::{ServeConfig, ServeInfo, ServeStore};
-pub use values::{BuildOptions, ExportTrailer, UnkeyedPathInfo};
+pub use values::{ExportTrailer, ServeBuildOptions, ServePathInfo};
 
 use crate::wire::Protocol;
 use tk_path::StoreDir;

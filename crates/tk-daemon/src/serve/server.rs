@@ -4,16 +4,16 @@ mod adding;
 mod builds;
 
 use super::{
-    BuildOptions, Command, LATEST, Request, Serve,
+    Command, LATEST, Serve, ServeBuildOptions, ServeRequest,
     commands::{
         AddToStoreNar, BuildDerivation, BuildPaths, DumpStorePath, PathInfos, QueryClosure,
         QueryPathInfos, QueryValidPaths,
     },
-    handshake::{self, HandshakeError},
+    handshake::{self, ServeHandshakeError},
 };
 use crate::{
     values::Done,
-    wire::{Encode, Reader, WireError, Writer},
+    wire::{Encode, WireError, WireReader, Writer},
 };
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -61,7 +61,7 @@ impl ServeServer {
     }
 
     /// The same, where builds are done as `options` say by a store that can be told.
-    fn building(&self, options: &BuildOptions) -> Self {
+    fn building(&self, options: &ServeBuildOptions) -> Self {
         let mut settings = ClientSettings {
             keep_failed: options.keep_failed,
             max_silent_time: options.max_silent_time,
@@ -109,12 +109,12 @@ impl ServeServer {
         W: AsyncWrite + Send + Unpin,
     {
         let dir = self.abilities.store.dir().clone();
-        let mut reader = Reader::new(reader, Serve::new(dir, LATEST));
+        let mut reader = WireReader::new(reader, Serve::new(dir, LATEST));
         let mut sink = BufWriter::with_capacity(BUFFER, writer);
         handshake::server(&mut reader, &mut sink, LATEST)
             .await
             .map_err(no_handshake)?;
-        let mut session = Session {
+        let mut session = ServeSession {
             server: self,
             writer: Writer::new(reader.protocol().clone()),
             reader,
@@ -138,14 +138,14 @@ impl fmt::Debug for ServeServer {
 }
 
 /// One client.
-struct Session<'a, R, W> {
+struct ServeSession<'a, R, W> {
     server: &'a ServeServer,
-    reader: Reader<R, Serve>,
+    reader: WireReader<R, Serve>,
     writer: Writer<Serve>,
     sink: BufWriter<W>,
 }
 
-impl<R, W> Session<'_, R, W>
+impl<R, W> ServeSession<'_, R, W>
 where
     R: AsyncRead + Send + Unpin,
     W: AsyncWrite + Send + Unpin,
@@ -215,7 +215,7 @@ where
         let mut infos = store.infos_of(paths);
         while let Some((path, info)) = infos.try_next().await? {
             if let Some(info) = info {
-                self.reply(&PathInfo(path, info.into()))?;
+                self.reply(&PathInfoItem(path, info.into()))?;
                 self.flush_some().await?;
             }
         }
@@ -268,7 +268,7 @@ where
         }
     }
 
-    async fn request<Q: Request>(&mut self) -> Result<Q> {
+    async fn request<Q: ServeRequest>(&mut self) -> Result<Q> {
         self.reader.value().await.map_err(failed)
     }
 
@@ -299,18 +299,18 @@ where
 }
 
 /// One item of [`PathInfos`], without the end of the list.
-struct PathInfo(StorePath, super::UnkeyedPathInfo);
+struct PathInfoItem(StorePath, super::ServePathInfo);
 
-impl Encode<Serve> for PathInfo {
+impl Encode<Serve> for PathInfoItem {
     fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
         to.path(&self.0);
         to.value(&self.1)
     }
 }
 
-fn no_handshake(error: HandshakeError) -> Error {
+fn no_handshake(error: ServeHandshakeError) -> Error {
     match error {
-        HandshakeError::Wire(error) => failed(error),
+        ServeHandshakeError::Wire(error) => failed(error),
         error => malformed(error),
     }
 }

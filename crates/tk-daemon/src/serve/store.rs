@@ -7,12 +7,12 @@ mod connection;
 use crate::{
     client::Transport,
     serve::{
-        BuildOptions, Serve,
+        Serve, ServeBuildOptions,
         commands::{DumpStorePath, PathInfos, QueryClosure, QueryPathInfos, QueryValidPaths},
     },
 };
 use async_trait::async_trait;
-use connection::{Lease, Pool, Settings};
+use connection::{ServeLease, ServePool, ServeSettings};
 use futures::{
     StreamExt, TryStreamExt,
     stream::{self, BoxStream},
@@ -41,7 +41,7 @@ use tk_store::{
 /// that could be told here. So all is checked before the last bytes of a NAR are sent.
 pub struct ServeStore {
     config: ServeConfig,
-    pool: Arc<Pool>,
+    pool: Arc<ServePool>,
 }
 
 /// How a server of the serve protocol is talked to.
@@ -59,7 +59,7 @@ pub struct ServeConfig {
     /// is sent; `None` is for ever. Builds are exempt.
     pub timeout: Option<Duration>,
     /// How it is to build.
-    pub build: BuildOptions,
+    pub build: ServeBuildOptions,
 }
 
 impl ServeConfig {
@@ -71,7 +71,7 @@ impl ServeConfig {
             max_connections: 1,
             connect_timeout: Some(Duration::from_secs(120)),
             timeout: Some(Duration::from_secs(300)),
-            build: BuildOptions::default(),
+            build: ServeBuildOptions::default(),
         }
     }
 }
@@ -100,14 +100,14 @@ impl Describe for ServeStore {
 impl ServeStore {
     /// The store that `transport` leads to. Connects when it is first asked something.
     pub fn new(transport: Arc<dyn Transport>, config: ServeConfig) -> Self {
-        let settings = Settings {
+        let settings = ServeSettings {
             name: config.uri.as_str().into(),
             dir: config.dir.clone(),
             connect_timeout: config.connect_timeout,
             timeout: config.timeout,
         };
         ServeStore {
-            pool: Pool::new(transport, settings, config.max_connections),
+            pool: ServePool::new(transport, settings, config.max_connections),
             config,
         }
     }
@@ -237,7 +237,7 @@ impl Store for ServeStore {
     /// Asks whether the path is there and for its NAR at once. A path that is absent costs the
     /// connection, since the server ends.
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
-        let mut connection: Lease = self.pool.get().await?;
+        let mut connection: ServeLease = self.pool.get().await?;
         connection.begin();
         let asked = which(BTreeSet::from([path.clone()]), false);
         connection.output.request(&asked)?;

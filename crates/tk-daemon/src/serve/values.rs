@@ -4,7 +4,7 @@ use crate::{
         BuildResultForm, read_build_result, read_old_derived_path, read_signatures,
         write_build_result, write_old_derived_path,
     },
-    wire::{Decode, Encode, Protocol, Reader, WireError, Writer},
+    wire::{Decode, Encode, Protocol, WireError, WireReader, Writer},
 };
 use std::collections::BTreeSet;
 use tk_narinfo::{PathInfo, Signature, build_result::BuildResult};
@@ -14,7 +14,7 @@ use tokio::io::AsyncRead;
 /// What is known about a path, without the path. Neither its registration time nor whether the
 /// store built it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnkeyedPathInfo {
+pub struct ServePathInfo {
     /// The derivation that made it.
     pub deriver: Option<StorePath>,
     /// The paths it needs.
@@ -29,7 +29,7 @@ pub struct UnkeyedPathInfo {
     pub signatures: BTreeSet<Signature>,
 }
 
-impl UnkeyedPathInfo {
+impl ServePathInfo {
     /// The same about `path`; nothing without a NAR hash.
     pub fn with_path(self, path: StorePath) -> Option<PathInfo> {
         let mut info = PathInfo::new(path, self.nar_hash?, self.nar_size);
@@ -41,9 +41,9 @@ impl UnkeyedPathInfo {
     }
 }
 
-impl From<PathInfo> for UnkeyedPathInfo {
+impl From<PathInfo> for ServePathInfo {
     fn from(info: PathInfo) -> Self {
-        UnkeyedPathInfo {
+        ServePathInfo {
             deriver: info.deriver,
             references: info.references,
             nar_size: info.nar_size,
@@ -54,7 +54,7 @@ impl From<PathInfo> for UnkeyedPathInfo {
     }
 }
 
-impl Encode<Serve> for UnkeyedPathInfo {
+impl Encode<Serve> for ServePathInfo {
     fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
         to.value(&self.deriver)?;
         to.value(&self.references)?;
@@ -72,14 +72,14 @@ impl Encode<Serve> for UnkeyedPathInfo {
     }
 }
 
-impl Decode<Serve> for UnkeyedPathInfo {
+impl Decode<Serve> for ServePathInfo {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Serve>,
+        from: &mut WireReader<R, Serve>,
     ) -> Result<Self, WireError> {
         let deriver = from.value().await?;
         let references = from.value().await?;
         from.u64().await?;
-        let mut info = UnkeyedPathInfo {
+        let mut info = ServePathInfo {
             deriver,
             references,
             nar_size: from.u64().await?,
@@ -102,7 +102,7 @@ impl Decode<Serve> for UnkeyedPathInfo {
 
 /// How to build. There is no saying so beforehand, as the worker protocol has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BuildOptions {
+pub struct ServeBuildOptions {
     /// Seconds after which a silent build is ended; 0: never.
     pub max_silent_time: u64,
     /// Seconds after which any build is ended; 0: never.
@@ -117,7 +117,7 @@ pub struct BuildOptions {
     pub keep_failed: bool,
 }
 
-impl Encode<Serve> for BuildOptions {
+impl Encode<Serve> for ServeBuildOptions {
     fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
         to.u64(self.max_silent_time);
         to.u64(self.build_timeout);
@@ -135,14 +135,14 @@ impl Encode<Serve> for BuildOptions {
     }
 }
 
-impl Decode<Serve> for BuildOptions {
+impl Decode<Serve> for ServeBuildOptions {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Serve>,
+        from: &mut WireReader<R, Serve>,
     ) -> Result<Self, WireError> {
-        let mut options = BuildOptions {
+        let mut options = ServeBuildOptions {
             max_silent_time: from.u64().await?,
             build_timeout: from.u64().await?,
-            ..BuildOptions::default()
+            ..ServeBuildOptions::default()
         };
         if from.protocol().at_least(2) {
             options.max_log_size = from.u64().await?;
@@ -166,7 +166,7 @@ impl Encode<Serve> for DerivedPath {
 
 impl Decode<Serve> for DerivedPath {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Serve>,
+        from: &mut WireReader<R, Serve>,
     ) -> Result<Self, WireError> {
         read_old_derived_path(from).await
     }
@@ -180,7 +180,7 @@ impl Encode<Serve> for BuildResult {
 
 impl Decode<Serve> for BuildResult {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Serve>,
+        from: &mut WireReader<R, Serve>,
     ) -> Result<Self, WireError> {
         let form = build_result_form(from.protocol());
         read_build_result(from, form).await
@@ -221,7 +221,7 @@ impl<P: Protocol> Encode<P> for ExportTrailer {
 
 impl<P: Protocol> Decode<P> for ExportTrailer {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, P>,
+        from: &mut WireReader<R, P>,
     ) -> Result<Self, WireError> {
         let magic = |number| (number == EXPORT_MAGIC).then_some(());
         from.tag("mark behind an exported NAR", magic).await?;

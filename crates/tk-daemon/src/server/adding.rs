@@ -3,12 +3,12 @@
 //! request stands behind it.
 
 use super::{
-    context::{Answer, Context, Failure, refused},
-    spool::Spool,
+    context::{OperationContext, OperationFailure, OperationResult, refused},
+    spool::ByteSpool,
 };
 use crate::{
-    wire::{FramedRead, NarRead, Reader, WireError, Writer},
-    worker::{Worker, log::Message, ops::AddMultipleToStore},
+    wire::{FramedRead, NarRead, WireError, WireReader, Writer},
+    worker::{WorkerProtocol, log::Message, ops::AddMultipleToStore},
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::join, stream};
@@ -23,7 +23,7 @@ use tokio::{
 };
 
 /// Where data comes from, whatever is around it.
-pub(super) trait Pieces: Send {
+pub(super) trait DataSource: Send {
     /// The next bytes; `None` at the end.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, WireError>> + Send;
 
@@ -31,7 +31,7 @@ pub(super) trait Pieces: Send {
     fn drain(&mut self) -> impl Future<Output = Result<(), WireError>> + Send;
 }
 
-impl<R: AsyncRead + Unpin + Send> Pieces for FramedRead<&mut Reader<R, Worker>> {
+impl<R: AsyncRead + Unpin + Send> DataSource for FramedRead<&mut WireReader<R, WorkerProtocol>> {
     async fn next(&mut self) -> Result<Option<Bytes>, WireError> {
         self.next_chunk().await
     }
@@ -41,7 +41,7 @@ impl<R: AsyncRead + Unpin + Send> Pieces for FramedRead<&mut Reader<R, Worker>> 
     }
 }
 
-impl<R: AsyncRead + Unpin + Send> Pieces for NarRead<&mut Reader<R, Worker>> {
+impl<R: AsyncRead + Unpin + Send> DataSource for NarRead<&mut WireReader<R, WorkerProtocol>> {
     async fn next(&mut self) -> Result<Option<Bytes>, WireError> {
         self.next_chunk().await
     }
@@ -52,9 +52,9 @@ impl<R: AsyncRead + Unpin + Send> Pieces for NarRead<&mut Reader<R, Worker>> {
 }
 
 /// What came with the request.
-pub(super) struct Whole(pub Option<Bytes>);
+pub(super) struct WholeRequest(pub Option<Bytes>);
 
-impl Pieces for Whole {
+impl DataSource for WholeRequest {
     async fn next(&mut self) -> Result<Option<Bytes>, WireError> {
         Ok(self.0.take())
     }
@@ -66,17 +66,17 @@ impl Pieces for Whole {
 
 /// A NAR that the client sends piece by piece, when it is asked to.
 pub(super) struct PulledRead<'a, R, W> {
-    reader: &'a mut Reader<R, Worker>,
+    reader: &'a mut WireReader<R, WorkerProtocol>,
     output: &'a mut W,
-    writer: &'a mut Writer<Worker>,
+    writer: &'a mut Writer<WorkerProtocol>,
     decoder: Decoder,
 }
 
 impl<'a, R, W> PulledRead<'a, R, W> {
     pub fn new(
-        reader: &'a mut Reader<R, Worker>,
+        reader: &'a mut WireReader<R, WorkerProtocol>,
         output: &'a mut W,
-        writer: &'a mut Writer<Worker>,
+        writer: &'a mut Writer<WorkerProtocol>,
     ) -> Self {
         PulledRead {
             reader,
@@ -87,7 +87,7 @@ impl<'a, R, W> PulledRead<'a, R, W> {
     }
 }
 
-impl<R, W> Pieces for PulledRead<'_, R, W>
+impl<R, W> DataSource for PulledRead<'_, R, W>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
@@ -125,16 +125,16 @@ where
     }
 }
 
-impl Context {
+impl OperationContext {
     /// Adds content under the name that it makes. The data is that of a file if it is `plain`, or
     /// else a NAR.
     pub async fn add_content(
         &self,
-        data: impl Pieces,
+        data: impl DataSource,
         (name, how, references): (&str, MethodAlgorithm, &References),
         plain: bool,
         repair: bool,
-    ) -> Answer<PathInfo> {
+    ) -> OperationResult<PathInfo> {
         if repair {
             return skip(data, no_repair()).await;
         }
@@ -153,8 +153,8 @@ impl Context {
     }
 
     /// Reads plain bytes to their end: a NAR begins with their length.
-    async fn spool(&self, mut data: impl Pieces) -> Answer<NarStream> {
-        let mut spool = Spool::new();
+    async fn spool(&self, mut data: impl DataSource) -> OperationResult<NarStream> {
+        let mut spool = ByteSpool::new();
         while let Some(bytes) = data.next().await? {
             if let Err(error) = spool.push(bytes, &self.config.spool).await {
                 return skip(data, error.into()).await;
@@ -166,11 +166,11 @@ impl Context {
     /// Adds one path with its metadata.
     pub async fn add_path(
         &self,
-        data: impl Pieces,
+        data: impl DataSource,
         mut info: PathInfo,
         repair: bool,
         skip_signatures: bool,
-    ) -> Answer<()> {
+    ) -> OperationResult<()> {
         let options = match self.adding(repair, skip_signatures) {
             Ok(options) => options,
             Err(refusal) => return skip(data, refusal).await,
@@ -184,10 +184,10 @@ impl Context {
     /// Adds many paths, which come one after the other in one framed stream.
     pub async fn add_paths<R: AsyncRead + Unpin + Send>(
         &self,
-        reader: &mut Reader<R, Worker>,
+        reader: &mut WireReader<R, WorkerProtocol>,
         repair: bool,
         skip_signatures: bool,
-    ) -> Answer<()> {
+    ) -> OperationResult<()> {
         let options = match self.adding(repair, skip_signatures) {
             Ok(options) => options,
             Err(refusal) => return skip(FramedRead::new(reader), refusal).await,
@@ -215,7 +215,11 @@ impl Context {
     }
 
     /// Keeps the log of a build.
-    pub async fn add_build_log(&self, data: impl Pieces, drv: &StorePath) -> Answer<()> {
+    pub async fn add_build_log(
+        &self,
+        data: impl DataSource,
+        drv: &StorePath,
+    ) -> OperationResult<()> {
         let logs = self
             .require_trust("adding a build log")
             .and_then(|()| self.able(&self.abilities.logs, "keeps no build logs"));
@@ -227,16 +231,19 @@ impl Context {
 }
 
 /// Reads what nobody wants, and refuses.
-pub(super) async fn skip<T>(mut data: impl Pieces, refusal: Failure) -> Answer<T> {
+pub(super) async fn skip<T>(
+    mut data: impl DataSource,
+    refusal: OperationFailure,
+) -> OperationResult<T> {
     data.drain().await?;
     Err(refusal)
 }
 
 /// Gives the data to `take` while it comes.
 async fn piped<T, F: Future<Output = Result<T>>>(
-    data: impl Pieces,
+    data: impl DataSource,
     take: impl FnOnce(NarStream) -> F,
-) -> Answer<T> {
+) -> OperationResult<T> {
     let (send, receive) = mpsc::channel(WINDOW);
     let (read, taken) = join(feed(data, send), take(received(receive))).await;
     read?;
@@ -244,7 +251,7 @@ async fn piped<T, F: Future<Output = Result<T>>>(
 }
 
 /// Sends the data on, as long as somebody listens, and reads it to its end in any case.
-async fn feed(mut data: impl Pieces, to: mpsc::Sender<Result<Bytes>>) -> Result<(), WireError> {
+async fn feed(mut data: impl DataSource, to: mpsc::Sender<Result<Bytes>>) -> Result<(), WireError> {
     loop {
         match data.next().await {
             Ok(None) => return Ok(()),
@@ -265,13 +272,13 @@ async fn feed(mut data: impl Pieces, to: mpsc::Sender<Result<Bytes>>) -> Result<
 /// Takes paths apart and sends them on. The stream is read to its end, unless the connection
 /// breaks; what is wrong *in* the stream is the second result.
 async fn read_paths<R: AsyncRead + Unpin + Send>(
-    reader: &mut Reader<R, Worker>,
+    reader: &mut WireReader<R, WorkerProtocol>,
     to: mpsc::Sender<Result<AddItem>>,
 ) -> Result<Option<Error>, WireError> {
     let protocol = AddMultipleToStore::item_protocol(reader.protocol());
     let (limits, admission) = (reader.limits(), reader.admission());
     let framed = FramedRead::new(reader);
-    let inner = Reader::new(framed, protocol).with_limits(limits);
+    let inner = WireReader::new(framed, protocol).with_limits(limits);
     let mut inner = inner.with_admission(admission);
     let read = read_items(&mut inner, &to).await;
     if read.is_err() {
@@ -293,7 +300,7 @@ async fn read_paths<R: AsyncRead + Unpin + Send>(
 }
 
 async fn read_items<D: AsyncRead + Unpin + Send>(
-    inner: &mut Reader<D, Worker>,
+    inner: &mut WireReader<D, WorkerProtocol>,
     to: &mpsc::Sender<Result<AddItem>>,
 ) -> Result<All, WireError> {
     let count = inner.u64().await?;
@@ -333,7 +340,7 @@ fn cut() -> Error {
     )
 }
 
-fn no_repair() -> Failure {
+fn no_repair() -> OperationFailure {
     refused("cannot repair: a path that is there is left as it is (without --repair)")
 }
 

@@ -1,6 +1,6 @@
 //! Building: passed on to a store that can, and else answered for what is there already.
 
-use super::context::{Answer, Context, Failure, refused};
+use super::context::{OperationContext, OperationFailure, OperationResult, refused};
 use futures::{FutureExt, future::BoxFuture};
 use std::collections::{BTreeMap, BTreeSet};
 use tk_narinfo::{
@@ -14,7 +14,7 @@ use tk_path::{
 use tk_store::{BuildMode, Error, Missing};
 
 /// What there is of something that is wanted.
-enum Found {
+enum FoundOutput {
     /// All of it; of a path that is no output, nothing by name.
     All(BTreeMap<OutputName, StorePath>),
     /// The derivation that has to be built, and those of its outputs that are wanted and lacking; `None`
@@ -24,13 +24,13 @@ enum Found {
     Unknown(StorePath),
 }
 
-impl Context {
+impl OperationContext {
     /// One result for each path.
     pub async fn build(
         &self,
         paths: &[DerivedPath],
         mode: BuildMode,
-    ) -> Answer<Vec<KeyedBuildResult>> {
+    ) -> OperationResult<Vec<KeyedBuildResult>> {
         if mode == BuildMode::Repair {
             self.require_trust("repairing paths")?;
         }
@@ -50,15 +50,15 @@ impl Context {
         Ok(results)
     }
 
-    /// As [`Context::build`], for clients that want all or an error.
-    pub async fn build_all(&self, paths: &[DerivedPath], mode: BuildMode) -> Answer<()> {
+    /// As [`OperationContext::build`], for clients that want all or an error.
+    pub async fn build_all(&self, paths: &[DerivedPath], mode: BuildMode) -> OperationResult<()> {
         let results = self.build(paths, mode).await?;
         let failed: Vec<_> = results.iter().filter(|r| !r.result.is_success()).collect();
         let words: Vec<_> = failed.iter().map(|r| r.result.error.as_str()).collect();
         if words.is_empty() {
             Ok(())
         } else {
-            Err(Failure::Refused(Error::Refused {
+            Err(OperationFailure::Refused(Error::Refused {
                 who: self.abilities.store.to_string(),
                 words: words.join("\n"),
             }))
@@ -70,7 +70,7 @@ impl Context {
         path: &StorePath,
         drv: &BasicDerivation,
         mode: BuildMode,
-    ) -> Answer<BuildResult> {
+    ) -> OperationResult<BuildResult> {
         let dir = self.abilities.store.dir();
         let kind = drv.kind().map_err(|e| refused(e.to_string()))?;
         let mut path = path.clone();
@@ -98,7 +98,7 @@ impl Context {
         Ok(self.result(found, mode))
     }
 
-    pub async fn missing(&self, paths: &[DerivedPath]) -> Answer<Missing> {
+    pub async fn missing(&self, paths: &[DerivedPath]) -> OperationResult<Missing> {
         if let Some(build) = &self.abilities.build {
             return Ok(build.missing(paths).await?);
         }
@@ -117,9 +117,9 @@ impl Context {
                 continue;
             }
             match self.found(path).await? {
-                Found::All(_) => {}
-                Found::Build(drv, lacking) => builds.push((drv, lacking)),
-                Found::Unknown(path) => drop(missing.unknown.insert(path)),
+                FoundOutput::All(_) => {}
+                FoundOutput::Build(drv, lacking) => builds.push((drv, lacking)),
+                FoundOutput::Unknown(path) => drop(missing.unknown.insert(path)),
             }
         }
         let lacking = builds.iter().filter_map(|(_, lacking)| lacking.as_ref());
@@ -141,7 +141,7 @@ impl Context {
         &self,
         mut wanted: BTreeSet<StorePath>,
         missing: &mut Missing,
-    ) -> Answer<()> {
+    ) -> OperationResult<()> {
         let Some(store) = &self.abilities.substitutes else {
             return Ok(());
         };
@@ -167,7 +167,7 @@ impl Context {
         Ok(())
     }
 
-    pub async fn ensure(&self, path: &StorePath) -> Answer<()> {
+    pub async fn ensure(&self, path: &StorePath) -> OperationResult<()> {
         if let Some(build) = &self.abilities.build {
             return Ok(build.ensure(path, &*self.events).await?);
         }
@@ -181,7 +181,7 @@ impl Context {
 
     /// Fetches what there is somewhere of what `paths` need: derivations first, since they tell what their
     /// outputs are.
-    async fn fetch(&self, paths: &[DerivedPath]) -> Answer<()> {
+    async fn fetch(&self, paths: &[DerivedPath]) -> OperationResult<()> {
         if self.abilities.substitutes.is_none() {
             return Ok(());
         }
@@ -189,9 +189,9 @@ impl Context {
             let mut wanted = BTreeSet::new();
             for path in paths {
                 match self.found(path).await? {
-                    Found::All(_) => {}
-                    Found::Build(_, lacking) => wanted.extend(lacking.unwrap_or_default()),
-                    Found::Unknown(path) => drop(wanted.insert(path)),
+                    FoundOutput::All(_) => {}
+                    FoundOutput::Build(_, lacking) => wanted.extend(lacking.unwrap_or_default()),
+                    FoundOutput::Unknown(path) => drop(wanted.insert(path)),
                 }
             }
             if wanted.is_empty() || self.valid(wanted, true).await?.is_empty() {
@@ -201,7 +201,7 @@ impl Context {
         Ok(())
     }
 
-    async fn found(&self, path: &DerivedPath) -> Answer<Found> {
+    async fn found(&self, path: &DerivedPath) -> OperationResult<FoundOutput> {
         let (drv, outputs) = match path {
             DerivedPath::Opaque(path) => return self.path_found(path).await,
             DerivedPath::Built { drv, outputs } => (drv, outputs),
@@ -220,11 +220,11 @@ impl Context {
         self.outputs_found(&drv, known).await
     }
 
-    async fn path_found(&self, path: &StorePath) -> Answer<Found> {
+    async fn path_found(&self, path: &StorePath) -> OperationResult<FoundOutput> {
         Ok(if self.is_valid(path).await? {
-            Found::All(BTreeMap::new())
+            FoundOutput::All(BTreeMap::new())
         } else {
-            Found::Unknown(path.clone())
+            FoundOutput::Unknown(path.clone())
         })
     }
 
@@ -232,7 +232,7 @@ impl Context {
     fn resolved<'a>(
         &'a self,
         path: &'a SingleDerivedPath,
-    ) -> BoxFuture<'a, Answer<Result<StorePath, Found>>> {
+    ) -> BoxFuture<'a, OperationResult<Result<StorePath, FoundOutput>>> {
         async move {
             let path = match path {
                 SingleDerivedPath::Opaque(path) => path.clone(),
@@ -243,7 +243,7 @@ impl Context {
                     };
                     match self.output_map(&drv).await?.remove(output) {
                         Some(Some(path)) if self.is_valid(&path).await? => path,
-                        Some(_) => return Ok(Err(Found::Build(drv, None))),
+                        Some(_) => return Ok(Err(FoundOutput::Build(drv, None))),
                         None => return Err(refused(format!("{drv} has no output '{output}'"))),
                     }
                 }
@@ -251,7 +251,7 @@ impl Context {
             Ok(if self.is_valid(&path).await? {
                 Ok(path)
             } else {
-                Err(Found::Unknown(path))
+                Err(FoundOutput::Unknown(path))
             })
         }
         .boxed()
@@ -261,7 +261,7 @@ impl Context {
         &self,
         drv: &StorePath,
         outputs: BTreeMap<OutputName, Option<StorePath>>,
-    ) -> Answer<Found> {
+    ) -> OperationResult<FoundOutput> {
         let paths = outputs.values().flatten().cloned().collect();
         let valid = self.abilities.store.valid(&paths).await?;
         let there = |path: &Option<StorePath>| path.clone().filter(|path| valid.contains(path));
@@ -269,29 +269,29 @@ impl Context {
             .iter()
             .map(|(name, path)| Some((name.clone(), there(path)?)));
         Ok(match found.collect() {
-            Some(outputs) => Found::All(outputs),
+            Some(outputs) => FoundOutput::All(outputs),
             None => {
                 let all: Option<BTreeSet<_>> = outputs.into_values().collect();
-                Found::Build(drv.clone(), all.map(|all| &all - &valid))
+                FoundOutput::Build(drv.clone(), all.map(|all| &all - &valid))
             }
         })
     }
 
-    fn result(&self, found: Found, mode: BuildMode) -> BuildResult {
+    fn result(&self, found: FoundOutput, mode: BuildMode) -> BuildResult {
         let (status, error) = match (found, mode) {
-            (Found::All(outputs), BuildMode::Normal) => {
+            (FoundOutput::All(outputs), BuildMode::Normal) => {
                 let realised = |(name, path)| (name, UnkeyedRealisation::new(path));
                 return BuildResult {
                     outputs: outputs.into_iter().map(realised).collect(),
                     ..BuildResult::new(BuildStatus::AlreadyValid)
                 };
             }
-            (Found::All(_), _) => (
+            (FoundOutput::All(_), _) => (
                 BuildStatus::MiscFailure,
                 format!("{} cannot build again what it has", self.abilities.store),
             ),
-            (Found::Build(drv, _), _) => (BuildStatus::MiscFailure, self.no_builder(&drv)),
-            (Found::Unknown(path), _) => (BuildStatus::NoSubstituters, self.nowhere(&path)),
+            (FoundOutput::Build(drv, _), _) => (BuildStatus::MiscFailure, self.no_builder(&drv)),
+            (FoundOutput::Unknown(path), _) => (BuildStatus::NoSubstituters, self.nowhere(&path)),
         };
         BuildResult {
             error,

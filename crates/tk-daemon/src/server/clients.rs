@@ -3,7 +3,7 @@
 //! Those who are trusted have places of their own, as many as all the others together, of whom one user gets
 //! three quarters at most. Nobody is sent away for being silent as long as nobody wants the place.
 
-use super::{Peer, activity::Activity};
+use super::{SocketPeer, activity::Activity};
 use std::{
     collections::{BTreeMap, VecDeque},
     net::Shutdown,
@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 /// All connections of one server.
 pub(super) struct Clients {
-    state: Mutex<State>,
+    state: Mutex<ClientsState>,
     /// Someone has gone.
     pub left: Notify,
     most: usize,
@@ -25,31 +25,31 @@ pub(super) struct Clients {
 }
 
 #[derive(Default)]
-struct State {
-    open: BTreeMap<u64, Open>,
-    waiting: VecDeque<Arrived>,
+struct ClientsState {
+    open: BTreeMap<u64, OpenConnection>,
+    waiting: VecDeque<NewClient>,
     number: u64,
     stopping: bool,
 }
 
-struct Open {
+struct OpenConnection {
     who: Who,
     stream: Arc<UnixStream>,
     activity: Arc<Activity>,
 }
 
 /// Somebody who has connected.
-pub(super) struct Arrived {
+pub(super) struct NewClient {
     pub stream: UnixStream,
-    pub peer: Option<Peer>,
+    pub peer: Option<SocketPeer>,
     pub trusted: bool,
 }
 
 /// Somebody who has a place, until this is dropped.
-pub(super) struct Admitted {
+pub(super) struct AdmittedClient {
     pub number: u64,
     pub stream: Arc<UnixStream>,
-    pub peer: Option<Peer>,
+    pub peer: Option<SocketPeer>,
     pub trusted: bool,
     pub activity: Arc<Activity>,
     clients: Arc<Clients>,
@@ -76,7 +76,7 @@ impl Clients {
     }
 
     /// Lets `arrived` wait for a place; false if too many of its user do already.
-    pub fn arrive(&self, arrived: Arrived) -> bool {
+    pub fn arrive(&self, arrived: NewClient) -> bool {
         let mut state = self.lock();
         let who = arrived.who();
         let waiting = state.waiting.iter().filter(|other| other.who() == who);
@@ -88,7 +88,7 @@ impl Clients {
     }
 
     /// The next one who has a place now.
-    pub fn admit(self: &Arc<Self>) -> Option<Admitted> {
+    pub fn admit(self: &Arc<Self>) -> Option<AdmittedClient> {
         let mut state = self.lock();
         let next =
             (0..state.waiting.len()).find(|i| self.has_place(&state, state.waiting[*i].who()));
@@ -96,13 +96,13 @@ impl Clients {
         state.number += 1;
         let number = state.number;
         let (stream, activity) = (Arc::new(arrived.stream), Arc::<Activity>::default());
-        let open = Open {
+        let open = OpenConnection {
             who: Who::of(arrived.peer.as_ref(), arrived.trusted),
             stream: stream.clone(),
             activity: activity.clone(),
         };
         state.open.insert(number, open);
-        Some(Admitted {
+        Some(AdmittedClient {
             number,
             stream,
             peer: arrived.peer,
@@ -116,7 +116,7 @@ impl Clients {
     /// long enough.
     pub fn make_room(&self) -> bool {
         let state = self.lock();
-        let Some(first) = state.waiting.front().map(Arrived::who) else {
+        let Some(first) = state.waiting.front().map(NewClient::who) else {
             return false;
         };
         let mut held = BTreeMap::new();
@@ -175,7 +175,7 @@ impl Clients {
         self.lock().open.len()
     }
 
-    fn has_place(&self, state: &State, who: Who) -> bool {
+    fn has_place(&self, state: &ClientsState, who: Who) -> bool {
         let trusted = |other: &Who| *other == Who::Trusted;
         let held = state.open.values().map(|open| open.who);
         let (of_kind, own) = held.fold((0, 0), |(of_kind, own), other| {
@@ -188,13 +188,13 @@ impl Clients {
         of_kind < self.most && (trusted(&who) || own < self.each)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ClientsState> {
         // Each change is a whole one.
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-impl Admitted {
+impl AdmittedClient {
     /// Whether this server stops: then nothing new is to be begun. Whoever gets no yes here is found idle by
     /// [`Clients::stop`].
     pub fn goes_idle(&self) -> bool {
@@ -204,21 +204,21 @@ impl Admitted {
     }
 }
 
-impl Drop for Admitted {
+impl Drop for AdmittedClient {
     fn drop(&mut self) {
         self.clients.lock().open.remove(&self.number);
         self.clients.left.notify_one();
     }
 }
 
-impl Arrived {
+impl NewClient {
     fn who(&self) -> Who {
         Who::of(self.peer.as_ref(), self.trusted)
     }
 }
 
 impl Who {
-    fn of(peer: Option<&Peer>, trusted: bool) -> Self {
+    fn of(peer: Option<&SocketPeer>, trusted: bool) -> Self {
         if trusted {
             return Who::Trusted;
         }
@@ -234,20 +234,20 @@ mod tests {
     use super::*;
     use std::io::Read;
 
-    fn arrived(stream: UnixStream, uid: u32, trusted: bool) -> Arrived {
-        let peer = Peer {
+    fn arrived(stream: UnixStream, uid: u32, trusted: bool) -> NewClient {
+        let peer = SocketPeer {
             uid,
             gid: 0,
             pid: None,
         };
-        Arrived {
+        NewClient {
             stream,
             peer: Some(peer),
             trusted,
         }
     }
 
-    fn arrive(clients: &Arc<Clients>, uid: u32, trusted: bool) -> Option<Admitted> {
+    fn arrive(clients: &Arc<Clients>, uid: u32, trusted: bool) -> Option<AdmittedClient> {
         let (stream, _) = UnixStream::pair().unwrap();
         assert!(clients.arrive(arrived(stream, uid, trusted)));
         clients.admit()

@@ -6,7 +6,7 @@ use tk_path::StorePath;
 use tk_store::{Abilities, AddOptions, Error, Existing, SigCheck};
 
 /// What every operation is worked on with.
-pub(super) struct Context {
+pub(super) struct OperationContext {
     pub abilities: Abilities,
     pub config: Arc<ServerConfig>,
     pub trusted: bool,
@@ -18,7 +18,7 @@ pub(super) struct Context {
 
 /// Why an operation is not done.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum OperationFailure {
     /// The client gets an error, and can go on.
     Refused(Error),
     /// The connection is of no use any more.
@@ -30,12 +30,12 @@ pub(super) enum Failure {
 }
 
 /// The reply to an operation.
-pub(super) type Answer<T> = Result<T, Failure>;
+pub(super) type OperationResult<T> = Result<T, OperationFailure>;
 
-impl Context {
+impl OperationContext {
     pub fn new(server: &Server, trust: Trust) -> Self {
         let events = Arc::<Events>::default();
-        Context {
+        OperationContext {
             abilities: server.abilities.session(events.clone()),
             policy: server.config.policy.clone(),
             config: server.config.clone(),
@@ -45,7 +45,7 @@ impl Context {
     }
 
     /// What is demanded of a path that is added, and what becomes of one that is there.
-    pub fn adding(&self, repair: bool, skip: bool) -> Answer<AddOptions> {
+    pub fn adding(&self, repair: bool, skip: bool) -> OperationResult<AddOptions> {
         let mut options = AddOptions::new(self.check(skip));
         if repair {
             self.require_trust("repairing paths")?;
@@ -64,7 +64,7 @@ impl Context {
     }
 
     /// The ability, or a refusal with `what` the store cannot do.
-    pub fn able<T: ?Sized>(&self, ability: &Option<Arc<T>>, what: &str) -> Answer<Arc<T>> {
+    pub fn able<T: ?Sized>(&self, ability: &Option<Arc<T>>, what: &str) -> OperationResult<Arc<T>> {
         match ability {
             Some(ability) => Ok(ability.clone()),
             None => Err(self.abilities.unsupported(what).into()),
@@ -72,7 +72,7 @@ impl Context {
     }
 
     /// Refuses those who are not trusted.
-    pub fn require_trust(&self, what: &str) -> Answer<()> {
+    pub fn require_trust(&self, what: &str) -> OperationResult<()> {
         if self.trusted {
             Ok(())
         } else {
@@ -82,25 +82,25 @@ impl Context {
         }
     }
 
-    pub async fn is_valid(&self, path: &StorePath) -> Answer<bool> {
+    pub async fn is_valid(&self, path: &StorePath) -> OperationResult<bool> {
         let one = BTreeSet::from([path.clone()]);
         Ok(!self.abilities.store.valid(&one).await?.is_empty())
     }
 }
 
 /// A refusal with a whole sentence.
-pub(super) fn refused(what: impl Into<String>) -> Failure {
-    Failure::Refused(Error::invalid(what))
+pub(super) fn refused(what: impl Into<String>) -> OperationFailure {
+    OperationFailure::Refused(Error::invalid(what))
 }
 
-impl From<Error> for Failure {
+impl From<Error> for OperationFailure {
     fn from(error: Error) -> Self {
-        Failure::Refused(error)
+        OperationFailure::Refused(error)
     }
 }
 
-impl From<WireError> for Failure {
+impl From<WireError> for OperationFailure {
     fn from(error: WireError) -> Self {
-        Failure::Broken(error)
+        OperationFailure::Broken(error)
     }
 }

@@ -4,19 +4,19 @@ use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard},
 };
-use tk_store::log::{Field, Level, LogEvent, LogSink};
+use tk_store::log::{Level, LogEvent, LogField, LogSink};
 use tokio::sync::Notify;
 
 /// Events that wait to be sent. A client that reads slower than a builder writes loses messages,
 /// not the start or the end of an activity.
 #[derive(Default)]
 pub(super) struct Events {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<WaitingEvents>,
     arrived: Notify,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct WaitingEvents {
     events: VecDeque<LogEvent>,
     bytes: usize,
     lost: u64,
@@ -45,7 +45,7 @@ impl Events {
         waiting.events
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, WaitingEvents> {
         self.waiting.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
@@ -68,10 +68,10 @@ impl LogSink for Events {
 
 /// Roughly what an event takes in memory, in bytes.
 fn size(event: &LogEvent) -> usize {
-    let fields = |fields: &[Field]| -> usize {
-        let text = |field: &Field| match field {
-            Field::Int(_) => 0,
-            Field::Text(text) => text.len(),
+    let fields = |fields: &[LogField]| -> usize {
+        let text = |field: &LogField| match field {
+            LogField::Int(_) => 0,
+            LogField::Text(text) => text.len(),
         };
         fields.iter().map(|field| 32 + text(field)).sum()
     };

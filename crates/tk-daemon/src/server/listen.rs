@@ -1,6 +1,6 @@
 use super::{
-    Peer, Server, ServerEvent,
-    clients::{Admitted, Arrived, Clients},
+    Server, ServerEvent, SocketPeer,
+    clients::{AdmittedClient, Clients, NewClient},
     session::Seat,
     socket::Socket,
 };
@@ -110,7 +110,7 @@ impl Server {
     pub async fn listen(&self, listeners: Vec<UnixListener>, stop: impl Future<Output = ()>) {
         let (stopped, stopping) = watch::channel(false);
         let clients = Clients::new(self.config.max_connections, self.config.idle_limit);
-        let _end = EndOnDrop(clients.clone());
+        let _end = StopOnDrop(clients.clone());
         tokio::pin!(stop);
         loop {
             while let Some(admitted) = clients.admit() {
@@ -149,7 +149,7 @@ impl Server {
 
     fn arrived(&self, stream: UnixStream, clients: &Clients) {
         // Without credentials nobody is trusted.
-        let peer = Peer::of(&stream).ok();
+        let peer = SocketPeer::of(&stream).ok();
         let trusted = peer.is_some_and(|peer| self.config.trust.trusts(&peer));
         let blocking = stream.into_std().and_then(|stream| {
             stream.set_nonblocking(false)?;
@@ -157,7 +157,7 @@ impl Server {
         });
         match blocking {
             Ok(stream) => {
-                let arrived = Arrived {
+                let arrived = NewClient {
                     stream,
                     peer,
                     trusted,
@@ -172,7 +172,7 @@ impl Server {
     }
 
     /// Serves the connection on a thread of its own, or as a task where there are no more threads.
-    fn start(&self, admitted: Admitted, stopping: watch::Receiver<bool>) {
+    fn start(&self, admitted: AdmittedClient, stopping: watch::Receiver<bool>) {
         let runtime = Handle::current();
         let work = Arc::new(Mutex::new(Some((admitted, stopping))));
         let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -195,7 +195,7 @@ impl Server {
 
     async fn connection(
         &self,
-        admitted: Admitted,
+        admitted: AdmittedClient,
         own_thread: bool,
         stopping: watch::Receiver<bool>,
     ) {
@@ -222,9 +222,9 @@ impl Server {
 }
 
 /// Threads of connections do not end with a future that is dropped.
-struct EndOnDrop(Arc<Clients>);
+struct StopOnDrop(Arc<Clients>);
 
-impl Drop for EndOnDrop {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.end();
     }

@@ -52,7 +52,7 @@ mod watch;
 
 pub use listen::{SocketFile, bind};
 pub use observe::{Observer, ServerEvent};
-pub use trust::{Peer, TrustRule};
+pub use trust::{SocketPeer, TrustRule};
 
 use crate::{
     wire::Limits,

@@ -1,4 +1,4 @@
-use super::Peer;
+use super::SocketPeer;
 use std::time::Duration;
 
 /// What a server tells its operator.
@@ -8,7 +8,7 @@ pub enum ServerEvent<'a> {
     /// Somebody connected.
     Connected {
         /// Who; `None` for a connection that is no socket.
-        peer: Option<&'a Peer>,
+        peer: Option<&'a SocketPeer>,
     },
     /// Both agreed on how to speak.
     Ready {

@@ -1,6 +1,6 @@
 //! What is asked about paths, and small changes.
 
-use super::context::{Answer, Context, refused};
+use super::context::{OperationContext, OperationResult, refused};
 use crate::worker::ops::{CollectGarbage, FoundRealisation, QueryRealisation, RegisterDrvOutput};
 use bstr::BStr;
 use futures::{StreamExt, TryStreamExt};
@@ -17,20 +17,23 @@ use tk_store::{
     log::{Level, LogEvent, LogSink},
 };
 
-impl Context {
+impl OperationContext {
     /// Those that are there; with `substitute` after those that were not were fetched, by a store that can.
     pub async fn valid(
         &self,
         paths: BTreeSet<StorePath>,
         substitute: bool,
-    ) -> Answer<BTreeSet<StorePath>> {
+    ) -> OperationResult<BTreeSet<StorePath>> {
         match &self.abilities.substitutes {
             Some(store) if substitute => Ok(store.valid_or_fetched(&paths, &*self.events).await?),
             _ => Ok(self.abilities.store.valid(&paths).await?),
         }
     }
 
-    pub async fn substitutable(&self, paths: &BTreeSet<StorePath>) -> Answer<BTreeSet<StorePath>> {
+    pub async fn substitutable(
+        &self,
+        paths: &BTreeSet<StorePath>,
+    ) -> OperationResult<BTreeSet<StorePath>> {
         match &self.abilities.substitutes {
             Some(store) => Ok(store.substitutable_paths(paths).await?),
             None => Ok(BTreeSet::new()),
@@ -40,19 +43,19 @@ impl Context {
     pub async fn substitutable_infos(
         &self,
         paths: &BTreeMap<StorePath, Option<ContentAddress>>,
-    ) -> Answer<BTreeMap<StorePath, SubstitutablePathInfo>> {
+    ) -> OperationResult<BTreeMap<StorePath, SubstitutablePathInfo>> {
         match &self.abilities.substitutes {
             Some(store) => Ok(store.substitutable_infos(paths).await?),
             None => Ok(BTreeMap::new()),
         }
     }
 
-    pub async fn info(&self, path: &StorePath) -> Answer<Option<PathInfo>> {
+    pub async fn info(&self, path: &StorePath) -> OperationResult<Option<PathInfo>> {
         Ok(self.abilities.store.info(path).await?)
     }
 
     /// Those that are valid.
-    pub async fn infos(&self, paths: BTreeSet<StorePath>) -> Answer<Vec<PathInfo>> {
+    pub async fn infos(&self, paths: BTreeSet<StorePath>) -> OperationResult<Vec<PathInfo>> {
         let infos = self.abilities.store.infos_of(paths);
         Ok(infos
             .try_filter_map(|(_, info)| async { Ok(info) })
@@ -60,22 +63,22 @@ impl Context {
             .await?)
     }
 
-    pub async fn deriver(&self, path: &StorePath) -> Answer<Option<StorePath>> {
+    pub async fn deriver(&self, path: &StorePath) -> OperationResult<Option<StorePath>> {
         Ok(self.abilities.store.require_info(path).await?.deriver)
     }
 
-    pub async fn all(&self) -> Answer<BTreeSet<StorePath>> {
+    pub async fn all(&self) -> OperationResult<BTreeSet<StorePath>> {
         let graph = self.able(&self.abilities.graph, "cannot list its paths")?;
         Ok(graph.all_paths().await?)
     }
 
-    pub async fn referrers(&self, path: &StorePath) -> Answer<BTreeSet<StorePath>> {
+    pub async fn referrers(&self, path: &StorePath) -> OperationResult<BTreeSet<StorePath>> {
         let graph = self.able(&self.abilities.graph, "does not know who refers to a path")?;
         Ok(graph.referrers(path).await?)
     }
 
     /// Nix's answer of stores that do not know is the empty set, too.
-    pub async fn derivers(&self, path: &StorePath) -> Answer<BTreeSet<StorePath>> {
+    pub async fn derivers(&self, path: &StorePath) -> OperationResult<BTreeSet<StorePath>> {
         match &self.abilities.graph {
             Some(graph) => Ok(graph.valid_derivers(path).await?),
             None => Ok(BTreeSet::new()),
@@ -86,37 +89,37 @@ impl Context {
     pub async fn output_map(
         &self,
         drv: &StorePath,
-    ) -> Answer<BTreeMap<OutputName, Option<StorePath>>> {
+    ) -> OperationResult<BTreeMap<OutputName, Option<StorePath>>> {
         Ok(self.abilities.output_map(drv).await?)
     }
 
-    pub async fn find(&self, part: &HashPart) -> Answer<Option<StorePath>> {
+    pub async fn find(&self, part: &HashPart) -> OperationResult<Option<StorePath>> {
         Ok(self.abilities.store.find(part).await?)
     }
 
     /// Stores without roots never collect, so that every root holds by itself.
-    pub async fn add_temp_roots(&self, paths: &BTreeSet<StorePath>) -> Answer<()> {
+    pub async fn add_temp_roots(&self, paths: &BTreeSet<StorePath>) -> OperationResult<()> {
         match &self.abilities.roots {
             Some(roots) => Ok(roots.add_temp_roots(paths).await?),
             None => Ok(()),
         }
     }
 
-    pub async fn add_indirect_root(&self, link: &BStr) -> Answer<()> {
+    pub async fn add_indirect_root(&self, link: &BStr) -> OperationResult<()> {
         match &self.abilities.roots {
             Some(roots) => Ok(roots.add_indirect_root(file(link)).await?),
             None => Ok(()),
         }
     }
 
-    pub async fn add_perm_root(&self, path: &StorePath, link: &BStr) -> Answer<()> {
+    pub async fn add_perm_root(&self, path: &StorePath, link: &BStr) -> OperationResult<()> {
         self.require_trust("making a root through the server")?;
         let roots = self.able(&self.abilities.roots, "has no roots")?;
         Ok(roots.add_perm_root(path, file(link)).await?)
     }
 
     /// Where the links of others are is not for everybody to know.
-    pub async fn roots(&self) -> Answer<Vec<Root>> {
+    pub async fn roots(&self) -> OperationResult<Vec<Root>> {
         let Some(roots) = &self.abilities.roots else {
             return Ok(Vec::new());
         };
@@ -129,7 +132,7 @@ impl Context {
         Ok(roots)
     }
 
-    pub async fn collect_garbage(&self, wanted: CollectGarbage) -> Answer<GcReport> {
+    pub async fn collect_garbage(&self, wanted: CollectGarbage) -> OperationResult<GcReport> {
         let gc = self.able(&self.abilities.gc, "cannot collect garbage without nix")?;
         if wanted.ignore_liveness {
             return Err(refused("what is alive is never deleted"));
@@ -145,14 +148,14 @@ impl Context {
         Ok(gc.collect_garbage(&options, &*self.events).await?)
     }
 
-    pub async fn optimise(&self) -> Answer<()> {
+    pub async fn optimise(&self) -> OperationResult<()> {
         let what = "cannot share equal files without nix";
         let store = self.able(&self.abilities.maintenance, what)?;
         Ok(store.optimise(&*self.events).await?)
     }
 
     /// Whether errors are left. Each is told as it is found.
-    pub async fn verify(&self, contents: bool, repair: bool) -> Answer<bool> {
+    pub async fn verify(&self, contents: bool, repair: bool) -> OperationResult<bool> {
         if repair {
             self.require_trust("repairing paths")?;
         }
@@ -186,7 +189,7 @@ impl Context {
         &self,
         wanted: QueryRealisation,
         old: bool,
-    ) -> Answer<FoundRealisation> {
+    ) -> OperationResult<FoundRealisation> {
         let store = self.abilities.realisations.as_ref();
         Ok(match wanted {
             QueryRealisation::New(id) => FoundRealisation::New(match store {
@@ -207,7 +210,7 @@ impl Context {
         })
     }
 
-    pub async fn register(&self, realisation: RegisterDrvOutput) -> Answer<()> {
+    pub async fn register(&self, realisation: RegisterDrvOutput) -> OperationResult<()> {
         let store = self.able(&self.abilities.realisations, "keeps no realisations")?;
         // There is no way to ask for a check: Nix does none for those whom it trusts.
         let check = self.check(true);

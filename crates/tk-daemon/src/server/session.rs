@@ -3,20 +3,20 @@
 use super::{
     Server, ServerEvent,
     activity::{Activity, Noted},
-    adding::{PulledRead, Whole},
-    clients::Admitted as Place,
-    context::{Answer, Context, Failure},
+    adding::{PulledRead, WholeRequest},
+    clients::AdmittedClient as Place,
+    context::{OperationContext, OperationFailure, OperationResult},
     events::Events,
     socket::Socket,
-    turns::{Queue, Turn, Turns},
-    watch::{Watch, Watched, watched},
+    turns::{Turn, TurnQueue, Turns},
+    watch::{HangupWatch, Watched, watched},
 };
 use crate::{
     client::is_long,
     values::Done,
-    wire::{Admission, Admitted, FramedRead, NarRead, Reader, WireError, Writer},
+    wire::{Admission, Admitted, FramedRead, NarRead, WireError, WireReader, Writer},
     worker::{
-        Capabilities, Op, Request, Trust, Version, Worker,
+        Capabilities, Op, Request, Trust, Version, WorkerProtocol,
         handshake::{self, HandshakeError, ServerHello},
         log::Message,
         ops::{self, Data},
@@ -50,14 +50,14 @@ pub(super) struct Seat {
 }
 
 /// The reading end, and what the requests are worked on with.
-struct Session<R, W> {
-    reader: Reader<Noted<Watched<R>>, Worker>,
+struct WorkerSession<R, W> {
+    reader: WireReader<Noted<Watched<R>>, WorkerProtocol>,
     link: Link<R, W>,
-    context: Context,
+    context: OperationContext,
     stopping: watch::Receiver<bool>,
     seat: Option<Seat>,
     /// Where this client waits for its turn at reading NARs.
-    nars: Queue,
+    nars: TurnQueue,
     activity: Arc<Activity>,
     number: u64,
     /// Requests so far.
@@ -66,16 +66,16 @@ struct Session<R, W> {
 
 /// The writing end, with a look at the other one.
 struct Link<R, W> {
-    watch: Watch<R>,
+    watch: HangupWatch<R>,
     output: Noted<W>,
-    writer: Writer<Worker>,
+    writer: Writer<WorkerProtocol>,
     events: Arc<Events>,
     /// Messages less important than this are not sent.
     verbosity: Level,
 }
 
 /// What became of a request that was answered: the words of the refusal, if it was one.
-type Answered = Result<Option<String>, Failure>;
+type Answered = Result<Option<String>, OperationFailure>;
 
 impl Server {
     pub(super) async fn serve_until<R, W>(
@@ -104,15 +104,15 @@ impl Server {
         let activity = activity.unwrap_or_default();
         let (reader, watch) = watched(reader);
         let reader = Noted::new(reader, activity.clone());
-        let oldest = Worker::new(self.abilities.store.dir().clone(), Version::minor(0));
-        let context = Context::new(self, trust);
+        let oldest = WorkerProtocol::new(self.abilities.store.dir().clone(), Version::minor(0));
+        let context = OperationContext::new(self, trust);
         let queue = |turns: &Arc<Turns>| turns.queue(peer.as_ref(), context.trusted);
         let large = LargeRequests {
             queue: queue(&self.large),
             patience: self.config.request_timeout,
         };
-        let reader = Reader::new(reader, oldest.clone()).with_limits(self.config.limits);
-        let mut session = Session {
+        let reader = WireReader::new(reader, oldest.clone()).with_limits(self.config.limits);
+        let mut session = WorkerSession {
             reader: reader.with_admission(Some(Arc::new(large))),
             nars: queue(&self.nars),
             seat,
@@ -138,7 +138,7 @@ impl Server {
     }
 }
 
-impl<R, W> Session<R, W>
+impl<R, W> WorkerSession<R, W>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
@@ -251,14 +251,14 @@ where
     }
 
     /// Tells the client why the connection ends, as far as it can be told.
-    async fn break_off(&mut self, failure: Failure, name: &str) -> Error {
+    async fn break_off(&mut self, failure: OperationFailure, name: &str) -> Error {
         match failure {
-            Failure::Refused(error) | Failure::Late(error) => error,
-            Failure::Gone => {
+            OperationFailure::Refused(error) | OperationFailure::Late(error) => error,
+            OperationFailure::Gone => {
                 let gone = io::Error::from(io::ErrorKind::ConnectionAborted);
                 Error::io(format!("{name}: the client has gone"), gone)
             }
-            Failure::Broken(error) => {
+            OperationFailure::Broken(error) => {
                 if !error.is_end()
                     && self
                         .link
@@ -288,7 +288,7 @@ macro_rules! answer {
     }};
 }
 
-impl<R, W> Session<R, W>
+impl<R, W> WorkerSession<R, W>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
@@ -363,7 +363,7 @@ where
             }),
             // Roots hold at once, there is nothing to wait for.
             Op::SyncWithGC => answer!(self, |_q: SyncWithGC| Ok(Done)),
-            Op::FindRoots => answer!(self, |_q: FindRoots| Ok(ops::Roots(cx.roots().await?))),
+            Op::FindRoots => answer!(self, |_q: FindRoots| Ok(ops::RootList(cx.roots().await?))),
             Op::CollectGarbage => answer!(self, |q: CollectGarbage| cx.collect_garbage(q).await),
             Op::OptimiseStore => answer!(self, |_q: OptimiseStore| cx.optimise().await.map(done)),
             Op::VerifyStore => {
@@ -463,7 +463,7 @@ where
         let add = (q.name.as_str(), how, &references);
         let work = self
             .context
-            .add_content(Whole(Some(q.text)), add, true, false);
+            .add_content(WholeRequest(Some(q.text)), add, true, false);
         let done = self.link.work(work).await.map(|info| info.path);
         self.link.answer::<ops::AddTextToStore>(done).await
     }
@@ -530,8 +530,8 @@ where
         path: &StorePath,
         first: Bytes,
         reading: (NarStream, Turn),
-    ) -> Answer<()> {
-        let late = Failure::Late;
+    ) -> OperationResult<()> {
+        let late = OperationFailure::Late;
         let bad = |e| late(Error::malformed(format!("the NAR of {path}"), e));
         let mut grammar = Validator::new();
         let mut reading = Some(reading);
@@ -569,7 +569,7 @@ where
             next = tokio::select! {
                 biased;
                 next = read => next.map_err(late)?,
-                () = self.link.watch.gone() => return Err(Failure::Gone),
+                () = self.link.watch.gone() => return Err(OperationFailure::Gone),
             };
         }
         grammar.finish().map_err(bad)?;
@@ -597,8 +597,8 @@ async fn continued(mut nar: NarStream, mut at: u64) -> Result<NarStream> {
 /// The request that comes, for which the client has some time. What is worked on for long does not keep others from
 /// sending theirs.
 async fn receive<R: AsyncRead + Unpin + Send, Q: Request>(
-    reader: &mut Reader<R, Worker>,
-    context: &Context,
+    reader: &mut WireReader<R, WorkerProtocol>,
+    context: &OperationContext,
 ) -> Result<Q, WireError> {
     let received = timeout(context.config.request_timeout, reader.value()).await;
     let request = received.unwrap_or_else(|_| Err(too_slow("send its request")))?;
@@ -638,7 +638,7 @@ fn has_large_answer(op: Op) -> bool {
 /// Lets a user have few large requests in memory at once.
 #[derive(Debug)]
 struct LargeRequests {
-    queue: Queue,
+    queue: TurnQueue,
     patience: Duration,
 }
 
@@ -663,7 +663,10 @@ where
     W: AsyncWrite + Unpin + Send,
 {
     /// Works, and meanwhile sends what there is to tell; unless the client goes away.
-    async fn work<T>(&mut self, work: impl Future<Output = Answer<T>>) -> Answer<T> {
+    async fn work<T>(
+        &mut self,
+        work: impl Future<Output = OperationResult<T>>,
+    ) -> OperationResult<T> {
         let mut work = pin!(work);
         let events = self.events.clone();
         loop {
@@ -674,13 +677,13 @@ where
                     self.log()?;
                     self.flush().await?;
                 }
-                () = self.watch.gone() => return Err(Failure::Gone),
+                () = self.watch.gone() => return Err(OperationFailure::Gone),
             }
         }
     }
 
     /// Answers with the reply or the refusal; any other failure is passed on.
-    async fn answer<Q: Request>(&mut self, done: Answer<Q::Reply>) -> Answered {
+    async fn answer<Q: Request>(&mut self, done: OperationResult<Q::Reply>) -> Answered {
         self.log()?;
         let start = self.writer.len();
         let refusal = match done {
@@ -688,7 +691,7 @@ where
                 self.writer.value(&Message::Last)?;
                 self.writer.value(&reply).err().map(|e| e.to_string())
             }
-            Err(Failure::Refused(error)) => {
+            Err(OperationFailure::Refused(error)) => {
                 Some(words_for_client(&error, &self.writer.protocol().dir))
             }
             Err(failure) => return Err(failure),

@@ -1,6 +1,6 @@
 //! What clients want of builds: passed on to a store that builds, and otherwise said to be of no use.
 
-use super::context::Context;
+use super::context::OperationContext;
 use std::sync::Arc;
 use tk_narinfo::{Policy, TrustedKeys};
 use tk_store::{
@@ -8,7 +8,7 @@ use tk_store::{
     log::{Level, LogEvent, LogSink},
 };
 
-impl Context {
+impl OperationContext {
     /// From now on works by `settings`, as far as this client may set them.
     pub fn set_options(&mut self, mut settings: ClientSettings) {
         let mut ignored = Vec::new();

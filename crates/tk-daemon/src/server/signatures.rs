@@ -1,18 +1,18 @@
 //! Signatures that clients give to paths. Nobody can tell those of an unknown key from junk, and everybody may
 //! add them: so there is a bound, and what is right by a trusted key stays and is added whatever else is there.
 
-use super::context::{Answer, Context, refused};
+use super::context::{OperationContext, OperationResult, refused};
 use std::collections::BTreeSet;
 use tk_narinfo::{PathInfo, Policy, Signature};
 use tk_path::{StoreDir, StorePath};
 use tk_store::StoreExt;
 
-impl Context {
+impl OperationContext {
     pub async fn add_signatures(
         &self,
         path: &StorePath,
         signatures: &BTreeSet<Signature>,
-    ) -> Answer<()> {
+    ) -> OperationResult<()> {
         let store = self.able(&self.abilities.signatures, "takes no further signatures")?;
         let info = self.abilities.store.require_info(path).await?;
         let new: BTreeSet<_> = signatures.difference(&info.signatures).cloned().collect();

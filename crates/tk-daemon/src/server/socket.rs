@@ -25,16 +25,16 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 /// One end of a connection. Clones are one, for the two directions.
 #[derive(Debug, Clone)]
-pub(super) struct Socket(Arc<Inner>);
+pub(super) struct Socket(Arc<SocketInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct SocketInner {
     stream: Arc<UnixStream>,
-    state: Mutex<State>,
+    state: Mutex<SocketState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SocketState {
     /// The same socket, where the runtime looks after it: as long as somebody waits there. It is in blocking
     /// mode otherwise.
     registered: Option<tokio::net::UnixStream>,
@@ -48,7 +48,7 @@ struct State {
 impl Socket {
     /// The end of `stream`, which is in blocking mode.
     pub fn new(stream: Arc<UnixStream>) -> Self {
-        Socket(Arc::new(Inner {
+        Socket(Arc::new(SocketInner {
             stream,
             state: Mutex::default(),
         }))
@@ -67,13 +67,13 @@ impl Socket {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SocketState> {
         // Each change is a whole one.
         self.0.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-impl State {
+impl SocketState {
     /// Looks for the next request without sleeping; whether it came, or the connection ended.
     fn look(&mut self, stream: &UnixStream) -> bool {
         if self.unlucky > 0 {

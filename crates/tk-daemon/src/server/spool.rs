@@ -10,15 +10,15 @@ use tk_store::{Error, NarStream, Result, nar};
 use tokio::task::spawn_blocking;
 
 /// Collects bytes: a few in memory, many in a file that has no name.
-pub(super) struct Spool {
+pub(super) struct ByteSpool {
     memory: BytesMut,
     file: Option<File>,
     size: u64,
 }
 
-impl Spool {
+impl ByteSpool {
     pub fn new() -> Self {
-        Spool {
+        ByteSpool {
             memory: BytesMut::new(),
             file: None,
             size: 0,
@@ -117,7 +117,7 @@ mod tests {
             3 * IN_MEMORY + 1,
         ] {
             let content: Vec<u8> = (0..size).map(|i| (i / 7) as u8).collect();
-            let mut spool = Spool::new();
+            let mut spool = ByteSpool::new();
             for piece in content.chunks(30_000) {
                 let piece = Bytes::copy_from_slice(piece);
                 spool.push(piece, &std::env::temp_dir()).await.unwrap();

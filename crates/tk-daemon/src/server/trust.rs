@@ -4,7 +4,7 @@ use tokio::net::UnixStream;
 
 /// Who is at the other end of a unix socket, as the kernel tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
+pub struct SocketPeer {
     /// Its user, when it connected.
     pub uid: u32,
     /// Its group, when it connected.
@@ -13,11 +13,11 @@ pub struct Peer {
     pub pid: Option<i32>,
 }
 
-impl Peer {
+impl SocketPeer {
     /// The peer of `stream`.
     pub fn of(stream: &UnixStream) -> io::Result<Self> {
         let credentials = stream.peer_cred()?;
-        Ok(Peer {
+        Ok(SocketPeer {
             uid: credentials.uid(),
             gid: credentials.gid(),
             pid: credentials.pid().filter(|pid| *pid > 0),
@@ -54,7 +54,7 @@ impl TrustRule {
     }
 
     /// Whether `peer` is trusted.
-    pub fn trusts(&self, peer: &Peer) -> bool {
+    pub fn trusts(&self, peer: &SocketPeer) -> bool {
         match self {
             TrustRule::Everybody => true,
             TrustRule::Nobody => false,
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn only_the_owner_is_trusted_unless_others_are_named() {
-        let peer = |uid, gid| Peer {
+        let peer = |uid, gid| SocketPeer {
             uid,
             gid,
             pid: None,
@@ -92,7 +92,7 @@ mod tests {
     #[tokio::test]
     async fn the_kernel_tells_who_connects() {
         let (a, _b) = UnixStream::pair().unwrap();
-        let peer = Peer::of(&a).unwrap();
+        let peer = SocketPeer::of(&a).unwrap();
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
         assert_eq!(peer.gid, rustix::process::getegid().as_raw());
         assert_eq!(peer.pid, Some(std::process::id() as i32));

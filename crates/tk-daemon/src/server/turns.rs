@@ -1,4 +1,4 @@
-use super::Peer;
+use super::SocketPeer;
 use std::{
     collections::HashMap,
     sync::{
@@ -23,7 +23,7 @@ pub(super) struct Turns {
 
 /// Whose turn it would be.
 #[derive(Debug, Clone)]
-pub(super) struct Queue {
+pub(super) struct TurnQueue {
     turns: Arc<Turns>,
     user: Arc<Semaphore>,
     all: Arc<Semaphore>,
@@ -51,14 +51,14 @@ impl Turns {
     }
 
     /// Where a client of this user waits.
-    pub fn queue(self: &Arc<Self>, peer: Option<&Peer>, trusted: bool) -> Queue {
+    pub fn queue(self: &Arc<Self>, peer: Option<&SocketPeer>, trusted: bool) -> TurnQueue {
         let (user, all) = if trusted {
             // The second is free for whoever has the first.
             (self.trusted.clone(), Arc::new(Semaphore::new(self.most)))
         } else {
             (self.user(peer.map(|peer| peer.uid)), self.others.clone())
         };
-        Queue {
+        TurnQueue {
             turns: self.clone(),
             user,
             all,
@@ -77,10 +77,10 @@ impl Turns {
     }
 }
 
-impl Queue {
+impl TurnQueue {
     /// The next turn. Who comes first gets one first.
     pub async fn turn(&self) -> Turn {
-        let _waiting = Waiting::new(&self.turns.waiting);
+        let _waiting = WaitingTurn::new(&self.turns.waiting);
         let take = |from: &Arc<Semaphore>| from.clone().acquire_owned();
         let closed = "nobody closes it";
         Turn {
@@ -95,16 +95,16 @@ impl Queue {
     }
 }
 
-struct Waiting<'a>(&'a AtomicUsize);
+struct WaitingTurn<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingTurn<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Waiting(count)
+        WaitingTurn(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingTurn<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -118,13 +118,13 @@ mod tests {
     #[test]
     fn one_user_gets_a_half_and_the_trusted_wait_for_nobody() {
         let turns = Turns::new(4);
-        let peer = |uid| Peer {
+        let peer = |uid| SocketPeer {
             uid,
             gid: 0,
             pid: None,
         };
         let queue = |uid, trusted| turns.queue(Some(&peer(uid)), trusted);
-        let now = |queue: &Queue| queue.turn().now_or_never();
+        let now = |queue: &TurnQueue| queue.turn().now_or_never();
         let (one, two, three) = (queue(1, false), queue(2, false), queue(3, false));
         let held = [now(&one), now(&one), now(&two), now(&two)].map(Option::unwrap);
         assert!(now(&queue(1, false)).is_none() && now(&three).is_none());

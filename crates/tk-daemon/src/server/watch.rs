@@ -9,13 +9,13 @@ use std::{
 };
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// What bytes are read from; its [`Watch`] may read ahead of it.
-pub(super) struct Watched<R>(Arc<Mutex<Inner<R>>>);
+/// What bytes are read from; its [`HangupWatch`] may read ahead of it.
+pub(super) struct Watched<R>(Arc<Mutex<WatchInner<R>>>);
 
 /// Sees the end of what [`Watched`] reads.
-pub(super) struct Watch<R>(Arc<Mutex<Inner<R>>>);
+pub(super) struct HangupWatch<R>(Arc<Mutex<WatchInner<R>>>);
 
-struct Inner<R> {
+struct WatchInner<R> {
     source: R,
     /// Read ahead by the watch, from `start` to `end`.
     ahead: Vec<u8>,
@@ -24,17 +24,17 @@ struct Inner<R> {
 }
 
 /// A reader and its watch. Both are for one task: they share one waker of the source.
-pub(super) fn watched<R: AsyncRead + Unpin>(source: R) -> (Watched<R>, Watch<R>) {
-    let inner = Arc::new(Mutex::new(Inner {
+pub(super) fn watched<R: AsyncRead + Unpin>(source: R) -> (Watched<R>, HangupWatch<R>) {
+    let inner = Arc::new(Mutex::new(WatchInner {
         source,
         ahead: Vec::new(),
         start: 0,
         end: 0,
     }));
-    (Watched(inner.clone()), Watch(inner))
+    (Watched(inner.clone()), HangupWatch(inner))
 }
 
-impl<R: AsyncRead + Unpin> Watch<R> {
+impl<R: AsyncRead + Unpin> HangupWatch<R> {
     /// Waits until the other side has gone. What it sends meanwhile is kept up to a limit; behind
     /// that, its end is not seen. The task is woken for what is kept: the reader may wait for it.
     pub async fn gone(&self) {
@@ -57,7 +57,7 @@ impl<R: AsyncRead + Unpin> Watch<R> {
     }
 }
 
-impl<R: AsyncRead + Unpin> Inner<R> {
+impl<R: AsyncRead + Unpin> WatchInner<R> {
     /// Reads behind what is there; the number of bytes, 0 at the end.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.start == self.end {

@@ -19,7 +19,7 @@ pub struct SshHost {
 #[error("'{text}' is no host for ssh: {fault}")]
 pub struct SshHostError {
     text: String,
-    fault: Fault,
+    fault: HostFault,
 }
 
 impl SshHost {
@@ -86,7 +86,7 @@ impl fmt::Display for SshHost {
     }
 }
 
-fn parse(text: &str) -> Result<SshHost, Fault> {
+fn parse(text: &str) -> Result<SshHost, HostFault> {
     let (user, rest) = match text.rsplit_once('@') {
         Some((user, rest)) => {
             let user = user.split(':').next().unwrap_or_default();
@@ -96,7 +96,7 @@ fn parse(text: &str) -> Result<SshHost, Fault> {
     };
     let (name, port) = match rest.strip_prefix('[') {
         Some(rest) => {
-            let (address, port) = rest.split_once(']').ok_or(Fault::Address)?;
+            let (address, port) = rest.split_once(']').ok_or(HostFault::Address)?;
             (address_with_zone(address)?, port)
         }
         None => {
@@ -108,30 +108,30 @@ fn parse(text: &str) -> Result<SshHost, Fault> {
         Some("") => None,
         Some(port) => Some(port.parse()?),
         None if port.is_empty() => None,
-        None => return Err(Fault::Address),
+        None => return Err(HostFault::Address),
     };
     Ok(SshHost { user, name, port })
 }
 
 /// A name that is safe as a word of ssh's command line.
-fn decoded(text: &str, never: &str) -> Result<String, Fault> {
+fn decoded(text: &str, never: &str) -> Result<String, HostFault> {
     let text = percent_decode_str(text).decode_utf8();
-    let text = text.map_err(|_| Fault::Letters)?;
+    let text = text.map_err(|_| HostFault::Letters)?;
     let odd = |c: char| c.is_control() || never.contains(c);
     match text.chars().next() {
-        None => Err(Fault::Empty),
-        Some('-') => Err(Fault::Option),
-        Some(_) if text.contains(odd) => Err(Fault::Letters),
+        None => Err(HostFault::Empty),
+        Some('-') => Err(HostFault::Option),
+        Some(_) if text.contains(odd) => Err(HostFault::Letters),
         Some(_) => Ok(text.into_owned()),
     }
 }
 
-fn address_with_zone(text: &str) -> Result<String, Fault> {
+fn address_with_zone(text: &str) -> Result<String, HostFault> {
     let (address, zone) = match text.split_once('%') {
         Some((address, zone)) => (address, Some(zone.strip_prefix("25").unwrap_or(zone))),
         None => (text, None),
     };
-    let address: Ipv6Addr = address.parse().map_err(|_| Fault::Address)?;
+    let address: Ipv6Addr = address.parse().map_err(|_| HostFault::Address)?;
     match zone {
         Some(zone) => Ok(format!("{address}%{}", decoded(zone, IN_NO_HOST)?)),
         None => Ok(address.to_string()),
@@ -153,7 +153,7 @@ const RESERVED: &AsciiSet = &CONTROLS
     .add(b' ');
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-enum Fault {
+enum HostFault {
     #[error("a name is missing")]
     Empty,
     #[error("a name that begins with '-' would be an option")]

@@ -6,7 +6,7 @@
 
 use super::DaemonStore;
 use crate::{
-    client::{Connection, Lease},
+    client::{Connection, DaemonLease},
     worker::ops::{AddToStoreNar, Data, QueryValidPaths, Request},
 };
 use futures::{StreamExt, future, stream};
@@ -28,7 +28,7 @@ pub(super) async fn add(
     items: AddItems<'_>,
     options: &AddOptions,
 ) -> Result<AddReport> {
-    let adding = Adding {
+    let adding = DaemonAdd {
         store,
         options,
         state: Arc::default(),
@@ -54,14 +54,14 @@ pub(super) async fn add(
 }
 
 /// One call of `add`.
-struct Adding<'a> {
+struct DaemonAdd<'a> {
     store: &'a DaemonStore,
     options: &'a AddOptions,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DaemonAddState>>,
 }
 
 #[derive(Default)]
-struct State {
+struct DaemonAddState {
     report: AddReport,
     /// Paths that are known to be valid.
     valid: BTreeSet<StorePath>,
@@ -69,7 +69,7 @@ struct State {
     failed: BTreeSet<StorePath>,
 }
 
-impl Adding<'_> {
+impl DaemonAdd<'_> {
     async fn add_batch(&self, items: Vec<AddItem>) -> Result<()> {
         let mut connection = self.store.connection().await?;
         let named = |(info, _): &AddItem| {
@@ -142,7 +142,7 @@ impl Adding<'_> {
     }
 
     /// On `first`, and on as many more connections as may be used and are free.
-    async fn send_ahead(&self, first: Lease, going: Vec<AddItem>) -> Result<()> {
+    async fn send_ahead(&self, first: DaemonLease, going: Vec<AddItem>) -> Result<()> {
         let most = self.store.config.upload_connections.min(going.len());
         let mut lanes = vec![first];
         while lanes.len() < most {
@@ -151,7 +151,7 @@ impl Adding<'_> {
                 None => break,
             }
         }
-        let queue = Queue::new(self, going);
+        let queue = SendQueue::new(self, going);
         let lanes = lanes.into_iter().enumerate();
         let lanes = lanes.map(|(lane, connection)| queue.send(lane, connection));
         future::try_join_all(lanes).await?;
@@ -159,7 +159,7 @@ impl Adding<'_> {
     }
 
     /// For daemons before 1.23: one after the other. A NAR that breaks off costs the connection.
-    async fn send_singly(&self, mut connection: Lease, going: Vec<AddItem>) -> Result<()> {
+    async fn send_singly(&self, mut connection: DaemonLease, going: Vec<AddItem>) -> Result<()> {
         for (info, nar) in going {
             if self.give_up(&info) {
                 continue;
@@ -237,7 +237,7 @@ impl Adding<'_> {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, DaemonAddState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -246,14 +246,14 @@ impl Adding<'_> {
 ///
 /// A path goes when its references are there, or went before it on the same connection: the daemon
 /// takes what one connection says in order.
-struct Queue<'a> {
-    adding: &'a Adding<'a>,
-    waiting: Mutex<Waiting>,
+struct SendQueue<'a> {
+    adding: &'a DaemonAdd<'a>,
+    waiting: Mutex<WaitingItem>,
     /// A path arrived, or has become impossible.
     changed: Notify,
 }
 
-struct Waiting {
+struct WaitingItem {
     /// References first; those that went are taken out.
     items: VecDeque<AddItem>,
     /// The paths of `items`.
@@ -262,22 +262,22 @@ struct Waiting {
     flying: BTreeMap<StorePath, usize>,
 }
 
-impl<'a> Queue<'a> {
-    fn new(adding: &'a Adding<'a>, items: Vec<AddItem>) -> Self {
+impl<'a> SendQueue<'a> {
+    fn new(adding: &'a DaemonAdd<'a>, items: Vec<AddItem>) -> Self {
         let paths = items.iter().map(|(info, _)| info.path.clone());
-        let waiting = Waiting {
+        let waiting = WaitingItem {
             paths: paths.collect(),
             items: items.into(),
             flying: BTreeMap::new(),
         };
-        Queue {
+        SendQueue {
             adding,
             waiting: Mutex::new(waiting),
             changed: Notify::new(),
         }
     }
 
-    async fn send(&self, lane: usize, mut connection: Lease) -> Result<()> {
+    async fn send(&self, lane: usize, mut connection: DaemonLease) -> Result<()> {
         let uploads = stream::unfold((), |()| async move { Some((self.next(lane).await?, ())) });
         let answered = |info: PathInfo, answer: Result<()>| {
             let path = info.path.clone();
@@ -310,12 +310,12 @@ impl<'a> Queue<'a> {
         self.changed.notify_waiters();
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, WaitingItem> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
+impl WaitingItem {
     /// The first path that may go on `lane`, if one may, and how many are left.
     fn take(&mut self, lane: usize) -> (Option<AddItem>, usize) {
         let ready = |info: &PathInfo| {
@@ -335,7 +335,7 @@ impl Waiting {
     }
 }
 
-impl State {
+impl DaemonAddState {
     fn fail(&mut self, path: StorePath, error: Error) {
         self.failed.insert(path.clone());
         self.report.failed.push((path, error));
@@ -351,17 +351,17 @@ impl State {
 /// `nar` as long as it is what `check` expects. One chunk is kept back, so that nobody has got all
 /// of a NAR that turns out to be wrong.
 fn checked(nar: NarStream, check: NarCheck) -> NarStream {
-    struct Checked {
+    struct CheckedItem {
         nar: NarStream,
         check: NarCheck,
         held: bytes::Bytes,
     }
-    let start = Checked {
+    let start = CheckedItem {
         nar,
         check,
         held: bytes::Bytes::new(),
     };
-    let next = |state: Option<Checked>| async move {
+    let next = |state: Option<CheckedItem>| async move {
         let Some(mut state) = state else {
             return Ok(None);
         };
@@ -394,21 +394,21 @@ mod tests {
     use tk_path::NarHash;
 
     /// Items by name, each with what it refers to.
-    fn waiting(items: &[(&str, &[&str])]) -> Waiting {
+    fn waiting(items: &[(&str, &[&str])]) -> WaitingItem {
         let path = |name: &str| StorePath::from_digest(&[7; 20], name).unwrap();
         let item = |(name, references): &(&str, &[&str])| {
             let mut info = PathInfo::new(path(name), NarHash::digest(b""), 0);
             info.references = references.iter().map(|name| path(name)).collect();
             (info, tk_store::nar::from_bytes(""))
         };
-        Waiting {
+        WaitingItem {
             items: items.iter().map(item).collect(),
             paths: items.iter().map(|(name, _)| path(name)).collect(),
             flying: BTreeMap::new(),
         }
     }
 
-    fn take(waiting: &mut Waiting, lane: usize) -> Option<String> {
+    fn take(waiting: &mut WaitingItem, lane: usize) -> Option<String> {
         let (item, _) = waiting.take(lane);
         item.map(|(info, _)| info.path.name().to_owned())
     }

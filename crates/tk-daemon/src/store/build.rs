@@ -89,7 +89,7 @@ fn seconds(time: SystemTime) -> i64 {
 }
 
 /// What is wanted of a derivation, as far as it is known: which path each output is.
-type Outputs = BTreeMap<OutputName, Option<StorePath>>;
+type WantedOutputPaths = BTreeMap<OutputName, Option<StorePath>>;
 
 impl DaemonStore {
     async fn build_blindly(
@@ -133,25 +133,31 @@ impl DaemonStore {
     }
 
     /// For each of `paths` the outputs that are wanted, and whether all is there.
-    async fn are_there(&self, paths: &[DerivedPath]) -> Result<Vec<(Outputs, bool)>> {
+    async fn are_there(&self, paths: &[DerivedPath]) -> Result<Vec<(WantedOutputPaths, bool)>> {
         let mut wanted = Vec::with_capacity(paths.len());
         for path in paths {
             wanted.push(self.wanted(path).await?);
         }
         let all = wanted.iter().flatten().flat_map(|(_, needed)| needed);
         let valid = self.valid(&all.cloned().collect()).await?;
-        let there = |wanted: Option<(Outputs, BTreeSet<_>)>| match wanted {
+        let there = |wanted: Option<(WantedOutputPaths, BTreeSet<_>)>| match wanted {
             Some((outputs, needed)) => (outputs, needed.is_subset(&valid)),
-            None => (Outputs::new(), false),
+            None => (WantedOutputPaths::new(), false),
         };
         Ok(wanted.into_iter().map(there).collect())
     }
 
     /// The outputs of `path`, and the paths that are to be valid; `None` if they are not known.
-    async fn wanted(&self, path: &DerivedPath) -> Result<Option<(Outputs, BTreeSet<StorePath>)>> {
+    async fn wanted(
+        &self,
+        path: &DerivedPath,
+    ) -> Result<Option<(WantedOutputPaths, BTreeSet<StorePath>)>> {
         let (drv, spec) = match path {
             DerivedPath::Opaque(path) => {
-                return Ok(Some((Outputs::new(), BTreeSet::from([path.clone()]))));
+                return Ok(Some((
+                    WantedOutputPaths::new(),
+                    BTreeSet::from([path.clone()]),
+                )));
             }
             DerivedPath::Built { drv, outputs } => (drv, outputs),
         };

@@ -6,7 +6,7 @@ use crate::worker::ops::{
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
 use tk_path::{OutputName, StorePath};
-use tk_store::{CollectGarbage, GcOptions, GcReport, Graph, Result, log::LogSink};
+use tk_store::{GarbageCollector, GcOptions, GcReport, Graph, Result, log::LogSink};
 
 #[async_trait]
 impl Graph for DaemonStore {
@@ -48,7 +48,7 @@ impl Graph for DaemonStore {
 }
 
 #[async_trait]
-impl CollectGarbage for DaemonStore {
+impl GarbageCollector for DaemonStore {
     async fn collect_garbage(&self, options: &GcOptions, log: &dyn LogSink) -> Result<GcReport> {
         self.call_logged(&Collect::from(options.clone()), log).await
     }

@@ -1,6 +1,6 @@
 use super::DaemonStore;
 use crate::{
-    client::{Connection, Pool},
+    client::{Connection, ConnectionPool},
     worker::{
         UnkeyedPathInfo,
         ops::{Op, QueryPathInfo, QueryPathInfos},
@@ -40,11 +40,11 @@ pub(super) struct Infos<'a> {
     failed: bool,
 }
 
-type Answer = Result<(StorePath, Option<PathInfo>)>;
+type DaemonInfoAnswer = Result<(StorePath, Option<PathInfo>)>;
 
 struct Task {
     questions: UnboundedSender<StorePath>,
-    answers: UnboundedReceiver<Answer>,
+    answers: UnboundedReceiver<DaemonInfoAnswer>,
     handle: JoinHandle<()>,
 }
 
@@ -79,9 +79,12 @@ impl<'a> Infos<'a> {
 }
 
 impl Stream for Infos<'_> {
-    type Item = Answer;
+    type Item = DaemonInfoAnswer;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Answer>> {
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<DaemonInfoAnswer>> {
         if self.failed {
             return Poll::Ready(None);
         }
@@ -132,10 +135,10 @@ impl Drop for Task {
 
 /// Asks all there is to ask, in waves: a connection is held only while something is open.
 async fn ask(
-    pool: Arc<Pool>,
+    pool: Arc<ConnectionPool>,
     log: Arc<dyn LogSink>,
     mut questions: UnboundedReceiver<StorePath>,
-    told: &UnboundedSender<Answer>,
+    told: &UnboundedSender<DaemonInfoAnswer>,
 ) -> Result<()> {
     while let Some(first) = questions.recv().await {
         let mut connection = pool.get(&*log).await?;
@@ -169,9 +172,9 @@ async fn ask_batch(
     connection: &mut Connection,
     log: &dyn LogSink,
     mut batch: BTreeMap<StorePath, usize>,
-    told: &UnboundedSender<Answer>,
+    told: &UnboundedSender<DaemonInfoAnswer>,
 ) -> Result<()> {
-    let tell = |times: usize, answer: &dyn Fn() -> Answer| {
+    let tell = |times: usize, answer: &dyn Fn() -> DaemonInfoAnswer| {
         for _ in 0..times {
             let _ = told.send(answer());
         }

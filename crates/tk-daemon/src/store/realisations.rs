@@ -46,15 +46,15 @@ impl Realisations for DaemonStore {
 
     async fn legacy_realisation(
         &self,
-        id: &legacy::DrvOutput,
-    ) -> Result<Option<legacy::Realisation>> {
+        id: &legacy::LegacyDrvOutput,
+    ) -> Result<Option<legacy::LegacyRealisation>> {
         self.require_form(false).await?;
         Ok(
             match self.call(&QueryRealisation::Legacy(id.clone())).await? {
                 FoundRealisation::Legacy(found) => found.into_iter().find(|found| found.id == *id),
                 FoundRealisation::Paths(paths) => {
                     let path = paths.into_iter().next();
-                    path.map(|path| legacy::Realisation::new(id.clone(), path))
+                    path.map(|path| legacy::LegacyRealisation::new(id.clone(), path))
                 }
                 FoundRealisation::New(_) => None,
             },
@@ -63,7 +63,7 @@ impl Realisations for DaemonStore {
 
     async fn register_legacy(
         &self,
-        realisation: &legacy::Realisation,
+        realisation: &legacy::LegacyRealisation,
         check: &SigCheck,
     ) -> Result<()> {
         self.require_form(false).await?;

@@ -12,12 +12,12 @@ use tokio::sync::Mutex;
 
 /// The connection that temporary roots hang on, which the pool must not close, and what they are.
 #[derive(Default)]
-pub(super) struct TempRoots {
-    held: Mutex<Held>,
+pub(super) struct DaemonTempRoots {
+    held: Mutex<HeldRoots>,
 }
 
 #[derive(Default)]
-struct Held {
+struct HeldRoots {
     connection: Option<Connection>,
     paths: BTreeSet<StorePath>,
 }

@@ -1,11 +1,11 @@
 //! What is at the other end if it does not speak the protocol: often a sentence for people.
 
-use super::Reader;
+use super::WireReader;
 use std::{future::poll_fn, time::Duration};
 use tk_store::log::join_lines;
 use tokio::{io::AsyncRead, time::timeout};
 
-impl<R: AsyncRead + Unpin, P> Reader<R, P> {
+impl<R: AsyncRead + Unpin, P> WireReader<R, P> {
     /// The text that came in place of the protocol, if it is one: with `begin`, the number that its first
     /// bytes were taken for, and what follows within a moment. A connection that broke off in the middle of
     /// `magic`, with which the protocol begins, sent no text.
@@ -61,7 +61,7 @@ mod tests {
 
     /// The text that is made of `bytes`, of which the first eight were taken for a number.
     async fn text_of(bytes: &[u8]) -> Option<String> {
-        let mut reader = Reader::new(bytes, Serve::new(StoreDir::default(), 0));
+        let mut reader = WireReader::new(bytes, Serve::new(StoreDir::default(), 0));
         let begin = reader.u64().await.ok();
         reader.foreign_text(begin, SERVER_MAGIC).await
     }

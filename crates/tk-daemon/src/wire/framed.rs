@@ -1,4 +1,4 @@
-use super::{Reader, WireError};
+use super::{WireError, WireReader};
 use bytes::Bytes;
 use std::{
     io,
@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 /// The data of one framed stream: what is in its chunks, up to the empty one at the end.
 ///
-/// `D` is a [`Reader`], borrowed or owned through a smart pointer. Reading stops exactly behind the
+/// `D` is a [`WireReader`], borrowed or owned through a smart pointer. Reading stops exactly behind the
 /// empty chunk. Before the reader is used for anything else, the stream must be read to its end
 /// ([`FramedRead::drain`]).
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl<D> FramedRead<D> {
 
 impl<D, R, P> FramedRead<D>
 where
-    D: DerefMut<Target = Reader<R, P>>,
+    D: DerefMut<Target = WireReader<R, P>>,
     R: AsyncRead + Unpin,
 {
     /// The next data as it comes, without copying; `None` at the end.
@@ -82,10 +82,10 @@ where
     }
 }
 
-/// For a reader of what is in the stream, such as another [`Reader`].
+/// For a reader of what is in the stream, such as another [`WireReader`].
 impl<D, R, P> AsyncRead for FramedRead<D>
 where
-    D: DerefMut<Target = Reader<R, P>> + Unpin,
+    D: DerefMut<Target = WireReader<R, P>> + Unpin,
     R: AsyncRead + Unpin,
 {
     fn poll_read(
@@ -124,7 +124,7 @@ where
 
 impl<D, R, P> FramedRead<D>
 where
-    D: DerefMut<Target = Reader<R, P>>,
+    D: DerefMut<Target = WireReader<R, P>>,
     R: AsyncRead + Unpin,
 {
     fn poll_need(&mut self, context: &mut Context<'_>, length: usize) -> Poll<io::Result<()>> {

@@ -19,11 +19,11 @@
 //! | signature | `name:base64` |
 //! | output name, derived path | see [`values`](crate::values) |
 //!
-//! [`Reader`] and [`Writer`] know what a [`Protocol`] is at: its version, its features, its store
+//! [`WireReader`] and [`Writer`] know what a [`Protocol`] is at: its version, its features, its store
 //! directory. [`Encode`] and [`Decode`] are the one encoder and the one decoder of each type.
 //!
 //! # Security
-//! The peer may be hostile. A [`Reader`] enforces, before it allocates anything:
+//! The peer may be hostile. A [`WireReader`] enforces, before it allocates anything:
 //!
 //! | Limit | What for |
 //! |---|---|
@@ -45,7 +45,7 @@ pub use error::WireError;
 pub(crate) use foreign::begins_with;
 pub use framed::{FRAME_END, FramedRead, MAX_FRAME, frame_header, frames};
 pub use nar::NarRead;
-pub use read::{Admission, Admitted, BUFFER, CUT, FREE, ITEM_COST, Limits, Reader};
+pub use read::{Admission, Admitted, BUFFER, CUT, FREE, ITEM_COST, Limits, WireReader};
 pub use write::Writer;
 
 use std::{fmt::Debug, future::Future};
@@ -80,6 +80,6 @@ pub trait Decode<P>: Sized + Send {
     /// Takes the value off the front of `from`. After an error the reader is somewhere in the
     /// middle, and the connection of no use any more.
     fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, P>,
+        from: &mut WireReader<R, P>,
     ) -> impl Future<Output = Result<Self, WireError>> + Send;
 }

@@ -1,4 +1,4 @@
-use super::{Reader, WireError};
+use super::{WireError, WireReader};
 use bytes::Bytes;
 use std::ops::DerefMut;
 use tk_nar::{Decoder, Event};
@@ -6,7 +6,7 @@ use tokio::io::AsyncRead;
 
 /// A NAR that stands in the stream as it is: only its own grammar tells where it ends.
 ///
-/// `D` is a [`Reader`], borrowed or owned through a smart pointer. Reading stops exactly behind the
+/// `D` is a [`WireReader`], borrowed or owned through a smart pointer. Reading stops exactly behind the
 /// archive. Before the reader is used for anything else, the NAR must be read to its end
 /// ([`NarRead::drain`]).
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl<D> NarRead<D> {
 
 impl<D, R, P> NarRead<D>
 where
-    D: DerefMut<Target = Reader<R, P>>,
+    D: DerefMut<Target = WireReader<R, P>>,
     R: AsyncRead + Unpin,
 {
     /// The next bytes of the archive as they come, without copying; `None` at its end. All of them

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 ///
 /// A value that is in the buffer already is read without waiting. Dropping a future of this type
 /// loses at most the bytes that it had taken: the connection is then of no use any more.
-pub struct Reader<R, P> {
+pub struct WireReader<R, P> {
     inner: R,
     protocol: P,
     buffer: BytesMut,
@@ -63,11 +63,11 @@ impl Default for Limits {
     }
 }
 
-impl<R, P> Reader<R, P> {
+impl<R, P> WireReader<R, P> {
     /// A reader at the beginning of `inner`.
     pub fn new(inner: R, protocol: P) -> Self {
         let limits = Limits::default();
-        Reader {
+        WireReader {
             inner,
             protocol,
             buffer: BytesMut::new(),
@@ -194,7 +194,7 @@ impl<R, P> Reader<R, P> {
     }
 }
 
-impl<R: Debug, P: Debug> Debug for Reader<R, P> {
+impl<R: Debug, P: Debug> Debug for WireReader<R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader")
             .field("inner", &self.inner)
@@ -205,7 +205,7 @@ impl<R: Debug, P: Debug> Debug for Reader<R, P> {
     }
 }
 
-impl<R: AsyncRead + Unpin, P> Reader<R, P> {
+impl<R: AsyncRead + Unpin, P> WireReader<R, P> {
     /// An integer.
     pub async fn u64(&mut self) -> Result<u64, WireError> {
         self.need(8).await?;
@@ -450,7 +450,7 @@ impl<R: AsyncRead + Unpin, P> Reader<R, P> {
     }
 }
 
-impl<R: AsyncRead + Unpin + Send, P: Protocol> Reader<R, P> {
+impl<R: AsyncRead + Unpin + Send, P: Protocol> WireReader<R, P> {
     /// The store directory of the protocol.
     pub fn dir(&self) -> &StoreDir {
         self.protocol.store_dir()

@@ -14,7 +14,7 @@
 //! Nix offers the first two since 2.35; the next three only to what runs in a build. Whoever offers a
 //! feature must know all that it changes: what is not named here drops out of every agreement.
 
-use crate::wire::{Decode, Encode, Protocol, Reader, WireError, Writer};
+use crate::wire::{Decode, Encode, Protocol, WireError, WireReader, Writer};
 use std::collections::BTreeSet;
 use tokio::io::AsyncRead;
 
@@ -102,7 +102,7 @@ impl<P: Protocol> Encode<P> for Features {
 
 impl<P: Protocol> Decode<P> for Features {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, P>,
+        from: &mut WireReader<R, P>,
     ) -> Result<Self, WireError> {
         let count = from.u64().await?;
         if count > MAX_FEATURES {

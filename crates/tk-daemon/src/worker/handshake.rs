@@ -17,10 +17,10 @@
 //! client sends 4, 6 and 7 at once, so that a handshake takes two round trips.
 
 use super::{
-    Capabilities, MINIMUM, OLDEST, Trust, Version, Worker,
+    Capabilities, MINIMUM, OLDEST, Trust, Version, WorkerProtocol,
     log::{Message, RemoteError},
 };
-use crate::wire::{Decode, Encode, Reader, WireError, Writer};
+use crate::wire::{Decode, Encode, WireError, WireReader, Writer};
 use std::io;
 use tk_store::log::LogSink;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -34,8 +34,8 @@ pub struct ServerHello {
     pub trust: Option<Trust>,
 }
 
-impl Encode<Worker> for ServerHello {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for ServerHello {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         if to.protocol().at_least(33) {
             to.string(self.nix_version.as_deref().unwrap_or_default());
         }
@@ -46,9 +46,9 @@ impl Encode<Worker> for ServerHello {
     }
 }
 
-impl Decode<Worker> for ServerHello {
+impl Decode<WorkerProtocol> for ServerHello {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         let mut hello = ServerHello::default();
         if from.protocol().at_least(33) {
@@ -89,7 +89,7 @@ pub enum HandshakeError {
 /// # Errors
 /// Also for a version below [`MINIMUM`].
 pub async fn client<R, W>(
-    from: &mut Reader<R, Worker>,
+    from: &mut WireReader<R, WorkerProtocol>,
     to: &mut W,
     offered: &Capabilities,
     log: &dyn LogSink,
@@ -115,7 +115,7 @@ where
 /// Steps 1 to 7 of a client: whoever the server is, and from `minimum` on, but at least [`OLDEST`].
 /// The reader then has the protocol agreed on.
 pub async fn greet<R, W>(
-    from: &mut Reader<R, Worker>,
+    from: &mut WireReader<R, WorkerProtocol>,
     to: &mut W,
     offered: &Capabilities,
     minimum: Version,
@@ -157,7 +157,7 @@ where
 /// # Errors
 /// Also for a version below [`MINIMUM`]; the client then sees the connection close.
 pub async fn server<R, W>(
-    from: &mut Reader<R, Worker>,
+    from: &mut WireReader<R, WorkerProtocol>,
     to: &mut W,
     offered: &Capabilities,
     hello: &ServerHello,
@@ -194,7 +194,7 @@ where
 }
 
 async fn expect_magic<R: AsyncRead + Unpin + Send>(
-    from: &mut Reader<R, Worker>,
+    from: &mut WireReader<R, WorkerProtocol>,
     expected: u64,
 ) -> Result<(), HandshakeError> {
     match from.u64().await? {
@@ -204,7 +204,7 @@ async fn expect_magic<R: AsyncRead + Unpin + Send>(
 }
 
 async fn read_version<R: AsyncRead + Unpin + Send>(
-    from: &mut Reader<R, Worker>,
+    from: &mut WireReader<R, WorkerProtocol>,
     own: Version,
     minimum: Version,
 ) -> Result<Version, HandshakeError> {
@@ -219,7 +219,7 @@ async fn read_version<R: AsyncRead + Unpin + Send>(
 
 async fn send<W: AsyncWrite + Unpin>(
     to: &mut W,
-    out: &mut Writer<Worker>,
+    out: &mut Writer<WorkerProtocol>,
 ) -> Result<(), HandshakeError> {
     let sent: io::Result<()> = async {
         to.write_all(&out.take()).await?;

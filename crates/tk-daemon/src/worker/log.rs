@@ -30,14 +30,14 @@
 //! | [`MAX_SKIPPED_TRACES`] of one error | error |
 //! | [`MAX_MESSAGE`] of memory altogether | error |
 
-use super::Worker;
+use super::WorkerProtocol;
 use crate::{
     values::MAX_SKIPPED,
-    wire::{Decode, Encode, Reader, WireError, Writer},
+    wire::{Decode, Encode, WireError, WireReader, Writer},
 };
 use bytes::Bytes;
 use std::fmt;
-use tk_store::log::{ActivityType, Field, Level, LogEvent, ResultType, strip_ansi};
+use tk_store::log::{ActivityType, Level, LogEvent, LogField, ResultType, strip_ansi};
 use tokio::io::AsyncRead;
 
 /// One message of the server.
@@ -104,8 +104,8 @@ impl Message {
 }
 
 /// Before 1.20 the text of an activity goes as a message, and nothing else of it.
-impl Encode<Worker> for Message {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for Message {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         match self {
             Message::Log(event) => write_event(event, to),
             Message::Read(length) => {
@@ -124,9 +124,9 @@ impl Encode<Worker> for Message {
 }
 
 /// A message of its own: it has [`MAX_MESSAGE`], whatever the reader's limits are.
-impl Decode<Worker> for Message {
+impl Decode<WorkerProtocol> for Message {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         from.begin_message_of(MAX_MESSAGE);
         Ok(match from.u64().await? {
@@ -164,7 +164,7 @@ impl Decode<Worker> for Message {
     }
 }
 
-fn write_event(event: &LogEvent, to: &mut Writer<Worker>) {
+fn write_event(event: &LogEvent, to: &mut Writer<WorkerProtocol>) {
     let activities = to.protocol().at_least(20);
     match event {
         LogEvent::Message { text, .. } => write_line(text, to),
@@ -203,20 +203,20 @@ fn write_event(event: &LogEvent, to: &mut Writer<Worker>) {
     }
 }
 
-fn write_line(text: &str, to: &mut Writer<Worker>) {
+fn write_line(text: &str, to: &mut Writer<WorkerProtocol>) {
     to.u64(NEXT);
     to.display(format_args!("{text}\n"));
 }
 
-fn write_fields(fields: &[Field], to: &mut Writer<Worker>) {
+fn write_fields(fields: &[LogField], to: &mut Writer<WorkerProtocol>) {
     to.count(fields.len());
     for field in fields {
         match field {
-            Field::Int(number) => {
+            LogField::Int(number) => {
                 to.u64(0);
                 to.u64(*number);
             }
-            Field::Text(text) => {
+            LogField::Text(text) => {
                 to.u64(1);
                 to.string(text);
             }
@@ -225,8 +225,8 @@ fn write_fields(fields: &[Field], to: &mut Writer<Worker>) {
 }
 
 async fn read_fields<R: AsyncRead + Unpin + Send>(
-    from: &mut Reader<R, Worker>,
-) -> Result<Vec<Field>, WireError> {
+    from: &mut WireReader<R, WorkerProtocol>,
+) -> Result<Vec<LogField>, WireError> {
     let count = from.u64().await?;
     if count > MAX_FIELDS {
         return Err(from.too_large("the fields of a log message", count, MAX_FIELDS));
@@ -234,15 +234,15 @@ async fn read_fields<R: AsyncRead + Unpin + Send>(
     let mut fields = Vec::new();
     for _ in 0..count {
         fields.push(match from.u64().await? {
-            0 => Field::Int(from.u64().await?),
-            1 => Field::Text(text(from).await?),
+            0 => LogField::Int(from.u64().await?),
+            1 => LogField::Text(text(from).await?),
             other => return Err(from.malformed(format_args!("{other} is no type of a field"))),
         });
     }
     Ok(fields)
 }
 
-fn write_error(error: &RemoteError, to: &mut Writer<Worker>) {
+fn write_error(error: &RemoteError, to: &mut Writer<WorkerProtocol>) {
     to.u64(ERROR);
     if !to.protocol().at_least(26) {
         to.string(&error.message);
@@ -262,7 +262,7 @@ fn write_error(error: &RemoteError, to: &mut Writer<Worker>) {
 }
 
 async fn read_error<R: AsyncRead + Unpin + Send>(
-    from: &mut Reader<R, Worker>,
+    from: &mut WireReader<R, WorkerProtocol>,
 ) -> Result<RemoteError, WireError> {
     if !from.protocol().at_least(26) {
         let mut error = RemoteError::new(text(from).await?);
@@ -299,14 +299,14 @@ async fn read_error<R: AsyncRead + Unpin + Send>(
 }
 
 async fn position<R: AsyncRead + Unpin + Send>(
-    from: &mut Reader<R, Worker>,
+    from: &mut WireReader<R, WorkerProtocol>,
 ) -> Result<(), WireError> {
     let none = |number| (number == 0).then_some(());
     from.tag("mark for no position", none).await
 }
 
 async fn text<R: AsyncRead + Unpin + Send>(
-    from: &mut Reader<R, Worker>,
+    from: &mut WireReader<R, WorkerProtocol>,
 ) -> Result<String, WireError> {
     from.text("a text of the log", MAX_TEXT, MAX_SKIPPED).await
 }

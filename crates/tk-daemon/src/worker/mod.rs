@@ -56,4 +56,4 @@ pub use features::Features;
 pub use ops::{Op, Request};
 pub(crate) use values::read_nar_hash;
 pub use values::{Trust, UnkeyedPathInfo};
-pub use version::{Capabilities, LATEST, MINIMUM, OLDEST, Version, Worker};
+pub use version::{Capabilities, LATEST, MINIMUM, OLDEST, Version, WorkerProtocol};

@@ -61,10 +61,10 @@
 //! **Trust.** For a client that is not trusted, servers refuse repair in 9, 35 and 46, refuse 45, 47, and 36
 //! for input-addressed derivations; they do check signatures in 39 and 44, whatever the request says.
 
-use super::{UnkeyedPathInfo, Version, Worker, features};
+use super::{UnkeyedPathInfo, Version, WorkerProtocol, features};
 use crate::{
     values::{Done, read_derivation},
-    wire::{Decode, Encode, Reader, WireError, Writer},
+    wire::{Decode, Encode, WireError, WireReader, Writer},
 };
 use bstr::BString;
 use bytes::Bytes;
@@ -85,15 +85,15 @@ use tk_store::{BuildMode, GcAction, GcOptions, GcReport, Missing, Root, log::Lev
 use tokio::io::AsyncRead;
 
 /// What can be asked: a type for each operation.
-pub trait Request: Encode<Worker> + Decode<Worker> + Debug + Send + Sync {
+pub trait Request: Encode<WorkerProtocol> + Decode<WorkerProtocol> + Debug + Send + Sync {
     /// The operation.
     const OP: Op;
 
     /// What comes back when it is done; data that follows is not part of it.
-    type Reply: Encode<Worker> + Decode<Worker> + Debug + Send + Sync;
+    type Reply: Encode<WorkerProtocol> + Decode<WorkerProtocol> + Debug + Send + Sync;
 
     /// In which way data follows the request.
-    fn data(_worker: &Worker) -> Data {
+    fn data(_worker: &WorkerProtocol) -> Data {
         Data::None
     }
 
@@ -102,7 +102,7 @@ pub trait Request: Encode<Worker> + Decode<Worker> + Debug + Send + Sync {
     /// # Errors
     /// [`WireError::Unsupported`] if the other end does not know the operation, or there is no way
     /// to say it at its version.
-    fn write(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+    fn write(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         if !Self::OP.supported(to.protocol()) {
             return Err(to.unsupported(format_args!("the operation {}", Self::OP)));
         }
@@ -264,7 +264,7 @@ impl Op {
     }
 
     /// Whether a server knows the operation, going by what was agreed on.
-    pub fn supported(self, worker: &Worker) -> bool {
+    pub fn supported(self, worker: &WorkerProtocol) -> bool {
         match self.since() {
             Since::Minor(minor) => worker.version >= Version::minor(minor),
             Since::Feature(feature) => worker.has(feature),
@@ -287,16 +287,16 @@ macro_rules! records {
             $($(#[$field_meta])* pub $field: $type,)*
         }
 
-        impl Encode<Worker> for $name {
-            fn encode(&self, _to: &mut Writer<Worker>) -> Result<(), WireError> {
+        impl Encode<WorkerProtocol> for $name {
+            fn encode(&self, _to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
                 $(_to.value(&self.$field)?;)*
                 Ok(())
             }
         }
 
-        impl Decode<Worker> for $name {
+        impl Decode<WorkerProtocol> for $name {
             async fn decode<R: AsyncRead + Unpin + Send>(
-                _from: &mut Reader<R, Worker>,
+                _from: &mut WireReader<R, WorkerProtocol>,
             ) -> Result<Self, WireError> {
                 Ok($name { $($field: _from.value().await?,)* })
             }
@@ -369,7 +369,7 @@ requests! {
     SyncWithGC {} -> Done;
 
     /// All roots.
-    FindRoots {} -> Roots;
+    FindRoots {} -> RootList;
 
     /// The derivation that made a path. Obsolete: a part of its path info.
     QueryDeriver {
@@ -390,7 +390,7 @@ requests! {
     } -> BTreeSet<StorePath>;
 
     /// Everything that is valid. The reply may need more than the usual limit, see
-    /// [`Reader::begin_message_of`].
+    /// [`WireReader::begin_message_of`].
     QueryAllValidPaths {} -> BTreeSet<StorePath>;
 
     /// What is known about a path; `None` if it is not valid. Before 1.17 that is an error that
@@ -500,8 +500,8 @@ requests! {
 
 pub use tk_store::SubstitutablePathInfo;
 
-impl Encode<Worker> for SubstitutablePathInfo {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for SubstitutablePathInfo {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         to.value(&self.deriver)?;
         to.value(&self.references)?;
         to.u64(self.download_size);
@@ -510,9 +510,9 @@ impl Encode<Worker> for SubstitutablePathInfo {
     }
 }
 
-impl Decode<Worker> for SubstitutablePathInfo {
+impl Decode<WorkerProtocol> for SubstitutablePathInfo {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         Ok(SubstitutablePathInfo {
             deriver: from.value().await?,
@@ -526,16 +526,16 @@ impl Decode<Worker> for SubstitutablePathInfo {
 /// Declares requests whose layout depends on the version.
 macro_rules! by_version {
     ($name:ident -> $reply:ty, |$worker:ident| $data:expr, |$value:ident, $to:ident| $write:expr, |$from:ident| $read:expr) => {
-        impl Encode<Worker> for $name {
-            fn encode(&self, $to: &mut Writer<Worker>) -> Result<(), WireError> {
+        impl Encode<WorkerProtocol> for $name {
+            fn encode(&self, $to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
                 let $value = self;
                 $write
             }
         }
 
-        impl Decode<Worker> for $name {
+        impl Decode<WorkerProtocol> for $name {
             async fn decode<R: AsyncRead + Unpin + Send>(
-                $from: &mut Reader<R, Worker>,
+                $from: &mut WireReader<R, WorkerProtocol>,
             ) -> Result<Self, WireError> {
                 $read
             }
@@ -545,7 +545,7 @@ macro_rules! by_version {
             const OP: Op = Op::$name;
             type Reply = $reply;
 
-            fn data($worker: &Worker) -> Data {
+            fn data($worker: &WorkerProtocol) -> Data {
                 $data
             }
         }
@@ -640,8 +640,8 @@ impl AddedContent {
     }
 }
 
-impl Encode<Worker> for AddedContent {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for AddedContent {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         match (self, to.protocol().at_least(25)) {
             (AddedContent::Info(info), true) => to.value(info),
             (added, false) => to.value(added.path()),
@@ -650,9 +650,9 @@ impl Encode<Worker> for AddedContent {
     }
 }
 
-impl Decode<Worker> for AddedContent {
+impl Decode<WorkerProtocol> for AddedContent {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         Ok(if from.protocol().at_least(25) {
             AddedContent::Info(from.value().await?)
@@ -665,10 +665,10 @@ impl Decode<Worker> for AddedContent {
 /// The roots: each with what it keeps, in no order. Links that are not UTF-8 are shown as well as can
 /// be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Roots(pub Vec<Root>);
+pub struct RootList(pub Vec<Root>);
 
-impl Encode<Worker> for Roots {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for RootList {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         to.count(self.0.len());
         for root in &self.0 {
             to.string(&root.link);
@@ -678,9 +678,9 @@ impl Encode<Worker> for Roots {
     }
 }
 
-impl Decode<Worker> for Roots {
+impl Decode<WorkerProtocol> for RootList {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         let count = from.count("roots", size_of::<Root>()).await?;
         let mut roots = Vec::new();
@@ -689,7 +689,7 @@ impl Decode<Worker> for Roots {
             let target = from.path().await?;
             roots.push(Root { link, target });
         }
-        Ok(Roots(roots))
+        Ok(RootList(roots))
     }
 }
 
@@ -841,8 +841,8 @@ by_version!(
     }
 );
 
-impl Encode<Worker> for GcReport {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for GcReport {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         to.value(&self.paths)?;
         to.u64(self.bytes_freed);
         to.u64(0);
@@ -850,9 +850,9 @@ impl Encode<Worker> for GcReport {
     }
 }
 
-impl Decode<Worker> for GcReport {
+impl Decode<WorkerProtocol> for GcReport {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         let paths = from.value().await?;
         let bytes_freed = from.u64().await?;
@@ -862,16 +862,16 @@ impl Decode<Worker> for GcReport {
 }
 
 /// The reply of [`QuerySubstitutablePathInfo`]: 0, or 1 and the info.
-impl Encode<Worker> for Option<SubstitutablePathInfo> {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for Option<SubstitutablePathInfo> {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         to.bool(self.is_some());
         self.iter().try_for_each(|info| to.value(info))
     }
 }
 
-impl Decode<Worker> for Option<SubstitutablePathInfo> {
+impl Decode<WorkerProtocol> for Option<SubstitutablePathInfo> {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         Ok(if from.bool().await? {
             Some(from.value().await?)
@@ -882,8 +882,8 @@ impl Decode<Worker> for Option<SubstitutablePathInfo> {
 }
 
 /// The reply of [`QueryPathInfo`].
-impl Encode<Worker> for Option<UnkeyedPathInfo> {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for Option<UnkeyedPathInfo> {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         match (self, to.protocol().at_least(17)) {
             (None, false) => return Err(to.unsupported("that a path is not valid")),
             (_, false) => {}
@@ -893,9 +893,9 @@ impl Encode<Worker> for Option<UnkeyedPathInfo> {
     }
 }
 
-impl Decode<Worker> for Option<UnkeyedPathInfo> {
+impl Decode<WorkerProtocol> for Option<UnkeyedPathInfo> {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         Ok(if !from.protocol().at_least(17) || from.bool().await? {
             Some(from.value().await?)
@@ -1027,8 +1027,8 @@ by_version!(
     })
 );
 
-impl Encode<Worker> for Missing {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for Missing {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         to.value(&self.build)?;
         to.value(&self.substitute)?;
         to.value(&self.unknown)?;
@@ -1038,9 +1038,9 @@ impl Encode<Worker> for Missing {
     }
 }
 
-impl Decode<Worker> for Missing {
+impl Decode<WorkerProtocol> for Missing {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         Ok(Missing {
             build: from.value().await?,
@@ -1058,7 +1058,7 @@ pub enum RegisterDrvOutput {
     /// With [`features::REALISATION_WITH_PATH`].
     New(Realisation),
     /// Without it. Before 1.31 signatures and dependent realisations cannot be said.
-    Legacy(legacy::Realisation),
+    Legacy(legacy::LegacyRealisation),
 }
 
 by_version!(
@@ -1082,7 +1082,7 @@ by_version!(
         Form::Paths => {
             let id = from.value().await?;
             let path = from.parse("a base name", MAX_BASE_NAME, StorePath::parse).await?;
-            RegisterDrvOutput::Legacy(legacy::Realisation::new(id, path))
+            RegisterDrvOutput::Legacy(legacy::LegacyRealisation::new(id, path))
         }
     })
 );
@@ -1093,7 +1093,7 @@ pub enum QueryRealisation {
     /// With [`features::REALISATION_WITH_PATH`].
     New(DrvOutput),
     /// Without it.
-    Legacy(legacy::DrvOutput),
+    Legacy(legacy::LegacyDrvOutput),
 }
 
 by_version!(
@@ -1116,13 +1116,13 @@ pub enum FoundRealisation {
     /// With [`features::REALISATION_WITH_PATH`].
     New(Option<UnkeyedRealisation>),
     /// Without it, from 1.31 on; one or none in practice.
-    Legacy(BTreeSet<legacy::Realisation>),
+    Legacy(BTreeSet<legacy::LegacyRealisation>),
     /// Before 1.31; one or none in practice.
     Paths(BTreeSet<StorePath>),
 }
 
-impl Encode<Worker> for FoundRealisation {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for FoundRealisation {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         match (self, form(to.protocol())) {
             (FoundRealisation::New(found), Form::New) => {
                 to.bool(found.is_some());
@@ -1135,9 +1135,9 @@ impl Encode<Worker> for FoundRealisation {
     }
 }
 
-impl Decode<Worker> for FoundRealisation {
+impl Decode<WorkerProtocol> for FoundRealisation {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         Ok(match form(from.protocol()) {
             Form::New if from.bool().await? => FoundRealisation::New(Some(from.value().await?)),
@@ -1155,7 +1155,7 @@ enum Form {
     Paths,
 }
 
-fn form(worker: &Worker) -> Form {
+fn form(worker: &WorkerProtocol) -> Form {
     if worker.has(features::REALISATION_WITH_PATH) {
         Form::New
     } else if worker.at_least(31) {
@@ -1178,11 +1178,11 @@ pub struct AddMultipleToStore {
 impl AddMultipleToStore {
     /// By which protocol the path infos within the data are written. The data is a count, and for
     /// each path its [`PathInfo`] and its raw NAR.
-    pub fn item_protocol(worker: &Worker) -> Worker {
+    pub fn item_protocol(worker: &WorkerProtocol) -> WorkerProtocol {
         if worker.has(features::VERSIONED_ADD_TO_STORE_MULTIPLE) {
             worker.clone()
         } else {
-            Worker::new(worker.dir.clone(), Version::minor(16))
+            WorkerProtocol::new(worker.dir.clone(), Version::minor(16))
         }
     }
 }

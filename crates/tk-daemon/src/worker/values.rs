@@ -1,10 +1,10 @@
-use super::Worker;
+use super::WorkerProtocol;
 use crate::{
     values::{
         BuildResultForm, read_build_result, read_derived_path, read_old_derived_path,
         read_signatures, write_build_result, write_old_derived_path,
     },
-    wire::{Decode, Encode, Reader, WireError, Writer},
+    wire::{Decode, Encode, WireError, WireReader, Writer},
 };
 use std::collections::BTreeSet;
 use tk_narinfo::{
@@ -70,7 +70,7 @@ impl From<PathInfo> for UnkeyedPathInfo {
 }
 
 /// The fields of a path info behind the path, borrowed from either type.
-struct Fields<'a> {
+struct PathInfoFields<'a> {
     deriver: &'a Option<StorePath>,
     nar_hash: &'a NarHash,
     references: &'a BTreeSet<StorePath>,
@@ -83,7 +83,7 @@ struct Fields<'a> {
 
 macro_rules! fields {
     ($info:expr) => {
-        Fields {
+        PathInfoFields {
             deriver: &$info.deriver,
             nar_hash: &$info.nar_hash,
             references: &$info.references,
@@ -96,8 +96,8 @@ macro_rules! fields {
     };
 }
 
-impl Encode<Worker> for Fields<'_> {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for PathInfoFields<'_> {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         to.value(self.deriver)?;
         to.string(&self.nar_hash.hex());
         to.value(self.references)?;
@@ -113,15 +113,15 @@ impl Encode<Worker> for Fields<'_> {
     }
 }
 
-impl Encode<Worker> for UnkeyedPathInfo {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for UnkeyedPathInfo {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         fields!(self).encode(to)
     }
 }
 
-impl Decode<Worker> for UnkeyedPathInfo {
+impl Decode<WorkerProtocol> for UnkeyedPathInfo {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         let mut info = UnkeyedPathInfo {
             deriver: from.optional_path().await?,
@@ -142,16 +142,16 @@ impl Decode<Worker> for UnkeyedPathInfo {
     }
 }
 
-impl Encode<Worker> for PathInfo {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for PathInfo {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         to.path(&self.path);
         fields!(self).encode(to)
     }
 }
 
-impl Decode<Worker> for PathInfo {
+impl Decode<WorkerProtocol> for PathInfo {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         let path = from.path().await?;
         let info: UnkeyedPathInfo = from.value().await?;
@@ -161,7 +161,7 @@ impl Decode<Worker> for PathInfo {
 
 /// Reads a NAR hash in any form, which need not name its algorithm.
 pub(crate) async fn read_nar_hash<R: AsyncRead + Unpin + Send, P>(
-    from: &mut Reader<R, P>,
+    from: &mut WireReader<R, P>,
 ) -> Result<NarHash, WireError> {
     let parse = |text: &str| -> Result<NarHash, HashError> {
         Hash::parse_any(text, Some(Algorithm::Sha256))?.try_into()
@@ -178,8 +178,8 @@ pub enum Trust {
     NotTrusted,
 }
 
-impl Encode<Worker> for Option<Trust> {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for Option<Trust> {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         to.u64(match self {
             None => 0,
             Some(Trust::Trusted) => 1,
@@ -189,9 +189,9 @@ impl Encode<Worker> for Option<Trust> {
     }
 }
 
-impl Decode<Worker> for Option<Trust> {
+impl Decode<WorkerProtocol> for Option<Trust> {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         let known = |number| match number {
             0 => Some(None),
@@ -203,8 +203,8 @@ impl Decode<Worker> for Option<Trust> {
     }
 }
 
-impl Encode<Worker> for DerivedPath {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for DerivedPath {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         if !to.protocol().at_least(30) {
             return write_old_derived_path(self, to);
         }
@@ -214,9 +214,9 @@ impl Encode<Worker> for DerivedPath {
     }
 }
 
-impl Decode<Worker> for DerivedPath {
+impl Decode<WorkerProtocol> for DerivedPath {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         if from.protocol().at_least(30) {
             read_derived_path(from).await
@@ -226,8 +226,8 @@ impl Decode<Worker> for DerivedPath {
     }
 }
 
-impl Encode<Worker> for SingleDerivedPath {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for SingleDerivedPath {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         let (mut path, mut outputs) = (self, Vec::new());
         while let SingleDerivedPath::Built { drv, output } = path {
             to.u64(1);
@@ -243,9 +243,9 @@ impl Encode<Worker> for SingleDerivedPath {
     }
 }
 
-impl Decode<Worker> for SingleDerivedPath {
+impl Decode<WorkerProtocol> for SingleDerivedPath {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         let known = |number| match number {
             0 => Some(false),
@@ -267,22 +267,22 @@ impl Decode<Worker> for SingleDerivedPath {
     }
 }
 
-impl Encode<Worker> for BuildResult {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for BuildResult {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         write_build_result(self, build_result_form(to.protocol()), to)
     }
 }
 
-impl Decode<Worker> for BuildResult {
+impl Decode<WorkerProtocol> for BuildResult {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         let form = build_result_form(from.protocol());
         read_build_result(from, form).await
     }
 }
 
-fn build_result_form(worker: &Worker) -> BuildResultForm {
+fn build_result_form(worker: &WorkerProtocol) -> BuildResultForm {
     BuildResultForm {
         times: worker.at_least(29),
         cpu: worker.at_least(37),
@@ -290,16 +290,16 @@ fn build_result_form(worker: &Worker) -> BuildResultForm {
     }
 }
 
-impl Encode<Worker> for KeyedBuildResult {
-    fn encode(&self, to: &mut Writer<Worker>) -> Result<(), WireError> {
+impl Encode<WorkerProtocol> for KeyedBuildResult {
+    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
         to.value(&self.path)?;
         to.value(&self.result)
     }
 }
 
-impl Decode<Worker> for KeyedBuildResult {
+impl Decode<WorkerProtocol> for KeyedBuildResult {
     async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut Reader<R, Worker>,
+        from: &mut WireReader<R, WorkerProtocol>,
     ) -> Result<Self, WireError> {
         let path = from.value().await?;
         let result = from.value().await?;

@@ -90,7 +90,7 @@ impl PartialOrd for Capabilities {
 
 /// What a connection speaks: decides the layout of every value on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Worker {
+pub struct WorkerProtocol {
     /// The directory of all store paths.
     pub dir: StoreDir,
     /// The number that both ends agreed on.
@@ -99,10 +99,10 @@ pub struct Worker {
     pub features: Features,
 }
 
-impl Worker {
+impl WorkerProtocol {
     /// A connection at `version` without features.
     pub fn new(dir: StoreDir, version: Version) -> Self {
-        Worker {
+        WorkerProtocol {
             dir,
             version,
             features: Features::none(),
@@ -111,7 +111,7 @@ impl Worker {
 
     /// The same at what was agreed on.
     pub fn with(&self, agreed: Capabilities) -> Self {
-        Worker {
+        WorkerProtocol {
             dir: self.dir.clone(),
             version: agreed.version,
             features: agreed.features,
@@ -129,7 +129,7 @@ impl Worker {
     }
 }
 
-impl Protocol for Worker {
+impl Protocol for WorkerProtocol {
     fn store_dir(&self) -> &StoreDir {
         &self.dir
     }

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
-use tk_daemon::wire::{Decode, Encode, Protocol, Reader, WireError, Writer};
+use tk_daemon::wire::{Decode, Encode, Protocol, WireError, WireReader, Writer};
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// Bytes that come at once, or one by one with pauses.
@@ -72,7 +72,7 @@ pub fn decode<P: Protocol, T: Decode<P>>(
     bytes: &[u8],
     slow: bool,
 ) -> Result<T, WireError> {
-    let mut reader = Reader::new(Pieces::new(bytes, slow), protocol.clone());
+    let mut reader = WireReader::new(Pieces::new(bytes, slow), protocol.clone());
     run(async {
         let value = reader.message().await?;
         if reader.at_end().await? {

@@ -19,7 +19,7 @@ use tk_path::{
 };
 use tk_store::{
     BuildMode,
-    log::{ActivityType, Field, Level, LogEvent, ResultType},
+    log::{ActivityType, Level, LogEvent, LogField, ResultType},
 };
 
 pub fn path() -> impl Strategy<Value = StorePath> {
@@ -156,8 +156,8 @@ pub fn realisation() -> impl Strategy<Value = Realisation> {
     (drv_output(), unkeyed_realisation()).prop_map(|(id, value)| Realisation { id, value })
 }
 
-pub fn old_drv_output() -> impl Strategy<Value = legacy::DrvOutput> {
-    (any::<u64>(), output()).prop_map(|(seed, output)| legacy::DrvOutput {
+pub fn old_drv_output() -> impl Strategy<Value = legacy::LegacyDrvOutput> {
+    (any::<u64>(), output()).prop_map(|(seed, output)| legacy::LegacyDrvOutput {
         hash: Hash::digest(Algorithm::Sha256, &seed.to_le_bytes()),
         output,
     })
@@ -170,8 +170,8 @@ prop_compose! {
         signatures in signatures(),
         dependent in btree_map(old_drv_output(), path(), 0..3),
         bare in any::<bool>(),
-    ) -> legacy::Realisation {
-        let mut realisation = legacy::Realisation::new(id, out_path);
+    ) -> legacy::LegacyRealisation {
+        let mut realisation = legacy::LegacyRealisation::new(id, out_path);
         if !bare {
             realisation.signatures = signatures;
             realisation.dependent = dependent;
@@ -261,10 +261,10 @@ pub fn level() -> impl Strategy<Value = Level> {
     (0..8u64).prop_map(Level::from_u64)
 }
 
-pub fn fields() -> impl Strategy<Value = Vec<Field>> {
+pub fn fields() -> impl Strategy<Value = Vec<LogField>> {
     let field = prop_oneof![
-        any::<u64>().prop_map(Field::Int),
-        ".{0,20}".prop_map(Field::Text),
+        any::<u64>().prop_map(LogField::Int),
+        ".{0,20}".prop_map(LogField::Text),
     ];
     vec(field, 0..5)
 }

@@ -59,15 +59,15 @@ impl Database {
     /// The same in the older form.
     pub fn legacy_realisation(
         &self,
-        id: &legacy::DrvOutput,
-    ) -> Result<Option<legacy::Realisation>> {
+        id: &legacy::LegacyDrvOutput,
+    ) -> Result<Option<legacy::LegacyRealisation>> {
         let reader = self.readers.take()?;
         self.require_table(&reader, LEGACY, "the realisations of Nix up to 2.34")?;
         Ok(self.legacy(&reader, id)?.map(|(_, found)| found))
     }
 
     /// The same in the older form.
-    pub fn register_legacy_realisation(&self, new: &legacy::Realisation) -> Result<()> {
+    pub fn register_legacy_realisation(&self, new: &legacy::LegacyRealisation) -> Result<()> {
         self.write(|transaction| {
             self.require_table(transaction, LEGACY, "the realisations of Nix up to 2.34")?;
             let known = self.legacy(transaction, &new.id)?;
@@ -111,8 +111,8 @@ impl Database {
     fn legacy(
         &self,
         connection: &Connection,
-        id: &legacy::DrvOutput,
-    ) -> Result<Option<(i64, legacy::Realisation)>> {
+        id: &legacy::LegacyDrvOutput,
+    ) -> Result<Option<(i64, legacy::LegacyRealisation)>> {
         let row: Option<(i64, String, Option<String>)> = self.read(|| {
             let sql = "select r.id, v.path, r.signatures from Realisations r \
                        join ValidPaths v on v.id = r.outputPath \
@@ -126,10 +126,10 @@ impl Database {
             return Ok(None);
         };
         let what = format!("the realisation of {id}");
-        let realisation = legacy::Realisation {
+        let realisation = legacy::LegacyRealisation {
             signatures: Self::split(sigs),
             dependent: self.dependent(connection, row, &what)?,
-            ..legacy::Realisation::new(id.clone(), self.parse(&path, &what)?)
+            ..legacy::LegacyRealisation::new(id.clone(), self.parse(&path, &what)?)
         };
         Ok(Some((row, realisation)))
     }
@@ -139,7 +139,7 @@ impl Database {
         connection: &Connection,
         row: i64,
         what: &str,
-    ) -> Result<BTreeMap<legacy::DrvOutput, StorePath>> {
+    ) -> Result<BTreeMap<legacy::LegacyDrvOutput, StorePath>> {
         let rows: Vec<(String, String, String)> = self.read(|| {
             let sql = "select r.drvPath, r.outputName, v.path from RealisationsRefs f \
                        join Realisations r on r.id = f.realisationReference \
@@ -149,7 +149,7 @@ impl Database {
             rows.collect()
         })?;
         let parse = |(hash, output, path): (String, String, String)| {
-            let id = legacy::DrvOutput::parse(&format!("{hash}!{output}"));
+            let id = legacy::LegacyDrvOutput::parse(&format!("{hash}!{output}"));
             let id = id.map_err(|e| Error::malformed(format!("{what} in {}", self.file()), e))?;
             Ok((id, self.parse(&path, what)?))
         };
@@ -159,7 +159,7 @@ impl Database {
     fn insert_legacy(
         &self,
         transaction: &Transaction,
-        new: &legacy::Realisation,
+        new: &legacy::LegacyRealisation,
         sigs: String,
     ) -> Result<i64> {
         let Some(path) = self.written(self.id_of(transaction, &new.out_path))? else {
@@ -181,7 +181,7 @@ impl Database {
         &self,
         transaction: &Transaction,
         row: i64,
-        id: &legacy::DrvOutput,
+        id: &legacy::LegacyDrvOutput,
         path: &StorePath,
     ) -> Result<()> {
         let needed = match self.legacy(transaction, id)? {
@@ -221,7 +221,7 @@ impl Database {
 }
 
 /// The table's name of what an output is an output of.
-fn hash(id: &legacy::DrvOutput) -> String {
+fn hash(id: &legacy::LegacyDrvOutput) -> String {
     id.hash.to_text(tk_path::Encoding::Base16)
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::grammar::Sink;
+use crate::grammar::WordSink;
 
 /// Bytes of one block. More would not be read faster, and the few in use should stay in a core's cache.
 pub(super) const BLOCK: usize = 256 * 1024;
@@ -83,7 +83,7 @@ impl Block {
     }
 }
 
-impl Sink for Block {
+impl WordSink for Block {
     /// The caller has made sure that there is room.
     fn put(&mut self, bytes: &[u8]) {
         self.bytes[self.filled..self.filled + bytes.len()].copy_from_slice(bytes);

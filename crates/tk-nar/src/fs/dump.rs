@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::block::{BLOCK, Block, Blocks, Chunk};
-use super::encode_batch::{Encoding, PIECE};
-use super::walk::Walk;
+use super::encode_batch::{BatchEncoder, PIECE};
+use super::walk::TreeWalk;
 use super::{CaseHack, default_threads};
 
 /// How to dump a tree.
@@ -145,7 +145,7 @@ pub fn dump(path: &Path, options: &DumpOptions, out: &mut impl Write) -> Result<
 /// ```
 #[derive(Debug)]
 pub struct Dump {
-    shared: Arc<Shared>,
+    shared: Arc<SharedDump>,
     options: DumpOptions,
     consumer: Consumer,
     phase: Phase,
@@ -163,8 +163,8 @@ enum Phase {
 impl Dump {
     /// Looks at the root of the tree; reads nothing of it yet.
     pub fn new(path: &Path, options: &DumpOptions) -> Result<Dump, DumpError> {
-        let walk = Walk::new(path, options.case_hack)?;
-        let shared = Arc::new(Shared::new(walk, options.threads.get()));
+        let walk = TreeWalk::new(path, options.case_hack)?;
+        let shared = Arc::new(SharedDump::new(walk, options.threads.get()));
         Ok(Dump {
             shared,
             options: options.clone(),
@@ -178,7 +178,7 @@ impl Dump {
         let mut walk = lock(&self.shared.walk);
         let mut block = self.shared.blocks.take();
         while let Some(batch) = walk.next_batch()? {
-            let mut encoding = Encoding::new(batch);
+            let mut encoding = BatchEncoder::new(batch);
             let complete = encoding.fill(&mut block, PIECE)?;
             // A batch that left much room was small, and so may be the whole tree.
             if complete && block.room() > ENOUGH_ROOM {
@@ -192,9 +192,11 @@ impl Dump {
     }
 
     /// Starts the threads; `block` holds what comes before `rest`.
-    fn start(&mut self, block: Block, rest: Option<Encoding>) -> Result<Chunk, DumpError> {
+    fn start(&mut self, block: Block, rest: Option<BatchEncoder>) -> Result<Chunk, DumpError> {
         if let Some(rest) = rest {
-            lock(&self.shared.state).slots.push_back(Slot::default());
+            lock(&self.shared.state)
+                .slots
+                .push_back(DumpSlot::default());
             self.consumer.rest = Some((0, rest));
         }
         // The consumer works too, but something must read while it hashes.
@@ -203,7 +205,7 @@ impl Dump {
             let name = format!("nar-dump-{index}");
             match std::thread::Builder::new()
                 .name(name)
-                .spawn(move || Worker { shared }.run())
+                .spawn(move || DumpWorker { shared }.run())
             {
                 Ok(thread) => self.threads.push(thread),
                 // One thread is enough to come to the end.
@@ -259,9 +261,9 @@ impl Drop for Dump {
 /// What consumer and threads share. Whoever takes a batch from the walk appends its slot before the walk is free again,
 /// so slots are in archive order, and the first one is complete, at work in a thread, or in `rests`.
 #[derive(Debug)]
-struct Shared {
-    walk: Mutex<Walk>,
-    state: Mutex<State>,
+struct SharedDump {
+    walk: Mutex<TreeWalk>,
+    state: Mutex<DumpState>,
     /// Threads with a full block wait here until they may hand it over.
     room: Condvar,
     /// Threads without a batch wait here for one.
@@ -276,14 +278,14 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    slots: VecDeque<Slot>,
+struct DumpState {
+    slots: VecDeque<DumpSlot>,
     /// The number of `slots[0]`.
     first: u64,
     /// Chunks in all slots.
     waiting: usize,
     /// Batches the consumer began and left to the threads, with the numbers of their slots.
-    rests: VecDeque<(u64, Encoding)>,
+    rests: VecDeque<(u64, BatchEncoder)>,
     /// The walk is at its end: no more slots come.
     walked: bool,
     stop: bool,
@@ -295,7 +297,7 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct DumpSlot {
     chunks: VecDeque<Chunk>,
     error: Option<DumpError>,
     complete: bool,
@@ -303,8 +305,8 @@ struct Slot {
     full: bool,
 }
 
-impl Shared {
-    fn new(walk: Walk, threads: usize) -> Self {
+impl SharedDump {
+    fn new(walk: TreeWalk, threads: usize) -> Self {
         let window = WINDOW + threads;
         Self {
             walk: Mutex::new(walk),
@@ -324,7 +326,7 @@ impl Shared {
         let mut patient = false;
         let mut state = lock(&self.state);
         loop {
-            let keeps = |(number, rest): &mut (u64, Encoding)| {
+            let keeps = |(number, rest): &mut (u64, BatchEncoder)| {
                 *number == state.first && (fast || rest.is_in_large_file())
             };
             if let Some((number, rest)) = consumer.rest.take_if(|rest| !keeps(rest)) {
@@ -380,7 +382,7 @@ impl Shared {
     }
 
     /// Encodes the beginning of a batch for the consumer, who must not be kept long.
-    fn help(&self, consumer: &mut Consumer, number: u64, mut encoding: Encoding) {
+    fn help(&self, consumer: &mut Consumer, number: u64, mut encoding: BatchEncoder) {
         // Who only passes the bytes on does best with few large reads.
         // One of them, so that it is still in the cache when the next one is read into it.
         let (piece, blocks) = if consumer.is_fast() {
@@ -403,7 +405,7 @@ impl Shared {
     }
 
     /// Leaves what the consumer began to the threads.
-    fn leave(&self, state: &mut State, number: u64, rest: Encoding) {
+    fn leave(&self, state: &mut DumpState, number: u64, rest: BatchEncoder) {
         let place = state.rests.partition_point(|(other, _)| *other < number);
         state.rests.insert(place, (number, rest));
         if state.idle > 0 {
@@ -412,7 +414,7 @@ impl Shared {
     }
 
     /// A thread's side: the next batch, once there is room for its chunks; `None` if there is nothing more to do.
-    fn wait_for_batch(&self) -> Option<(u64, Encoding)> {
+    fn wait_for_batch(&self) -> Option<(u64, BatchEncoder)> {
         loop {
             let mut state = lock(&self.state);
             loop {
@@ -440,7 +442,7 @@ impl Shared {
     }
 
     /// Takes the next batch from the walk and gives it a slot.
-    fn take_batch(&self) -> Option<(u64, Encoding)> {
+    fn take_batch(&self) -> Option<(u64, BatchEncoder)> {
         let mut walk = lock(&self.walk);
         if lock(&self.state).walked {
             return None;
@@ -448,22 +450,22 @@ impl Shared {
         let batch = walk.next_batch();
         let mut state = lock(&self.state);
         let slot = match &batch {
-            Ok(Some(_)) => Slot::default(),
+            Ok(Some(_)) => DumpSlot::default(),
             Ok(None) => {
                 state.walked = true;
                 self.wake_consumer(&mut state);
                 return None;
             }
-            Err(_) => Slot {
+            Err(_) => DumpSlot {
                 complete: true,
-                ..Slot::default()
+                ..DumpSlot::default()
             },
         };
         state.slots.push_back(slot);
         match batch {
             Ok(Some(batch)) => Some((
                 state.first + state.slots.len() as u64 - 1,
-                Encoding::new(batch),
+                BatchEncoder::new(batch),
             )),
             Ok(None) => None,
             Err(error) => {
@@ -506,7 +508,7 @@ impl Shared {
 
     fn append(
         &self,
-        state: &mut State,
+        state: &mut DumpState,
         number: u64,
         block: Block,
         result: Result<bool, DumpError>,
@@ -534,7 +536,7 @@ impl Shared {
     }
 
     /// Wakes threads once there is room for several chunks, or if the first slot runs dry.
-    fn wake_threads(&self, state: &State) {
+    fn wake_threads(&self, state: &DumpState) {
         let room = state.waiting <= self.window / 2;
         let work = !state.rests.is_empty() || (room && state.has_room(self.window));
         let dry = state
@@ -549,7 +551,7 @@ impl Shared {
         }
     }
 
-    fn wake_consumer(&self, state: &mut State) {
+    fn wake_consumer(&self, state: &mut DumpState) {
         if std::mem::take(&mut state.starved) {
             self.ready.notify_one();
         }
@@ -560,7 +562,7 @@ impl Shared {
 #[derive(Debug, Default)]
 struct Consumer {
     /// A batch it began and did not leave to the threads yet.
-    rest: Option<(u64, Encoding)>,
+    rest: Option<(u64, BatchEncoder)>,
     /// How long it took to encode a block.
     fill: Duration,
     /// When it went away with its last chunk.
@@ -581,7 +583,7 @@ enum Popped {
     End,
 }
 
-impl State {
+impl DumpState {
     fn pop(&mut self) -> Result<Popped, DumpError> {
         while let Some(slot) = self.slots.front_mut() {
             if let Some(chunk) = slot.chunks.pop_front() {
@@ -605,7 +607,7 @@ impl State {
     }
 
     /// The batch whose chunks come next, if the consumer left it to the threads and none took it.
-    fn first_rest(&mut self) -> Option<(u64, Encoding)> {
+    fn first_rest(&mut self) -> Option<(u64, BatchEncoder)> {
         match self.rests.front() {
             Some((number, _)) if *number == self.first => self.rests.pop_front(),
             _ => None,
@@ -630,11 +632,11 @@ impl State {
     }
 }
 
-struct Worker {
-    shared: Arc<Shared>,
+struct DumpWorker {
+    shared: Arc<SharedDump>,
 }
 
-impl Worker {
+impl DumpWorker {
     fn run(&self) {
         while let Some((number, mut encoding)) = self.shared.wait_for_batch() {
             loop {
@@ -652,7 +654,7 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for DumpWorker {
     /// A thread that panics must not leave the consumer waiting.
     fn drop(&mut self) {
         if std::thread::panicking() {

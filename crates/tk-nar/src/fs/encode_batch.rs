@@ -9,8 +9,8 @@ use rustix::path::Arg;
 
 use super::block::{BLOCK, Block};
 use super::dump::DumpError;
-use super::walk::{Batch, Segment, kind_name};
-use crate::grammar::{self, MAX_TARGET, Sink};
+use super::walk::{EncodeBatch, Segment, kind_name};
+use crate::grammar::{self, MAX_TARGET, WordSink};
 
 /// Room that is left before an entry begins: more than all words around a file or of a whole symlink.
 const HEADROOM: usize = 8 * 1024;
@@ -26,8 +26,8 @@ const LARGE: u64 = 1024 * 1024;
 
 /// A batch on its way into blocks.
 #[derive(Debug)]
-pub(super) struct Encoding {
-    batch: Batch,
+pub(super) struct BatchEncoder {
+    batch: EncodeBatch,
     segment: usize,
     /// How many entries of the segment are done.
     done: usize,
@@ -45,8 +45,8 @@ struct OpenFile {
     ended: bool,
 }
 
-impl Encoding {
-    pub(super) fn new(batch: Batch) -> Self {
+impl BatchEncoder {
+    pub(super) fn new(batch: EncodeBatch) -> Self {
         Self {
             batch,
             segment: 0,
@@ -96,7 +96,7 @@ impl Encoding {
         left > LARGE
     }
 
-    fn begin(&mut self, block: &mut Block) -> Result<(), Fault> {
+    fn begin(&mut self, block: &mut Block) -> Result<(), EncodeFault> {
         match &self.batch.segments[self.segment] {
             Segment::Raw(_) => return Ok(()),
             Segment::Entries(directory, run) => {
@@ -145,21 +145,21 @@ impl Encoding {
 }
 
 impl OpenFile {
-    fn open(directory: impl AsFd, name: impl Arg + Copy) -> Result<Self, Fault> {
+    fn open(directory: impl AsFd, name: impl Arg + Copy) -> Result<Self, EncodeFault> {
         // Should the name have become a fifo since it was listed, opening must not wait for its other end.
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fd =
             rustix::fs::openat(directory, name, flags, Mode::empty()).map_err(
                 |error| match error {
-                    Errno::LOOP => Fault::Changed,
-                    error => Fault::Io("open", error),
+                    Errno::LOOP => EncodeFault::Changed,
+                    error => EncodeFault::Io("open", error),
                 },
             )?;
-        let stat = rustix::fs::fstat(&fd).map_err(|error| Fault::Io("look at", error))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|error| EncodeFault::Io("look at", error))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {}
-            kind => return Err(Fault::Unsupported(kind_name(kind))),
+            kind => return Err(EncodeFault::Unsupported(kind_name(kind))),
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let executable = stat.st_mode & 0o100 != 0;
@@ -174,7 +174,7 @@ impl OpenFile {
     }
 
     /// Puts size, contents and padding; false if the block is full before that is done.
-    fn copy(&mut self, block: &mut Block, piece: usize) -> Result<bool, Fault> {
+    fn copy(&mut self, block: &mut Block, piece: usize) -> Result<bool, EncodeFault> {
         if !self.started {
             let whole = usize::try_from(self.size)
                 .unwrap_or(usize::MAX)
@@ -200,7 +200,7 @@ impl OpenFile {
     }
 
     /// One read, of one byte more than is expected if there is room: so the end of the file needs no read of its own.
-    fn read(&mut self, block: &mut Block, piece: usize) -> Result<(), Fault> {
+    fn read(&mut self, block: &mut Block, piece: usize) -> Result<(), EncodeFault> {
         let most = usize::try_from(self.left.saturating_add(1)).unwrap_or(usize::MAX);
         let piece = if self.size > piece as u64 {
             piece - block.filled().len()
@@ -210,9 +210,9 @@ impl OpenFile {
         let space = block.spare();
         let asked = most.min(space.len()).min(piece);
         let count = retry_on_intr(|| rustix::io::read(&self.fd, &mut space[..asked]));
-        let count = count.map_err(|error| Fault::Io("read", error))?;
+        let count = count.map_err(|error| EncodeFault::Io("read", error))?;
         if count as u64 > self.left || (count == 0 && self.left > 0) {
-            return Err(Fault::Changed);
+            return Err(EncodeFault::Changed);
         }
         block.add(count);
         self.left -= count as u64;
@@ -221,37 +221,37 @@ impl OpenFile {
     }
 }
 
-fn put_link(directory: impl AsFd, name: impl Arg, block: &mut Block) -> Result<(), Fault> {
+fn put_link(directory: impl AsFd, name: impl Arg, block: &mut Block) -> Result<(), EncodeFault> {
     let mut target = [0; MAX_TARGET + 1];
     let length =
         rustix::fs::readlinkat_raw(directory, name, &mut target).map_err(|error| match error {
             // The name was a symlink a moment ago.
-            Errno::INVAL => Fault::Changed,
-            error => Fault::Io("read the link", error),
+            Errno::INVAL => EncodeFault::Changed,
+            error => EncodeFault::Io("read the link", error),
         })?;
     let target = &target[..length];
     if let Some(why) = grammar::target_fault(target) {
-        return Err(Fault::Target(why));
+        return Err(EncodeFault::Target(why));
     }
     block.put_symlink(target);
     Ok(())
 }
 
 /// A [`DumpError`] that does not know its path yet.
-enum Fault {
+enum EncodeFault {
     Io(&'static str, Errno),
     Changed,
     Unsupported(&'static str),
     Target(&'static str),
 }
 
-impl Fault {
+impl EncodeFault {
     fn of(self, path: PathBuf) -> DumpError {
         match self {
-            Fault::Io(doing, error) => DumpError::io(doing, path, error),
-            Fault::Changed => DumpError::Changed { path },
-            Fault::Unsupported(kind) => DumpError::Unsupported { path, kind },
-            Fault::Target(why) => DumpError::Target { path, why },
+            EncodeFault::Io(doing, error) => DumpError::io(doing, path, error),
+            EncodeFault::Changed => DumpError::Changed { path },
+            EncodeFault::Unsupported(kind) => DumpError::Unsupported { path, kind },
+            EncodeFault::Target(why) => DumpError::Target { path, why },
         }
     }
 }

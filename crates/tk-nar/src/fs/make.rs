@@ -11,19 +11,19 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::path::Arg;
 
-use super::unpack::{Metadata, UnpackError};
+use super::unpack::{UnpackError, UnpackMetadata};
 
 /// A directory that is being filled. It is complete when its last reference is given to [`Maker::release`]: until then
 /// it is writable by its owner.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(super) struct MadeDirectory {
     fd: OwnedFd,
     /// The destination for the root, otherwise one name.
     name: PathBuf,
-    parent: Option<Arc<Directory>>,
+    parent: Option<Arc<MadeDirectory>>,
 }
 
-impl Directory {
+impl MadeDirectory {
     /// Its path below (and with) the destination, for errors.
     pub(super) fn path(&self) -> PathBuf {
         let mut names = vec![self.name.as_path()];
@@ -43,7 +43,7 @@ impl Directory {
 /// How to make things.
 #[derive(Debug)]
 pub(super) struct Maker {
-    metadata: Metadata,
+    metadata: UnpackMetadata,
     /// Whether files get the mode they are created with, learnt from the first file; plain files, then executables.
     modes: [AtomicU8; 2],
     open: AtomicUsize,
@@ -54,7 +54,7 @@ const RIGHT: u8 = 1;
 const WRONG: u8 = 2;
 
 impl Maker {
-    pub(super) fn new(metadata: Metadata) -> Self {
+    pub(super) fn new(metadata: UnpackMetadata) -> Self {
         Self {
             metadata,
             modes: [AtomicU8::new(UNKNOWN), AtomicU8::new(UNKNOWN)],
@@ -68,7 +68,7 @@ impl Maker {
     }
 
     /// Makes the root directory.
-    pub(super) fn root(&self, path: &Path) -> Result<Arc<Directory>, UnpackError> {
+    pub(super) fn root(&self, path: &Path) -> Result<Arc<MadeDirectory>, UnpackError> {
         let fault = |doing| move |error| UnpackError::io(doing, path.to_owned(), error);
         rustix::fs::mkdirat(CWD, path, self.directory_mode()).map_err(fault("create"))?;
         self.opened(CWD, path, path.to_owned(), None)
@@ -77,9 +77,9 @@ impl Maker {
 
     pub(super) fn directory(
         &self,
-        parent: &Arc<Directory>,
+        parent: &Arc<MadeDirectory>,
         name: &CStr,
-    ) -> Result<Arc<Directory>, UnpackError> {
+    ) -> Result<Arc<MadeDirectory>, UnpackError> {
         let fault = |doing| move |error| UnpackError::io(doing, parent.path_of(name), error);
         rustix::fs::mkdirat(&parent.fd, name, self.directory_mode()).map_err(fault("create"))?;
         let own = PathBuf::from(OsStr::from_bytes(name.to_bytes()));
@@ -88,11 +88,11 @@ impl Maker {
     }
 
     /// Gives a reference back; the last one sets the directory's final mode and time, and so on for its parents.
-    pub(super) fn release(&self, directory: Arc<Directory>) -> Result<(), UnpackError> {
+    pub(super) fn release(&self, directory: Arc<MadeDirectory>) -> Result<(), UnpackError> {
         let mut next = Some(directory);
         while let Some(directory) = next.and_then(Arc::into_inner) {
             self.open.fetch_sub(1, Ordering::Relaxed);
-            if self.metadata == Metadata::Canonical {
+            if self.metadata == UnpackMetadata::Canonical {
                 let fault =
                     |error| UnpackError::io("set the mode and time of", directory.path(), error);
                 rustix::fs::fchmod(&directory.fd, Mode::from_raw_mode(0o555)).map_err(fault)?;
@@ -105,7 +105,7 @@ impl Maker {
 
     pub(super) fn file(
         &self,
-        directory: &Directory,
+        directory: &MadeDirectory,
         name: &CStr,
         executable: bool,
         contents: &[u8],
@@ -121,7 +121,7 @@ impl Maker {
     /// A new file that is written piece by piece; [`Maker::complete`] must follow.
     pub(super) fn begin_file(
         &self,
-        directory: Option<&Directory>,
+        directory: Option<&MadeDirectory>,
         name: impl Arg,
         executable: bool,
     ) -> Result<OwnedFd, (&'static str, Errno)> {
@@ -138,15 +138,15 @@ impl Maker {
         self.set_mode(fd, executable)
             .map_err(|error| ("set the mode of", error))?;
         match self.metadata {
-            Metadata::Plain => Ok(()),
-            Metadata::Canonical => rustix::fs::futimens(fd, &EPOCH_PLUS_ONE)
+            UnpackMetadata::Plain => Ok(()),
+            UnpackMetadata::Canonical => rustix::fs::futimens(fd, &EPOCH_PLUS_ONE)
                 .map_err(|error| ("set the time of", error)),
         }
     }
 
     pub(super) fn link(
         &self,
-        directory: &Directory,
+        directory: &MadeDirectory,
         name: &CStr,
         target: &CStr,
     ) -> Result<(), UnpackError> {
@@ -162,8 +162,8 @@ impl Maker {
     ) -> Result<(), Errno> {
         rustix::fs::symlinkat(target, parent, name)?;
         match self.metadata {
-            Metadata::Plain => Ok(()),
-            Metadata::Canonical => {
+            UnpackMetadata::Plain => Ok(()),
+            UnpackMetadata::Canonical => {
                 rustix::fs::utimensat(parent, name, &EPOCH_PLUS_ONE, AtFlags::SYMLINK_NOFOLLOW)
             }
         }
@@ -172,8 +172,8 @@ impl Maker {
     fn directory_mode(&self) -> Mode {
         Mode::from_raw_mode(match self.metadata {
             // Nobody else sees it before it is complete.
-            Metadata::Canonical => 0o700,
-            Metadata::Plain => 0o777,
+            UnpackMetadata::Canonical => 0o700,
+            UnpackMetadata::Plain => 0o777,
         })
     }
 
@@ -182,12 +182,12 @@ impl Maker {
         parent: BorrowedFd<'_>,
         name: impl Arg,
         own: PathBuf,
-        above: Option<Arc<Directory>>,
-    ) -> Result<Arc<Directory>, Errno> {
+        above: Option<Arc<MadeDirectory>>,
+    ) -> Result<Arc<MadeDirectory>, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Directory {
+        Ok(Arc::new(MadeDirectory {
             fd,
             name: own,
             parent: above,
@@ -203,10 +203,10 @@ impl Maker {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = match (self.metadata, executable) {
-            (Metadata::Canonical, false) => 0o444,
-            (Metadata::Canonical, true) => 0o555,
-            (Metadata::Plain, false) => 0o666,
-            (Metadata::Plain, true) => 0o777,
+            (UnpackMetadata::Canonical, false) => 0o444,
+            (UnpackMetadata::Canonical, true) => 0o555,
+            (UnpackMetadata::Plain, false) => 0o666,
+            (UnpackMetadata::Plain, true) => 0o777,
         };
         rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode))
             .map_err(|error| ("create", error))
@@ -215,7 +215,7 @@ impl Maker {
     /// The process's umask or a default ACL can take bits off the mode a file is created with. They treat all files
     /// alike, so only the first plain file and the first executable are looked at.
     fn set_mode(&self, fd: &OwnedFd, executable: bool) -> Result<(), Errno> {
-        if self.metadata == Metadata::Plain && !executable {
+        if self.metadata == UnpackMetadata::Plain && !executable {
             return Ok(());
         }
         let known = &self.modes[usize::from(executable)];
@@ -224,10 +224,10 @@ impl Maker {
         }
         let mode = rustix::fs::fstat(fd)?.st_mode & 0o7777;
         let wanted = match (self.metadata, executable) {
-            (Metadata::Canonical, false) => 0o444,
-            (Metadata::Canonical, true) => 0o555,
+            (UnpackMetadata::Canonical, false) => 0o444,
+            (UnpackMetadata::Canonical, true) => 0o555,
             // As Nix: everybody may execute, whatever the umask.
-            (Metadata::Plain, _) => mode | 0o111,
+            (UnpackMetadata::Plain, _) => mode | 0o111,
         };
         if mode == wanted {
             let _ = known.compare_exchange(UNKNOWN, RIGHT, Ordering::Relaxed, Ordering::Relaxed);

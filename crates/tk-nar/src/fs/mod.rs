@@ -21,7 +21,7 @@ pub use descriptors::{descriptors, trees_at_once};
 pub use dump::{Dump, DumpError, DumpOptions, dump};
 pub use link::replace_link;
 pub use remove::remove_tree;
-pub use unpack::{Metadata, UnpackError, UnpackOptions, Unpacker, unpack, unpack_from};
+pub use unpack::{UnpackError, UnpackMetadata, UnpackOptions, Unpacker, unpack, unpack_from};
 
 use std::num::NonZeroUsize;
 

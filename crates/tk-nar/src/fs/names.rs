@@ -13,11 +13,11 @@ use super::{CASE_HACK_SUFFIX, CaseHack};
 pub(super) struct Names {
     /// Each name as on disk, followed by NUL.
     bytes: Vec<u8>,
-    entries: Vec<Entry>,
+    entries: Vec<NameEntry>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct NameEntry {
     /// The first bytes of the archive name, big endian: most comparisons need no more.
     key: u64,
     start: usize,
@@ -47,7 +47,7 @@ impl Names {
             entry.key = prefix(&name[..usize::from(entry.shown)]);
         }
         let bytes = &self.bytes;
-        let shown = |entry: &Entry| &bytes[entry.start..entry.start + usize::from(entry.shown)];
+        let shown = |entry: &NameEntry| &bytes[entry.start..entry.start + usize::from(entry.shown)];
         self.entries
             .sort_unstable_by(|a, b| a.key.cmp(&b.key).then_with(|| shown(a).cmp(shown(b))));
         if hack == CaseHack::On
@@ -56,7 +56,7 @@ impl Names {
                 .windows(2)
                 .find(|pair| shown(&pair[0]) == shown(&pair[1]))
         {
-            let name = |entry: &Entry| {
+            let name = |entry: &NameEntry| {
                 bytes[entry.start..entry.start + usize::from(entry.length)].to_vec()
             };
             return Err((name(&twins[0]), name(&twins[1])));
@@ -78,14 +78,14 @@ impl Names {
 
     /// The name as it is on disk.
     pub(super) fn on_disk(&self, index: usize) -> &CStr {
-        let Entry { start, length, .. } = self.entries[index];
+        let NameEntry { start, length, .. } = self.entries[index];
         CStr::from_bytes_with_nul(&self.bytes[start..=start + usize::from(length)])
             .unwrap_or_default()
     }
 
     /// The name as it is in the archive.
     pub(super) fn in_archive(&self, index: usize) -> &[u8] {
-        let Entry { start, shown, .. } = self.entries[index];
+        let NameEntry { start, shown, .. } = self.entries[index];
         &self.bytes[start..start + usize::from(shown)]
     }
 
@@ -97,7 +97,7 @@ impl Names {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(name.to_bytes_with_nul());
         let length = text.len() as u16;
-        self.entries.push(Entry {
+        self.entries.push(NameEntry {
             key: 0,
             start,
             length,

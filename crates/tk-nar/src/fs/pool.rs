@@ -8,19 +8,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::make::{Directory, Maker};
+use super::make::{MadeDirectory, Maker};
 use super::unpack::UnpackError;
 
 /// Files and symlinks to make, with their names and contents in one buffer.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct MakeBatch {
     pub(super) arena: Vec<u8>,
-    items: Vec<Item>,
-    directories: Vec<Arc<Directory>>,
+    items: Vec<MakeItem>,
+    directories: Vec<Arc<MadeDirectory>>,
 }
 
 #[derive(Debug)]
-struct Item {
+struct MakeItem {
     /// Index into `directories`.
     directory: usize,
     /// With its NUL byte.
@@ -38,7 +38,7 @@ enum ItemKind {
     Link { target: Range<usize> },
 }
 
-impl Batch {
+impl MakeBatch {
     pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
@@ -62,7 +62,7 @@ impl Batch {
     /// Adds a file whose contents are what the arena got since `contents`.
     pub(super) fn file(
         &mut self,
-        directory: &Arc<Directory>,
+        directory: &Arc<MadeDirectory>,
         name: Range<usize>,
         executable: bool,
         contents: usize,
@@ -80,14 +80,14 @@ impl Batch {
 
     pub(super) fn link(
         &mut self,
-        directory: &Arc<Directory>,
+        directory: &Arc<MadeDirectory>,
         name: Range<usize>,
         target: Range<usize>,
     ) {
         self.push(directory, name, ItemKind::Link { target });
     }
 
-    fn push(&mut self, directory: &Arc<Directory>, name: Range<usize>, kind: ItemKind) {
+    fn push(&mut self, directory: &Arc<MadeDirectory>, name: Range<usize>, kind: ItemKind) {
         if !self
             .directories
             .last()
@@ -95,7 +95,7 @@ impl Batch {
         {
             self.directories.push(directory.clone());
         }
-        self.items.push(Item {
+        self.items.push(MakeItem {
             directory: self.directories.len() - 1,
             name,
             kind,
@@ -147,36 +147,36 @@ fn text<'a>(arena: &'a [u8], place: &Range<usize>) -> &'a CStr {
 
 /// The threads, started with the first batch, and the batches that wait for them.
 #[derive(Debug)]
-pub(super) struct Pool {
-    shared: Arc<Shared>,
+pub(super) struct MakePool {
+    shared: Arc<SharedPool>,
     threads: Vec<JoinHandle<()>>,
     wanted: NonZeroUsize,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedPool {
     maker: Arc<Maker>,
-    state: Mutex<State>,
+    state: Mutex<MakePoolState>,
     work: Condvar,
     idle: Condvar,
     failed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    queue: VecDeque<Batch>,
+struct MakePoolState {
+    queue: VecDeque<MakeBatch>,
     /// Arena bytes in the queue.
     bytes: usize,
     /// The first directory of each batch that is being run: two threads in one directory wait for each other.
     running: Vec<usize>,
-    spare: Vec<Batch>,
+    spare: Vec<MakeBatch>,
     error: Option<UnpackError>,
     stop: bool,
 }
 
-impl Pool {
+impl MakePool {
     pub(super) fn new(maker: Arc<Maker>, wanted: NonZeroUsize) -> Self {
-        let shared = Shared {
+        let shared = SharedPool {
             maker,
             state: Mutex::default(),
             work: Condvar::new(),
@@ -191,7 +191,7 @@ impl Pool {
     }
 
     /// Hands a batch to the threads and gives an empty one back. Helps them while too much is waiting.
-    pub(super) fn submit(&mut self, batch: Batch) -> Result<Batch, UnpackError> {
+    pub(super) fn submit(&mut self, batch: MakeBatch) -> Result<MakeBatch, UnpackError> {
         self.start();
         let mut state = self.shared.lock();
         while state.bytes > WINDOW || state.queue.len() >= MAX_QUEUE || self.threads.is_empty() {
@@ -230,7 +230,7 @@ impl Pool {
     }
 
     /// Runs the last batch, without threads if none were needed so far.
-    pub(super) fn finish(&self, batch: Batch) -> Result<(), UnpackError> {
+    pub(super) fn finish(&self, batch: MakeBatch) -> Result<(), UnpackError> {
         let mut state = self.shared.lock();
         state.bytes += batch.arena.len();
         state.queue.push_back(batch);
@@ -267,7 +267,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for MakePool {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.stop = true;
@@ -280,8 +280,8 @@ impl Drop for Pool {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SharedPool {
+    fn lock(&self) -> MutexGuard<'_, MakePoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -300,12 +300,12 @@ impl Shared {
 
     fn run<'a>(
         &'a self,
-        mut batch: Batch,
+        mut batch: MakeBatch,
         mark: usize,
-        state: MutexGuard<'a, State>,
-    ) -> MutexGuard<'a, State> {
+        state: MutexGuard<'a, MakePoolState>,
+    ) -> MutexGuard<'a, MakePoolState> {
         drop(state);
-        let running = Running { shared: self, mark };
+        let running = RunningBatch { shared: self, mark };
         let result = batch.run(&self.maker, &self.failed);
         batch.reset();
         let mut state = self.lock();
@@ -323,12 +323,12 @@ impl Shared {
 }
 
 /// Takes the mark of a running batch away, also when its thread panics.
-struct Running<'a> {
-    shared: &'a Shared,
+struct RunningBatch<'a> {
+    shared: &'a SharedPool,
     mark: usize,
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningBatch<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         if let Some(index) = state.running.iter().position(|&mark| mark == self.mark) {
@@ -343,9 +343,9 @@ impl Drop for Running<'_> {
     }
 }
 
-impl State {
+impl MakePoolState {
     /// The first batch in a directory nobody works in, or else the first.
-    fn take(&mut self) -> Option<(Batch, usize)> {
+    fn take(&mut self) -> Option<(MakeBatch, usize)> {
         let free = self
             .queue
             .iter()

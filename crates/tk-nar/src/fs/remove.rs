@@ -21,7 +21,7 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         result => return Ok(result?),
     }
-    let mut levels = vec![Level::open(CWD, path.as_path())?];
+    let mut levels = vec![RemoveLevel::open(CWD, path.as_path())?];
     while let Some(level) = levels.last_mut() {
         if let Some(child) = level.remove_leaves()? {
             levels.push(child);
@@ -35,13 +35,13 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(CWD, &path, AtFlags::REMOVEDIR)?)
 }
 
-struct Level {
+struct RemoveLevel {
     fd: OwnedFd,
     names: Names,
     next: usize,
 }
 
-impl Level {
+impl RemoveLevel {
     fn open(parent: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
@@ -54,18 +54,18 @@ impl Level {
     }
 
     /// Removes entries up to the next directory, and opens that.
-    fn remove_leaves(&mut self) -> io::Result<Option<Level>> {
+    fn remove_leaves(&mut self) -> io::Result<Option<RemoveLevel>> {
         while self.next < self.names.len() {
             let name = self.names.on_disk(self.next);
             if self.names.kind(self.next) == FileType::Directory || !unlink(&self.fd, name)? {
-                return Level::open(&self.fd, name).map(Some);
+                return RemoveLevel::open(&self.fd, name).map(Some);
             }
             self.next += 1;
         }
         Ok(None)
     }
 
-    /// Removes the directory that [`Level::remove_leaves`] opened, now empty.
+    /// Removes the directory that [`RemoveLevel::remove_leaves`] opened, now empty.
     fn remove_child(&mut self) -> io::Result<()> {
         rustix::fs::unlinkat(&self.fd, self.names.on_disk(self.next), AtFlags::REMOVEDIR)?;
         self.next += 1;

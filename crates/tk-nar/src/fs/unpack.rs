@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD};
 use rustix::io::Errno;
 
-use super::unpack_tree::Tree;
+use super::unpack_tree::UnpackTree;
 use super::{CaseHack, default_threads, remove_tree};
 use crate::decode::Decoder;
 use crate::error::{NarError, NarErrorKind};
@@ -18,7 +18,7 @@ pub struct UnpackOptions {
     /// Whether to tell names apart that differ only in case. Default: off.
     pub case_hack: CaseHack,
     /// Modes and times. Default: canonical.
-    pub metadata: Metadata,
+    pub metadata: UnpackMetadata,
     /// Threads that create files. Default: one a core, at most four. A small tree starts none.
     pub threads: NonZeroUsize,
 }
@@ -27,7 +27,7 @@ impl Default for UnpackOptions {
     fn default() -> Self {
         Self {
             case_hack: CaseHack::Off,
-            metadata: Metadata::Canonical,
+            metadata: UnpackMetadata::Canonical,
             threads: default_threads(),
         }
     }
@@ -35,7 +35,7 @@ impl Default for UnpackOptions {
 
 /// Which modes and times unpacked files get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Metadata {
+pub enum UnpackMetadata {
     /// As in a Nix store: files 0444 or 0555, directories 0555, modification time 1 on everything.
     Canonical,
     /// As `nix-store --restore`: the process's umask decides (that command sets its own to 022), times are now;
@@ -126,7 +126,7 @@ pub fn unpack_from(
 #[derive(Debug)]
 pub struct Unpacker {
     decoder: Decoder,
-    tree: Tree,
+    tree: UnpackTree,
     destination: PathBuf,
     failed: bool,
 }
@@ -141,7 +141,7 @@ impl Unpacker {
             Ok(_) => return Err(UnpackError::Exists { path: destination }),
             Err(error) => return Err(UnpackError::io("look at", destination, error)),
         }
-        let tree = Tree::new(destination.clone(), options);
+        let tree = UnpackTree::new(destination.clone(), options);
         Ok(Self {
             decoder: Decoder::new(),
             tree,

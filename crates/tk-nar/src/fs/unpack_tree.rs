@@ -11,22 +11,22 @@ use std::sync::Arc;
 use rustix::fs::CWD;
 
 use super::descriptors::{descriptors, unpacked_directories};
-use super::make::{Directory, Maker, write_all};
-use super::pool::{Batch, Pool};
+use super::make::{MadeDirectory, Maker, write_all};
+use super::pool::{MakeBatch, MakePool};
 use super::unpack::{UnpackError, UnpackOptions};
 use super::{CASE_HACK_SUFFIX, CaseHack};
 use crate::decode::Event;
 
 /// A tree in the making.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(super) struct UnpackTree {
     destination: PathBuf,
     created: bool,
     hack: CaseHack,
     maker: Arc<Maker>,
-    pool: Pool,
-    batch: Batch,
-    levels: Vec<Level>,
+    pool: MakePool,
+    batch: MakeBatch,
+    levels: Vec<UnpackLevel>,
     /// The name of the next node, as it will be on disk.
     name: CString,
     file: Option<File>,
@@ -35,8 +35,8 @@ pub(super) struct Tree {
 }
 
 #[derive(Debug)]
-struct Level {
-    directory: Arc<Directory>,
+struct UnpackLevel {
+    directory: Arc<MadeDirectory>,
     /// With the case hack: names so far in lower case, and how often; `None` for names that the hack made.
     seen: HashMap<Vec<u8>, Option<u32>>,
 }
@@ -53,16 +53,16 @@ enum File {
     Large { fd: OwnedFd, executable: bool },
 }
 
-impl Tree {
+impl UnpackTree {
     pub(super) fn new(destination: PathBuf, options: &UnpackOptions) -> Self {
         let maker = Arc::new(Maker::new(options.metadata));
         Self {
             destination,
             created: false,
             hack: options.case_hack,
-            pool: Pool::new(maker.clone(), options.threads),
+            pool: MakePool::new(maker.clone(), options.threads),
             maker,
-            batch: Batch::default(),
+            batch: MakeBatch::default(),
             levels: Vec::new(),
             name: CString::default(),
             file: None,
@@ -119,7 +119,7 @@ impl Tree {
             }
             Some(level) => self.maker.directory(&level.directory, &self.name)?,
         };
-        self.levels.push(Level {
+        self.levels.push(UnpackLevel {
             directory,
             seen: HashMap::new(),
         });
@@ -234,10 +234,10 @@ impl Tree {
     }
 }
 
-impl Level {
+impl UnpackLevel {
     /// The name to use on a file system that ignores case.
     fn hacked(&mut self, mut name: Vec<u8>) -> Result<Vec<u8>, UnpackError> {
-        let collision = |level: &Level, name: &[u8]| UnpackError::CaseCollision {
+        let collision = |level: &UnpackLevel, name: &[u8]| UnpackError::CaseCollision {
             path: level.directory.path().join(OsStr::from_bytes(name)),
         };
         let number = match self.seen.get_mut(&name.to_ascii_lowercase()) {

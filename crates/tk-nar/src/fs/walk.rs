@@ -13,7 +13,7 @@ use super::CaseHack;
 use super::descriptors::{descriptors, dumped_directories};
 use super::dump::DumpError;
 use super::names::Names;
-use crate::grammar::{self, MAX_DEPTH, Sink};
+use crate::grammar::{self, MAX_DEPTH, WordSink};
 
 /// Files and links of one batch.
 const MAX_ENTRIES: usize = 128;
@@ -22,13 +22,13 @@ const MAX_RAW: usize = 4096;
 
 /// An open directory and its sorted names.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(super) struct WalkedDirectory {
     pub(super) fd: OwnedFd,
     pub(super) path: PathBuf,
     pub(super) names: Names,
 }
 
-impl Directory {
+impl WalkedDirectory {
     pub(super) fn path_of(&self, index: usize) -> PathBuf {
         self.path
             .join(OsStr::from_bytes(self.names.on_disk(index).to_bytes()))
@@ -37,7 +37,7 @@ impl Directory {
 
 /// A run of an archive that one thread encodes.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct EncodeBatch {
     pub(super) segments: Vec<Segment>,
     entries: usize,
     directories: usize,
@@ -48,12 +48,12 @@ pub(super) enum Segment {
     /// Bytes of the archive as they are.
     Raw(Vec<u8>),
     /// Entries of a directory that are files or symlinks.
-    Entries(Arc<Directory>, Range<usize>),
+    Entries(Arc<WalkedDirectory>, Range<usize>),
     /// The root, which is a file or a symlink.
     Root(PathBuf, FileType),
 }
 
-impl Batch {
+impl EncodeBatch {
     fn is_full(&self, directories: usize) -> bool {
         self.entries >= MAX_ENTRIES || self.directories >= directories
     }
@@ -71,16 +71,16 @@ impl Batch {
 
 /// The walk itself: the open directories above the next entry.
 #[derive(Debug)]
-pub(super) struct Walk {
+pub(super) struct TreeWalk {
     root: Option<(PathBuf, FileType)>,
-    levels: Vec<(Arc<Directory>, usize)>,
+    levels: Vec<(Arc<WalkedDirectory>, usize)>,
     hack: CaseHack,
     /// Open directories a batch may refer to. A dump holds at most 64 (the depth) + so many × threads of them, and a
     /// file for each thread.
     directories: usize,
 }
 
-impl Walk {
+impl TreeWalk {
     /// Looks at the root; a symlink is not followed.
     pub(super) fn new(path: &Path, hack: CaseHack) -> Result<Self, DumpError> {
         // Without a trailing slash, which would follow a symlink.
@@ -106,8 +106,8 @@ impl Walk {
     }
 
     /// The next batch; `None` at the end of the tree. After an error the walk is over.
-    pub(super) fn next_batch(&mut self) -> Result<Option<Batch>, DumpError> {
-        let mut batch = Batch::default();
+    pub(super) fn next_batch(&mut self) -> Result<Option<EncodeBatch>, DumpError> {
+        let mut batch = EncodeBatch::default();
         if let Some((path, kind)) = self.root.take() {
             self.start(path, kind, &mut batch)?;
         }
@@ -121,7 +121,12 @@ impl Walk {
         })
     }
 
-    fn start(&mut self, path: PathBuf, kind: FileType, batch: &mut Batch) -> Result<(), DumpError> {
+    fn start(
+        &mut self,
+        path: PathBuf,
+        kind: FileType,
+        batch: &mut EncodeBatch,
+    ) -> Result<(), DumpError> {
         batch.raw().put(&grammar::MAGIC);
         batch.raw().put(&grammar::NODE_BEGIN);
         if kind != FileType::Directory {
@@ -135,7 +140,7 @@ impl Walk {
         Ok(())
     }
 
-    fn advance(&mut self, batch: &mut Batch) -> Result<(), DumpError> {
+    fn advance(&mut self, batch: &mut EncodeBatch) -> Result<(), DumpError> {
         let depth = self.levels.len();
         let Some((directory, next)) = self.levels.last_mut() else {
             return Ok(());
@@ -184,9 +189,9 @@ impl Walk {
 
     fn enter(
         &mut self,
-        parent: &Directory,
+        parent: &WalkedDirectory,
         index: usize,
-        batch: &mut Batch,
+        batch: &mut EncodeBatch,
     ) -> Result<(), DumpError> {
         let path = parent.path_of(index);
         if parent.names.kind(index) != FileType::Directory {
@@ -208,7 +213,7 @@ fn open_directory(
     name: impl rustix::path::Arg,
     path: PathBuf,
     hack: CaseHack,
-) -> Result<Directory, DumpError> {
+) -> Result<WalkedDirectory, DumpError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -240,7 +245,7 @@ fn open_directory(
             names.set_kind(index, FileType::from_raw_mode(stat.st_mode));
         }
     }
-    Ok(Directory { fd, path, names })
+    Ok(WalkedDirectory { fd, path, names })
 }
 
 pub(super) fn kind_name(kind: FileType) -> &'static str {

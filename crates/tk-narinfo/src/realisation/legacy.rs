@@ -15,54 +15,55 @@ use crate::text::shown;
 /// An output of all derivations that do the same. `Display` and `FromStr` are `sha256:<hex>!<output>`; the hash is read in
 /// every form that has its algorithm in front.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DrvOutput {
+pub struct LegacyDrvOutput {
     /// The derivation's hash modulo its inputs.
     pub hash: Hash,
     /// Which output.
     pub output: OutputName,
 }
 
-impl DrvOutput {
+impl LegacyDrvOutput {
     /// Reads `sha256:<hex>!<output>`.
-    pub fn parse(id: &str) -> Result<DrvOutput, DrvOutputError> {
+    pub fn parse(id: &str) -> Result<LegacyDrvOutput, DrvOutputError> {
         let fault = |source| DrvOutputError {
             id: shown(id),
             source,
         };
         let (hash, output) = id
             .split_once('!')
-            .ok_or_else(|| fault(Fault::NoSeparator))?;
-        Ok(DrvOutput {
-            hash: Hash::parse_any(hash, None).map_err(|e| fault(Fault::Hash(e)))?,
-            output: OutputName::parse(output).map_err(|e| fault(Fault::Output(e.to_string())))?,
+            .ok_or_else(|| fault(LegacyFault::NoSeparator))?;
+        Ok(LegacyDrvOutput {
+            hash: Hash::parse_any(hash, None).map_err(|e| fault(LegacyFault::Hash(e)))?,
+            output: OutputName::parse(output)
+                .map_err(|e| fault(LegacyFault::Output(e.to_string())))?,
         })
     }
 }
 
-impl fmt::Display for DrvOutput {
+impl fmt::Display for LegacyDrvOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}!{}", self.hash.to_text(Encoding::Base16), self.output)
     }
 }
 
-impl FromStr for DrvOutput {
+impl FromStr for LegacyDrvOutput {
     type Err = DrvOutputError;
 
-    fn from_str(id: &str) -> Result<DrvOutput, DrvOutputError> {
-        DrvOutput::parse(id)
+    fn from_str(id: &str) -> Result<LegacyDrvOutput, DrvOutputError> {
+        LegacyDrvOutput::parse(id)
     }
 }
 
-/// Why a text is no [`DrvOutput`].
+/// Why a text is no [`LegacyDrvOutput`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{id} does not name an output of a derivation")]
 pub struct DrvOutputError {
     id: String,
-    source: Fault,
+    source: LegacyFault,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-enum Fault {
+enum LegacyFault {
     #[error("there is no '!' between hash and output name")]
     NoSeparator,
     #[error(transparent)]
@@ -73,21 +74,21 @@ enum Fault {
 
 /// That a certain output is a certain path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Realisation {
+pub struct LegacyRealisation {
     /// Which output.
-    pub id: DrvOutput,
+    pub id: LegacyDrvOutput,
     /// What it is.
     pub out_path: StorePath,
     /// Who vouches for that.
     pub signatures: BTreeSet<Signature>,
     /// What the outputs it was built from turned out to be. Signed too.
-    pub dependent: BTreeMap<DrvOutput, StorePath>,
+    pub dependent: BTreeMap<LegacyDrvOutput, StorePath>,
 }
 
-impl Realisation {
+impl LegacyRealisation {
     /// That the output `id` is `out_path`, which nobody vouches for.
-    pub fn new(id: DrvOutput, out_path: StorePath) -> Realisation {
-        Realisation {
+    pub fn new(id: LegacyDrvOutput, out_path: StorePath) -> LegacyRealisation {
+        LegacyRealisation {
             id,
             out_path,
             signatures: BTreeSet::new(),
@@ -104,11 +105,11 @@ impl Realisation {
         value
     }
 
-    /// Reads what [`Realisation::to_json`] writes. Missing signatures and dependent realisations are none: Nix from 2.35
+    /// Reads what [`LegacyRealisation::to_json`] writes. Missing signatures and dependent realisations are none: Nix from 2.35
     /// on sends neither.
-    pub fn from_json(value: &Value) -> Result<Realisation, JsonError> {
-        Ok(Realisation {
-            id: required(value, "id", |v| parse(DrvOutput::parse(text(v)?)))?,
+    pub fn from_json(value: &Value) -> Result<LegacyRealisation, JsonError> {
+        Ok(LegacyRealisation {
+            id: required(value, "id", |v| parse(LegacyDrvOutput::parse(text(v)?)))?,
             out_path: required(value, "outPath", store_path)?,
             signatures: signatures(value)?,
             dependent: match value.get(DEPENDENT) {
@@ -135,7 +136,7 @@ impl Realisation {
     }
 
     /// Whether both say the same, whoever vouches for it and whatever it was built from (as in Nix).
-    pub fn is_compatible(&self, other: &Realisation) -> bool {
+    pub fn is_compatible(&self, other: &LegacyRealisation) -> bool {
         self.id == other.id && self.out_path == other.out_path
     }
 
@@ -148,13 +149,13 @@ impl Realisation {
     }
 }
 
-fn dependent(value: &Value) -> Result<BTreeMap<DrvOutput, StorePath>, String> {
+fn dependent(value: &Value) -> Result<BTreeMap<LegacyDrvOutput, StorePath>, String> {
     let map = value
         .as_object()
         .ok_or_else(|| expected("an object", value))?;
     let entries = map.iter();
     entries
-        .map(|(id, path)| Ok((parse(DrvOutput::parse(id))?, store_path(path)?)))
+        .map(|(id, path)| Ok((parse(LegacyDrvOutput::parse(id))?, store_path(path)?)))
         .collect()
 }
 
@@ -170,12 +171,12 @@ mod tests {
     const HEX: &str = "15e3c560894cbb27085cf65b5a2ecb18488c999497f4531b6907a7581ce6d527";
     const OUT: &str = "g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-foo";
 
-    fn id(output: &str) -> DrvOutput {
-        DrvOutput::parse(&format!("sha256:{HEX}!{output}")).unwrap()
+    fn id(output: &str) -> LegacyDrvOutput {
+        LegacyDrvOutput::parse(&format!("sha256:{HEX}!{output}")).unwrap()
     }
 
-    fn realisation() -> Realisation {
-        Realisation::new(id("baz"), StorePath::parse(OUT).unwrap())
+    fn realisation() -> LegacyRealisation {
+        LegacyRealisation::new(id("baz"), StorePath::parse(OUT).unwrap())
     }
 
     #[test]
@@ -191,7 +192,7 @@ mod tests {
             (&format!("{HEX}!out"), ""),
             ("sha256:00!out", ""),
         ] {
-            let error = DrvOutput::parse(bad).unwrap_err();
+            let error = LegacyDrvOutput::parse(bad).unwrap_err();
             let source = std::error::Error::source(&error).unwrap().to_string();
             assert!(source.contains(words), "{source}");
         }
@@ -209,13 +210,13 @@ mod tests {
         );
         assert_eq!(full.to_json().to_string(), text);
         let value = serde_json::from_str(&text).unwrap();
-        assert_eq!(Realisation::from_json(&value).unwrap(), full);
+        assert_eq!(LegacyRealisation::from_json(&value).unwrap(), full);
         assert_eq!(
             full.fingerprint(),
             text.replace(r#","signatures":["k-1:YWJj"]"#, "")
         );
         let short = json!({ "id": id("baz").to_string(), "outPath": OUT });
-        assert_eq!(Realisation::from_json(&short).unwrap(), realisation());
+        assert_eq!(LegacyRealisation::from_json(&short).unwrap(), realisation());
     }
 
     #[test]
@@ -224,7 +225,7 @@ mod tests {
         let wrong = |key: &str, value: Value, words: &str| {
             let mut bad = good.clone();
             bad[key] = value;
-            let error = Realisation::from_json(&bad).unwrap_err().to_string();
+            let error = LegacyRealisation::from_json(&bad).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         };
         wrong("id", json!("x"), "id: ");
@@ -249,7 +250,7 @@ mod tests {
         assert!(signed.sign(&key));
         assert_eq!(signed.valid_signatures(&trusted), 1);
         policy.check_legacy_realisation(&signed).unwrap();
-        let changes: [fn(&mut Realisation); 4] = [
+        let changes: [fn(&mut LegacyRealisation); 4] = [
             |r| r.id.output = OutputName::parse("dev").unwrap(),
             |r| r.id.hash = Hash::digest(Algorithm::Sha256, b""),
             |r| r.out_path = StorePath::parse(&OUT.replace("foo", "bar")).unwrap(),
@@ -267,7 +268,7 @@ mod tests {
         fn any_comes_back(realisation in arbitrary::legacy_realisation()) {
             let text = realisation.to_json().to_string();
             let value = serde_json::from_str(&text).unwrap();
-            prop_assert_eq!(Realisation::from_json(&value), Ok(realisation));
+            prop_assert_eq!(LegacyRealisation::from_json(&value), Ok(realisation));
         }
 
         #[test]

@@ -145,7 +145,7 @@ impl NixConf {
             None if name.starts_with("extra-") => return Ok(()),
             None => (name, false),
         };
-        let kind = known(name).map_or(Kind::Text, |setting| setting.kind);
+        let kind = known(name).map_or(SettingKind::Text, |setting| setting.kind);
         let mut text = String::from_utf8_lossy(&value).into_owned();
         let mut bytes = value;
         if let Some(wanted) = kind.wanted() {
@@ -182,18 +182,18 @@ pub(super) struct Assignment {
 /// What the lines of `text`, of the file `path`, and of all that it includes say, in their order.
 /// `None` if it cannot be known whether an included file exists.
 pub(super) fn parse(text: &[u8], path: &Path) -> Result<Option<Vec<Assignment>>> {
-    let mut reader = Reader::default();
+    let mut reader = NixConfReader::default();
     let known = reader.text(text, path, 0)?;
     Ok(known.then_some(reader.found))
 }
 
 #[derive(Default)]
-struct Reader {
+struct NixConfReader {
     found: Vec<Assignment>,
     files: usize,
 }
 
-impl Reader {
+impl NixConfReader {
     /// Whether all included files could be looked for.
     fn text(&mut self, text: &[u8], path: &Path, depth: usize) -> Result<bool> {
         for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
@@ -300,7 +300,7 @@ pub(super) fn canonical(name: &str) -> Option<(&'static str, bool)> {
         return Some((setting.name, false));
     }
     let setting = known(name.strip_prefix("extra-")?)?;
-    matches!(setting.kind, Kind::Words).then_some((setting.name, true))
+    matches!(setting.kind, SettingKind::Words).then_some((setting.name, true))
 }
 
 fn known(name: &str) -> Option<&'static Setting> {
@@ -319,13 +319,13 @@ fn default(name: &str) -> &'static str {
 /// A setting with more to it than a name and a text.
 struct Setting {
     name: &'static str,
-    kind: Kind,
+    kind: SettingKind,
     /// Older names.
     aliases: &'static [&'static str],
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum SettingKind {
     Text,
     Words,
     /// An absolute path: 2.34 takes no other, older ones take any text.
@@ -337,29 +337,31 @@ enum Kind {
     Jobs,
 }
 
-impl Kind {
+impl SettingKind {
     /// What a value must be, of those that cannot be anything.
     fn wanted(self) -> Option<&'static str> {
         match self {
-            Kind::Text | Kind::Words => None,
-            Kind::Path => Some("an absolute path"),
-            Kind::Bool => Some("true or false"),
-            Kind::Number(_) => Some("a whole number"),
-            Kind::Jobs => Some("a whole number or auto"),
+            SettingKind::Text | SettingKind::Words => None,
+            SettingKind::Path => Some("an absolute path"),
+            SettingKind::Bool => Some("true or false"),
+            SettingKind::Number(_) => Some("a whole number"),
+            SettingKind::Jobs => Some("a whole number or auto"),
         }
     }
 
     fn normal(self, text: &str) -> Option<String> {
         match (self, text) {
-            (Kind::Text | Kind::Words, _) | (Kind::Jobs, "auto") => Some(text.to_owned()),
-            (Kind::Path, _) => text.starts_with('/').then(|| text.to_owned()),
-            (Kind::Bool, "true" | "yes" | "1") => Some("true".to_owned()),
-            (Kind::Bool, "false" | "no" | "0") => Some("false".to_owned()),
-            (Kind::Bool, _) => None,
-            (Kind::Number(max), _) => number(text, max),
+            (SettingKind::Text | SettingKind::Words, _) | (SettingKind::Jobs, "auto") => {
+                Some(text.to_owned())
+            }
+            (SettingKind::Path, _) => text.starts_with('/').then(|| text.to_owned()),
+            (SettingKind::Bool, "true" | "yes" | "1") => Some("true".to_owned()),
+            (SettingKind::Bool, "false" | "no" | "0") => Some("false".to_owned()),
+            (SettingKind::Bool, _) => None,
+            (SettingKind::Number(max), _) => number(text, max),
             // Without units, as Nix has it.
-            (Kind::Jobs, _) if text.ends_with(|c: char| !c.is_ascii_digit()) => None,
-            (Kind::Jobs, _) => number(text, u32::MAX.into()),
+            (SettingKind::Jobs, _) if text.ends_with(|c: char| !c.is_ascii_digit()) => None,
+            (SettingKind::Jobs, _) => number(text, u32::MAX.into()),
         }
     }
 }
@@ -380,7 +382,11 @@ fn number(text: &str, max: u64) -> Option<String> {
     (number <= max).then(|| number.to_string())
 }
 
-const fn setting(name: &'static str, kind: Kind, aliases: &'static [&'static str]) -> Setting {
+const fn setting(
+    name: &'static str,
+    kind: SettingKind,
+    aliases: &'static [&'static str],
+) -> Setting {
     Setting {
         name,
         kind,
@@ -388,30 +394,30 @@ const fn setting(name: &'static str, kind: Kind, aliases: &'static [&'static str
     }
 }
 
-const U32: Kind = Kind::Number(u32::MAX as u64);
-const SECONDS: Kind = Kind::Number(i64::MAX as u64);
+const U32: SettingKind = SettingKind::Number(u32::MAX as u64);
+const SECONDS: SettingKind = SettingKind::Number(i64::MAX as u64);
 const SETTINGS: &[Setting] = &[
-    setting("substituters", Kind::Words, &["binary-caches"]),
+    setting("substituters", SettingKind::Words, &["binary-caches"]),
     setting(
         "trusted-substituters",
-        Kind::Words,
+        SettingKind::Words,
         &["trusted-binary-caches"],
     ),
     setting(
         "trusted-public-keys",
-        Kind::Words,
+        SettingKind::Words,
         &["binary-cache-public-keys"],
     ),
-    setting("secret-key-files", Kind::Words, &[]),
-    setting("nix-path", Kind::Words, &[]),
-    setting("netrc-file", Kind::Path, &[]),
-    setting("require-sigs", Kind::Bool, &[]),
-    setting("fallback", Kind::Bool, &["build-fallback"]),
-    setting("substitute", Kind::Bool, &["build-use-substitutes"]),
-    setting("keep-failed", Kind::Bool, &[]),
-    setting("keep-going", Kind::Bool, &[]),
-    setting("builders-use-substitutes", Kind::Bool, &[]),
-    setting("max-jobs", Kind::Jobs, &["build-max-jobs"]),
+    setting("secret-key-files", SettingKind::Words, &[]),
+    setting("nix-path", SettingKind::Words, &[]),
+    setting("netrc-file", SettingKind::Path, &[]),
+    setting("require-sigs", SettingKind::Bool, &[]),
+    setting("fallback", SettingKind::Bool, &["build-fallback"]),
+    setting("substitute", SettingKind::Bool, &["build-use-substitutes"]),
+    setting("keep-failed", SettingKind::Bool, &[]),
+    setting("keep-going", SettingKind::Bool, &[]),
+    setting("builders-use-substitutes", SettingKind::Bool, &[]),
+    setting("max-jobs", SettingKind::Jobs, &["build-max-jobs"]),
     setting("cores", U32, &["build-cores"]),
     setting("max-silent-time", SECONDS, &["build-max-silent-time"]),
     setting("timeout", SECONDS, &["build-timeout"]),

@@ -12,8 +12,8 @@ use tk_store::{Abilities, Error, Result, derivation};
 
 /// What has to be built, by derivation.
 #[derive(Debug, Default)]
-pub struct Graph {
-    pub nodes: BTreeMap<StorePath, Node>,
+pub struct BuildGraph {
+    pub nodes: BTreeMap<StorePath, BuildNode>,
     /// Outputs whose paths are known: also of what is there already.
     pub known: HashMap<(StorePath, OutputName), StorePath>,
     /// Every derivation that was looked at.
@@ -23,7 +23,7 @@ pub struct Graph {
 
 /// A derivation to build.
 #[derive(Debug)]
-pub struct Node {
+pub struct BuildNode {
     pub drv: Derivation,
     /// Outputs that somebody wants.
     pub wanted: BTreeSet<OutputName>,
@@ -31,17 +31,17 @@ pub struct Node {
     pub waits_for: BTreeSet<StorePath>,
 }
 
-impl Graph {
+impl BuildGraph {
     /// What has to be built for `paths`, as the store is now, where `lacking` counts as absent.
     pub async fn of(
         local: &Abilities,
         realised: &Realised,
         paths: &[DerivedPath],
         lacking: &BTreeSet<StorePath>,
-    ) -> Result<Graph> {
-        let mut graph = Graph {
+    ) -> Result<BuildGraph> {
+        let mut graph = BuildGraph {
             lacking: lacking.clone(),
-            ..Graph::default()
+            ..BuildGraph::default()
         };
         let mut wanted: BTreeMap<StorePath, BTreeSet<OutputName>> = BTreeMap::new();
         let mut wave: BTreeMap<StorePath, OutputsSpec> = BTreeMap::new();
@@ -143,7 +143,7 @@ impl Graph {
                     want(&mut next, input.clone(), &spec);
                 }
             }
-            let node = Node {
+            let node = BuildNode {
                 drv: file.clone(),
                 wanted: wanted[&drv].clone(),
                 waits_for: BTreeSet::new(),
@@ -188,7 +188,7 @@ impl Graph {
     }
 }
 
-impl Node {
+impl BuildNode {
     /// What a machine must have for it when its inputs are known, as Nix finds it.
     pub fn needs(&self) -> Needs {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

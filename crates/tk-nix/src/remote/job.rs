@@ -2,12 +2,12 @@
 
 use super::{
     Connected, RemoteConfig,
-    graph::Node,
+    graph::BuildNode,
     log::{MachineLog, Numbers},
-    pick::{Place, Pool},
+    pick::{MachinePool, MachineState},
     realised::Realised,
 };
-use crate::{Cause, Failure, machines::Needs};
+use crate::{Cause, NixFailure, machines::Needs};
 use futures::{StreamExt, stream};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,32 +30,32 @@ use tk_store::{
 };
 
 /// What all jobs of one call share.
-pub struct Shared<'a> {
+pub struct SharedJobs<'a> {
     pub local: &'a Abilities,
     pub realised: Realised,
     /// Whether what outputs turned out to be can be told to the store here.
     pub can_tell: bool,
     pub config: &'a RemoteConfig,
-    pub pool: Pool<'a>,
+    pub pool: MachinePool<'a>,
     pub numbers: Numbers,
     pub log: &'a dyn LogSink,
 }
 
 /// A derivation whose inputs are all there.
-pub struct Job<'a> {
+pub struct BuildJob<'a> {
     path: &'a StorePath,
-    node: &'a Node,
+    node: &'a BuildNode,
     needs: Needs,
     /// Its inputs are paths.
     basic: BasicDerivation,
     /// All outputs, with their paths; `None` if only building tells them.
-    outputs: Option<Outputs>,
+    outputs: Option<JobOutputs>,
 }
 
-type Outputs = BTreeMap<OutputName, StorePath>;
+type JobOutputs = BTreeMap<OutputName, StorePath>;
 
 /// Why a machine did not do it.
-enum Fault {
+enum JobFault {
     /// It was lost, or is not what it should be: another may do it.
     Lost(String),
     /// It turned inputs down: another may take them.
@@ -64,13 +64,13 @@ enum Fault {
     Final(String),
 }
 
-impl<'a> Job<'a> {
+impl<'a> BuildJob<'a> {
     /// `None` if its outputs are known only when it is built, and no machine is for that, or it could
     /// not be told to the store here, which then has to build it itself.
     pub fn new(
-        shared: &Shared<'_>,
+        shared: &SharedJobs<'_>,
         path: &'a StorePath,
-        node: &'a Node,
+        node: &'a BuildNode,
         known: impl Fn(&StorePath, &OutputName) -> Option<StorePath>,
     ) -> Option<Self> {
         let (dir, needs) = (shared.local.store.dir(), node.needs());
@@ -86,7 +86,7 @@ impl<'a> Job<'a> {
             Some((name.clone(), path))
         };
         let outputs = basic.outputs.iter().map(output).collect();
-        Some(Job {
+        Some(BuildJob {
             path,
             node,
             needs,
@@ -99,7 +99,7 @@ impl<'a> Job<'a> {
     ///
     /// # Errors
     /// What is no fault of the derivation or of a machine.
-    pub async fn run(&self, shared: &Shared<'_>) -> Result<BuildResult> {
+    pub async fn run(&self, shared: &SharedJobs<'_>) -> Result<BuildResult> {
         let mut tried = BTreeSet::new();
         let mut faults: Vec<String> = Vec::new();
         loop {
@@ -120,9 +120,9 @@ impl<'a> Job<'a> {
             let machine = &shared.pool.places[i].machine.uri;
             let why = match done {
                 Ok(result) => return Ok(result),
-                Err(Fault::Final(words)) => return Ok(failure(words)),
-                Err(Fault::Refused(words)) => words,
-                Err(Fault::Lost(words)) => {
+                Err(JobFault::Final(words)) => return Ok(failure(words)),
+                Err(JobFault::Refused(words)) => words,
+                Err(JobFault::Lost(words)) => {
                     shared.pool.disconnect(i).await;
                     // If it is our own store that is gone, no machine is to blame.
                     shared
@@ -139,11 +139,12 @@ impl<'a> Job<'a> {
         }
     }
 
-    async fn attempt(&self, shared: &Shared<'_>, i: usize) -> Result<BuildResult, Fault> {
+    async fn attempt(&self, shared: &SharedJobs<'_>, i: usize) -> Result<BuildResult, JobFault> {
         let place = &shared.pool.places[i];
         let uri = &place.machine.uri;
         let builder = shared.pool.connect(i).await;
-        let builder = builder.map_err(|why| Fault::Lost(format!("{uri} cannot be used: {why}")))?;
+        let builder =
+            builder.map_err(|why| JobFault::Lost(format!("{uri} cannot be used: {why}")))?;
         let log = MachineLog::new(shared.log, &shared.numbers, uri, &place.pulse);
         let at = At {
             shared,
@@ -152,8 +153,11 @@ impl<'a> Job<'a> {
             log: &log,
         };
         let watch = shared.pool.watch(i, &builder, self.path, self.make(&at));
-        let made = watch.await.map_err(Fault::Lost);
-        if !matches!(made, Err(_) | Ok(Err(Fault::Lost(_) | Fault::Refused(_)))) {
+        let made = watch.await.map_err(JobFault::Lost);
+        if !matches!(
+            made,
+            Err(_) | Ok(Err(JobFault::Lost(_) | JobFault::Refused(_)))
+        ) {
             self.keep_log(&at).await;
         }
         made?
@@ -178,7 +182,7 @@ impl<'a> Job<'a> {
     }
 
     /// Sees to it that the outputs are there, and brings them here.
-    async fn make(&self, at: &At<'_>) -> Result<BuildResult, Fault> {
+    async fn make(&self, at: &At<'_>) -> Result<BuildResult, JobFault> {
         let mut result = if self.is_there(at).await? {
             BuildResult::new(BuildStatus::AlreadyValid)
         } else {
@@ -202,7 +206,7 @@ impl<'a> Job<'a> {
     }
 
     /// Whether the machine has all that is wanted.
-    async fn is_there(&self, at: &At<'_>) -> Result<bool, Fault> {
+    async fn is_there(&self, at: &At<'_>) -> Result<bool, JobFault> {
         let Some(outputs) = &self.outputs else {
             return Ok(false);
         };
@@ -214,21 +218,21 @@ impl<'a> Job<'a> {
     }
 
     /// What the machine says that the outputs turned out to be, as far as it can be that.
-    fn told(&self, at: &At<'_>, result: &BuildResult) -> Result<Outputs, Fault> {
+    fn told(&self, at: &At<'_>, result: &BuildResult) -> Result<JobOutputs, JobFault> {
         let (uri, drv) = (&at.place.machine.uri, &self.node.drv);
-        let mut outputs = Outputs::new();
+        let mut outputs = JobOutputs::new();
         for (name, value) in &result.outputs {
             let is = &value.out_path;
             if !drv.outputs.contains_key(name) || is.name() != name.path_name(&drv.name) {
                 let words = format!("{uri} says that {is} is the output {name} of {}", self.path);
-                return Err(Fault::Lost(words));
+                return Err(JobFault::Lost(words));
             }
             outputs.insert(name.clone(), is.clone());
         }
         let mut wanted = self.node.wanted.iter();
         match wanted.find(|name| !outputs.contains_key(*name)) {
             None => Ok(outputs),
-            Some(name) => Err(Fault::Lost(format!(
+            Some(name) => Err(JobFault::Lost(format!(
                 "{uri} does not say what the output {name} of {} turned out to be",
                 self.path
             ))),
@@ -236,7 +240,7 @@ impl<'a> Job<'a> {
     }
 
     /// Tells the store here what the outputs turned out to be.
-    async fn tell(&self, at: &At<'_>, outputs: &Outputs) -> Result<(), Fault> {
+    async fn tell(&self, at: &At<'_>, outputs: &JobOutputs) -> Result<(), JobFault> {
         let (shared, built) = (at.shared, (self.path, self.node, &self.basic));
         let (local, config) = (shared.local, shared.config);
         let told = shared.realised.tell(local, config, built, outputs).await;
@@ -245,7 +249,7 @@ impl<'a> Job<'a> {
                 Error::Refused { words, .. } => strip_ansi(words.trim()).into_owned(),
                 error => error.to_line(),
             };
-            Fault::Final(format!(
+            JobFault::Final(format!(
                 "{} was built on {}, but {} does not take what its outputs turned out to be ({words})",
                 self.path, at.place.machine.uri, local.store
             ))
@@ -253,11 +257,11 @@ impl<'a> Job<'a> {
     }
 
     /// Builds it in the way that the machine allows.
-    async fn build(&self, at: &At<'_>) -> Result<BuildResult, Fault> {
+    async fn build(&self, at: &At<'_>) -> Result<BuildResult, JobFault> {
         if at.builder.trusted != Some(false) && !at.place.is_wary() {
             match self.build_one(at).await {
                 // One of 2.8 says nothing before.
-                Err(Fault::Refused(_)) => {}
+                Err(JobFault::Refused(_)) => {}
                 done => return done,
             }
         }
@@ -272,10 +276,10 @@ impl<'a> Job<'a> {
     }
 
     /// For a builder that trusts us: it gets the inputs.
-    async fn build_one(&self, at: &At<'_>) -> Result<BuildResult, Fault> {
+    async fn build_one(&self, at: &At<'_>) -> Result<BuildResult, JobFault> {
         at.send(&self.basic.inputs).await?;
         let Some(build) = &at.builder.store.build else {
-            return Err(Fault::Refused(
+            return Err(JobFault::Refused(
                 at.builder.store.unsupported("does not build").to_string(),
             ));
         };
@@ -288,11 +292,11 @@ impl<'a> Job<'a> {
 
     /// For one that does not: it gets the derivation with its closure, and those inputs that it
     /// may take.
-    async fn build_closure(&self, at: &At<'_>) -> Result<BuildResult, Fault> {
+    async fn build_closure(&self, at: &At<'_>) -> Result<BuildResult, JobFault> {
         at.send(&[self.path.clone()].into()).await?;
         at.offer(&self.basic.inputs).await?;
         let Some(build) = &at.builder.store.build else {
-            return Err(Fault::Refused(
+            return Err(JobFault::Refused(
                 at.builder.store.unsupported("does not build").to_string(),
             ));
         };
@@ -307,7 +311,7 @@ impl<'a> Job<'a> {
         })?;
         match results.pop() {
             Some(keyed) => Ok(keyed.result),
-            None => Err(Fault::Lost(format!(
+            None => Err(JobFault::Lost(format!(
                 "{} told nothing of the build",
                 at.place.machine.uri
             ))),
@@ -315,10 +319,10 @@ impl<'a> Job<'a> {
     }
 
     /// Brings the outputs that are wanted here, and those of `outputs` that they refer to. Gives which.
-    async fn receive(&self, at: &At<'_>, outputs: &Outputs) -> Result<Outputs, Fault> {
+    async fn receive(&self, at: &At<'_>, outputs: &JobOutputs) -> Result<JobOutputs, JobFault> {
         let _turn = at.place.receiving.lock().await;
         let (local, builder) = (&at.shared.local.store, &at.builder.store.store);
-        let own = |error: Error| Fault::Final(error.to_line());
+        let own = |error: Error| JobFault::Final(error.to_line());
         let own_paths: BTreeSet<_> = outputs.values().cloned().collect();
         let inputs = closure(&**local, self.basic.inputs.iter().cloned()).await;
         let mut allowed: BTreeSet<_> = inputs.map_err(own)?.infos.into_keys().collect();
@@ -332,7 +336,7 @@ impl<'a> Job<'a> {
             if let Some(absent) = told.absent.keys().next() {
                 let uri = &at.place.machine.uri;
                 let words = format!("{uri} says that it built {absent}, and does not have it");
-                return Err(Fault::Lost(words));
+                return Err(JobFault::Lost(words));
             }
             let references = told.infos.values().flat_map(|info| info.references.clone());
             let references: BTreeSet<_> = references.collect();
@@ -359,11 +363,11 @@ impl<'a> Job<'a> {
         &self,
         at: &At<'_>,
         info: &mut PathInfo,
-        outputs: &Outputs,
+        outputs: &JobOutputs,
         allowed: &BTreeSet<StorePath>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), JobFault> {
         if let Some(other) = info.references.iter().find(|r| !allowed.contains(*r)) {
-            return Err(Fault::Lost(format!(
+            return Err(JobFault::Lost(format!(
                 "{} from {} refers to {other}, which did not go into its build",
                 info.path, at.place.machine.uri
             )));
@@ -376,7 +380,7 @@ impl<'a> Job<'a> {
                 let ca = info.ca.filter(|ca| ca.method_algorithm() == *method);
                 // That the content is that of the address is checked when it comes.
                 if ca.is_none() || !info.is_content_addressed(at.shared.local.store.dir()) {
-                    return Err(Fault::Lost(format!(
+                    return Err(JobFault::Lost(format!(
                         "{} from {} does not follow from its content as the derivation wants it",
                         info.path, at.place.machine.uri
                     )));
@@ -389,7 +393,7 @@ impl<'a> Job<'a> {
         (info.ultimate, info.registration_time) = (false, 0);
         for key in &at.shared.config.sign {
             let signed = info.sign(at.shared.local.store.dir(), key);
-            signed.map_err(|error| Fault::Lost(format!("{}: {error}", info.path)))?;
+            signed.map_err(|error| JobFault::Lost(format!("{}: {error}", info.path)))?;
         }
         Ok(())
     }
@@ -397,15 +401,15 @@ impl<'a> Job<'a> {
 
 /// Where a job is being done.
 struct At<'a> {
-    shared: &'a Shared<'a>,
-    place: &'a Place,
+    shared: &'a SharedJobs<'a>,
+    place: &'a MachineState,
     builder: &'a Connected,
     log: &'a MachineLog<'a>,
 }
 
 impl At<'_> {
     /// Brings `roots` with their closure there.
-    async fn send(&self, roots: &BTreeSet<StorePath>) -> Result<(), Fault> {
+    async fn send(&self, roots: &BTreeSet<StorePath>) -> Result<(), JobFault> {
         if self.shared.config.builders_substitute {
             self.let_fetch(roots).await;
         }
@@ -438,16 +442,16 @@ impl At<'_> {
     }
 
     /// Offers the closure of `roots` to a builder that does not trust us, as far as it may take it.
-    async fn offer(&self, roots: &BTreeSet<StorePath>) -> Result<(), Fault> {
+    async fn offer(&self, roots: &BTreeSet<StorePath>) -> Result<(), JobFault> {
         let _turn = self.place.sending.lock().await;
         let (src, dst) = (&self.shared.local.store, &self.builder.store.store);
         let found = closure(&**src, roots.iter().cloned()).await;
-        let found = found.map_err(|error| Fault::Final(error.to_line()))?;
+        let found = found.map_err(|error| JobFault::Final(error.to_line()))?;
         let all = found.infos.keys().cloned().collect();
         let mut there = dst.valid(&all).await.map_err(|e| self.copying(e))?;
         let mut going = Vec::new();
         let order = found.references_first();
-        for info in order.map_err(|error| Fault::Final(error.to_line()))? {
+        for info in order.map_err(|error| JobFault::Final(error.to_line()))? {
             let own = |r: &StorePath| *r == info.path;
             let proves = info.is_content_addressed(src.dir()) || !info.signatures.is_empty();
             let may = proves && info.references.iter().all(|r| own(r) || there.contains(r));
@@ -487,12 +491,12 @@ impl At<'_> {
     }
 
     /// Adds `infos`, references first, to the store here, with content from the builder.
-    async fn fetch(&self, infos: Vec<PathInfo>) -> Result<(), Fault> {
+    async fn fetch(&self, infos: Vec<PathInfo>) -> Result<(), JobFault> {
         let (local, builder) = (self.shared.local, &self.builder.store.store);
         if let Some(roots) = &local.roots {
             let paths = infos.iter().map(|info| info.path.clone()).collect();
             let kept = roots.add_temp_roots(&paths).await;
-            kept.map_err(|error| Fault::Final(error.to_line()))?;
+            kept.map_err(|error| JobFault::Final(error.to_line()))?;
         }
         let items = infos.into_iter().map(|info| {
             let nar = self.nar(builder, &info.path);
@@ -507,13 +511,13 @@ impl At<'_> {
             None => Ok(()),
             Some((path, Error::Refused { words, .. })) => {
                 let words = strip_ansi(words.trim());
-                let advice = match Failure::of_words(&words).cause {
+                let advice = match NixFailure::of_words(&words).cause {
                     Cause::Untrusted => {
                         format!(", because this user is not trusted; {ADVICE_HERE}")
                     }
                     _ => String::new(),
                 };
-                Err(Fault::Final(format!(
+                Err(JobFault::Final(format!(
                     "{path} was built on {}, but {} does not take it ({words}){advice}",
                     self.place.machine.uri, local.store
                 )))
@@ -530,28 +534,28 @@ impl At<'_> {
         nar.inspect(move |_| pulse.beat()).boxed()
     }
 
-    fn lost(&self, doing: &str, error: Error) -> Fault {
+    fn lost(&self, doing: &str, error: Error) -> JobFault {
         let uri = &self.place.machine.uri;
         let line = error.to_line();
-        Fault::Lost(if line.contains(uri.as_str()) {
+        JobFault::Lost(if line.contains(uri.as_str()) {
             format!("{doing}: {line}")
         } else {
             format!("{doing}: {uri}: {line}")
         })
     }
 
-    fn refused(&self, words: &str) -> Fault {
+    fn refused(&self, words: &str) -> JobFault {
         let (uri, words) = (&self.place.machine.uri, strip_ansi(words.trim()));
-        match Failure::of_words(&words).cause {
-            Cause::Untrusted => Fault::Refused(format!(
+        match NixFailure::of_words(&words).cause {
+            Cause::Untrusted => JobFault::Refused(format!(
                 "the account at {uri} is not trusted there ({words}); {ADVICE}"
             )),
-            _ => Fault::Lost(format!("{uri} refused: {words}")),
+            _ => JobFault::Lost(format!("{uri} refused: {words}")),
         }
     }
 
     /// What went wrong between the two stores.
-    fn copying(&self, error: Error) -> Fault {
+    fn copying(&self, error: Error) -> JobFault {
         match error {
             Error::Refused { words, .. } => self.refused(&words),
             // The inputs are not what they should be, wherever they go.
@@ -559,7 +563,7 @@ impl At<'_> {
             | Error::MissingReference { .. }
             | Error::Mismatch { .. }
             | Error::StoreDir { .. }
-            | Error::Invalid { .. } => Fault::Final(error.to_line()),
+            | Error::Invalid { .. } => JobFault::Final(error.to_line()),
             error => self.lost("sending inputs", error),
         }
     }

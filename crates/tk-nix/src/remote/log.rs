@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tk_store::log::{ActivityType, Field, Level, LogEvent, LogSink, ResultType};
+use tk_store::log::{ActivityType, Level, LogEvent, LogField, LogSink, ResultType};
 
 /// Numbers of activities, for all machines of one call.
 #[derive(Debug, Default)]
@@ -63,14 +63,15 @@ impl<'a> MachineLog<'a> {
             LogEvent::Start {
                 id, kind, fields, ..
             } if *kind == ActivityType::BUILD && all.len() < MOST_OPEN => {
-                if let Some(Field::Text(drv)) = fields.first() {
+                if let Some(LogField::Text(drv)) = fields.first() {
                     let (drv, log) = (drv.clone(), Vec::new());
                     all.insert(*id, Written { drv, log });
                 }
             }
             LogEvent::Result { id, kind, fields } if *kind == ResultType::BUILD_LOG_LINE => {
                 let room: usize = all.values().map(|written| written.log.len()).sum();
-                if let (Some(written), Some(Field::Text(line))) = (all.get_mut(id), fields.first())
+                if let (Some(written), Some(LogField::Text(line))) =
+                    (all.get_mut(id), fields.first())
                     && room + line.len() < MOST_WRITTEN
                 {
                     written.log.extend_from_slice(line.as_bytes());
@@ -121,7 +122,7 @@ impl LogSink for MachineLog<'_> {
                 parent,
             } => {
                 if kind == ActivityType::BUILD && fields.len() > 1 {
-                    fields[1] = Field::Text(self.machine.to_owned());
+                    fields[1] = LogField::Text(self.machine.to_owned());
                 }
                 LogEvent::Start {
                     id: self.begin(id),

@@ -17,7 +17,7 @@
 //!
 //! A builder that is lost in the middle, or that turns inputs down, is followed by another that
 //! fits. So is one that falls silent: while nothing is heard of it, it is asked whether it is there
-//! ([`Patience`]), and lost when it does not answer. A build that fails has failed: it is not tried
+//! ([`MachineTimeouts`]), and lost when it does not answer. A build that fails has failed: it is not tried
 //! elsewhere.
 //!
 //! # Security
@@ -36,7 +36,7 @@ mod realised;
 mod run;
 mod silence;
 
-pub(crate) use graph::Graph;
+pub(crate) use graph::BuildGraph;
 pub(crate) use realised::Realised;
 
 use crate::{machines::Machine, slots::Slots};
@@ -78,13 +78,13 @@ pub struct RemoteConfig {
     /// Keys that sign the outputs, for a store here that does not trust the user.
     pub sign: Vec<Arc<SecretKey>>,
     /// How long machines are waited for.
-    pub patience: Patience,
+    pub patience: MachineTimeouts,
 }
 
 /// How long machines are waited for that say nothing. As long as one answers, its builds may be as
 /// quiet as they like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct MachineTimeouts {
     /// After so long without a sign of life in the middle of a build or a copy a machine is asked
     /// whether it is still there.
     pub silence: Duration,
@@ -94,10 +94,10 @@ pub struct Patience {
     pub connect: Duration,
 }
 
-impl Default for Patience {
+impl Default for MachineTimeouts {
     /// 30 s, 20 s and 120 s.
     fn default() -> Self {
-        Patience {
+        MachineTimeouts {
             silence: Duration::from_secs(30),
             answer: Duration::from_secs(20),
             connect: Duration::from_secs(120),
@@ -216,7 +216,7 @@ impl Build for RemoteBuilder {
             return build.missing(paths).await;
         }
         let realised = realised::Realised::new(self.local.store.dir().clone());
-        let graph = Graph::of(&self.local, &realised, paths, &BTreeSet::new()).await?;
+        let graph = BuildGraph::of(&self.local, &realised, paths, &BTreeSet::new()).await?;
         Ok(Missing {
             build: graph.nodes.into_keys().collect(),
             ..Missing::default()

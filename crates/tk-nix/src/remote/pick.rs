@@ -3,7 +3,7 @@
 use super::{Connect, Connected, RemoteConfig, silence::Pulse};
 use crate::{
     machines::{Machine, Needs},
-    slots::{MAX_SLOTS, Slot},
+    slots::{BuildSlot, MAX_SLOTS},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,15 +18,15 @@ use tk_store::{Error, Result};
 use tokio::time::timeout;
 
 /// The machines of one call.
-pub struct Pool<'a> {
+pub struct MachinePool<'a> {
     pub config: &'a RemoteConfig,
-    pub places: Vec<Place>,
+    pub places: Vec<MachineState>,
     /// Those who wait for the same kind of machine ask one after the other.
     turns: Mutex<BTreeMap<Needs, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// A machine with what is known of it.
-pub struct Place {
+pub struct MachineState {
     pub machine: Machine,
     store: tokio::sync::Mutex<Option<Arc<Connected>>>,
     /// Why it is not used any more.
@@ -41,9 +41,9 @@ pub struct Place {
     pub receiving: tokio::sync::Mutex<()>,
 }
 
-impl<'a> Pool<'a> {
+impl<'a> MachinePool<'a> {
     pub fn new(config: &'a RemoteConfig) -> Self {
-        let place = |machine: &Machine| Place {
+        let place = |machine: &Machine| MachineState {
             machine: machine.clone(),
             store: tokio::sync::Mutex::new(None),
             gone: Mutex::new(None),
@@ -53,7 +53,7 @@ impl<'a> Pool<'a> {
             sending: tokio::sync::Mutex::new(()),
             receiving: tokio::sync::Mutex::new(()),
         };
-        Pool {
+        MachinePool {
             config,
             places: config.machines.iter().map(place).collect(),
             turns: Mutex::default(),
@@ -69,19 +69,19 @@ impl<'a> Pool<'a> {
         &self,
         needs: &Needs,
         tried: &BTreeSet<usize>,
-    ) -> Result<Option<(usize, Slot)>> {
+    ) -> Result<Option<(usize, BuildSlot)>> {
         let turn = self.turn(needs);
         let _turn = turn.lock().await;
         let mut pause = SHORTEST;
         loop {
-            let fitting = |(i, place): &(usize, &Place)| {
+            let fitting = |(i, place): &(usize, &MachineState)| {
                 !tried.contains(i) && place.why_gone().is_none() && place.may(needs)
             };
             let mut fitting = self.places.iter().enumerate().filter(fitting).peekable();
             if fitting.peek().is_none() {
                 return Ok(None);
             }
-            let mut best: Option<(usize, Slot, Load)> = None;
+            let mut best: Option<(usize, BuildSlot, Load)> = None;
             for (i, place) in fitting {
                 let taken = self.config.slots.take(&place.machine);
                 let (slot, held) =
@@ -106,7 +106,7 @@ impl<'a> Pool<'a> {
 
     /// Whether there is a machine for `needs`, free or not.
     pub fn fits(&self, needs: &Needs) -> bool {
-        let may = |place: &Place| place.why_gone().is_none() && place.may(needs);
+        let may = |place: &MachineState| place.why_gone().is_none() && place.may(needs);
         self.places.iter().any(may)
     }
 
@@ -185,7 +185,7 @@ impl<'a> Pool<'a> {
     }
 }
 
-impl Place {
+impl MachineState {
     /// Says that it is of no use any more.
     pub fn leave(&self, why: &str) {
         let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);

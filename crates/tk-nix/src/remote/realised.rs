@@ -7,7 +7,7 @@
 //! when the path is there: they build nothing then. Content that refers to itself does not travel
 //! between 2.8 and later ones, which hash it differently.
 
-use super::{RemoteConfig, graph::Node};
+use super::{RemoteConfig, graph::BuildNode};
 use std::collections::BTreeMap;
 use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
 use tk_path::{
@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 pub struct Realised(Mutex<Modulo>);
 
 /// An output and what is said of it, in both forms.
-struct Claim<'a> {
+struct RealisationClaim<'a> {
     drv: &'a StorePath,
     hash: Option<Hash>,
     output: &'a OutputName,
@@ -42,7 +42,7 @@ impl Realised {
             return Ok(false);
         };
         let nothing = Hash::digest(Algorithm::Sha256, b"");
-        let id = legacy::DrvOutput {
+        let id = legacy::LegacyDrvOutput {
             hash: nothing,
             output: OutputName::out(),
         };
@@ -75,7 +75,7 @@ impl Realised {
             return Ok(found);
         };
         for output in drv.outputs.keys() {
-            let id = legacy::DrvOutput {
+            let id = legacy::LegacyDrvOutput {
                 hash,
                 output: output.clone(),
             };
@@ -97,7 +97,7 @@ impl Realised {
         &self,
         local: &Abilities,
         config: &RemoteConfig,
-        (path, node, basic): (&StorePath, &Node, &BasicDerivation),
+        (path, node, basic): (&StorePath, &BuildNode, &BasicDerivation),
         outputs: &BTreeMap<OutputName, StorePath>,
     ) -> Result<()> {
         let Some(realisations) = &local.realisations else {
@@ -113,7 +113,7 @@ impl Realised {
         ];
         for (drv, hash) in [path, &resolved_path].into_iter().zip(hashes) {
             for (output, is) in outputs {
-                let claim = Claim {
+                let claim = RealisationClaim {
                     drv,
                     hash,
                     output,
@@ -155,7 +155,7 @@ impl Realised {
             );
             if let Some(hash) = legacy {
                 let output = output.clone();
-                let legacy_id = legacy::DrvOutput { hash, output };
+                let legacy_id = legacy::LegacyDrvOutput { hash, output };
                 let known = from.legacy_realisation(&legacy_id).await;
                 if let Some(known) = unless_unsupported(known)?.flatten() {
                     unless_refused(to.register_legacy(&known, check).await)?;
@@ -190,13 +190,13 @@ fn unless_unsupported<T>(answer: Result<T>) -> Result<Option<T>> {
     }
 }
 
-impl Claim<'_> {
+impl RealisationClaim<'_> {
     /// Tells it in the form that the store knows.
     async fn tell(&self, to: &dyn Realisations, config: &RemoteConfig) -> Result<()> {
         if let Some(hash) = self.hash {
             let output = self.output.clone();
-            let id = legacy::DrvOutput { hash, output };
-            let mut realisation = legacy::Realisation::new(id, self.is.clone());
+            let id = legacy::LegacyDrvOutput { hash, output };
+            let mut realisation = legacy::LegacyRealisation::new(id, self.is.clone());
             for key in &config.sign {
                 realisation.sign(key);
             }

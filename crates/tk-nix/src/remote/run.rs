@@ -3,10 +3,10 @@
 
 use super::{
     RemoteConfig,
-    graph::{Graph, Node, static_path},
-    job::{Job, Shared, failure},
+    graph::{BuildGraph, BuildNode, static_path},
+    job::{BuildJob, SharedJobs, failure},
     log::Numbers,
-    pick::Pool,
+    pick::MachinePool,
     realised::Realised,
 };
 use crate::events::bare;
@@ -33,14 +33,14 @@ pub async fn run(
     let before = local.store.valid(&opaque).await?;
     let fetched = fetch(local, paths, log).await?;
     let realised = Realised::new(local.store.dir().clone());
-    let mut graph = Graph::of(local, &realised, paths, &BTreeSet::new()).await?;
-    let known = graph.nodes.values().all(Node::is_known);
-    let shared = Shared {
+    let mut graph = BuildGraph::of(local, &realised, paths, &BTreeSet::new()).await?;
+    let known = graph.nodes.values().all(BuildNode::is_known);
+    let shared = SharedJobs {
         local,
         realised,
         can_tell: !known && Realised::are_kept(local).await?,
         config,
-        pool: Pool::new(config),
+        pool: MachinePool::new(config),
         numbers: Numbers::default(),
         log,
     };
@@ -141,8 +141,8 @@ fn opaque(path: &DerivedPath) -> Option<&StorePath> {
 
 /// What is being built, what waits for it, and what became of the rest.
 struct Schedule<'a> {
-    shared: &'a Shared<'a>,
-    nodes: &'a BTreeMap<StorePath, Node>,
+    shared: &'a SharedJobs<'a>,
+    nodes: &'a BTreeMap<StorePath, BuildNode>,
     /// For how many others each waits.
     waiting: BTreeMap<&'a StorePath, usize>,
     asked: BTreeSet<StorePath>,
@@ -187,7 +187,7 @@ impl<'a> Schedule<'a> {
                 self.known.get(&(drv.clone(), name.clone())).cloned()
             };
             let shared = self.shared;
-            let job = Job::new(shared, path, node, known);
+            let job = BuildJob::new(shared, path, node, known);
             let built = async move {
                 match job {
                     Some(job) => (path, job.run(shared).await),
@@ -247,7 +247,11 @@ impl<'a> Schedule<'a> {
 }
 
 /// A derivation whose outputs only building tells, and that no machine builds: the store itself does.
-async fn build_here(shared: &Shared<'_>, path: &StorePath, node: &Node) -> Result<BuildResult> {
+async fn build_here(
+    shared: &SharedJobs<'_>,
+    path: &StorePath,
+    node: &BuildNode,
+) -> Result<BuildResult> {
     let Some(build) = &shared.local.build else {
         let (needs, store) = (node.needs(), &shared.local.store);
         let words = if node.is_impure() {

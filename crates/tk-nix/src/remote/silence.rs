@@ -5,7 +5,7 @@
 
 use super::{
     Connected,
-    pick::{Place, Pool},
+    pick::{MachinePool, MachineState},
 };
 use std::{
     collections::BTreeSet,
@@ -44,7 +44,7 @@ impl Progress for Pulse {
     }
 }
 
-impl Pool<'_> {
+impl MachinePool<'_> {
     /// Waits for `work` at the machine at `i`, as long as that shows a sign of life now and then.
     /// `path` is what it can be asked about.
     ///
@@ -120,7 +120,7 @@ impl Pool<'_> {
     async fn question(
         &self,
         round: u32,
-        place: &Place,
+        place: &MachineState,
         builder: &Connected,
         path: &StorePath,
     ) -> Result<(), Error> {

@@ -1,7 +1,8 @@
 //! What makes a build depend on more than it declares.
 
 use crate::{
-    Cause, EvalOptions, Failure, Installable, Nix, Result, Source, Target, flake::Metadata,
+    Cause, EvalOptions, Installable, InstallableSource, Nix, NixFailure, Result, Target,
+    flake::FlakeMetadata,
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
@@ -111,14 +112,14 @@ pub async fn audit(
     };
     let mut findings = Vec::new();
     let targets = match (&what.source, nix) {
-        (Source::Store(path), _) => vec![Target::of(path.clone())],
+        (InstallableSource::Store(path), _) => vec![Target::of(path.clone())],
         (_, None) => {
             let words = format!("{what} must be evaluated, which needs nix");
-            return Err(Failure::new(Cause::NoNix, words));
+            return Err(NixFailure::new(Cause::NoNix, words));
         }
         (source, Some(nix)) => {
             findings.extend(evaluation(what, &options));
-            if let Source::Flake(reference) = source {
+            if let InstallableSource::Flake(reference) = source {
                 let metadata = nix.flake_metadata(reference, &options, log).await?;
                 let lock = lock_file(store, &metadata).await?;
                 findings.extend(audit_flake(&metadata, lock.as_ref()));
@@ -202,7 +203,7 @@ pub fn audit_settings(settings: &BTreeMap<String, Value>) -> Vec<Finding> {
 
 /// What in the inputs of a flake is not pinned. `lock` is its flake.lock as it is; `metadata` has the one
 /// that nix would write.
-pub fn audit_flake(metadata: &Metadata, lock: Option<&Value>) -> Vec<Finding> {
+pub fn audit_flake(metadata: &FlakeMetadata, lock: Option<&Value>) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(tree(metadata));
     let held = lock.map(inputs).unwrap_or_default();
@@ -322,7 +323,10 @@ fn evaluation(what: &Installable, options: &EvalOptions) -> Vec<Finding> {
             "it is evaluated with --impure: its code sees this machine, its environment and the time",
             "evaluate it without --impure",
         ));
-    } else if matches!(what.source, Source::File(_) | Source::Expr(_)) {
+    } else if matches!(
+        what.source,
+        InstallableSource::File(_) | InstallableSource::Expr(_)
+    ) {
         findings.push(Finding::new(
             Severity::Warning,
             "unpinnedEvaluation",
@@ -344,7 +348,7 @@ fn evaluation(what: &Installable, options: &EvalOptions) -> Vec<Finding> {
 }
 
 /// Where the flake itself comes from.
-fn tree(metadata: &Metadata) -> Option<Finding> {
+fn tree(metadata: &FlakeMetadata) -> Option<Finding> {
     let url = &metadata.resolved_url;
     let revision = metadata.revision.as_deref();
     let clean = revision.is_some_and(|revision| !revision.ends_with("-dirty"));
@@ -474,10 +478,10 @@ fn inputs(lock: &Value) -> BTreeMap<String, &Value> {
 }
 
 /// The flake.lock in the sources of a flake; `None` if there is none.
-async fn lock_file(store: &dyn Store, metadata: &Metadata) -> Result<Option<Value>> {
+async fn lock_file(store: &dyn Store, metadata: &FlakeMetadata) -> Result<Option<Value>> {
     let Ok((path, _)) = store.dir().split(&metadata.path) else {
         let words = "nix does not tell where the sources of the flake are";
-        return Err(Failure::new(Cause::Other, words));
+        return Err(NixFailure::new(Cause::Other, words));
     };
     let folder = metadata
         .resolved_url
@@ -491,7 +495,7 @@ async fn lock_file(store: &dyn Store, metadata: &Metadata) -> Result<Option<Valu
     };
     let lock = serde_json::from_slice(&text);
     let lock =
-        lock.map_err(|e| Failure::new(Cause::Misused, format!("flake.lock is no JSON: {e}")))?;
+        lock.map_err(|e| NixFailure::new(Cause::Misused, format!("flake.lock is no JSON: {e}")))?;
     Ok(Some(lock))
 }
 
@@ -501,7 +505,7 @@ async fn read_file(store: &dyn Store, path: &StorePath, file: &str) -> Result<Op
     let mut decoder = Decoder::new();
     let (mut place, mut levels) = (Vec::new(), Vec::new());
     let mut contents: Option<Vec<u8>> = None;
-    let bad = |e: String| Failure::from(Error::malformed(path.to_string(), e));
+    let bad = |e: String| NixFailure::from(Error::malformed(path.to_string(), e));
     while let Some(chunk) = nar.next().await {
         let chunk = chunk?;
         let mut rest = &chunk[..];
@@ -552,7 +556,7 @@ fn root(target: &Target) -> Result<StorePath> {
     drv.cloned().ok_or_else(|| {
         let path = target.path.base();
         let words = format!("{path} is no derivation; name the one that it comes from");
-        Failure::new(Cause::Misused, words)
+        NixFailure::new(Cause::Misused, words)
     })
 }
 
@@ -578,7 +582,7 @@ async fn closure(store: &dyn Store, roots: BTreeSet<StorePath>) -> Result<Vec<Fi
         }
         if seen.len() > MAX_DERIVATIONS {
             let words = format!("it needs more than {MAX_DERIVATIONS} derivations");
-            return Err(Failure::new(Cause::Misused, words));
+            return Err(NixFailure::new(Cause::Misused, words));
         }
     }
     Ok(findings)
@@ -704,8 +708,8 @@ mod tests {
         }
     }
 
-    fn metadata(url: &str, revision: Option<&str>, locks: Value) -> Metadata {
-        Metadata {
+    fn metadata(url: &str, revision: Option<&str>, locks: Value) -> FlakeMetadata {
+        FlakeMetadata {
             original_url: url.into(),
             resolved_url: url.into(),
             url: url.into(),

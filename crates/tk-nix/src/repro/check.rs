@@ -1,8 +1,8 @@
 //! Building again, and comparing.
 
-use super::{Instance, InstanceState, MAX_DIFFERENCES, Verdict, mismatch};
+use super::{Instance, InstanceState, MAX_DIFFERENCES, ReproVerdict, mismatch};
 use crate::{
-    BuildOptions, CancellationToken, Cause, EvalOptions, Failure, NixBuilder, Result, Target,
+    CancellationToken, Cause, EvalOptions, NixBuildOptions, NixBuilder, NixFailure, Result, Target,
 };
 use std::{
     collections::BTreeMap,
@@ -58,8 +58,8 @@ pub async fn check(
     target: &Target,
     options: &CheckOptions,
     log: &dyn LogSink,
-) -> Result<Vec<Verdict>> {
-    let again = Again {
+) -> Result<Vec<ReproVerdict>> {
+    let again = RepeatedBuilds {
         builder,
         options,
         log,
@@ -93,17 +93,17 @@ pub async fn check(
 }
 
 /// The outputs that are wanted of a derivation.
-enum Outputs {
+enum ReproOutputs {
     Spec(OutputsSpec),
     /// The one that is this path.
     Path(StorePath),
 }
 
-impl Outputs {
+impl ReproOutputs {
     fn names(&self, drv: &Derivation, path: &StorePath) -> Result<Vec<OutputName>> {
         let is_wanted = |name: &OutputName| match self {
-            Outputs::Spec(spec) => spec.contains(name),
-            Outputs::Path(path) => path.name() == name.path_name(&drv.name),
+            ReproOutputs::Spec(spec) => spec.contains(name),
+            ReproOutputs::Path(path) => path.name() == name.path_name(&drv.name),
         };
         let names: Vec<_> = drv
             .outputs
@@ -111,7 +111,7 @@ impl Outputs {
             .filter(|n| is_wanted(n))
             .cloned()
             .collect();
-        if let Outputs::Spec(OutputsSpec::Names(all)) = self
+        if let ReproOutputs::Spec(OutputsSpec::Names(all)) = self
             && let Some(name) = all.iter().find(|name| !names.contains(name))
         {
             return Err(misused(format!("{path} has no output {name}")));
@@ -125,20 +125,20 @@ impl Outputs {
 }
 
 /// The builds of one check.
-struct Again<'a> {
+struct RepeatedBuilds<'a> {
     builder: &'a NixBuilder,
     options: &'a CheckOptions,
     log: &'a dyn LogSink,
 }
 
-impl Again<'_> {
+impl RepeatedBuilds<'_> {
     /// The derivation to be built, and its outputs that are wanted.
-    async fn subject(&self, target: &Target) -> Result<(StorePath, Outputs)> {
+    async fn subject(&self, target: &Target) -> Result<(StorePath, ReproOutputs)> {
         match &target.path {
             DerivedPath::Built {
                 drv: SingleDerivedPath::Opaque(drv),
                 outputs,
-            } => Ok((drv.clone(), Outputs::Spec(outputs.clone()))),
+            } => Ok((drv.clone(), ReproOutputs::Spec(outputs.clone()))),
             DerivedPath::Built { .. } => Err(misused(
                 "a derivation that is itself built cannot be checked; name what it turned out to be".into(),
             )),
@@ -148,7 +148,7 @@ impl Again<'_> {
                 let deriver = info
                     .deriver
                     .ok_or_else(|| words("what made it is not known"))?;
-                if self.store().valid(&[deriver.clone()].into()).await?.is_empty() { Err(words("the derivation that made it is not in the store")) } else { Ok((deriver, Outputs::Path(path.clone()))) }
+                if self.store().valid(&[deriver.clone()].into()).await?.is_empty() { Err(words("the derivation that made it is not in the store")) } else { Ok((deriver, ReproOutputs::Path(path.clone()))) }
             }
         }
     }
@@ -167,7 +167,7 @@ impl Again<'_> {
             drv: SingleDerivedPath::Opaque(drv.clone()),
             outputs: OutputsSpec::All,
         });
-        let options = BuildOptions {
+        let options = NixBuildOptions {
             eval: EvalOptions::default(),
             mode,
             timeout: self.options.timeout,
@@ -179,11 +179,11 @@ impl Again<'_> {
         let built = built.ok_or_else(|| misused(format!("nothing was told of {drv}")))??;
         if mode == BuildMode::Check && built.status != "Built" {
             let words = format!("{drv} was not built again but {}", built.status);
-            return Err(Failure::new(Cause::Other, words));
+            return Err(NixFailure::new(Cause::Other, words));
         }
         let parsed = built.outputs.iter().map(|(name, path)| {
             let path = self.store().dir().parse(path);
-            let path = path.map_err(|e| Failure::new(Cause::Other, e.to_string()))?;
+            let path = path.map_err(|e| NixFailure::new(Cause::Other, e.to_string()))?;
             Ok((name.clone(), path))
         });
         parsed.collect()
@@ -195,7 +195,7 @@ impl Again<'_> {
         named: &StorePath,
         built: &StorePath,
         first: BTreeMap<OutputName, PathInfo>,
-    ) -> Result<Vec<Verdict>> {
+    ) -> Result<Vec<ReproVerdict>> {
         let mut verdicts = self.verdicts(named, &first);
         for round in 0..self.options.rounds.get() {
             let failure = match self.build(built, BuildMode::Check).await {
@@ -233,9 +233,13 @@ impl Again<'_> {
     }
 
     /// The verdicts with the first build, before there is another.
-    fn verdicts(&self, drv: &StorePath, first: &BTreeMap<OutputName, PathInfo>) -> Vec<Verdict> {
+    fn verdicts(
+        &self,
+        drv: &StorePath,
+        first: &BTreeMap<OutputName, PathInfo>,
+    ) -> Vec<ReproVerdict> {
         let verdict = |(output, info): (&OutputName, &PathInfo)| {
-            let mut verdict = Verdict::new(Some(self.whole(drv)), Some(output.to_string()));
+            let mut verdict = ReproVerdict::new(Some(self.whole(drv)), Some(output.to_string()));
             let path = self.whole(&info.path);
             verdict.path = Some(path.clone());
             verdict.copies = vec![Instance::present("build 1", path, info.nar_hash)];
@@ -244,7 +248,7 @@ impl Again<'_> {
         first.iter().map(verdict).collect()
     }
 
-    fn same(&self, verdict: &mut Verdict, round: u32, info: &PathInfo) {
+    fn same(&self, verdict: &mut ReproVerdict, round: u32, info: &PathInfo) {
         let path = self.whole(&info.path);
         let copy = Instance::present(name_of(round), path, info.nar_hash);
         verdict.copies.push(copy);
@@ -254,7 +258,7 @@ impl Again<'_> {
     /// Notes that the output of `info` differs, and where if the second result can be read.
     async fn differs(
         &self,
-        verdict: &mut Verdict,
+        verdict: &mut ReproVerdict,
         round: u32,
         info: &PathInfo,
         words: &str,
@@ -314,7 +318,7 @@ impl Again<'_> {
         path: &StorePath,
         drv: &Derivation,
         first: BTreeMap<OutputName, PathInfo>,
-    ) -> Result<Vec<Verdict>> {
+    ) -> Result<Vec<ReproVerdict>> {
         let mut verdicts = self.verdicts(path, &first);
         for round in 0..self.options.rounds.get() {
             let twin = self.twin(path, drv, round).await?;
@@ -379,7 +383,7 @@ impl Again<'_> {
         let mut encoder = Encoder::new(Vec::new());
         let written = encoder.file(false, text);
         let written = written.and_then(|()| encoder.finish());
-        let file = written.map_err(|e| Failure::new(Cause::Other, e.to_string()))?;
+        let file = written.map_err(|e| NixFailure::new(Cause::Other, e.to_string()))?;
         let file = nar::from_bytes(file);
         let info = content.add_content(name, Method::Text, Algorithm::Sha256, refs, file);
         Ok(info.await?.path)
@@ -406,8 +410,8 @@ fn unique() -> String {
     format!("{nanos}-{}", std::process::id())
 }
 
-fn misused(words: String) -> Failure {
-    Failure::new(Cause::Misused, words)
+fn misused(words: String) -> NixFailure {
+    NixFailure::new(Cause::Misused, words)
 }
 
 const NOT_COMPARED: &str =

@@ -4,7 +4,7 @@
 //! - [`compare_stores`] builds nothing: it asks caches and other stores whether they hold the same.
 //! - [`audit`] tells what makes a build depend on more than what it declares.
 //!
-//! The answer of the first two is a [`Verdict`] for each output, of the last one a list of [`Finding`]s.
+//! The answer of the first two is a [`ReproVerdict`] for each output, of the last one a list of [`Finding`]s.
 //!
 //! # How something is built again
 //! Outputs whose paths are known before building are built in the check mode of the daemon (as
@@ -22,7 +22,7 @@ mod stores;
 
 pub use audit::{Finding, Severity, audit, audit_derivation, audit_flake, audit_settings};
 pub use check::{CheckOptions, check};
-pub use stores::{Wanted, compare_stores, wanted};
+pub use stores::{WantedOutput, compare_stores, wanted};
 
 use serde_json::{Value, json};
 use tk_nar::{Difference, DifferenceKind, Side};
@@ -34,7 +34,7 @@ pub use tk_nar::compare::MAX_DIFFERENCES;
 
 /// Whether all copies of one output are the same.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
+pub struct ReproVerdict {
     /// The derivation, if it is known: a whole path.
     pub drv_path: Option<String>,
     /// The output's name, if it is known.
@@ -80,9 +80,9 @@ pub enum InstanceState {
     Unknown(String),
 }
 
-impl Verdict {
+impl ReproVerdict {
     fn new(drv_path: Option<String>, output: Option<String>) -> Self {
-        Verdict {
+        ReproVerdict {
             drv_path,
             output,
             path: None,

@@ -1,7 +1,7 @@
 //! Whether several stores hold the same, without building.
 
-use super::{Instance, InstanceState, Verdict, mismatch};
-use crate::{Cause, Failure, Result, Target};
+use super::{Instance, InstanceState, ReproVerdict, mismatch};
+use crate::{Cause, NixFailure, Result, Target};
 use futures::{StreamExt, future::join_all, stream};
 use std::sync::Arc;
 use tk_narinfo::{
@@ -13,13 +13,13 @@ use tk_store::{Abilities, Compared, Error, Store, StoreExt, compare, derivation}
 
 /// One output to be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct WantedOutput {
     /// The derivation and the output's name, if it was named so.
     pub output: Option<DrvOutput>,
     /// The path, where it is known without asking.
     pub path: Option<StorePath>,
     /// The older name of the output among realisations, where it is needed and could be reckoned.
-    pub legacy: Option<legacy::DrvOutput>,
+    pub legacy: Option<legacy::LegacyDrvOutput>,
 }
 
 /// What `target` names. Its derivation is read from the first of `stores` that has it; a path needs
@@ -27,10 +27,10 @@ pub struct Wanted {
 ///
 /// # Errors
 /// [`Cause::Misused`] when none has it, or it has no such output.
-pub async fn wanted(target: &Target, stores: &[Abilities]) -> Result<Vec<Wanted>> {
+pub async fn wanted(target: &Target, stores: &[Abilities]) -> Result<Vec<WantedOutput>> {
     let (drv_path, spec) = match &target.path {
         DerivedPath::Opaque(path) => {
-            return Ok(vec![Wanted {
+            return Ok(vec![WantedOutput {
                 output: None,
                 path: Some(path.clone()),
                 legacy: None,
@@ -42,15 +42,15 @@ pub async fn wanted(target: &Target, stores: &[Abilities]) -> Result<Vec<Wanted>
         } => (drv, outputs),
         DerivedPath::Built { .. } => {
             let words = "a derivation that is itself built cannot be compared; name what it is";
-            return Err(Failure::new(Cause::Misused, words));
+            return Err(NixFailure::new(Cause::Misused, words));
         }
     };
     let (store, drv) = read(drv_path, stores).await?;
     let mut all = Vec::new();
     for (output, how) in drv.outputs.iter().filter(|(name, _)| spec.contains(name)) {
         let path = how.path(store.dir(), &drv.name, output);
-        let path = path.map_err(|e| Failure::new(Cause::Misused, e.to_string()))?;
-        all.push(Wanted {
+        let path = path.map_err(|e| NixFailure::new(Cause::Misused, e.to_string()))?;
+        all.push(WantedOutput {
             output: Some(DrvOutput {
                 drv: drv_path.clone(),
                 output: output.clone(),
@@ -63,7 +63,7 @@ pub async fn wanted(target: &Target, stores: &[Abilities]) -> Result<Vec<Wanted>
         && let Some(name) = names.iter().find(|name| !drv.outputs.contains_key(*name))
     {
         let words = format!("{drv_path} has no output {name}");
-        return Err(Failure::new(Cause::Misused, words));
+        return Err(NixFailure::new(Cause::Misused, words));
     }
     if all.iter().any(|wanted| wanted.path.is_none()) {
         // Where it cannot be reckoned, stores that know the newer names can still answer.
@@ -73,7 +73,7 @@ pub async fn wanted(target: &Target, stores: &[Abilities]) -> Result<Vec<Wanted>
             let output = wanted.output.as_ref().map(|id| id.output.clone());
             wanted.legacy = hash
                 .zip(output)
-                .map(|(hash, output)| legacy::DrvOutput { hash, output });
+                .map(|(hash, output)| legacy::LegacyDrvOutput { hash, output });
         }
     }
     Ok(all)
@@ -82,19 +82,23 @@ pub async fn wanted(target: &Target, stores: &[Abilities]) -> Result<Vec<Wanted>
 /// Asks each of `stores`, all at once, for each of `wanted`. They are the same if all stores have them
 /// with one NAR hash, and different if two hashes differ or one store lacks what another has; where they
 /// differ, the first two that do are read and compared. Up to `limit` differences are kept of each.
-pub async fn compare_stores(wanted: &[Wanted], stores: &[Abilities], limit: usize) -> Vec<Verdict> {
+pub async fn compare_stores(
+    wanted: &[WantedOutput],
+    stores: &[Abilities],
+    limit: usize,
+) -> Vec<ReproVerdict> {
     let verdicts = wanted
         .iter()
         .map(|wanted| compare_one(wanted, stores, limit));
     stream::iter(verdicts).buffered(AT_ONCE).collect().await
 }
 
-async fn compare_one(wanted: &Wanted, stores: &[Abilities], limit: usize) -> Verdict {
+async fn compare_one(wanted: &WantedOutput, stores: &[Abilities], limit: usize) -> ReproVerdict {
     let found = join_all(stores.iter().map(|store| look_up(wanted, store))).await;
     let dir = stores.first().map(|store| store.store.dir().clone());
     let dir = dir.unwrap_or_default();
     let output = wanted.output.as_ref();
-    let mut verdict = Verdict::new(
+    let mut verdict = ReproVerdict::new(
         output.map(|id| dir.path(&id.drv)),
         output.map(|id| id.output.to_string()),
     );
@@ -152,7 +156,7 @@ fn copy(dir: &StoreDir, from: String, found: &tk_store::Result<Option<PathInfo>>
 }
 
 /// What `store` has of it; `None` if it has nothing.
-async fn look_up(wanted: &Wanted, store: &Abilities) -> tk_store::Result<Option<PathInfo>> {
+async fn look_up(wanted: &WantedOutput, store: &Abilities) -> tk_store::Result<Option<PathInfo>> {
     let path = match (&wanted.path, &wanted.output) {
         (Some(path), _) => Some(path.clone()),
         (None, Some(id)) => realised(id, wanted.legacy.as_ref(), store).await?,
@@ -167,7 +171,7 @@ async fn look_up(wanted: &Wanted, store: &Abilities) -> tk_store::Result<Option<
 /// What the output turned out to be in `store`, in whatever way it knows.
 async fn realised(
     id: &DrvOutput,
-    old: Option<&legacy::DrvOutput>,
+    old: Option<&legacy::LegacyDrvOutput>,
     store: &Abilities,
 ) -> tk_store::Result<Option<StorePath>> {
     let mut asked = false;
@@ -244,7 +248,7 @@ async fn read(path: &StorePath, stores: &[Abilities]) -> Result<(Arc<dyn Store>,
                 "none of the stores has the derivation {path}; name one that has with --store, \
                  or name the output's path"
             );
-            Failure::new(Cause::Misused, words)
+            NixFailure::new(Cause::Misused, words)
         }
     })
 }

@@ -9,7 +9,7 @@
 //! ```
 //! Running a command in an environment means to trust its `PATH`: programs are not among it.
 
-use super::environment::{Environment, Variable, is_told};
+use super::environment::{ShellEnvironment, Variable, is_told};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
@@ -31,7 +31,7 @@ pub struct StartupCode {
 
 impl StartupCode {
     /// That of `environment`, where commands are looked for in the folders of `path`.
-    pub(super) fn of(environment: &Environment, path: &OsStr) -> StartupCode {
+    pub(super) fn of(environment: &ShellEnvironment, path: &OsStr) -> StartupCode {
         let told = environment.variables.iter();
         let told = told.filter(|(name, _)| is_told(name));
         let by_shells = told.filter(|(name, variable)| is_run_by_shells(name, variable));
@@ -83,7 +83,7 @@ impl StartupCode {
 
     /// `environment` without what shells would run by themselves. Its hook is left, which is
     /// run by those only who ask for it.
-    pub(super) fn taken_out_of(&self, mut environment: Environment) -> Environment {
+    pub(super) fn taken_out_of(&self, mut environment: ShellEnvironment) -> ShellEnvironment {
         let variables = &mut environment.variables;
         variables.retain(|name, _| !self.run_by_shells.contains_key(name));
         let functions = &mut environment.bash_functions;
@@ -92,7 +92,7 @@ impl StartupCode {
     }
 
     /// Adds what the code mentions, and what that mentions.
-    fn add_mentioned(&mut self, environment: &Environment) {
+    fn add_mentioned(&mut self, environment: &ShellEnvironment) {
         let is_output = |name: &str| environment.outputs().iter().any(|(own, _)| own == name);
         let mut texts = vec![self.hook.clone()];
         for variable in self.run_by_shells.values() {
@@ -295,8 +295,8 @@ const OF_BASH: &[&str] = &[
 mod tests {
     use super::*;
 
-    fn environment(variables: &[(&str, &str)], functions: &[(&str, &str)]) -> Environment {
-        let mut environment = Environment::exported(variables.iter().copied());
+    fn environment(variables: &[(&str, &str)], functions: &[(&str, &str)]) -> ShellEnvironment {
+        let mut environment = ShellEnvironment::exported(variables.iter().copied());
         let functions = functions
             .iter()
             .map(|(name, body)| ((*name).to_owned(), (*body).to_owned()));
@@ -304,7 +304,7 @@ mod tests {
         environment
     }
 
-    fn names_of(environment: &Environment) -> String {
+    fn names_of(environment: &ShellEnvironment) -> String {
         let code = StartupCode::of(environment, OsStr::new("/usr/bin:/bin"));
         code.names().collect::<Vec<_>>().join(" ")
     }
@@ -331,7 +331,7 @@ mod tests {
             assert_eq!(left.variables.contains_key(name), !runs, "{name}={value}");
             assert!(left.variables.contains_key("B"));
         }
-        let mut list = Environment::default();
+        let mut list = ShellEnvironment::default();
         let array = Variable::Array(vec!["x".into()]);
         list.variables.insert("PROMPT_COMMAND".into(), array);
         assert_eq!(names_of(&list), "PROMPT_COMMAND");

@@ -20,7 +20,7 @@ use tk_path::{StoreDir, StorePath};
 /// Variables and functions that a derivation's builder would have.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Environment {
+pub struct ShellEnvironment {
     /// Variables of bash, exported or not.
     pub variables: BTreeMap<String, Variable>,
     /// Functions of bash: their bodies.
@@ -51,17 +51,17 @@ pub enum Variable {
 /// The variables of a process.
 pub type Variables = BTreeMap<OsString, OsString>;
 
-impl Environment {
+impl ShellEnvironment {
     /// Variables with these values, exported.
     pub fn exported<K: Into<String>, V: Into<String>>(
         values: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
         let values = values.into_iter();
-        Environment {
+        ShellEnvironment {
             variables: values
                 .map(|(name, value)| (name.into(), Variable::Exported(value.into())))
                 .collect(),
-            ..Environment::default()
+            ..ShellEnvironment::default()
         }
     }
 
@@ -267,7 +267,7 @@ mod tests {
         "table":{"type":"associative","value":{"k":"v"}},
         "what":{"type":"unknown"}}}"#;
 
-    fn printed() -> Environment {
+    fn printed() -> ShellEnvironment {
         serde_json::from_str(PRINTED).unwrap()
     }
 
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(environment.hook(), "echo hook");
         assert_eq!(environment.variables["what"], Variable::Unknown);
         let text = serde_json::to_string(&environment).unwrap();
-        let again: Environment = serde_json::from_str(&text).unwrap();
+        let again: ShellEnvironment = serde_json::from_str(&text).unwrap();
         assert_eq!(again, environment);
     }
 

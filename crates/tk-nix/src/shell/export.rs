@@ -1,6 +1,6 @@
 //! Environments as code of shells.
 
-use super::environment::{Environment, PREFIXED, Variable, is_identifier, is_told};
+use super::environment::{PREFIXED, ShellEnvironment, Variable, is_identifier, is_told};
 use std::{fmt::Write as _, path::Path};
 
 /// A shell, or what reads the code of one.
@@ -16,7 +16,7 @@ pub enum ShellFormat {
     Direnv,
 }
 
-impl Environment {
+impl ShellEnvironment {
     /// Code that makes this environment of that of the shell which reads it. `with_hook`: for bash, it
     /// runs the hook at its end. Without it functions do not take the place of what the shell has by
     /// their names.
@@ -102,7 +102,7 @@ impl Environment {
         code
     }
 
-    /// A script for bash, to be run with the variables of [`Environment::applied`] and a command as its
+    /// A script for bash, to be run with the variables of [`ShellEnvironment::applied`] and a command as its
     /// arguments: it takes itself away, runs the hook if `with_hook`, and becomes the command.
     pub(super) fn script(&self, own: &Path, with_hook: bool) -> String {
         let hook = if with_hook { RUN_HOOK } else { "" };
@@ -113,7 +113,7 @@ impl Environment {
         )
     }
 
-    /// The start file of an interactive bash with the variables of [`Environment::applied`].
+    /// The start file of an interactive bash with the variables of [`ShellEnvironment::applied`].
     pub(super) fn rc(&self, own: &Path, with_hook: bool) -> String {
         let mut code = remove(own);
         code.push_str("[ -e ~/.bashrc ] && source ~/.bashrc\nshopt -u expand_aliases\n");
@@ -262,8 +262,8 @@ mod tests {
     use super::*;
     use std::{collections::BTreeMap, process::Command};
 
-    fn environment() -> Environment {
-        let mut environment = Environment::exported([
+    fn environment() -> ShellEnvironment {
+        let mut environment = ShellEnvironment::exported([
             ("ODD", "it's \"$HOME\" `x` \\ \n two"),
             ("PATH", "/tool/bin"),
             ("shellHook", "echo hook; MADE=1"),

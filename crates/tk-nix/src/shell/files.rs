@@ -1,6 +1,6 @@
 //! Small files that several processes share: read within bounds, replaced in one step, locked.
 
-use crate::{Cause, Failure, Result};
+use crate::{Cause, NixFailure, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::{
     fmt::Write as _,
@@ -68,14 +68,14 @@ fn lock_file(path: &Path) -> Result<File> {
 }
 
 /// The failure of `doing` something with `path`.
-pub(super) fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
+pub(super) fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> NixFailure {
     let words = format!("{doing} {}", path.display());
     move |error| {
         let cause = match error.kind() {
             io::ErrorKind::StorageFull => Cause::NoSpace,
             _ => Cause::Other,
         };
-        Failure::new(cause, format!("{words}: {error}"))
+        NixFailure::new(cause, format!("{words}: {error}"))
     }
 }
 

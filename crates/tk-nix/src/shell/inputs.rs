@@ -11,12 +11,12 @@
 //! change may leave its times the same.
 
 use super::{
+    eval_reads::EvalReads,
     files,
     git::{Repository, TrackedFile},
     mentions::{self, Mentions},
-    told::Told,
 };
-use crate::{Cause, Failure, Result, Source};
+use crate::{Cause, InstallableSource, NixFailure, Result};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +31,7 @@ use tk_path::{Algorithm, Hasher, StoreDir};
 
 /// Where a flake comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum FlakePlace {
     /// A folder of this machine.
     Local(LocalFlake),
     /// Somewhere else: what is behind the reference may change unless it is `pinned`.
@@ -60,9 +60,9 @@ impl LocalFlake {
     }
 }
 
-impl Place {
+impl FlakePlace {
     /// Where `reference` leads, as Nix reads it, beginning in `folder`.
-    pub(super) fn of(reference: &str, folder: &Path) -> Result<Place> {
+    pub(super) fn of(reference: &str, folder: &Path) -> Result<FlakePlace> {
         let (base, query) = reference.split_once('?').unwrap_or((reference, ""));
         let query: BTreeMap<_, _> = query.split('&').filter_map(|p| p.split_once('=')).collect();
         let git = base.strip_prefix("git+file:");
@@ -76,12 +76,12 @@ impl Place {
         let pinned = is_pinned(base, &query);
         // A branch or a commit is not what lies in the folder.
         if !is_local || query.contains_key("rev") || query.contains_key("ref") {
-            return Ok(Place::Far { pinned });
+            return Ok(FlakePlace::Far { pinned });
         }
         let path = folder.join(path);
         let tree = path.canonicalize().map_err(|error| {
             let words = format!("there is no flake {}: {error}", path.display());
-            Failure::new(Cause::Misused, words)
+            NixFailure::new(Cause::Misused, words)
         })?;
         let is_path = base.starts_with("path:");
         let flake = match query.get("dir") {
@@ -97,7 +97,7 @@ impl Place {
             flake.clone()
         };
         let tree = repository.unwrap_or(own);
-        Ok(Place::Local(LocalFlake {
+        Ok(FlakePlace::Local(LocalFlake {
             flake,
             tree,
             is_tracked,
@@ -128,7 +128,7 @@ impl FilePlace {
         }
         let place = folder.join(file).canonicalize().map_err(|error| {
             let words = format!("there is no file {}: {error}", file.display());
-            Failure::new(Cause::Misused, words)
+            NixFailure::new(Cause::Misused, words)
         })?;
         Ok(FilePlace::Local(place))
     }
@@ -230,7 +230,7 @@ impl Trees {
     }
 
     /// With what nix said it read.
-    pub(super) fn add_told(&mut self, told: &Told) {
+    pub(super) fn add_told(&mut self, told: &EvalReads) {
         let own: Vec<_> = self.roots.keys().cloned().collect();
         let mut room = MAX_TEXT;
         for file in &told.files {
@@ -390,26 +390,26 @@ fn local_inputs(text: &str, found: &mut BTreeSet<String>) {
 
 /// All that was looked at, in one state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Snapshot {
-    items: BTreeMap<PathBuf, Item>,
+pub(super) struct InputsSnapshot {
+    items: BTreeMap<PathBuf, InputItem>,
     /// What nix said it read, which is among the items.
     #[serde(default)]
-    pub(super) told: Told,
+    pub(super) told: EvalReads,
     /// Whether there was too much of something to watch all of it.
     #[serde(default)]
     pub(super) partial: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Item {
+struct InputItem {
     /// `None` if it had changed moments before.
-    state: Option<State>,
-    what: Kind,
+    state: Option<FileState>,
+    what: InputKind,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum Kind {
+enum InputKind {
     Absent,
     Folder,
     /// A file of git, of which the state counts alone: what it says is noted elsewhere.
@@ -429,12 +429,12 @@ enum Kind {
 
 /// What changes when a file does: size, mode, inode, device, and nanoseconds of mtime and ctime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct State(u64, u32, u64, u64, i64, i64);
+struct FileState(u64, u32, u64, u64, i64, i64);
 
-impl State {
-    fn of(meta: &Metadata) -> State {
+impl FileState {
+    fn of(meta: &Metadata) -> FileState {
         let nanos = |s: i64, n: i64| s.saturating_mul(1_000_000_000).saturating_add(n);
-        State(
+        FileState(
             meta.size(),
             meta.mode(),
             meta.ino(),
@@ -445,7 +445,7 @@ impl State {
     }
 
     /// The state, if it is so old that no further change can have left it the same.
-    fn settled(self, now: i64) -> Option<State> {
+    fn settled(self, now: i64) -> Option<FileState> {
         (now - self.newest() > SETTLED.as_nanos() as i64).then_some(self)
     }
 
@@ -454,15 +454,15 @@ impl State {
     }
 }
 
-impl Snapshot {
+impl InputsSnapshot {
     /// Looks at `trees`. What is as `old` says is not read again.
-    pub(super) fn take(trees: &Trees, old: Option<&Snapshot>) -> Result<Snapshot> {
+    pub(super) fn take(trees: &Trees, old: Option<&InputsSnapshot>) -> Result<InputsSnapshot> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let mut walk = Walk {
+        let mut walk = InputsWalk {
             trees,
             old,
             mentions: &Mentions::default(),
-            new: Snapshot::default(),
+            new: InputsSnapshot::default(),
             now: now.map_or(0, |now| now.as_nanos() as i64),
             most: usize::MAX,
             seen: 0,
@@ -476,15 +476,19 @@ impl Snapshot {
     /// The files, those too that are not there; not folders.
     pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
         let files = self.items.iter();
-        let files = files
-            .filter(|(_, item)| !matches!(item.what, Kind::Folder | Kind::Other | Kind::NoMark));
+        let files = files.filter(|(_, item)| {
+            !matches!(
+                item.what,
+                InputKind::Folder | InputKind::Other | InputKind::NoMark
+            )
+        });
         files.map(|(path, _)| path.as_path())
     }
 
     /// Whether a file that is neither in `before` nor in `left_out` may have changed after `moment`.
     pub(super) fn has_new_since(
         &self,
-        before: &Snapshot,
+        before: &InputsSnapshot,
         moment: SystemTime,
         left_out: &[PathBuf],
     ) -> bool {
@@ -495,8 +499,8 @@ impl Snapshot {
             !is_known && !left_out.iter().any(|out| out == path)
         });
         new.any(|path| match fs::symlink_metadata(path) {
-            Ok(meta) => State::of(&meta).newest() >= moment,
-            Err(_) => self.items[path].what != Kind::Absent,
+            Ok(meta) => FileState::of(&meta).newest() >= moment,
+            Err(_) => self.items[path].what != InputKind::Absent,
         })
     }
 
@@ -505,8 +509,8 @@ impl Snapshot {
         !self.items.is_empty()
             && self.items.iter().all(|(path, item)| {
                 match (fs::symlink_metadata(path), &item.what) {
-                    (Err(e), Kind::Absent | Kind::NoMark) => is_gone(&e),
-                    (Ok(meta), _) => item.state == Some(State::of(&meta)),
+                    (Err(e), InputKind::Absent | InputKind::NoMark) => is_gone(&e),
+                    (Ok(meta), _) => item.state == Some(FileState::of(&meta)),
                     (Err(_), _) => false,
                 }
             })
@@ -516,13 +520,13 @@ impl Snapshot {
     pub(super) fn digest(&self) -> String {
         let parts = self.items.iter().filter_map(|(path, item)| {
             let (kind, hash) = match &item.what {
-                Kind::Folder | Kind::Mark | Kind::NoMark => return None,
-                Kind::Absent => ("absent", ""),
-                Kind::Commit(commit) => ("commit", commit.as_str()),
-                Kind::Executable(hash) => ("executable", hash.as_str()),
-                Kind::File(hash) => ("file", hash.as_str()),
-                Kind::Link(hash) => ("link", hash.as_str()),
-                Kind::Other => ("other", ""),
+                InputKind::Folder | InputKind::Mark | InputKind::NoMark => return None,
+                InputKind::Absent => ("absent", ""),
+                InputKind::Commit(commit) => ("commit", commit.as_str()),
+                InputKind::Executable(hash) => ("executable", hash.as_str()),
+                InputKind::File(hash) => ("file", hash.as_str()),
+                InputKind::Link(hash) => ("link", hash.as_str()),
+                InputKind::Other => ("other", ""),
             };
             Some([
                 path.as_os_str().as_bytes(),
@@ -534,27 +538,32 @@ impl Snapshot {
     }
 
     /// What of it is in `other` too, and the same there.
-    pub(super) fn is_kept_in(&self, other: &Snapshot, left_out: &[PathBuf]) -> bool {
-        let counts = |kind: &Kind| !matches!(kind, Kind::Folder | Kind::Mark | Kind::NoMark);
+    pub(super) fn is_kept_in(&self, other: &InputsSnapshot, left_out: &[PathBuf]) -> bool {
+        let counts = |kind: &InputKind| {
+            !matches!(
+                kind,
+                InputKind::Folder | InputKind::Mark | InputKind::NoMark
+            )
+        };
         let mine = self.items.iter();
         let mut mine = mine.filter(|(path, item)| counts(&item.what) && !left_out.contains(path));
         mine.all(|(path, item)| other.items.get(path).is_some_and(|o| o.what == item.what))
     }
 }
 
-struct Walk<'a> {
+struct InputsWalk<'a> {
     trees: &'a Trees,
-    old: Option<&'a Snapshot>,
+    old: Option<&'a InputsSnapshot>,
     /// What the code of the present root mentions.
     mentions: &'a Mentions,
-    new: Snapshot,
+    new: InputsSnapshot,
     now: i64,
     /// Files and folders that may be seen.
     most: usize,
     seen: usize,
 }
 
-impl Walk<'_> {
+impl InputsWalk<'_> {
     fn root(&mut self, root: &Path, extent: Extent) -> Result<()> {
         let (most, less) = match extent {
             Extent::Beside | Extent::All => (usize::MAX, None),
@@ -563,11 +572,11 @@ impl Walk<'_> {
             Extent::Copied => (MAX_OWN, Some(Extent::Own)),
         };
         let nothing = Mentions::default();
-        let mut walk = Walk {
+        let mut walk = InputsWalk {
             trees: self.trees,
             old: self.old,
             mentions: self.trees.mentions.get(root).unwrap_or(&nothing),
-            new: Snapshot::default(),
+            new: InputsSnapshot::default(),
             now: self.now,
             most,
             seen: 0,
@@ -612,12 +621,12 @@ impl Walk<'_> {
         let (index, mut marks) = (repository.index(), checked_out.marks.into_iter());
         let commit = marks
             .next()
-            .map(|head| (head, Kind::Commit(checked_out.commit)));
-        let marks = marks.chain([index]).map(|mark| (mark, Kind::Mark));
+            .map(|head| (head, InputKind::Commit(checked_out.commit)));
+        let marks = marks.chain([index]).map(|mark| (mark, InputKind::Mark));
         for (path, kind) in commit.into_iter().chain(marks) {
             match fs::symlink_metadata(&path) {
-                Ok(meta) => self.note(&path, State::of(&meta).settled(self.now), kind)?,
-                Err(e) if is_gone(&e) => self.note(&path, None, Kind::NoMark)?,
+                Ok(meta) => self.note(&path, FileState::of(&meta).settled(self.now), kind)?,
+                Err(e) if is_gone(&e) => self.note(&path, None, InputKind::NoMark)?,
                 Err(e) => return Err(files::failed("looking at", &path)(e)),
             }
         }
@@ -666,17 +675,17 @@ impl Walk<'_> {
             Ok(meta) => meta,
             Err(e) if is_gone(&e) => {
                 return if is_root {
-                    self.note(path, None, Kind::Absent)
+                    self.note(path, None, InputKind::Absent)
                 } else {
                     Ok(())
                 };
             }
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                return self.note(path, None, Kind::Other);
+                return self.note(path, None, InputKind::Other);
             }
             Err(e) => return Err(files::failed("looking at", path)(e)),
         };
-        let state = State::of(&meta).settled(self.now);
+        let state = FileState::of(&meta).settled(self.now);
         self.count(path)?;
         if meta.is_dir() {
             let is_beside = extent == Extent::Beside && !self.mentions.is_all();
@@ -686,9 +695,9 @@ impl Walk<'_> {
             }
             // Whoever lists folders sees the names of folders, too.
             let kind = if self.mentions.is_all() {
-                Kind::Other
+                InputKind::Other
             } else {
-                Kind::Folder
+                InputKind::Folder
             };
             self.note(path, state, kind)?;
             return if extent == Extent::Beside && !is_root {
@@ -708,7 +717,7 @@ impl Walk<'_> {
             Some(old) => old.what.clone(),
             // Nor can nix read it; permissions are a part of the state.
             None => match content(path, &meta) {
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Kind::Other,
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => InputKind::Other,
                 kind => kind.map_err(files::failed("reading", path))?,
             },
         };
@@ -730,8 +739,10 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn note(&mut self, path: &Path, state: Option<State>, what: Kind) -> Result<()> {
-        self.new.items.insert(path.to_owned(), Item { state, what });
+    fn note(&mut self, path: &Path, state: Option<FileState>, what: InputKind) -> Result<()> {
+        self.new
+            .items
+            .insert(path.to_owned(), InputItem { state, what });
         if self.new.items.len() > MAX_ITEMS {
             return Err(too_many(MAX_ITEMS, path));
         }
@@ -755,21 +766,23 @@ fn is_gone(error: &io::Error) -> bool {
     kinds.contains(&error.kind())
 }
 
-fn too_many(most: usize, last: &Path) -> Failure {
+fn too_many(most: usize, last: &Path) -> NixFailure {
     let words = format!(
         "there are more than {most} files to watch, the last is {}",
         last.display()
     );
-    Failure::new(Cause::Misused, words)
+    NixFailure::new(Cause::Misused, words)
 }
 
-fn content(path: &Path, meta: &Metadata) -> io::Result<Kind> {
+fn content(path: &Path, meta: &Metadata) -> io::Result<InputKind> {
     if meta.is_symlink() {
         let target = fs::read_link(path)?;
-        return Ok(Kind::Link(files::digest([target.as_os_str().as_bytes()])));
+        return Ok(InputKind::Link(files::digest([target
+            .as_os_str()
+            .as_bytes()])));
     }
     if !meta.is_file() {
-        return Ok(Kind::Other);
+        return Ok(InputKind::Other);
     }
     let mut file = File::open(path)?;
     let mut hasher = Hasher::new(Algorithm::Sha256);
@@ -782,8 +795,8 @@ fn content(path: &Path, meta: &Metadata) -> io::Result<Kind> {
     }
     let hash = files::hex(hasher.finish().as_bytes());
     Ok(match meta.mode() & 0o111 {
-        0 => Kind::File(hash),
-        _ => Kind::Executable(hash),
+        0 => InputKind::File(hash),
+        _ => InputKind::Executable(hash),
     })
 }
 
@@ -805,19 +818,19 @@ fn is_code(path: &Path) -> bool {
 
 /// What a consent is bound to: the folder in which a flake lies, the file, the path of the store; of what
 /// lies elsewhere how it was named.
-pub(super) fn location(source: &Source, folder: &Path) -> Result<String> {
+pub(super) fn location(source: &InstallableSource, folder: &Path) -> Result<String> {
     Ok(match source {
-        Source::Flake(reference) => match Place::of(reference, folder)? {
-            Place::Local(local) => local.flake.to_string_lossy().into_owned(),
-            Place::Far { .. } => reference.clone(),
+        InstallableSource::Flake(reference) => match FlakePlace::of(reference, folder)? {
+            FlakePlace::Local(local) => local.flake.to_string_lossy().into_owned(),
+            FlakePlace::Far { .. } => reference.clone(),
         },
-        Source::File(file) => match FilePlace::of(file, folder)? {
+        InstallableSource::File(file) => match FilePlace::of(file, folder)? {
             FilePlace::Local(place) => place.to_string_lossy().into_owned(),
             _ => file.to_string_lossy().into_owned(),
         },
         // Code may name files by where it is evaluated.
-        Source::Expr(code) => format!("{}: {code}", folder.display()),
-        Source::Store(path) => path.display(&StoreDir::default()).to_string(),
+        InstallableSource::Expr(code) => format!("{}: {code}", folder.display()),
+        InstallableSource::Store(path) => path.display(&StoreDir::default()).to_string(),
     })
 }
 
@@ -884,9 +897,10 @@ mod tests {
         let sub = root.join("a/b");
         fs::create_dir_all(&sub).unwrap();
         fs::write(root.join("flake.nix"), "").unwrap();
-        let place =
-            |flake: &Path, tree: &Path, is_tracked| Place::Local(local(flake, tree, is_tracked));
-        let found = |text: &str| Place::of(text, &sub).unwrap();
+        let place = |flake: &Path, tree: &Path, is_tracked| {
+            FlakePlace::Local(local(flake, tree, is_tracked))
+        };
+        let found = |text: &str| FlakePlace::of(text, &sub).unwrap();
         assert_eq!(found("."), place(&root, &root, false), "flake.nix is above");
         assert_eq!(found("path:."), place(&sub, &sub, false));
         let with_dir = format!("path:{}?dir=a/b", root.display());
@@ -911,9 +925,9 @@ mod tests {
             ("https://x/y.tar.gz?narHash=sha256-x".to_owned(), true),
             (format!("git+file://{}?ref=main", root.display()), false),
         ] {
-            assert_eq!(found(&text), Place::Far { pinned }, "{text}");
+            assert_eq!(found(&text), FlakePlace::Far { pinned }, "{text}");
         }
-        assert!(Place::of("./nowhere", &sub).is_err());
+        assert!(FlakePlace::of("./nowhere", &sub).is_err());
     }
 
     #[test]
@@ -961,11 +975,11 @@ mod tests {
         write(&root.join("far/a.nix"), "1");
         let mut trees = Trees::new(vec![root.join("own/left")], View::default());
         trees.add_own(root.join("own"));
-        let mut told = Told::default();
+        let mut told = EvalReads::default();
         told.files.insert(root.join("far/a.nix"));
         told.copied.insert(root.join("copied"));
         trees.add_told(&told);
-        let take = || Snapshot::take(&trees, None).unwrap();
+        let take = || InputsSnapshot::take(&trees, None).unwrap();
         fs::create_dir_all(root.join("own/left")).unwrap();
         for (name, counts) in [
             ("far/a.nix", true),
@@ -1001,10 +1015,10 @@ mod tests {
         let mut trees = Trees::default();
         trees.add_own(root.to_owned());
         write(&root.join("a.nix"), "1");
-        let before = Snapshot::take(&trees, None).unwrap();
+        let before = InputsSnapshot::take(&trees, None).unwrap();
         assert!(before.partial);
         write(&root.join("a.nix"), "2");
-        let after = Snapshot::take(&trees, None).unwrap();
+        let after = InputsSnapshot::take(&trees, None).unwrap();
         assert_ne!(after.digest(), before.digest(), "the folder itself is");
     }
 
@@ -1017,15 +1031,15 @@ mod tests {
         write(&root.join("flake.lock"), "1");
         let mut trees = Trees::default();
         trees.add_own(root.to_owned());
-        let after = Snapshot::take(&trees, None).unwrap();
+        let after = InputsSnapshot::take(&trees, None).unwrap();
         let lock = [root.join("flake.lock")];
-        let none = Snapshot::default();
+        let none = InputsSnapshot::default();
         assert!(after.has_new_since(&none, begun, &lock));
         assert!(!after.has_new_since(&after, begun, &lock), "it was known");
         let later = begun + Duration::from_secs(60);
         assert!(!after.has_new_since(&none, later, &lock));
         fs::remove_file(root.join("a.nix")).unwrap();
-        let after = Snapshot::take(&trees, None).unwrap();
+        let after = InputsSnapshot::take(&trees, None).unwrap();
         assert!(!after.has_new_since(&none, begun, &lock), "a lock is");
     }
 
@@ -1051,8 +1065,9 @@ mod tests {
         fs::create_dir_all(root.join("target")).unwrap();
         fs::create_dir_all(root.join("nix")).unwrap();
         write(&root.join("flake.nix"), "1");
-        let first = Snapshot::take(&of(root), None).unwrap();
-        let digest = |old: &Snapshot| Snapshot::take(&of(root), Some(old)).unwrap().digest();
+        let first = InputsSnapshot::take(&of(root), None).unwrap();
+        let digest =
+            |old: &InputsSnapshot| InputsSnapshot::take(&of(root), Some(old)).unwrap().digest();
         assert_eq!(digest(&first), first.digest());
         for (name, counts) in [
             ("main.rs", false),
@@ -1062,11 +1077,11 @@ mod tests {
             ("Cargo.lock", true),
             ("flake.nix", true),
         ] {
-            let before = Snapshot::take(&of(root), None).unwrap();
+            let before = InputsSnapshot::take(&of(root), None).unwrap();
             write(&root.join(name), "2");
             assert_eq!(digest(&before) != before.digest(), counts, "{name}");
         }
-        let before = Snapshot::take(&of(root), None).unwrap();
+        let before = InputsSnapshot::take(&of(root), None).unwrap();
         fs::remove_file(root.join("nix/x.nix")).unwrap();
         assert_ne!(digest(&before), before.digest());
     }
@@ -1076,10 +1091,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("flake.nix");
         write(&file, "1");
-        let first = Snapshot::take(&of(folder.path()), None).unwrap();
+        let first = InputsSnapshot::take(&of(folder.path()), None).unwrap();
         assert!(!first.holds(), "it may change again in the same tick");
         fs::write(&file, "2").unwrap();
-        let second = Snapshot::take(&of(folder.path()), Some(&first)).unwrap();
+        let second = InputsSnapshot::take(&of(folder.path()), Some(&first)).unwrap();
         assert_ne!(first.digest(), second.digest());
     }
 
@@ -1090,13 +1105,13 @@ mod tests {
         fs::create_dir_all(&flake).unwrap();
         let text = format!("{{ inputs.i.url = \"path:{}\"; }}", input.display());
         write(&flake.join("flake.nix"), &text);
-        let absent = Snapshot::take(&of(&flake), None).unwrap();
+        let absent = InputsSnapshot::take(&of(&flake), None).unwrap();
         fs::create_dir_all(&input).unwrap();
         write(&input.join("data.txt"), "1");
-        let there = Snapshot::take(&of(&flake), Some(&absent)).unwrap();
+        let there = InputsSnapshot::take(&of(&flake), Some(&absent)).unwrap();
         assert_ne!(there.digest(), absent.digest());
         write(&input.join("data.txt"), "22");
-        let changed = Snapshot::take(&of(&flake), Some(&there)).unwrap();
+        let changed = InputsSnapshot::take(&of(&flake), Some(&there)).unwrap();
         assert_ne!(there.digest(), changed.digest());
     }
 }

@@ -10,7 +10,7 @@
 //! a number that is used again is not taken for it.
 
 use super::files::{self, Lock};
-use crate::{Cause, Failure, Result};
+use crate::{Cause, NixFailure, Result};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
@@ -74,7 +74,7 @@ impl Default for LeaseOptions {
 /// A lease as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Lease {
+pub struct EnvironmentLease {
     /// For whom.
     pub owner: Owner,
     /// Seconds that it lasts after the last use.
@@ -147,7 +147,7 @@ impl Leases {
         roots: &dyn Roots,
     ) -> Result<()> {
         let place = self.place(key, &options.owner);
-        let lease = Lease {
+        let lease = EnvironmentLease {
             owner: options.owner.clone(),
             ttl: options.ttl.as_secs(),
             key: key.to_owned(),
@@ -155,7 +155,7 @@ impl Leases {
             expires: 0,
         };
         let text = serde_json::to_vec(&lease);
-        let text = text.map_err(|e| Failure::new(Cause::Other, e.to_string()))?;
+        let text = text.map_err(|e| NixFailure::new(Cause::Other, e.to_string()))?;
         let mut all = Vec::new();
         {
             let _lock = self.lock(false)?;
@@ -196,7 +196,7 @@ impl Leases {
     }
 
     /// All that there are.
-    pub(super) fn all(&self) -> Result<Vec<Lease>> {
+    pub(super) fn all(&self) -> Result<Vec<EnvironmentLease>> {
         let places = self.places()?;
         Ok(places.iter().filter_map(|p| read(&p.join(NAME))).collect())
     }
@@ -212,9 +212,9 @@ impl Leases {
     }
 }
 
-fn read(file: &Path) -> Option<Lease> {
+fn read(file: &Path) -> Option<EnvironmentLease> {
     let bytes = files::read(file, MAX_FILE).ok()??;
-    let mut lease: Lease = serde_json::from_slice(&bytes).ok()?;
+    let mut lease: EnvironmentLease = serde_json::from_slice(&bytes).ok()?;
     let begun = fs::metadata(file).ok()?.modified().ok()?;
     let begun = begun.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     lease.expires = begun.as_secs().saturating_add(lease.ttl);
@@ -270,7 +270,7 @@ mod tests {
             (gone, Duration::ZERO, true),
             (Owner::process(std::process::id()).unwrap(), 2 * hour, false),
         ] {
-            let lease = Lease {
+            let lease = EnvironmentLease {
                 owner: owner.clone(),
                 ttl: 24 * 3600,
                 key: "k".into(),

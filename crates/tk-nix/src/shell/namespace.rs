@@ -6,7 +6,7 @@
 //! the command. `unshare` and `mount` of util-linux do it.
 
 use super::environment::Variables;
-use crate::{Cause, Failure, Result};
+use crate::{Cause, NixFailure, Result};
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -60,7 +60,7 @@ impl StoreElsewhere {
             dir.display(),
             real.display()
         );
-        Err(Failure::new(Cause::Sandbox, words))
+        Err(NixFailure::new(Cause::Sandbox, words))
     }
 
     /// The command `program` in `folder`, to which arguments can be added; it gets `variables`.

@@ -1,9 +1,9 @@
 use super::{
-    environment::{Environment, Variables},
+    environment::{ShellEnvironment, Variables},
     files,
     namespace::StoreElsewhere,
 };
-use crate::{Cause, Exit, Failure, Result, process::Group};
+use crate::{Cause, Exit, NixFailure, Result, process::ProcessGroup};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// An environment to run commands in, as many as one likes.
 #[derive(Debug, Clone)]
 pub struct ShellSession {
-    environment: Environment,
+    environment: ShellEnvironment,
     variables: Variables,
     hook: Hook,
     folder: PathBuf,
@@ -82,7 +82,7 @@ pub enum Stream {
 
 impl ShellSession {
     pub(super) fn new(
-        environment: Environment,
+        environment: ShellEnvironment,
         base: &Variables,
         hook: Hook,
         folder: PathBuf,
@@ -127,7 +127,7 @@ impl ShellSession {
     }
 
     /// The environment.
-    pub fn environment(&self) -> &Environment {
+    pub fn environment(&self) -> &ShellEnvironment {
         &self.environment
     }
 
@@ -177,7 +177,7 @@ impl ShellSession {
         files::remove(&told)?;
         let Some(bytes) = bytes?.filter(|_| done.exit_code == 0) else {
             let words = format!("the shellHook failed: {}", done.stderr.trim());
-            return Err(Failure::new(Cause::Other, words));
+            return Err(NixFailure::new(Cause::Other, words));
         };
         let pairs = bytes.split(|b| *b == 0).filter_map(|pair| {
             let at = pair.iter().position(|b| *b == b'=')?;
@@ -212,7 +212,7 @@ impl ShellSession {
             .get_program()
             .to_string_lossy()
             .into_owned();
-        let mut group = Group::start(&mut command).map_err(|e| not_run(&name, &e))?;
+        let mut group = ProcessGroup::start(&mut command).map_err(|e| not_run(&name, &e))?;
         let mut kept = Kept {
             stdout: Vec::new(),
             stderr: Vec::new(),
@@ -240,7 +240,7 @@ impl ShellSession {
                     n = next(&mut pipes.1, &mut err) => kept.take(Stream::Stderr, &err[..n?], told)?,
                 }
             }
-            Ok::<_, Failure>(())
+            Ok::<_, NixFailure>(())
         };
         if let Ok(read) = tokio::time::timeout(LEFT, rest).await {
             read?;
@@ -281,7 +281,10 @@ impl ShellSession {
     /// The command, by way of bash if there is a hook to run.
     fn command<S: AsRef<OsStr>>(&self, command: &[S]) -> Result<std::process::Command> {
         let [program, args @ ..] = command else {
-            return Err(Failure::new(Cause::Misused, "there is no command to run"));
+            return Err(NixFailure::new(
+                Cause::Misused,
+                "there is no command to run",
+            ));
         };
         if self.hook != Hook::Allowed {
             let mut run = self.with_variables(program);
@@ -314,8 +317,8 @@ impl ShellSession {
     }
 }
 
-fn not_run(name: &str, error: &io::Error) -> Failure {
-    Failure::new(Cause::Misused, format!("cannot run {name}: {error}"))
+fn not_run(name: &str, error: &io::Error) -> NixFailure {
+    NixFailure::new(Cause::Misused, format!("cannot run {name}: {error}"))
 }
 
 /// What was read of a command.
@@ -338,7 +341,7 @@ impl Kept {
         };
         if (kept.len() + bytes.len()) as u64 > self.most {
             let words = format!("the command wrote more than {} bytes", self.most);
-            return Err(Failure::new(Cause::OutputLimit, words));
+            return Err(NixFailure::new(Cause::OutputLimit, words));
         }
         if !bytes.is_empty() {
             kept.extend_from_slice(bytes);
@@ -354,7 +357,7 @@ async fn next(pipe: &mut Option<impl AsyncRead + Unpin>, bytes: &mut [u8]) -> Re
         return std::future::pending().await;
     };
     let read = open.read(bytes).await;
-    let n = read.map_err(|e| Failure::new(Cause::Other, format!("reading its output: {e}")))?;
+    let n = read.map_err(|e| NixFailure::new(Cause::Other, format!("reading its output: {e}")))?;
     if n == 0 {
         *pipe = None;
     }
@@ -379,7 +382,8 @@ mod tests {
 
     fn session(folder: &Path, hook: Hook) -> ShellSession {
         let path = std::env::var("PATH").unwrap();
-        let mut environment = Environment::exported([("A", "a"), ("shellHook", "export B=b$A")]);
+        let mut environment =
+            ShellEnvironment::exported([("A", "a"), ("shellHook", "export B=b$A")]);
         environment
             .bash_functions
             .insert("f".into(), "true\n".into());

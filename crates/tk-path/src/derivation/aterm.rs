@@ -45,7 +45,7 @@ impl Derivation {
         name: &str,
         file: &[u8],
     ) -> Result<Derivation, DerivationError> {
-        let mut parser = Parser {
+        let mut parser = AtermParser {
             dir,
             name,
             file,
@@ -224,7 +224,7 @@ impl Printer {
     }
 }
 
-struct Parser<'a> {
+struct AtermParser<'a> {
     dir: &'a StoreDir,
     name: &'a str,
     file: &'a [u8],
@@ -235,7 +235,7 @@ struct Parser<'a> {
     unescaped: Vec<u8>,
 }
 
-impl<'a> Parser<'a> {
+impl<'a> AtermParser<'a> {
     fn derivation(&mut self) -> Result<Derivation, Kind> {
         super::check_name(self.name)?;
         self.head()?;

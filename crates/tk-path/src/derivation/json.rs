@@ -41,7 +41,7 @@ use crate::{
 
 /// A shape of the JSON of derivations; the numbers are Nix's, which wrote them down from 3 on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum JsonVersion {
+pub enum DerivationJsonVersion {
     /// Up to Nix 2.17.
     V1,
     /// Up to Nix 2.31.
@@ -54,10 +54,14 @@ pub enum JsonVersion {
 
 impl<I: DerivationInputs> Derivation<I> {
     /// The JSON in the shape `version`. An error when a text in it is not UTF-8.
-    pub fn to_json(&self, dir: &StoreDir, version: JsonVersion) -> Result<Value, DerivationError> {
+    pub fn to_json(
+        &self,
+        dir: &StoreDir,
+        version: DerivationJsonVersion,
+    ) -> Result<Value, DerivationError> {
         let mut object = Map::new();
         let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
-        if version >= JsonVersion::V2 {
+        if version >= DerivationJsonVersion::V2 {
             put("name", self.name.as_str().into());
         }
         let outputs = self.outputs.iter().map(|(name, output)| {
@@ -66,7 +70,7 @@ impl<I: DerivationInputs> Derivation<I> {
         });
         put("outputs", outputs.collect::<Result<_, _>>()?);
         match version {
-            JsonVersion::V4 => drop(put("inputs", self.inputs.to_json())),
+            DerivationJsonVersion::V4 => drop(put("inputs", self.inputs.to_json())),
             older => {
                 let path = |path: &StorePath| older.path(dir, path);
                 put("inputSrcs", self.inputs.srcs().iter().map(path).collect());
@@ -80,10 +84,15 @@ impl<I: DerivationInputs> Derivation<I> {
         let args = self.args.iter().map(|arg| self.text("an argument", arg));
         put("args", args.collect::<Result<_, _>>()?);
         put("env", self.env_json(version)?);
-        if version >= JsonVersion::V3 {
+        if version >= DerivationJsonVersion::V3 {
             put(
                 "version",
-                if version == JsonVersion::V3 { 3 } else { 4 }.into(),
+                if version == DerivationJsonVersion::V3 {
+                    3
+                } else {
+                    4
+                }
+                .into(),
             );
             if let Some(text) = self.structured_attrs() {
                 put("structuredAttrs", self.attributes(text)?);
@@ -101,15 +110,15 @@ impl<I: DerivationInputs> Derivation<I> {
     fn output_json(
         &self,
         dir: &StoreDir,
-        version: JsonVersion,
+        version: DerivationJsonVersion,
         name: &OutputName,
         output: &DerivationOutput,
     ) -> Result<Value, DerivationError> {
-        if version == JsonVersion::V4 {
+        if version == DerivationJsonVersion::V4 {
             return Ok(output.to_json());
         }
         let method = |method: MethodAlgorithm| match version {
-            JsonVersion::V1 => json!({"hashAlgo": method.to_aterm()}),
+            DerivationJsonVersion::V1 => json!({"hashAlgo": method.to_aterm()}),
             _ => method_json(method),
         };
         let mut value = match output {
@@ -125,7 +134,7 @@ impl<I: DerivationInputs> Derivation<I> {
                 value["hash"] = ca.hash.digits(Encoding::Base16).into();
                 let path = output.path(dir, &self.name, name);
                 let path = path.map_err(|error| self.error((name.clone(), error)))?;
-                if let Some(path) = path.filter(|_| version < JsonVersion::V3) {
+                if let Some(path) = path.filter(|_| version < DerivationJsonVersion::V3) {
                     value["path"] = dir.path(&path).into();
                 }
             }
@@ -134,8 +143,8 @@ impl<I: DerivationInputs> Derivation<I> {
         Ok(value)
     }
 
-    fn env_json(&self, version: JsonVersion) -> Result<Value, DerivationError> {
-        let apart = version >= JsonVersion::V3;
+    fn env_json(&self, version: DerivationJsonVersion) -> Result<Value, DerivationError> {
+        let apart = version >= DerivationJsonVersion::V3;
         let entries = self.env.iter();
         let entries = entries.filter(|(name, _)| !(apart && **name == STRUCTURED_ATTRS));
         let pair = |(name, value): (&BString, &BString)| {
@@ -162,9 +171,9 @@ impl<I: DerivationInputs> Derivation<I> {
     }
 }
 
-impl JsonVersion {
+impl DerivationJsonVersion {
     fn path(self, dir: &StoreDir, path: &StorePath) -> String {
-        if self < JsonVersion::V3 {
+        if self < DerivationJsonVersion::V3 {
             dir.path(path)
         } else {
             path.to_string()
@@ -173,7 +182,7 @@ impl JsonVersion {
 
     fn node(self, node: &InputOutputs) -> Value {
         match self {
-            JsonVersion::V1 => node.outputs.iter().map(OutputName::as_str).collect(),
+            DerivationJsonVersion::V1 => node.outputs.iter().map(OutputName::as_str).collect(),
             _ => node_json(node),
         }
     }
@@ -404,7 +413,7 @@ mod tests {
         let dir = StoreDir::default();
         let shape = |version| drv.to_json(&dir, version).expect("JSON");
         assert_eq!(
-            shape(JsonVersion::V4),
+            shape(DerivationJsonVersion::V4),
             serde_json::from_str::<Value>(V4).expect("JSON")
         );
         assert_eq!(
@@ -421,12 +430,12 @@ mod tests {
             Some(text.as_bytes())
         );
         let full = "/nix/store/c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-d.drv";
-        let node = shape(JsonVersion::V4)["inputs"]["drvs"][&full[11..]].clone();
+        let node = shape(DerivationJsonVersion::V4)["inputs"]["drvs"][&full[11..]].clone();
         let env = json!({"a": "b", "__json": r#"{"a":[],"b":1.5}"#});
         let (v1, v2, v3) = (
-            shape(JsonVersion::V1),
-            shape(JsonVersion::V2),
-            shape(JsonVersion::V3),
+            shape(DerivationJsonVersion::V1),
+            shape(DerivationJsonVersion::V2),
+            shape(DerivationJsonVersion::V3),
         );
         assert_eq!(v1["inputDrvs"], json!({full: ["out"]}));
         assert_eq!(
@@ -470,19 +479,19 @@ mod tests {
         drv.outputs = [(out, fixed.expect("output"))].into();
         for (version, shape) in [
             (
-                JsonVersion::V1,
+                DerivationJsonVersion::V1,
                 json!({"path": path, "hash": hex, "hashAlgo": "r:sha256"}),
             ),
             (
-                JsonVersion::V2,
+                DerivationJsonVersion::V2,
                 json!({"path": path, "hash": hex, "hashAlgo": "sha256", "method": "nar"}),
             ),
             (
-                JsonVersion::V3,
+                DerivationJsonVersion::V3,
                 json!({"hash": hex, "hashAlgo": "sha256", "method": "nar"}),
             ),
             (
-                JsonVersion::V4,
+                DerivationJsonVersion::V4,
                 json!({"hash": "sha256-iUUXyRY8iW7DGirb0zwGgf1fRbLA7wimTJKgP7l/OQ8=", "method": "nar"}),
             ),
         ] {
@@ -565,7 +574,7 @@ mod tests {
             "its structured attributes: they are no object",
         ]) {
             let error = drv
-                .to_json(&dir, JsonVersion::V4)
+                .to_json(&dir, DerivationJsonVersion::V4)
                 .expect_err(says)
                 .to_string();
             assert!(error.ends_with(says), "{error}");
@@ -585,12 +594,12 @@ mod tests {
                 args: drv.args.clone(),
                 env: drv.env.clone(),
             };
-            for version in [JsonVersion::V1, JsonVersion::V2, JsonVersion::V3] {
+            for version in [DerivationJsonVersion::V1, DerivationJsonVersion::V2, DerivationJsonVersion::V3] {
                 prop_assert_eq!(drv.to_json(&dir, version).is_ok(), resolved.to_json(&dir, version).is_ok());
             }
-            if let Ok(json) = drv.to_json(&dir, JsonVersion::V4) {
+            if let Ok(json) = drv.to_json(&dir, DerivationJsonVersion::V4) {
                 prop_assert_eq!(Derivation::from_json(&json), Ok(drv));
-                let json = resolved.to_json(&dir, JsonVersion::V4).expect("JSON");
+                let json = resolved.to_json(&dir, DerivationJsonVersion::V4).expect("JSON");
                 prop_assert_eq!(Derivation::from_json(&json), Ok(resolved));
             }
         }

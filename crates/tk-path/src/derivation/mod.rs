@@ -22,7 +22,7 @@ use bstr::BString;
 use crate::{Algorithm, OutputName, StorePath, StorePathError, StorePathErrorKind};
 
 pub use error::{DerivationError, DerivationErrorKind};
-pub use json::JsonVersion;
+pub use json::DerivationJsonVersion;
 use modulo::Modulo;
 pub use output::{DerivationOutput, OutputError};
 pub use resolve::ResolveError;

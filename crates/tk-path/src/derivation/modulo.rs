@@ -33,7 +33,7 @@ use crate::{Algorithm, Encoding, Hash, OutputName, StoreDir, StorePath};
 #[derive(Debug, Clone)]
 pub struct Modulo {
     dir: StoreDir,
-    known: HashMap<StorePath, Known>,
+    known: HashMap<StorePath, KnownHashes>,
     /// Whether what is only known after building has a hash too.
     floating: bool,
 }
@@ -50,7 +50,7 @@ pub enum HashModulo {
 }
 
 #[derive(Debug, Clone)]
-struct Known {
+struct KnownHashes {
     hash: HashModulo,
     /// Sorted; empty if the hash is deferred, because then nobody asks.
     outputs: Box<[OutputName]>,
@@ -118,7 +118,7 @@ impl Modulo {
             HashModulo::Deferred => Box::default(),
             _ => drv.outputs.keys().cloned().collect(),
         };
-        self.known.insert(path, Known { hash, outputs });
+        self.known.insert(path, KnownHashes { hash, outputs });
         Ok(())
     }
 
@@ -127,7 +127,7 @@ impl Modulo {
     pub fn load<I: DerivationInputs>(
         &mut self,
         drv: &Derivation<I>,
-        mut get: impl FnMut(&StorePath) -> Result<Arc<Derivation>, BoxError>,
+        mut get: impl FnMut(&StorePath) -> Result<Arc<Derivation>, DerivationSourceError>,
     ) -> Result<(), LoadError> {
         let mut todo: Vec<StorePath> = self.missing(drv).cloned().collect();
         let mut open: HashMap<StorePath, Arc<Derivation>> = HashMap::new();
@@ -270,7 +270,7 @@ pub enum LoadError {
         /// Which.
         path: StorePath,
         /// Why, as the caller said.
-        source: BoxError,
+        source: DerivationSourceError,
     },
     /// One is wrong.
     #[error("{0}")]
@@ -278,7 +278,7 @@ pub enum LoadError {
 }
 
 /// Whatever the caller's way of getting derivations fails with.
-pub type BoxError = Box<dyn Error + Send + Sync>;
+pub type DerivationSourceError = Box<dyn Error + Send + Sync>;
 
 #[cfg(test)]
 mod tests {

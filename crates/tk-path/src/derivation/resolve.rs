@@ -23,7 +23,7 @@ impl Derivation {
         dir: &StoreDir,
         realised: impl Fn(&StorePath, &OutputName) -> Option<StorePath>,
     ) -> Result<BasicDerivation, ResolveError> {
-        let mut found = Found {
+        let mut found = ResolvedInputs {
             paths: self.inputs.srcs.clone(),
             placeholders: HashMap::new(),
         };
@@ -69,13 +69,13 @@ impl BasicDerivation {
 }
 
 /// What the input derivations turned out to be.
-struct Found {
+struct ResolvedInputs {
     paths: BTreeSet<StorePath>,
     /// By the text that stands for the path.
     placeholders: HashMap<BString, String>,
 }
 
-impl Found {
+impl ResolvedInputs {
     /// Finds the outputs of `node`, of the derivation at `drv`; `unknown` stands for that, if it is itself an output.
     fn add(
         &mut self,

@@ -29,7 +29,7 @@ pub enum Unanswered {
 
 /// What upstream caches hold of some paths.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct UpstreamPaths {
     pub paths: BTreeSet<StorePath>,
     pub warnings: Vec<Warning>,
 }
@@ -46,8 +46,8 @@ impl Upstreams {
         dir: &StoreDir,
         infos: impl IntoIterator<Item = &'a PathInfo>,
         others: impl IntoIterator<Item = StorePath>,
-    ) -> Result<Held> {
-        let mut held = Held::default();
+    ) -> Result<UpstreamPaths> {
+        let mut held = UpstreamPaths::default();
         let mut open: BTreeSet<_> = others.into_iter().collect();
         for info in infos {
             if self.has_signed(dir, info) {

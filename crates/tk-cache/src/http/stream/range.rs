@@ -1,6 +1,6 @@
 //! Parts of objects: what is asked for, and whether it is what comes.
 
-use crate::http::{body, failure::Failure};
+use crate::http::{body, failure::RequestFailure};
 use http::{
     HeaderMap, HeaderValue,
     header::{CONTENT_RANGE, ETAG, LAST_MODIFIED},
@@ -8,7 +8,7 @@ use http::{
 
 /// What the first answer said about the object.
 #[derive(Debug, Default)]
-pub(super) struct Whole {
+pub(super) struct FirstAnswer {
     /// Its size in bytes, as it is sent.
     pub(super) size: Option<u64>,
     etag: Option<HeaderValue>,
@@ -17,7 +17,7 @@ pub(super) struct Whole {
 
 /// What an answer to the request for the rest holds.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum RangeAnswer {
     Rest,
     /// All of it, from the start.
     Again,
@@ -27,9 +27,9 @@ pub(super) enum Part {
     End,
 }
 
-impl Whole {
+impl FirstAnswer {
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        Whole {
+        FirstAnswer {
             size: body::length(headers),
             etag: headers.get(ETAG).cloned(),
             modified: headers.get(LAST_MODIFIED).cloned(),
@@ -53,15 +53,15 @@ impl Whole {
     }
 
     /// Of a 200 with all of it. Where nothing tells that it is the same, its hash will.
-    pub(super) fn again(&self, headers: &HeaderMap) -> Result<Part, Failure> {
-        if self.differs(&Whole::of(headers)) {
+    pub(super) fn again(&self, headers: &HeaderMap) -> Result<RangeAnswer, RequestFailure> {
+        if self.differs(&FirstAnswer::of(headers)) {
             Err(changed())
         } else {
-            Ok(Part::Again)
+            Ok(RangeAnswer::Again)
         }
     }
 
-    fn differs(&self, new: &Whole) -> bool {
+    fn differs(&self, new: &FirstAnswer) -> bool {
         fn differ<T: PartialEq>(old: &Option<T>, new: &Option<T>) -> bool {
             old.is_some() && new.is_some() && old != new
         }
@@ -71,16 +71,20 @@ impl Whole {
     }
 
     /// Of a part that should hold everything from `at` on.
-    pub(super) fn rest(&mut self, headers: &HeaderMap, at: u64) -> Result<Part, Failure> {
+    pub(super) fn rest(
+        &mut self,
+        headers: &HeaderMap,
+        at: u64,
+    ) -> Result<RangeAnswer, RequestFailure> {
         let range = headers.get(CONTENT_RANGE).and_then(|r| r.to_str().ok());
         let Some((start, end, size)) = range.and_then(parse) else {
-            return Err(Failure::Nonsense(
+            return Err(RequestFailure::Nonsense(
                 "it is a part of the object, without saying which".to_owned(),
             ));
         };
-        let new = Whole::of(headers);
+        let new = FirstAnswer::of(headers);
         let length = new.size;
-        if self.differs(&Whole { size, ..new }) {
+        if self.differs(&FirstAnswer { size, ..new }) {
             return Err(changed());
         }
         let told = self.validator().is_some() || (self.size.is_some() && self.size == size);
@@ -90,12 +94,12 @@ impl Whole {
         }
         let length = length.is_none_or(|length| end.checked_sub(start) == length.checked_sub(1));
         if start != at || end < start || !length || size.is_some_and(|size| end >= size) {
-            return Err(Failure::Nonsense(format!(
+            return Err(RequestFailure::Nonsense(format!(
                 "asked for everything from byte {at} on, it sent {start} to {end}"
             )));
         }
         self.size = self.size.or(size);
-        Ok(Part::Rest)
+        Ok(RangeAnswer::Rest)
     }
 
     /// Whether a 416 says that nothing follows `at`.
@@ -127,8 +131,8 @@ fn parse(range: &str) -> Option<(u64, u64, Option<u64>)> {
     Some((start.trim().parse().ok()?, end.trim().parse().ok()?, size))
 }
 
-pub(super) fn changed() -> Failure {
-    Failure::Nonsense("it changed while it was read".to_owned())
+pub(super) fn changed() -> RequestFailure {
+    RequestFailure::Nonsense("it changed while it was read".to_owned())
 }
 
 #[cfg(test)]
@@ -160,7 +164,7 @@ mod tests {
     #[test]
     fn only_the_same_goes_on() {
         let first = headers(&[("etag", "\"a\""), ("content-length", "10")]);
-        let rest = |pairs: &[_]| Whole::of(&first).rest(&headers(pairs), 5).is_ok();
+        let rest = |pairs: &[_]| FirstAnswer::of(&first).rest(&headers(pairs), 5).is_ok();
         assert!(rest(&[
             ("content-range", "bytes 5-9/10"),
             ("etag", "\"a\"")
@@ -197,14 +201,17 @@ mod tests {
     #[test]
     fn without_a_tag_the_size_tells() {
         let first = headers(&[("content-length", "10"), ("etag", "W/\"a\"")]);
-        let rest = |pairs: &[_]| Whole::of(&first).rest(&headers(pairs), 5).is_ok();
+        let rest = |pairs: &[_]| FirstAnswer::of(&first).rest(&headers(pairs), 5).is_ok();
         assert!(rest(&[("content-range", "bytes 5-9/10")]));
         assert!(!rest(&[("content-range", "bytes 5-9/*")]));
-        assert!(!Whole::of(&headers(&[])).can_be_told());
-        assert_eq!(Whole::of(&first).again(&first).unwrap(), Part::Again);
+        assert!(!FirstAnswer::of(&headers(&[])).can_be_told());
+        assert_eq!(
+            FirstAnswer::of(&first).again(&first).unwrap(),
+            RangeAnswer::Again
+        );
         for other in [("content-length", "11"), ("etag", "W/\"b\"")] {
             let other = headers(&[other]);
-            assert!(Whole::of(&first).again(&other).is_err(), "{other:?}");
+            assert!(FirstAnswer::of(&first).again(&other).is_err(), "{other:?}");
         }
     }
 }

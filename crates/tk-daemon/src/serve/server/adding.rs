@@ -4,7 +4,7 @@
 //! export stream = *( 1 NAR trailer ) 0        ; see ExportTrailer
 //! ```
 
-use super::{Session, failed, malformed};
+use super::{ServeSession, failed, malformed};
 use crate::{serve::ExportTrailer, values::Done, wire::NarRead};
 use bytes::Bytes;
 use futures::{StreamExt, future::join};
@@ -20,7 +20,7 @@ use tokio::{
     sync::mpsc,
 };
 
-impl<R, W> Session<'_, R, W>
+impl<R, W> ServeSession<'_, R, W>
 where
     R: AsyncRead + Send + Unpin,
     W: AsyncWrite + Send + Unpin,

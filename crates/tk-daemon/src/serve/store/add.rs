@@ -7,7 +7,7 @@
 
 use super::{
     ServeStore,
-    connection::{Connection, Output},
+    connection::{ServeConnection, ServeOutput},
 };
 use crate::{
     serve::commands::{AddToStoreNar, QueryValidPaths},
@@ -42,7 +42,7 @@ pub(super) async fn add(
             "cannot replace what it has (the serve protocol has no word for it); use ssh-ng://",
         ));
     }
-    let adding = Adding {
+    let adding = ServeAdd {
         store,
         options,
         state: Mutex::default(),
@@ -68,14 +68,14 @@ pub(super) async fn add(
 }
 
 /// One call of `add`.
-struct Adding<'a> {
+struct ServeAdd<'a> {
     store: &'a ServeStore,
     options: &'a AddOptions,
-    state: Mutex<State>,
+    state: Mutex<ServeAddState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ServeAddState {
     report: AddReport,
     /// Paths that are valid, or will be when what was sent is answered.
     valid: BTreeSet<StorePath>,
@@ -85,7 +85,7 @@ struct State {
     answered: usize,
 }
 
-impl Adding<'_> {
+impl ServeAdd<'_> {
     async fn add_batch(&self, mut items: VecDeque<AddItem>) -> Result<()> {
         let questions = self.questions(&items);
         let replies = self.store.pool.get().await?.call_all(&questions).await?;
@@ -135,10 +135,10 @@ impl Adding<'_> {
     /// Sends items until there are none, or until one breaks off. Whether the connection is clean.
     async fn send_all(
         &self,
-        connection: &mut Connection,
+        connection: &mut ServeConnection,
         items: &mut VecDeque<AddItem>,
     ) -> Result<bool> {
-        let Connection { input, output, .. } = connection;
+        let ServeConnection { input, output, .. } = connection;
         let (sent, mut open) = mpsc::channel::<()>(UPLOADS);
         let write = async {
             // Dropped at the end: then the reader knows that nothing more comes.
@@ -216,7 +216,12 @@ impl Adding<'_> {
 
     /// Sends one path. Of its NAR one chunk is kept back until all of it is known to be right; what
     /// fits in one chunk does not cost the connection if it is wrong.
-    async fn send(&self, output: &mut Output, info: &PathInfo, nar: NarStream) -> Result<Sent> {
+    async fn send(
+        &self,
+        output: &mut ServeOutput,
+        info: &PathInfo,
+        nar: NarStream,
+    ) -> Result<Sent> {
         let mut nar = arriving(nar, &self.options.progress);
         let mut info = info.clone();
         // What another store knew of itself.
@@ -256,7 +261,7 @@ impl Adding<'_> {
         output.bytes(held).await.map(|()| Sent::All)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ServeAddState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -271,7 +276,7 @@ enum Sent {
     Part(Error),
 }
 
-impl State {
+impl ServeAddState {
     /// What refers to it may follow.
     fn sent(&mut self, info: PathInfo) {
         self.valid.insert(info.path.clone());

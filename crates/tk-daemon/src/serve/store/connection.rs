@@ -1,13 +1,13 @@
 //! Connections to a server of the serve protocol, and a pool of them.
 
 use crate::{
-    client::{Channel, Patience, Timed, Transport},
+    client::{Channel, SilenceLimit, Timed, Transport},
     serve::{
-        LATEST, Request, Serve,
-        handshake::{self, HandshakeError},
+        LATEST, Serve, ServeRequest,
+        handshake::{self, ServeHandshakeError},
     },
     ssh::SshGuard,
-    wire::{NarRead, Reader, WireError, Writer, begins_with},
+    wire::{NarRead, WireError, WireReader, Writer, begins_with},
 };
 use bytes::{Buf, Bytes};
 use futures::{FutureExt, StreamExt, future::try_join, stream};
@@ -31,7 +31,7 @@ use tokio::{
 
 /// What all connections of a store have in common.
 #[derive(Debug, Clone)]
-pub(super) struct Settings {
+pub(super) struct ServeSettings {
     /// The store's URI, for errors.
     pub name: Arc<str>,
     pub dir: StoreDir,
@@ -45,29 +45,29 @@ pub(super) struct Settings {
 ///
 /// An operation that does not end cleanly leaves it unclean, for good: the protocol has no way to
 /// get over an error.
-pub(super) struct Connection {
-    pub input: Input,
-    pub output: Output,
+pub(super) struct ServeConnection {
+    pub input: ServeInput,
+    pub output: ServeOutput,
     clean: bool,
     guard: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// What the server says.
-pub(super) struct Input {
-    pub reader: Reader<Timed<Box<dyn AsyncRead + Send + Unpin>>, Serve>,
-    pub patience: Patience,
-    pub peer: Peer,
+pub(super) struct ServeInput {
+    pub reader: WireReader<Timed<Box<dyn AsyncRead + Send + Unpin>>, Serve>,
+    pub patience: SilenceLimit,
+    pub peer: ServePeer,
 }
 
 /// What is said to the server.
-pub(super) struct Output {
+pub(super) struct ServeOutput {
     writer: Writer<Serve>,
     sink: Timed<Box<dyn AsyncWrite + Send + Unpin>>,
-    pub peer: Peer,
+    pub peer: ServePeer,
 }
 
-impl Connection {
-    pub async fn open(transport: &dyn Transport, settings: &Settings) -> Result<Self> {
+impl ServeConnection {
+    pub async fn open(transport: &dyn Transport, settings: &ServeSettings) -> Result<Self> {
         let opening = Self::open_slowly(transport, settings);
         let Some(limit) = settings.connect_timeout else {
             return opening.await;
@@ -82,29 +82,29 @@ impl Connection {
         }
     }
 
-    async fn open_slowly(transport: &dyn Transport, settings: &Settings) -> Result<Self> {
+    async fn open_slowly(transport: &dyn Transport, settings: &ServeSettings) -> Result<Self> {
         let Channel {
             reader,
             writer,
             guard,
         } = transport.connect().await?;
-        let (reading, writing) = (Patience::default(), Patience::default());
+        let (reading, writing) = (SilenceLimit::default(), SilenceLimit::default());
         let protocol = Serve::new(settings.dir.clone(), LATEST);
-        let mut reader = Reader::new(Timed::new(reader, reading.clone()), protocol);
+        let mut reader = WireReader::new(Timed::new(reader, reading.clone()), protocol);
         let mut sink = Timed::new(writer, writing.clone());
-        let peer = Peer(settings.name.clone());
+        let peer = ServePeer(settings.name.clone());
         if let Err(error) = handshake::client(&mut reader, &mut sink, LATEST).await {
             return Err(peer.no_handshake(error, &mut reader).await);
         }
         reading.set(settings.timeout);
         writing.set(settings.timeout);
-        Ok(Connection {
-            output: Output {
+        Ok(ServeConnection {
+            output: ServeOutput {
                 writer: Writer::new(reader.protocol().clone()),
                 sink,
                 peer: peer.clone(),
             },
-            input: Input {
+            input: ServeInput {
                 reader,
                 patience: reading,
                 peer,
@@ -119,7 +119,7 @@ impl Connection {
         self.input.reader.protocol()
     }
 
-    /// To be called before anything is asked, and before [`Connection::end`].
+    /// To be called before anything is asked, and before [`ServeConnection::end`].
     pub fn begin(&mut self) {
         self.clean = false;
     }
@@ -135,13 +135,13 @@ impl Connection {
     }
 
     /// Asks one thing.
-    pub async fn call<Q: Request>(&mut self, request: &Q) -> Result<Q::Reply> {
+    pub async fn call<Q: ServeRequest>(&mut self, request: &Q) -> Result<Q::Reply> {
         let mut replies = self.call_all(std::slice::from_ref(request)).await?;
         replies.pop().ok_or_else(|| self.input.peer.nothing())
     }
 
     /// Asks several things at once: written without waiting for the answers.
-    pub async fn call_all<Q: Request>(&mut self, requests: &[Q]) -> Result<Vec<Q::Reply>> {
+    pub async fn call_all<Q: ServeRequest>(&mut self, requests: &[Q]) -> Result<Vec<Q::Reply>> {
         self.begin();
         let (input, output) = (&mut self.input, &mut self.output);
         let write = async {
@@ -163,9 +163,9 @@ impl Connection {
         Ok(replies)
     }
 
-    /// As [`Connection::call`], for what may take as long as it wants; `log` gets what the far end
+    /// As [`ServeConnection::call`], for what may take as long as it wants; `log` gets what the far end
     /// writes to stderr meanwhile, if that is collected.
-    pub async fn call_long<Q: Request>(
+    pub async fn call_long<Q: ServeRequest>(
         &mut self,
         request: &Q,
         log: &dyn LogSink,
@@ -224,15 +224,15 @@ async fn next_line(lines: &mut Option<broadcast::Receiver<String>>) -> LogEvent 
     std::future::pending().await
 }
 
-impl Input {
+impl ServeInput {
     pub async fn reply<T: crate::wire::Decode<Serve>>(&mut self) -> Result<T> {
         self.reader.message().await.map_err(|e| self.peer.failed(e))
     }
 }
 
-impl Output {
+impl ServeOutput {
     /// Writes a request to the buffer; after an error nothing of it is there.
-    pub fn request<Q: Request>(&mut self, request: &Q) -> Result<()> {
+    pub fn request<Q: ServeRequest>(&mut self, request: &Q) -> Result<()> {
         request
             .write(&mut self.writer)
             .map_err(|e| self.peer.failed(e))
@@ -282,9 +282,9 @@ impl Output {
 
 /// The name of the far end, for errors.
 #[derive(Debug, Clone)]
-pub(super) struct Peer(Arc<str>);
+pub(super) struct ServePeer(Arc<str>);
 
-impl Peer {
+impl ServePeer {
     pub fn failed(&self, error: WireError) -> Error {
         let talking = || format!("talking to {}", self.0);
         match error {
@@ -300,21 +300,21 @@ impl Peer {
     /// Why there is no connection; what the peer says instead of the protocol is still in `reader`.
     async fn no_handshake<R: AsyncRead + Unpin>(
         &self,
-        error: HandshakeError,
-        reader: &mut Reader<R, Serve>,
+        error: ServeHandshakeError,
+        reader: &mut WireReader<R, Serve>,
     ) -> Error {
         let begin = match &error {
-            HandshakeError::Magic(number) => Some(*number),
+            ServeHandshakeError::Magic(number) => Some(*number),
             _ => None,
         };
-        if (begin.is_some() || matches!(&error, HandshakeError::Wire(error) if error.is_end()))
+        if (begin.is_some() || matches!(&error, ServeHandshakeError::Wire(error) if error.is_end()))
             && let Some(text) = reader.foreign_text(begin, handshake::SERVER_MAGIC).await
         {
             let words = begins_with(&text, "serve");
             return Error::malformed(format!("what {} says", self.0), words);
         }
         match error {
-            HandshakeError::Wire(error) => self.failed(error),
+            ServeHandshakeError::Wire(error) => self.failed(error),
             error => Error::malformed(format!("what {} says", self.0), error),
         }
     }
@@ -325,17 +325,21 @@ impl Peer {
 }
 
 /// Connections to one server, a bounded number of them.
-pub(super) struct Pool {
+pub(super) struct ServePool {
     transport: Arc<dyn Transport>,
-    settings: Settings,
+    settings: ServeSettings,
     places: Arc<Semaphore>,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<ServeConnection>>,
 }
 
-impl Pool {
-    pub fn new(transport: Arc<dyn Transport>, settings: Settings, connections: usize) -> Arc<Self> {
+impl ServePool {
+    pub fn new(
+        transport: Arc<dyn Transport>,
+        settings: ServeSettings,
+        connections: usize,
+    ) -> Arc<Self> {
         let places = connections.clamp(1, Semaphore::MAX_PERMITS);
-        Arc::new(Pool {
+        Arc::new(ServePool {
             transport,
             settings,
             places: Arc::new(Semaphore::new(places)),
@@ -344,7 +348,7 @@ impl Pool {
     }
 
     /// Lends a connection, once one is free: an idle one, or a new one.
-    pub async fn get(self: &Arc<Self>) -> Result<Lease> {
+    pub async fn get(self: &Arc<Self>) -> Result<ServeLease> {
         let place = self.places.clone().acquire_owned().await;
         let place = place.map_err(|_| Error::invalid("the pool of connections was closed"))?;
         let mut connection = None;
@@ -356,9 +360,9 @@ impl Pool {
         }
         let connection = match connection {
             Some(connection) => connection,
-            None => Connection::open(&*self.transport, &self.settings).await?,
+            None => ServeConnection::open(&*self.transport, &self.settings).await?,
         };
-        Ok(Lease {
+        Ok(ServeLease {
             connection: Some(connection),
             pool: self.clone(),
             _place: place,
@@ -370,26 +374,26 @@ impl Pool {
         self.places.available_permits()
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<ServeConnection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A connection on loan; dropping it gives it back, if it is clean.
-pub(super) struct Lease {
+pub(super) struct ServeLease {
     /// Some until it is dropped.
-    connection: Option<Connection>,
-    pool: Arc<Pool>,
+    connection: Option<ServeConnection>,
+    pool: Arc<ServePool>,
     /// Goes after the connection was given back.
     _place: OwnedSemaphorePermit,
 }
 
-impl Lease {
+impl ServeLease {
     /// The raw NAR that the server sends next, checked to be one. The connection is given back at
     /// its end.
     pub fn into_nar(self) -> NarStream {
         let peer = self.input.peer.clone();
-        let next = move |mut nar: NarRead<NarLease>| {
+        let next = move |mut nar: NarRead<ServeNarLease>| {
             let peer = peer.clone();
             async move {
                 let chunk = nar.next_chunk().await.map_err(|e| peer.failed(e))?;
@@ -402,44 +406,44 @@ impl Lease {
                 }
             }
         };
-        stream::try_unfold(NarRead::new(NarLease(self)), next).boxed()
+        stream::try_unfold(NarRead::new(ServeNarLease(self)), next).boxed()
     }
 }
 
-impl Deref for Lease {
-    type Target = Connection;
+impl Deref for ServeLease {
+    type Target = ServeConnection;
 
-    fn deref(&self) -> &Connection {
+    fn deref(&self) -> &ServeConnection {
         self.connection.as_ref().expect("there until dropped")
     }
 }
 
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut Connection {
+impl DerefMut for ServeLease {
+    fn deref_mut(&mut self) -> &mut ServeConnection {
         self.connection.as_mut().expect("there until dropped")
     }
 }
 
-impl Drop for Lease {
+impl Drop for ServeLease {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take().filter(Connection::is_clean) {
+        if let Some(connection) = self.connection.take().filter(ServeConnection::is_clean) {
             self.pool.idle().push(connection);
         }
     }
 }
 
 /// The reader of a connection on loan.
-struct NarLease(Lease);
+struct ServeNarLease(ServeLease);
 
-impl Deref for NarLease {
-    type Target = Reader<Timed<Box<dyn AsyncRead + Send + Unpin>>, Serve>;
+impl Deref for ServeNarLease {
+    type Target = WireReader<Timed<Box<dyn AsyncRead + Send + Unpin>>, Serve>;
 
     fn deref(&self) -> &Self::Target {
         &self.0.input.reader
     }
 }
 
-impl DerefMut for NarLease {
+impl DerefMut for ServeNarLease {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.0.input.reader
     }

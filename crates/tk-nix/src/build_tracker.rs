@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 use tk_path::{StoreDir, StorePath};
-use tk_store::log::{ActivityType, Field, LogEvent, LogSink};
+use tk_store::log::{ActivityType, LogEvent, LogField, LogSink};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Hands every event on, and tells of each derivation when its build ends, well or not.
@@ -13,26 +13,26 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 /// A derivation is told of once. Its outputs are in the store by then, unless it failed or is built
 /// on another machine, from where they may still be on their way.
 #[derive(Debug)]
-pub struct Finishing<S> {
+pub struct BuildTracker<S> {
     next: S,
     dir: StoreDir,
     ended: UnboundedSender<StorePath>,
-    state: Mutex<State>,
+    state: Mutex<TrackerState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TrackerState {
     /// By activity.
     running: BTreeMap<u64, StorePath>,
     told: BTreeSet<StorePath>,
 }
 
-impl<S: LogSink> Finishing<S> {
+impl<S: LogSink> BuildTracker<S> {
     /// The sink, and the derivations in the order in which their builds end; these end with the sink.
     /// `dir` is the store's directory.
     pub fn new(dir: StoreDir, next: S) -> (Self, UnboundedReceiver<StorePath>) {
         let (ended, told) = unbounded_channel();
-        let sink = Finishing {
+        let sink = BuildTracker {
             next,
             dir,
             ended,
@@ -47,7 +47,7 @@ impl<S: LogSink> Finishing<S> {
             LogEvent::Start {
                 id, kind, fields, ..
             } if *kind == ActivityType::BUILD => {
-                if let Some(Field::Text(text)) = fields.first()
+                if let Some(LogField::Text(text)) = fields.first()
                     && let Ok(drv) = self.dir.parse(text)
                     && state.running.len() < MOST
                 {
@@ -68,7 +68,7 @@ impl<S: LogSink> Finishing<S> {
     }
 }
 
-impl<S: LogSink> LogSink for Finishing<S> {
+impl<S: LogSink> LogSink for BuildTracker<S> {
     fn event(&self, event: LogEvent) {
         self.take(&event);
         self.next.event(event);
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn each_is_told_of_once_when_it_ends() {
         let drv = |name: &str| format!("/nix/store/{}-{name}.drv", "0".repeat(32));
-        let (sink, mut told) = Finishing::new(StoreDir::default(), ());
+        let (sink, mut told) = BuildTracker::new(StoreDir::default(), ());
         sink.event(start(1, ActivityType::BUILD, &drv("a")));
         sink.event(start(2, ActivityType::BUILD, &drv("b")));
         sink.event(start(3, ActivityType::BUILD, &drv("a")));

@@ -2,7 +2,7 @@
 
 use super::{
     Retry,
-    failure::{Again, Failure},
+    failure::{RequestFailure, RetryClass},
 };
 use crate::{
     limit::{Limit, Permit},
@@ -15,7 +15,7 @@ use std::{
 };
 
 /// The attempts of one request.
-pub(crate) struct Tries {
+pub(crate) struct RetryState {
     retry: Retry,
     limit: Limit,
     made: u32,
@@ -23,13 +23,13 @@ pub(crate) struct Tries {
     observed: (String, Arc<dyn NetworkObserver>),
 }
 
-impl Tries {
+impl RetryState {
     pub(crate) fn new(
         retry: Retry,
         limit: Limit,
         observed: (String, Arc<dyn NetworkObserver>),
     ) -> Self {
-        Tries {
+        RetryState {
             retry,
             limit,
             made: 0,
@@ -43,7 +43,11 @@ impl Tries {
     }
 
     /// Waits before the next attempt; the failure, if there is none.
-    pub(crate) async fn again(&mut self, permit: Permit, failure: Failure) -> Result<(), Failure> {
+    pub(crate) async fn again(
+        &mut self,
+        permit: Permit,
+        failure: RequestFailure,
+    ) -> Result<(), RequestFailure> {
         let (again, reason) = (failure.again(), failure.reason());
         if self.another(permit, again, &reason).await {
             Ok(())
@@ -53,18 +57,23 @@ impl Tries {
     }
 
     /// The same, of a failure of which only this is known; false if there is no other attempt.
-    pub(crate) async fn another(&mut self, mut permit: Permit, again: Again, reason: &str) -> bool {
+    pub(crate) async fn another(
+        &mut self,
+        mut permit: Permit,
+        again: RetryClass,
+        reason: &str,
+    ) -> bool {
         permit.give_back();
         self.made += 1;
         let Retry {
             attempts, delay, ..
         } = self.retry;
         let (attempts, wait) = match again {
-            Again::Never => (0, Duration::ZERO),
-            Again::Rarely => (attempts.min(RARE_ATTEMPTS), self.delay(delay)),
-            Again::Once => (attempts.min(2), self.delay(delay)),
-            Again::Later => (attempts, self.delay(delay)),
-            Again::SlowDown(asked) => {
+            RetryClass::Never => (0, Duration::ZERO),
+            RetryClass::Rarely => (attempts.min(RARE_ATTEMPTS), self.delay(delay)),
+            RetryClass::Once => (attempts.min(2), self.delay(delay)),
+            RetryClass::Later => (attempts, self.delay(delay)),
+            RetryClass::SlowDown(asked) => {
                 permit.slow_down();
                 let wait = match asked {
                     Some(wait) => wait.min(self.retry.max_delay) + self.delay(delay) / 4,

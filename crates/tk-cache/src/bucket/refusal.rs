@@ -107,7 +107,7 @@ impl StdError for Refusal {}
 
 /// Who was asked, for sentences about it.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
+pub(super) struct AskedService {
     /// The URI of the cache.
     pub(super) uri: String,
     pub(super) bucket: String,
@@ -118,7 +118,7 @@ pub(super) struct Asked {
     pub(super) anonymous: bool,
 }
 
-impl Asked {
+impl AskedService {
     /// The error of a request that did `doing` ("reading nar/x").
     pub(super) fn failed(&self, doing: &str, error: &(dyn StdError + 'static)) -> Error {
         match Refusal::of(error) {

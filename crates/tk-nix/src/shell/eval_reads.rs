@@ -35,7 +35,7 @@ use tk_store::log::{ActivityType, Level, LogEvent, LogSink, strip_ansi};
 
 /// What was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Told {
+pub(super) struct EvalReads {
     /// Files of Nix code.
     pub(super) files: BTreeSet<PathBuf>,
     /// Files and folders that were copied to the store.
@@ -46,7 +46,7 @@ pub(super) struct Told {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Heard {
     /// What it read outside the store.
-    pub(super) told: Told,
+    pub(super) told: EvalReads,
     /// Whether it asked a server or a repository for something, so that the next one may get another
     /// answer.
     pub(super) fetched: bool,
@@ -54,9 +54,9 @@ pub(super) struct Heard {
     pub(super) from_store: bool,
 }
 
-impl Told {
+impl EvalReads {
     /// With what is in `other`, as far as there is room.
-    pub(super) fn add(&mut self, other: Told) {
+    pub(super) fn add(&mut self, other: EvalReads) {
         for (all, more) in [
             (&mut self.files, other.files),
             (&mut self.copied, other.copied),
@@ -304,7 +304,7 @@ mod tests {
         }
         let stored = format!(r#"{{"action":"msg","level":4,"msg":"evaluating file '{stored}'"}}"#);
         let heard = hear(&stored);
-        assert!(heard.from_store && heard.told == Told::default());
+        assert!(heard.from_store && heard.told == EvalReads::default());
         // What was asked for here only does not reach the user.
         let passed = passed.lock().unwrap();
         assert_eq!(passed.len(), 1, "{passed:?}");

@@ -18,7 +18,7 @@ use std::{
 
 /// The programs that were asked.
 #[derive(Debug, Clone)]
-pub(super) struct Known {
+pub(super) struct NixVersionCache {
     file: PathBuf,
 }
 
@@ -62,9 +62,9 @@ pub(super) struct Resolved {
     pub passed_over: bool,
 }
 
-impl Known {
-    pub(super) fn at(folder: &Path) -> Known {
-        Known {
+impl NixVersionCache {
+    pub(super) fn at(folder: &Path) -> NixVersionCache {
+        NixVersionCache {
             file: folder.join("nix.json"),
         }
     }

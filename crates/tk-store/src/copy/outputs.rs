@@ -21,13 +21,13 @@ use tk_path::{Derivation, OutputName, OutputsSpec, StorePath};
 /// content-addressed one turned out to be is knowledge of its own: a realisation, in the newer
 /// form or in that of Nix up to 2.34.
 #[derive(Debug, Clone, Default)]
-pub struct Outputs {
+pub struct OutputPaths {
     realisations: Vec<Realisation>,
     /// Each comes after those that it depends on.
-    legacy: Vec<legacy::Realisation>,
+    legacy: Vec<legacy::LegacyRealisation>,
 }
 
-impl Outputs {
+impl OutputPaths {
     /// The paths that the outputs `wanted` of the derivation `drv` are in `src`. What says so is
     /// kept, beside that of outputs found before. Named outputs are found without the derivation
     /// itself where `src` has their realisations, as caches do.
@@ -101,7 +101,7 @@ impl Outputs {
         let output = output.clone();
         match derivation::legacy_hash_if_there(read, &*src.store).await? {
             Some(hash) => {
-                self.find_legacy(src, &legacy::DrvOutput { hash, output })
+                self.find_legacy(src, &legacy::LegacyDrvOutput { hash, output })
                     .await
             }
             None => Ok(None),
@@ -135,7 +135,7 @@ impl Outputs {
     pub async fn find_legacy(
         &mut self,
         src: &Abilities,
-        id: &legacy::DrvOutput,
+        id: &legacy::LegacyDrvOutput,
     ) -> Result<Option<StorePath>> {
         let Some(store) = &src.realisations else {
             return Ok(None);
@@ -285,8 +285,8 @@ async fn built(src: &Abilities, drv: &StorePath, output: &OutputName) -> Result<
 
 /// Each after those that it depends on; circles, which only a lying store has, end somewhere.
 fn dependencies_first(
-    mut found: BTreeMap<legacy::DrvOutput, legacy::Realisation>,
-) -> Vec<legacy::Realisation> {
+    mut found: BTreeMap<legacy::LegacyDrvOutput, legacy::LegacyRealisation>,
+) -> Vec<legacy::LegacyRealisation> {
     let mut sorted = Vec::with_capacity(found.len());
     let mut opened = BTreeSet::new();
     let mut stack: Vec<_> = found.keys().cloned().collect();
