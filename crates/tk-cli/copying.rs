@@ -417,7 +417,7 @@ impl UpstreamArgs {
         let none = self.upstream.is_empty() && self.upstream_key.is_empty();
         if !none && dst.cache().is_none() {
             bail!(
-                "{} is no binary cache: all that a path refers to must be in it, \
+                "{} is not a binary cache: all that a path refers to must be in it, \
                  so nothing can be left to an --upstream",
                 dst.store()
             );

@@ -132,7 +132,7 @@ pub fn public(text: &str) -> Result<PublicKey> {
             .with_context(|| format!("the file {text} does not hold a public key")),
         Err(_) if looks_secret(text) => {
             let name = text.split_once(':').map_or("", |(name, _)| name);
-            Err(wrong).with_context(|| format!("'{name}:…' is no public key (name:base64)"))
+            Err(wrong).with_context(|| format!("'{name}:…' is not a public key (name:base64)"))
         }
         Err(_) => Err(wrong).with_context(|| {
             format!("'{text}' is neither a public key (name:base64) nor a file with one")

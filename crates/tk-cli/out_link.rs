@@ -25,7 +25,7 @@ impl OutLink {
         let shown = place.display();
         match fs::symlink_metadata(&place) {
             Ok(there) if !there.is_symlink() => {
-                bail!("{shown} is in the way of the link: it exists and is no link")
+                bail!("{shown} is in the way of the link: it exists and is not a link")
             }
             Ok(_) if !leads_into_store(&fs::read_link(&place)?) => {
                 bail!("{shown} is in the way of the link: it is a link of yours, to no store path")

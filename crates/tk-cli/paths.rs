@@ -260,7 +260,7 @@ impl NamedPaths {
         let drv = store_path(store, drv)?;
         anyhow::ensure!(
             drv.is_derivation(),
-            "'{shown}' names an output, and {drv} is no derivation: its name does not end in .drv"
+            "'{shown}' names an output, and {drv} is not a derivation: its name does not end in .drv"
         );
         let found = self.outputs.find(&store.abilities(), &drv, &wanted).await;
         let found = found.with_context(|| format!("cannot tell what {shown} is"))?;

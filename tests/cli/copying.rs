@@ -113,7 +113,7 @@ fn only_caches_lean_on_an_upstream() {
         machine, held, up, ..
     } = two();
     let error = machine.fails(2, &format!("copy {held} --to ./other --upstream {up}"));
-    assert!(error.contains("no binary cache"), "{error}");
+    assert!(error.contains("not a binary cache"), "{error}");
 }
 
 #[test]

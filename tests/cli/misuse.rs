@@ -104,7 +104,7 @@ fn a_cache_of_another_store_directory() {
 fn keys_that_are_none() {
     let machine = Machine::new();
     machine.write("file", "x");
-    machine.write("nokey", "this is no key");
+    machine.write("nokey", "this is not a key");
     let cache = machine.cache("cache");
     let push = format!("push file --to {cache} --sign-key");
     refused(&machine, &format!("{push} absent"), &["absent"]);

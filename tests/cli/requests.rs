@@ -120,7 +120,11 @@ fn each_is_asked_for_once() {
             false,
             listed,
         ),
-        (vec!["verify", "--all", "--store", bucket], false, read),
+        (
+            vec!["verify", "--all", "--no-trust", "--store", bucket],
+            false,
+            read,
+        ),
         (
             vec!["sign", "--all", "--key-file", key, "--store", bucket],
             false,

@@ -78,7 +78,7 @@ fn outputs_of_derivations_are_named_wherever_paths_are() {
             format!("check {ABSENT}.drv^out --in {one}"),
             "absent.drv is not in",
         ),
-        (format!("check {out}^out --in {one}"), "no derivation"),
+        (format!("check {out}^out --in {one}"), "not a derivation"),
     ] {
         let done = machine.run(&line);
         assert_ne!(done.status, 0, "{line}: {done:?}");

@@ -70,7 +70,7 @@ pub fn path_infos(
             let path = |info: &Value| info["path"].as_str().unwrap_or_default().to_owned();
             Ok(infos.into_iter().map(|info| (path(&info), info)).collect())
         }
-        other => Err(format!("{other} is no list")),
+        other => Err(format!("{other} is not a list")),
     }
 }
 

@@ -707,7 +707,7 @@ impl<'a> Batch<'a> {
             json = json["derivations"].take();
         }
         let Value::Object(all) = json else {
-            return Err(format!("{json} is no object"));
+            return Err(format!("{json} is not an object"));
         };
         let item = |(path, value): (String, Value)| {
             let base = path.rsplit('/').next().unwrap_or_default();

@@ -140,7 +140,7 @@ fn what_is_no_reference() {
         ("build ./nothing", 2, "there is no ./nothing"),
         ("build path:.#value", 1, "neither a derivation nor a path"),
         ("build path:. --nix /nowhere/nix", 2, "/nowhere/nix"),
-        ("build path:. --nix false", 2, "no nix that works"),
+        ("build path:. --nix false", 2, "no usable nix found"),
         ("build -f nothing.nix", 2, "nothing.nix"),
         (
             "build -f default.nix --prefer-cache",

@@ -406,7 +406,7 @@ fn derivations() {
         assert_eq!(bench.asked(), asked, "nix was run");
         let done = bench.sh(&format!("tk shell {path} -- true"));
         assert_eq!(done.status, 2, "{done:?}");
-        assert!(done.stderr.contains("is no derivation"), "{done:?}");
+        assert!(done.stderr.contains("is not a derivation"), "{done:?}");
     });
 }
 

@@ -94,7 +94,7 @@ async fn anything_that_can_be_built() {
     assert!(more[1].ends_with("-other/bin"), "{more:?}");
 
     for (what, words) in [
-        (path, "is no derivation"),
+        (path, "is not a derivation"),
         (Installable::attribute(plain(), "").unwrap(), "derivations"),
     ] {
         let failure = builder.dev_shell_of(what).await.unwrap_err();

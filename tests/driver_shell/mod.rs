@@ -417,7 +417,7 @@ fn what_goes_wrong() {
         (
             "TK_NIX=/nowhere/nix $TK shell .#x -- true",
             2,
-            "no nix that works",
+            "no usable nix found",
         ),
     ] {
         let done = bench.sh(command);

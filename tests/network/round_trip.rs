@@ -112,7 +112,7 @@ fn push_check_and_pull() {
             &top,
         ];
 
-        // A place that is no cache cannot be asked; one that lacks paths can.
+        // A place that is not a cache cannot be asked; one that lacks paths can.
         let done = place.expect(2, machine, &check);
         assert!(
             done.err.contains("nix-cache-info"),

@@ -156,7 +156,7 @@ fn shown(
         json = json["derivations"].take();
     }
     let Value::Object(all) = json else {
-        panic!("{json} is no object");
+        panic!("{json} is not an object");
     };
     let item = |(path, value): (String, Value)| {
         let base = path.rsplit('/').next().expect("a name");

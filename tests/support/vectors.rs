@@ -31,7 +31,7 @@ impl Vectors {
         let root = match env::var_os("TK_VECTORS").filter(|dir| !dir.is_empty()) {
             Some(dir) => {
                 let dir = PathBuf::from(dir);
-                assert!(dir.is_dir(), "TK_VECTORS={} is no folder", dir.display());
+                assert!(dir.is_dir(), "TK_VECTORS={} is not a folder", dir.display());
                 dir
             }
             None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/vectors"),
@@ -75,7 +75,7 @@ impl Vectors {
     pub fn items(&self, name: &str) -> Vec<Value> {
         match self.json(name) {
             Some(Value::Array(items)) => items,
-            Some(_) => panic!("{name} is no array"),
+            Some(_) => panic!("{name} is not an array"),
             None => Vec::new(),
         }
     }

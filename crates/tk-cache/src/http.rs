@@ -277,7 +277,7 @@ impl HttpObjects {
         let mut base = config.url;
         if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
             let url = send::shown(&base);
-            return Err(Error::invalid(format!("{url} is no http or https URL")));
+            return Err(Error::invalid(format!("{url} is not an http or https URL")));
         }
         let login = send::take_login(&mut base);
         base.set_query(None);
@@ -495,7 +495,7 @@ impl fmt::Debug for HttpObjects {
 
 fn put_headers(mime: &str) -> Result<HeaderMap> {
     let mime = HeaderValue::from_str(mime)
-        .map_err(|_| Error::invalid(format!("{mime:?} is no media type")))?;
+        .map_err(|_| Error::invalid(format!("{mime:?} is not a media type")))?;
     Ok(HeaderMap::from_iter([(CONTENT_TYPE, mime)]))
 }
 

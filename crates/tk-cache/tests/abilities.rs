@@ -65,7 +65,7 @@ async fn logs_are_read_however_they_are_packed() {
         }
     }
     // Text that only begins like something packed.
-    for text in ["BZh9", "BZh9 is no log", "\u{1f}", "(\u{b5}"] {
+    for text in ["BZh9", "BZh9 is not a log", "\u{1f}", "(\u{b5}"] {
         let file = folder.path().join("log").join(drv().as_str());
         fs::write(file, text).unwrap();
         assert_eq!(log(&cache).await.unwrap(), text.as_bytes());

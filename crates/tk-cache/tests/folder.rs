@@ -690,7 +690,7 @@ async fn broken_narinfos_are_errors_not_absences() {
     fs::remove_file(victim.narinfo()).unwrap();
     fs::create_dir(victim.narinfo()).unwrap();
     let error = victim.cache.info(&victim.path).await.unwrap_err().to_line();
-    assert!(error.contains("it is no regular file"), "{error}");
+    assert!(error.contains("it is not a regular file"), "{error}");
 }
 
 #[tokio::test]
@@ -753,7 +753,7 @@ async fn urls_do_not_lead_out() {
     assert!(made.unwrap().success());
     victim.set("URL", "nar/fifo");
     let error = victim.read().await.unwrap_err().to_line();
-    assert!(error.contains("it is no regular file"), "{error}");
+    assert!(error.contains("it is not a regular file"), "{error}");
 }
 
 #[tokio::test]

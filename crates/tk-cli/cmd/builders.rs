@@ -22,7 +22,7 @@ use tk_store::{
     log::{LogEvent, LogSink, strip_ansi},
 };
 
-/// Look at machines that build for others, and build on them
+/// List, check and use remote builders
 ///
 /// Machines are those of --builders or --builder, or else those that nix.conf names (builders; by
 /// default @/etc/nix/machines). A line is: URL, systems, ssh key, builds at once, speed, features,
@@ -206,7 +206,7 @@ impl BuildersBuild {
 fn derived_path(dir: &StoreDir, text: &str) -> Result<DerivedPath> {
     match Installable::parse(dir, text)?.source {
         InstallableSource::Store(path) => Ok(path),
-        _ => bail!("'{text}' is no derivation of the store; write {dir}/…-name.drv^out"),
+        _ => bail!("'{text}' is not a derivation of the store; write {dir}/…-name.drv^out"),
     }
 }
 

@@ -11,7 +11,7 @@ use tk_cache::BinaryCache;
 use tk_nix::{CacheConfig, configure, nix_conf};
 use tk_store::StoreReference;
 
-/// Look after binary caches
+/// Create and configure binary caches
 #[derive(clap::Subcommand)]
 pub enum Cache {
     /// Make a new, empty cache

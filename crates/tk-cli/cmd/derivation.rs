@@ -24,7 +24,7 @@ use tk_store::{
     derivation::{MAX_DERIVATION_BYTES, read},
 };
 
-/// Show derivations, and reckon their paths
+/// Show derivations and compute their store paths
 #[derive(clap::Subcommand)]
 pub enum DerivationCommand {
     Show(DerivationShow),
@@ -255,7 +255,7 @@ impl Shelf {
                 Ok((path, drv))
             }
             Named::Path(..) => bail!(
-                "{text} is no derivation: its name does not end in .drv; \
+                "{text} is not a derivation: its name does not end in .drv; \
                  what made a path, tk-store path-info --json tells as its deriver"
             ),
             Named::File(file) => {

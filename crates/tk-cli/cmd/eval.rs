@@ -56,7 +56,7 @@ impl Eval {
         };
         match (value.as_str(), self.raw) {
             (Some(text), true) => ui::out(text)?,
-            (None, true) => bail!("its value is no text; leave out --raw"),
+            (None, true) => bail!("its value is not text; leave out --raw"),
             (_, false) => ui::out(value)?,
         }
         Ok(ExitStatus::Yes)

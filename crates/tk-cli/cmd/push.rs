@@ -26,7 +26,7 @@ use tk_store::{
 /// known of it), or any file or folder, which goes straight into the cache: it is left in a store of
 /// yours only if you name one (--store, --from), or with --add. Paths that the cache has are not sent
 /// again (with --sign-key they are signed there if they lack that signature), and with --upstream not
-/// those that its readers have from elsewhere. A store that is no cache takes only paths that are
+/// those that its readers have from elsewhere. A store that is not a cache takes only paths that are
 /// signed by a trusted key, or that are content-addressed. On
 /// stdout comes one store path a line, in the order of the arguments.
 #[derive(clap::Args)]

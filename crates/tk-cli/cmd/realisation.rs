@@ -14,7 +14,7 @@ use tk_narinfo::{
 use tk_path::{OutputName, StorePath};
 use tk_store::{Abilities, Realisations, SigCheck};
 
-/// What outputs of content-addressed derivations turned out to be
+/// Query and sign realisations
 #[derive(clap::Subcommand)]
 pub enum RealisationCommand {
     Info(Info),
@@ -103,7 +103,7 @@ impl RealisationVerify {
     }
 }
 
-/// Sign what outputs turned out to be
+/// Sign realisations
 #[derive(clap::Args)]
 #[command(after_help = SIGN_EXAMPLES)]
 pub struct RealisationSign {

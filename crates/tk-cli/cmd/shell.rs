@@ -427,7 +427,7 @@ fn owner(text: &str) -> Result<Owner> {
     };
     let pid = pid
         .parse()
-        .with_context(|| format!("'{text}' is no process"))?;
+        .with_context(|| format!("'{text}' is not a process id"))?;
     Owner::process(pid).with_context(|| format!("there is no process {pid}"))
 }
 

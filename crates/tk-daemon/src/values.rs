@@ -544,7 +544,7 @@ pub(crate) async fn read_old_derived_path<R: AsyncRead + Unpin + Send, P: Protoc
         DerivedPath::Built {
             drv: SingleDerivedPath::Opaque(drv),
             outputs: OutputsSpec::All,
-        } if !drv.is_derivation() => Err(from.malformed("all outputs of what is no derivation")),
+        } if !drv.is_derivation() => Err(from.malformed("`^*` on a path that is not a derivation")),
         DerivedPath::Built {
             drv: SingleDerivedPath::Built { .. },
             ..

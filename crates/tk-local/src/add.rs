@@ -314,7 +314,7 @@ impl ReceiveRequest {
             && !info.is_content_addressed(&store.config.dir)
         {
             return Err(Error::invalid(format!(
-                "{} claims the content address {ca}, which makes another path",
+                "{} claims the content address {ca}, which implies another store path",
                 info.path
             )));
         }

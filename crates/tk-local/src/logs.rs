@@ -45,7 +45,7 @@ pub(crate) async fn read(store: &Arc<LocalInner>, drv: &StorePath) -> Result<Opt
 pub(crate) async fn add(store: &Arc<LocalInner>, drv: &StorePath, log: ByteStream) -> Result<()> {
     store.require_writable()?;
     if !drv.is_derivation() {
-        let what = format!("{drv} is no derivation, so it has no build log");
+        let what = format!("{drv} is not a derivation, so it has no build log");
         return Err(Error::invalid(what));
     }
     let cancel = Cancel::default();

@@ -31,7 +31,7 @@ pub(crate) fn check_schema(db: &Path) -> Result<bool> {
         let shown: String = text.chars().take(40).collect();
         Error::malformed(
             path.display().to_string(),
-            format!("{shown:?} is no number"),
+            format!("{shown:?} is not a number"),
         )
     })?;
     let advice = match number {
@@ -202,9 +202,9 @@ mod tests {
             ("9", Err("has schema 9, older")),
             ("7", Err("has schema 7, older")),
             ("11", Err("has schema 11, newer")),
-            ("", Err("is no number")),
-            ("ten", Err("is no number")),
-            ("-1", Err("is no number")),
+            ("", Err("is not a number")),
+            ("ten", Err("is not a number")),
+            ("-1", Err("is not a number")),
         ] {
             fs::write(dir.path().join("schema"), text).unwrap();
             match (check_schema(dir.path()), expected) {

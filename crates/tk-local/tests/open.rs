@@ -32,7 +32,7 @@ async fn what_is_broken_is_one_line() {
         ("nix", "a file", "creating the folder"),
         ("nix/var/nix/db/schema", "9", "has schema 9, older"),
         ("nix/var/nix/db/schema", "11", "has schema 11, newer"),
-        ("nix/var/nix/db/schema", "?", "is no number"),
+        ("nix/var/nix/db/schema", "?", "is not a number"),
         (
             "nix/var/nix/db/db.sqlite",
             "not a database, and long enough",
@@ -135,7 +135,7 @@ async fn an_address_of_another_path() {
     let [(_, Error::Invalid { what })] = &report.failed[..] else {
         panic!("{report:?}");
     };
-    assert!(what.contains("makes another path"), "{what}");
+    assert!(what.contains("implies another store path"), "{what}");
     assert!(store.all().await.unwrap().is_empty());
 }
 

@@ -147,7 +147,7 @@ impl FromStr for BuildStatus {
 
 /// A name that no [`BuildStatus`] has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no status of a build")]
+#[error("{0} is not a status of a build")]
 pub struct UnknownBuildStatus(String);
 
 /// What became of a build.

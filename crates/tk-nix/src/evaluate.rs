@@ -230,7 +230,7 @@ pub(crate) fn invocation(
     options: &EvalOptions,
 ) -> Result<Invocation> {
     if what.attr.starts_with('-') {
-        let words = format!("'{}' is no attribute", what.attr);
+        let words = format!("'{}' is not an attribute", what.attr);
         return Err(NixFailure::new(Cause::Misused, words));
     }
     match &what.source {

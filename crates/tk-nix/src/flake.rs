@@ -115,7 +115,7 @@ impl Nix {
 
 fn flake(command: &[&str], reference: &str, options: &EvalOptions) -> Result<Invocation> {
     if reference.starts_with('-') {
-        let words = format!("'{reference}' is no flake");
+        let words = format!("'{reference}' is not a flake");
         return Err(NixFailure::new(Cause::Misused, words));
     }
     Ok(options.apply(Invocation::new(command).arg(reference), true))

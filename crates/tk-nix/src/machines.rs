@@ -328,7 +328,7 @@ fn machine(entry: &str, system: &str, place: MachineLine) -> Result<Machine, (us
     let max_jobs = field(4).map_or(Ok(1), |text| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         let number = text.parse().ok().filter(|_| digits);
-        number.ok_or_else(|| (4, format!("'{text}' is no whole number of builds")))
+        number.ok_or_else(|| (4, format!("'{text}' is not a whole number of builds")))
     })?;
     Ok(Machine {
         uri,
@@ -356,7 +356,7 @@ fn speed(text: &str) -> Result<f32, String> {
     match number {
         Some(0.0) => Ok(1.0),
         Some(number) if number > 0.0 => Ok(number),
-        _ => Err(format!("'{text}' is no number from 0 on")),
+        _ => Err(format!("'{text}' is not a non-negative number")),
     }
 }
 
@@ -505,10 +505,10 @@ mod tests {
         let told: Vec<_> = faults.iter().map(MachineFault::to_string).collect();
         let expected = [
             "builders line 2, field 1 (URL): there must be the URL of a store",
-            "builders line 2, field 4 (jobs): 'x' is no whole number of builds",
-            "builders line 3, field 4 (jobs): '-1' is no whole number of builds",
-            "builders line 4, field 5 (speed): '-2' is no number from 0 on",
-            "builders line 5, field 5 (speed): 'nan' is no number from 0 on",
+            "builders line 2, field 4 (jobs): 'x' is not a whole number of builds",
+            "builders line 3, field 4 (jobs): '-1' is not a whole number of builds",
+            "builders line 4, field 5 (speed): '-2' is not a non-negative number",
+            "builders line 5, field 5 (speed): 'nan' is not a non-negative number",
             "builders line 6, field 8 (host key): a public host key is",
         ];
         for (told, expected) in told.iter().zip(expected) {

@@ -77,7 +77,7 @@ impl Nix {
         let ask = Invocation::new(["--version"]).timeout(ASKING);
         let said = asking.run(ask, &()).await.map_err(|failure| {
             let hint = "install Nix, or name its program";
-            let words = format!("there is no nix that works: {}; {hint}", failure.message);
+            let words = format!("no usable nix found: {}; {hint}", failure.message);
             NixFailure::new(Cause::NoNix, words)
         })?;
         let text = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -139,7 +139,7 @@ impl Nix {
     pub(crate) async fn json(&self, what: Invocation, log: &dyn LogSink) -> Result<Value> {
         let done = self.run(what, log).await?;
         serde_json::from_slice(&done.stdout).map_err(|error| {
-            let words = format!("what nix printed is no JSON: {error}");
+            let words = format!("what nix printed is not JSON: {error}");
             NixFailure::new(Cause::Other, words)
         })
     }
@@ -318,7 +318,7 @@ mod tests {
     async fn what_is_no_nix() {
         for (program, words) in [
             ("/nowhere/nix", "/nowhere/nix"),
-            ("false", "no nix that works"),
+            ("false", "no usable nix found"),
         ] {
             let config = NixConfig {
                 program: program.into(),

@@ -943,7 +943,7 @@ impl Shells {
                 } => drv.clone(),
                 other => {
                     let words = format!(
-                        "{} is no derivation, whose shell could be entered",
+                        "{} is not a derivation, whose shell could be entered",
                         other.display(&self.config.dir)
                     );
                     return Err(NixFailure::new(Cause::Misused, words));

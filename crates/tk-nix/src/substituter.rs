@@ -198,7 +198,7 @@ impl CacheConfig {
         let public = self.public_key.as_deref().map(|text| {
             let key = PublicKey::parse(text.trim());
             // The text may be a secret key by mistake.
-            key.map_err(|e| Error::invalid(format!("publicKey is no public key: {e}")))
+            key.map_err(|e| Error::invalid(format!("publicKey is not a public key: {e}")))
         });
         let public = public.transpose()?;
         let Some(secret) = &self.secret_key else {
@@ -239,7 +239,7 @@ fn secret_key(text: &str) -> Result<SecretKey> {
 
 /// The URL for nix.conf, which others may read.
 fn url_for_nix(url: &str) -> Result<String> {
-    let invalid = |e: &dyn fmt::Display| Error::invalid(format!("'{url}' is no cache: {e}"));
+    let invalid = |e: &dyn fmt::Display| Error::invalid(format!("'{url}' is not a cache: {e}"));
     let mut read = StoreReference::parse(url, Path::new("/")).map_err(|e| invalid(&e))?;
     for name in ["secret-key", "secret-keys"] {
         read.params.remove(name);
@@ -337,7 +337,7 @@ mod tests {
         assert!(error.contains("does not belong"), "{error}");
         config.public_key = Some("k-1:AAAA".into());
         let error = cache.configure(&config).await.unwrap_err().to_line();
-        assert!(error.contains("is no public key"), "{error}");
+        assert!(error.contains("is not a public key"), "{error}");
     }
 
     #[tokio::test]

@@ -121,7 +121,7 @@ pub enum Nix32Error {
         expected: usize,
     },
     /// A byte that is not in [`ALPHABET`].
-    #[error("byte {at} is {}, which is no nix32 digit (0-9 a-z without e, o, u, t)", Byte(*byte))]
+    #[error("byte {at} is {}, which is not a nix32 digit (0-9 a-z without e, o, u, t)", Byte(*byte))]
     Digit {
         /// Where it stands, from 0.
         at: usize,

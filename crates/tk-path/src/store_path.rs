@@ -206,7 +206,7 @@ pub enum StorePathErrorKind {
     #[error("its base name has {0} bytes, but 32 digits, '-' and a name are needed")]
     TooShort(usize),
     /// One of the first 32 bytes is no nix32 digit.
-    #[error("byte {at} of its hash part is {}, which is no nix32 digit (0-9 a-z without e, o, u, t)", Byte(*byte))]
+    #[error("byte {at} of its hash part is {}, which is not a nix32 digit (0-9 a-z without e, o, u, t)", Byte(*byte))]
     Digit {
         /// Where it stands.
         at: usize,

@@ -85,7 +85,7 @@ impl ContentHasher {
                 None if rest.is_empty() => return Ok(()),
                 None => {
                     let end = self.decoder.offset();
-                    let why = format!("bad archive: it goes on behind its end at byte {end}");
+                    let why = format!("bad archive: more data follows its end, at byte {end}");
                     return Err(Error::malformed(WHAT, why));
                 }
             }

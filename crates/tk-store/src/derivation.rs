@@ -38,7 +38,7 @@ pub async fn read(store: &dyn Store, path: &StorePath) -> Result<Derivation> {
                     return Err(malformed(too_large(size)));
                 }
                 Some(Event::Regular { .. } | Event::EndRegular | Event::End) => {}
-                Some(_) => return Err(malformed("it is no file".to_owned())),
+                Some(_) => return Err(malformed("it is not a file".to_owned())),
                 None if rest.is_empty() => break,
                 None => return Err(malformed("its NAR goes on behind its end".to_owned())),
             }
@@ -55,7 +55,7 @@ pub fn parse(dir: &StoreDir, path: &StorePath, file: &[u8], from: &str) -> Resul
         return Err(Error::malformed(what(), too_large(file.len() as u64)));
     }
     let Some(name) = path.name().strip_suffix(".drv") else {
-        return Err(Error::invalid(format!("{path} is no derivation")));
+        return Err(Error::invalid(format!("{path} is not a derivation")));
     };
     Derivation::parse_aterm(dir, name, file).map_err(|e| Error::malformed(what(), e))
 }

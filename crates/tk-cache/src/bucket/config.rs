@@ -193,7 +193,7 @@ impl BucketConfig {
                 let endpoint = endpoint(&parameter)?;
                 Service::Azure { account, endpoint }
             }
-            _ => return Err(Error::invalid(format!("{scheme}:// is no object storage"))),
+            _ => return Err(Error::invalid(format!("{scheme}:// is not object storage"))),
         };
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let valid = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
@@ -315,7 +315,7 @@ impl S3Params {
         }
         let with_bucket = format!("{bucket}.{host}");
         if url.set_host(Some(&with_bucket)).is_err() {
-            return Err(Error::invalid(format!("{with_bucket} is no host")));
+            return Err(Error::invalid(format!("{with_bucket} is not a host")));
         }
         Ok(url.as_str().trim_end_matches('/').to_owned())
     }
@@ -332,7 +332,7 @@ fn amazon(region: &str, plain_http: bool) -> Result<Url> {
     let url = Url::parse(&format!("{scheme}://s3.{region}.{domain}"));
     match url {
         Ok(url) if !region.is_empty() && region.chars().all(valid) => Ok(url),
-        _ => Err(Error::invalid(format!("{region:?} is no region"))),
+        _ => Err(Error::invalid(format!("{region:?} is not a region"))),
     }
 }
 

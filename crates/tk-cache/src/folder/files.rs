@@ -34,7 +34,7 @@ fn open_sized(path: &Path) -> io::Result<Option<(File, u64)>> {
     if meta.is_file() {
         Ok(Some((file, meta.len())))
     } else {
-        Err(io::Error::other("it is no regular file"))
+        Err(io::Error::other("it is not a regular file"))
     }
 }
 

@@ -217,7 +217,7 @@ fn proxies(proxies: &Proxies) -> Result<Vec<Proxy>> {
             format!("http://{proxy}")
         };
         let shown = Url::parse(&proxy).map_or("the given proxy".to_owned(), |p| send::shown(&p));
-        let made = make(proxy).map_err(|_| Error::invalid(format!("{shown} is no proxy")))?;
+        let made = make(proxy).map_err(|_| Error::invalid(format!("{shown} is not a proxy")))?;
         Ok(made.no_proxy(direct.clone()))
     };
     // As with curl, an empty one is none.

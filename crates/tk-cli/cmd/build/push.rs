@@ -48,7 +48,7 @@ pub struct PushArgs {
         allow_negative_numbers = true
     )]
     level: Option<i32>,
-    /// Push also into a store that is no cache what no trusted key has signed
+    /// Push also into a store that is not a cache what no trusted key has signed
     #[arg(long, requires = "push")]
     no_check_sigs: bool,
     #[command(flatten)]

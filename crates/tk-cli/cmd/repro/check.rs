@@ -253,7 +253,7 @@ fn tell(cx: &CommandContext, verdict: &ReproVerdict) -> Result<()> {
         .saturating_sub(verdict.differences.len() as u64);
     if rest > 0 {
         cx.ui
-            .say(format_args!("{rest} more differences are not told"));
+            .say(format_args!("{rest} more differences are not shown"));
     }
     if verdict.reproducible != Some(true) {
         copies(cx, verdict);

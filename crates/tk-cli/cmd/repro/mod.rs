@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use tk_nix::{Installable, InstallableSource};
 use tk_path::StoreDir;
 
-/// Tell whether builds give the same again, and what makes them impure
+/// Check builds for reproducibility and impurities
 #[derive(clap::Subcommand)]
 pub enum Repro {
     Check(Box<check::ReproCheckCommand>),

@@ -16,7 +16,7 @@ pub struct SshHost {
 
 /// Why a text names nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{text}' is no host for ssh: {fault}")]
+#[error("'{text}' is not a host for ssh: {fault}")]
 pub struct SshHostError {
     text: String,
     fault: HostFault,

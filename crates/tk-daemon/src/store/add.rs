@@ -128,7 +128,7 @@ impl DaemonAdd<'_> {
             && !info.is_content_addressed(dir)
         {
             return Err(Error::invalid(format!(
-                "{} claims the content address {ca}, which makes another path",
+                "{} claims the content address {ca}, which implies another store path",
                 info.path
             )));
         }

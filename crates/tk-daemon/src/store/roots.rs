@@ -106,7 +106,7 @@ fn make_link(link: &Path, target: &str, dir: &str) -> io::Result<()> {
     let made = replace_link(link, Path::new(target), |text| text.starts_with(dir));
     made.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
-            let text = format!("something else is there, which is no link into {dir}");
+            let text = format!("something else is there, which is not a link into {dir}");
             io::Error::new(io::ErrorKind::AlreadyExists, text)
         }
         _ => error,

@@ -236,7 +236,7 @@ async fn read_fields<R: AsyncRead + Unpin + Send>(
         fields.push(match from.u64().await? {
             0 => LogField::Int(from.u64().await?),
             1 => LogField::Text(text(from).await?),
-            other => return Err(from.malformed(format_args!("{other} is no type of a field"))),
+            other => return Err(from.malformed(format_args!("{other} is not a type of a field"))),
         });
     }
     Ok(fields)

@@ -24,7 +24,7 @@ pub fn replace_link(
     }
     let is_ours = |link: &Path| fs::read_link(link).is_ok_and(|text| may_replace(&text));
     let refused = || {
-        let why = "something else is there, which is no link to replace";
+        let why = "something else is there, which is not a link to replace";
         io::Error::new(io::ErrorKind::AlreadyExists, why)
     };
     if !is_ours(place) {

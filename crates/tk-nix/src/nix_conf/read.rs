@@ -224,7 +224,7 @@ impl NixConfReader {
         let (shown, by) = (path.display(), by.display());
         if !path.is_absolute() {
             return Err(Error::invalid(format!(
-                "{by} includes {shown}, which is no absolute path"
+                "{by} includes {shown}, which is not an absolute path"
             )));
         }
         self.files += 1;
@@ -284,7 +284,7 @@ fn syntax(number: usize, word: &[u8], path: &Path) -> Error {
         .collect();
     let path = path.display();
     Error::invalid(format!(
-        "line {number} of {path} ('{name}…') is no setting: \
+        "line {number} of {path} ('{name}…') is not a setting: \
          write a name, '=' and a value with blanks around the '='"
     ))
 }

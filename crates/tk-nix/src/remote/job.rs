@@ -312,7 +312,7 @@ impl<'a> BuildJob<'a> {
         match results.pop() {
             Some(keyed) => Ok(keyed.result),
             None => Err(JobFault::Lost(format!(
-                "{} told nothing of the build",
+                "{} returned no build result",
                 at.place.machine.uri
             ))),
         }

@@ -495,7 +495,7 @@ async fn lock_file(store: &dyn Store, metadata: &FlakeMetadata) -> Result<Option
     };
     let lock = serde_json::from_slice(&text);
     let lock =
-        lock.map_err(|e| NixFailure::new(Cause::Misused, format!("flake.lock is no JSON: {e}")))?;
+        lock.map_err(|e| NixFailure::new(Cause::Misused, format!("flake.lock is not JSON: {e}")))?;
     Ok(Some(lock))
 }
 
@@ -555,7 +555,7 @@ fn root(target: &Target) -> Result<StorePath> {
     };
     drv.cloned().ok_or_else(|| {
         let path = target.path.base();
-        let words = format!("{path} is no derivation; name the one that it comes from");
+        let words = format!("{path} is not a derivation; name the one that it comes from");
         NixFailure::new(Cause::Misused, words)
     })
 }

@@ -158,7 +158,7 @@ impl<I: DerivationInputs> Derivation<I> {
     fn attributes(&self, text: &BString) -> Result<Value, DerivationError> {
         match serde_json::from_slice(text) {
             Ok(value @ Value::Object(_)) => Ok(value),
-            Ok(_) => Err(self.error(Kind::Attributes("they are no object".into()))),
+            Ok(_) => Err(self.error(Kind::Attributes("they are not an object".into()))),
             Err(error) => Err(self.error(Kind::Attributes(error.to_string()))),
         }
     }
@@ -571,7 +571,7 @@ mod tests {
             "an argument is not UTF-8",
             "the name of a variable is not UTF-8",
             "the variable x is not UTF-8",
-            "its structured attributes: they are no object",
+            "its structured attributes: they are not an object",
         ]) {
             let error = drv
                 .to_json(&dir, DerivationJsonVersion::V4)

@@ -39,7 +39,7 @@ pub(super) async fn add(
 ) -> Result<AddReport> {
     if options.existing == Existing::Replace {
         return Err(store.unsupported(
-            "cannot replace what it has (the serve protocol has no word for it); use ssh-ng://",
+            "cannot replace what it has: the serve protocol has no command for it; use ssh-ng://",
         ));
     }
     let adding = ServeAdd {
@@ -192,7 +192,7 @@ impl ServeAdd<'_> {
             && !info.is_content_addressed(dir)
         {
             return Err(Error::invalid(format!(
-                "{} claims the content address {ca}, which makes another path",
+                "{} claims the content address {ca}, which implies another store path",
                 info.path
             )));
         }
