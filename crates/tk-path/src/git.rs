@@ -12,11 +12,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{AtFlags, Dir, FileType, OFlags, RawMode, Stat};
 
 use crate::{Algorithm, Hash, Hasher};
 
@@ -146,23 +141,6 @@ pub fn hash_blob(content: &[u8], algorithm: Algorithm) -> Result<Hash, GitError>
     Ok(hasher.finish())
 }
 
-/// The hash of what is at `path`: the tree of a directory, else the blob of a file or of a link's target. `algorithm`
-/// is sha1 or sha256, for trees and all below.
-///
-/// Only regular files, directories and links are allowed, at most 64 deep as in NARs. A link is never followed, also
-/// not by someone who exchanges a directory for a link meanwhile. A file whose length changes while it is read is an
-/// error.
-pub fn hash_tree(path: &Path, algorithm: Algorithm) -> Result<Hash, GitError> {
-    check_algorithm(algorithm)?;
-    let mut walk = GitWalk {
-        algorithm,
-        path: path.to_owned(),
-        buffer: vec![0; BUFFER],
-    };
-    let (_, hash) = walk.node(rustix::fs::CWD, path, MAX_DEPTH)?;
-    Ok(hash)
-}
-
 /// Why there is no git hash.
 #[derive(Debug, thiserror::Error)]
 pub enum GitError {
@@ -180,25 +158,6 @@ pub enum GitError {
     /// An entry that a tree cannot have.
     #[error("cannot be put into a git tree: {0}")]
     Entry(&'static str),
-    /// The file system refused.
-    #[error("cannot {doing} {}", path.display())]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file was shorter or longer than when it was opened.
-    #[error("{} changed while it was read", .0.display())]
-    Changed(PathBuf),
-    /// Neither regular file nor directory nor link.
-    #[error("{} is neither a regular file nor a directory nor a symbolic link", .0.display())]
-    Kind(PathBuf),
-    /// Nested too deeply.
-    #[error("{} is nested more than {MAX_DEPTH} levels deep", .0.display())]
-    Depth(PathBuf),
 }
 
 /// What a name is sorted by.
@@ -259,107 +218,6 @@ impl<'a> GitTreeInput<'a> {
     }
 }
 
-/// Hashing a file system tree.
-struct GitWalk {
-    algorithm: Algorithm,
-    /// Where we are, for errors.
-    path: PathBuf,
-    buffer: Vec<u8>,
-}
-
-impl GitWalk {
-    /// `name` in the directory `at`, which is `self.path`.
-    fn node(
-        &mut self,
-        at: impl std::os::fd::AsFd,
-        name: impl rustix::path::Arg + Copy,
-        depth: usize,
-    ) -> Result<(GitMode, Hash), GitError> {
-        if depth == 0 {
-            return Err(GitError::Depth(self.path.clone()));
-        }
-        let stat = rustix::fs::statat(&at, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|e| self.io("look at", e))?;
-        let open = |flags| rustix::fs::openat(&at, name, OPEN | flags, rustix::fs::Mode::empty());
-        match kind(&stat) {
-            FileType::Symlink => {
-                let target = rustix::fs::readlinkat(&at, name, Vec::new());
-                let target = target.map_err(|e| self.io("read the link", e))?;
-                Ok((
-                    GitMode::Symlink,
-                    hash_blob(target.as_bytes(), self.algorithm)?,
-                ))
-            }
-            FileType::RegularFile => {
-                // Should it be a FIFO by now, opening must not wait for its writer.
-                let file = open(OFlags::NONBLOCK).map_err(|e| self.io("open", e))?;
-                self.file(file)
-            }
-            FileType::Directory => {
-                let dir = open(OFlags::DIRECTORY).map_err(|e| self.io("open", e))?;
-                Ok((GitMode::Directory, self.directory(dir, depth)?))
-            }
-            _ => Err(GitError::Kind(self.path.clone())),
-        }
-    }
-
-    fn directory(&mut self, dir: OwnedFd, depth: usize) -> Result<Hash, GitError> {
-        let mut tree = GitTree::new();
-        for entry in Dir::read_from(&dir).map_err(|e| self.io("list", e))? {
-            let entry = entry.map_err(|e| self.io("list", e))?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            self.path.push(as_path(name.to_bytes()));
-            let (mode, hash) = self.node(&dir, name, depth - 1)?;
-            self.path.pop();
-            tree.insert(name.to_bytes(), mode, hash)?;
-        }
-        tree.hash(self.algorithm)
-    }
-
-    fn file(&mut self, file: OwnedFd) -> Result<(GitMode, Hash), GitError> {
-        let stat = rustix::fs::fstat(&file).map_err(|e| self.io("look at", e))?;
-        if kind(&stat) != FileType::RegularFile {
-            return Err(GitError::Kind(self.path.clone()));
-        }
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let mut hasher = Hasher::new(self.algorithm);
-        hasher.update(&blob_header(size));
-        let (start, mut file) = (hasher.bytes(), std::fs::File::from(file));
-        loop {
-            match file.read(&mut self.buffer) {
-                Ok(0) => break,
-                Ok(n) => hasher.update(&self.buffer[..n]),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.io("read", e)),
-            }
-            if hasher.bytes() - start > size {
-                break;
-            }
-        }
-        if hasher.bytes() - start != size {
-            return Err(GitError::Changed(self.path.clone()));
-        }
-        let executable = stat.st_mode & OWNER_MAY_EXECUTE != 0;
-        let mode = if executable {
-            GitMode::Executable
-        } else {
-            GitMode::Regular
-        };
-        Ok((mode, hasher.finish()))
-    }
-
-    fn io(&self, doing: &'static str, source: impl Into<io::Error>) -> GitError {
-        GitError::Io {
-            doing,
-            path: self.path.clone(),
-            source: source.into(),
-        }
-    }
-}
-
 impl fmt::Display for GitMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.digits())
@@ -388,30 +246,10 @@ fn check_name(name: &[u8]) -> Result<(), &'static str> {
     }
 }
 
-fn kind(stat: &Stat) -> FileType {
-    FileType::from_raw_mode(stat.st_mode as RawMode)
-}
-
-fn as_path(name: &[u8]) -> &Path {
-    use std::os::unix::ffi::OsStrExt as _;
-    Path::new(std::ffi::OsStr::from_bytes(name))
-}
-
-const OPEN: OFlags = OFlags::RDONLY
-    .union(OFlags::CLOEXEC)
-    .union(OFlags::NOFOLLOW);
-const OWNER_MAY_EXECUTE: RawMode = 0o100;
-/// As deep as a NAR may be.
-const MAX_DEPTH: usize = 64;
-/// Bytes read in one go.
-const BUFFER: usize = 256 * 1024;
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::fs;
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     fn hex(hash: Hash) -> String {
         hash.digits(crate::Encoding::Base16)
@@ -427,46 +265,29 @@ mod tests {
     }
 
     #[test]
-    fn trees_on_disk() {
-        let top = tempfile::tempdir().expect("temporary folder");
-        let at = |name: &str| top.path().join(name);
-        let git = |path: &Path, a| hex(hash_tree(path, a).expect("hash"));
-        assert_eq!(git(top.path(), Algorithm::Sha1), EMPTY_TREE);
-
-        fs::create_dir(at("foo")).expect("mkdir");
-        fs::write(at("foo/x"), "hello\n").expect("write");
-        fs::write(at("foo.c"), "").expect("write");
-        fs::set_permissions(at("foo.c"), fs::Permissions::from_mode(0o755)).expect("chmod");
-        symlink("foo.c", at("link")).expect("symlink");
-        // What `git write-tree` says.
-        assert_eq!(git(top.path(), Algorithm::Sha1), WRITE_TREE);
-        assert_eq!(git(top.path(), Algorithm::Sha256), WRITE_TREE_256);
-        // Links are not followed at the top either.
-        let target = hash_blob(b"foo.c", Algorithm::Sha1).expect("sha1");
+    fn trees() {
         assert_eq!(
-            hash_tree(&at("link"), Algorithm::Sha1).expect("hash"),
-            target
+            hex(GitTree::new().hash(Algorithm::Sha1).expect("sha1")),
+            EMPTY_TREE
         );
-    }
-
-    #[test]
-    fn refuses_on_disk() {
-        let top = tempfile::tempdir().expect("temporary folder");
-        let missing = hash_tree(&top.path().join("no"), Algorithm::Sha1);
-        assert!(matches!(
-            missing,
-            Err(GitError::Io {
-                doing: "look at",
-                ..
-            })
-        ));
-        let deep: PathBuf = std::iter::repeat_n("d", MAX_DEPTH).collect();
-        fs::create_dir_all(top.path().join(deep)).expect("mkdir");
-        let deep = hash_tree(top.path(), Algorithm::Sha1);
-        assert!(matches!(deep, Err(GitError::Depth(_))), "{deep:?}");
-        assert!(hash_tree(&top.path().join("d"), Algorithm::Sha1).is_ok());
-        let device = hash_tree(Path::new("/dev/null"), Algorithm::Sha1);
-        assert!(matches!(device, Err(GitError::Kind(_))), "{device:?}");
+        for (algorithm, expected) in [
+            (Algorithm::Sha1, WRITE_TREE),
+            (Algorithm::Sha256, WRITE_TREE_256),
+        ] {
+            let blob = |content: &[u8]| hash_blob(content, algorithm).expect("hash");
+            let insert = |tree: &mut GitTree, name: &[u8], mode, hash| {
+                tree.insert(name, mode, hash).expect("an entry");
+            };
+            let mut foo = GitTree::new();
+            insert(&mut foo, b"x", GitMode::Regular, blob(b"hello\n"));
+            let foo = foo.hash(algorithm).expect("hash");
+            let mut top = GitTree::new();
+            insert(&mut top, b"foo", GitMode::Directory, foo);
+            insert(&mut top, b"foo.c", GitMode::Executable, blob(b""));
+            insert(&mut top, b"link", GitMode::Symlink, blob(b"foo.c"));
+            // What `git write-tree` says.
+            assert_eq!(hex(top.hash(algorithm).expect("hash")), expected);
+        }
     }
 
     #[test]

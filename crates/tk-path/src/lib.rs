@@ -12,7 +12,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Nothing is printed, no environment is read; only [`git::hash_tree`] touches the file system.
+//! Nothing is printed, no environment is read, and no file is touched.
 
 mod content_address;
 mod derivation;
