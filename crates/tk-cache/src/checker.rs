@@ -27,10 +27,10 @@ use tk_store::{Error, Store, closure::MAX_CLOSURE_PATHS};
 /// use futures::{StreamExt, stream};
 /// use std::sync::Arc;
 /// use tk_cache::http::{HttpConfig, HttpObjects};
-/// use tk_cache::{RemoteCache, RemoteConfig, checker::Checker};
+/// use tk_cache::{BinaryCache, BinaryCacheConfig, checker::Checker};
 /// # async fn example(path: tk_path::StorePath) -> Result<(), Box<dyn std::error::Error>> {
 /// let place = HttpObjects::open(HttpConfig::new("https://cache.nixos.org".parse()?))?;
-/// let cache = RemoteCache::open(Arc::new(place), RemoteConfig::default()).await?;
+/// let cache = BinaryCache::open(Arc::new(place), BinaryCacheConfig::default()).await?;
 /// let checker = Checker::new(vec![Arc::new(cache)]).closure(true);
 /// let mut answers = checker.check(stream::iter([path]));
 /// while let Some(checked) = answers.next().await {

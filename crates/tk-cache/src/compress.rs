@@ -12,15 +12,17 @@
 //! | `br` | one stream, 4 MiB window | 0…11 (11) | one stream, and anything behind it |
 //! | `lzma`, `lzip` | not at all | | one stream; any number of members; and anything behind them |
 //! | `lz4` | not at all | | any number of frames, skippable ones and those of old (`lz4 -l`) too |
+//! | `compress` | not at all | | one stream (`.Z`) |
 //!
 //! The defaults are those that Nix ends up with (libarchive's, and the Brotli library's). The other
-//! names that a narinfo may carry are neither written nor read: Nix needs further programs for `grzip`,
-//! `lrzip` and `lzop`, and nothing makes `compress` (`.Z`). Nix reads all that is written here: its libarchive takes
+//! names that a narinfo may carry (`grzip`, `lrzip`, `lzop`) are neither written nor read: Nix
+//! needs further programs for them. Nix reads all that is written here: its libarchive takes
 //! concatenated frames.
 //!
-//! Every format but `none` has an end mark. Input that stops before it is an error. Frames of old of
-//! `lz4` can be cut off unseen between two blocks: the caller has to compare sizes and hashes, as it
-//! must with `none`. What is passed over behind the end is what Nix passes over, and stays unread.
+//! Every format but `none` and `compress` has an end mark. Input that stops before it is an error.
+//! `compress` can be cut off unseen anywhere behind its header, and frames of old of `lz4` between
+//! two blocks: the caller has to compare sizes and hashes, as it must with `none`. What is passed
+//! over behind the end is what Nix passes over, and stays unread.
 //!
 //! # Security
 //! A decoder is pulled and holds no more than its window: at most 128 MiB where the input
@@ -32,6 +34,7 @@ mod ahead;
 mod frames;
 #[cfg(feature = "lz4")]
 mod lz4;
+mod lzw;
 mod read;
 #[cfg(feature = "xz")]
 mod xz;

@@ -8,7 +8,7 @@ use tk_narinfo::Compression;
 ///
 /// # Errors
 /// While reading: [`io::ErrorKind::UnexpectedEof`] when the input stops before its end mark
-/// (`none` has none); other kinds when it is broken, or when something follows xz,
+/// (`none` and `compress` have none); other kinds when it is broken, or when something follows xz,
 /// zstd or lz4 that is no further frame. After an error nothing that is read has a meaning.
 pub fn decoder<'a>(
     compression: Compression,
@@ -30,6 +30,7 @@ pub fn decoder<'a>(
         Compression::Br => Box::new(brotli::BrotliReader::new(input)),
         #[cfg(feature = "lz4")]
         Compression::Lz4 => Box::new(super::lz4::Lz4Reader::new(input)),
+        Compression::Compress => Box::new(super::lzw::LzwReader::new(input)),
         #[cfg(not(feature = "lz4"))]
         Compression::Lz4 => return Err(CompressError::LeftOut(compression)),
         #[cfg(not(feature = "xz"))]
@@ -81,6 +82,7 @@ fn magics(compression: Compression) -> &'static [&'static [u8]] {
         Compression::Lz4 => &[b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"],
         Compression::Lzip => &[b"LZIP"],
         Compression::Lzma => &[b"\x5d\0\0"],
+        Compression::Compress => &[b"\x1f\x9d"],
         _ => &[],
     }
 }
