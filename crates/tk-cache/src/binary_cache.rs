@@ -142,7 +142,7 @@ struct CacheInner {
     /// Opened when something is uploaded; `None` within: it could not be.
     journal: Mutex<Option<Option<Arc<Journal>>>>,
     packers: PackPool,
-    /// Packers at work.
+    /// Permits for the packers that are free; each NAR that is packed for sending holds one.
     free_packers: Arc<Semaphore>,
     /// Memory of encoders that is free, in MiB.
     encoder_memory: Arc<Semaphore>,
@@ -451,7 +451,7 @@ impl NarInfos for BinaryCache {
     }
 }
 
-/// The canonical URI.
+/// Prints the canonical URI of the cache.
 impl fmt::Display for BinaryCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -322,7 +322,7 @@ impl BucketInner {
     }
 }
 
-/// The canonical URI.
+/// Prints the canonical URI of the cache, with the bucket and the prefix.
 impl fmt::Display for BucketObjects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.name)

@@ -134,7 +134,7 @@ impl Checker {
 /// What became of one path.
 #[derive(Debug)]
 pub struct CheckedPath {
-    /// The path.
+    /// The path that was asked about, or that the closure led to.
     pub path: StorePath,
     /// What each cache said, in the order of the caches.
     pub answers: Vec<CacheAnswer>,
@@ -184,7 +184,7 @@ impl CheckedPath {
 /// What one cache said about one path.
 #[derive(Debug)]
 pub enum CacheAnswer {
-    /// It has it.
+    /// The cache has the path: its narinfo, and what the signatures on that are worth.
     Present(Box<NarInfo>, SignatureTrust),
     /// It said that it does not have it.
     Absent,
@@ -203,7 +203,7 @@ pub enum SignatureTrust {
         /// the policy demands nothing.
         signatures: usize,
     },
-    /// Not as good.
+    /// The signatures do not meet the policy, for the reason given.
     Untrusted(Box<Untrusted>),
 }
 

@@ -280,11 +280,11 @@ pub enum CompressError {
         levels.end()
     )]
     Level {
-        /// The format.
+        /// The compression that was asked for.
         compression: Compression,
         /// The level asked for.
         level: i32,
-        /// Those it has.
+        /// The lowest and the highest level that the compression has.
         levels: RangeInclusive<i32>,
     },
 }

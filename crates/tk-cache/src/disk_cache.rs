@@ -150,7 +150,7 @@ impl DiskCache {
         })
     }
 
-    /// The file.
+    /// Returns the absolute path of the SQLite file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -276,6 +276,8 @@ impl OneCache {
     fn write(&self, work: impl FnOnce(&Transaction<'_>, i64, i64) -> rusqlite::Result<()>) {
         let now = self.disk.now();
         self.disk.with(|connection| {
+            // Immediate: a transaction that reads first cannot wait for the lock when it comes to
+            // write.
             let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             self.disk.purge(&tx, now)?;
             self.disk.make_room(&tx)?;
@@ -339,6 +341,7 @@ impl OneCache {
         let found = nix.positives(&self.identity, &self.dir, &wanted);
         for (i, found) in open.into_iter().zip(found) {
             let Some((at, text)) = found else { continue };
+            // What Nix heard later than that is news, and counts.
             let forgotten = matches!(rows[i], Row::Forgotten(since) if at <= since);
             if !forgotten && self.counts(at, now, self.disk.config.positive) {
                 rows[i] = Row::Known(CachedNarInfo::Present(text));
@@ -431,7 +434,7 @@ impl NarInfoCache for OneCache {
 enum Row {
     Nothing,
     Known(CachedNarInfo),
-    /// At that time.
+    /// The answer was forgotten at this time, in milliseconds since 1970.
     Forgotten(i64),
 }
 

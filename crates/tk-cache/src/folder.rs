@@ -32,7 +32,7 @@ use tk_store::{
 pub struct FolderObjects(Arc<FolderInner>);
 
 struct FolderInner {
-    /// Absolute.
+    /// The absolute path of the folder.
     root: PathBuf,
     create: bool,
     parallel: usize,
@@ -80,7 +80,7 @@ impl Objects for FolderObjects {
             .await
     }
 
-    /// On one thread.
+    /// Reads all of them on one thread, in their order.
     async fn read_each(&self, names: Vec<String>, limit: usize) -> Vec<Result<Option<Bytes>>> {
         let count = names.len();
         let read = self.run(move |inner| Ok(inner.read_each(&names, limit)));
@@ -139,7 +139,7 @@ impl Objects for FolderObjects {
         .await
     }
 
-    /// On one thread.
+    /// Writes all of them on one thread, in their order.
     async fn write_each(&self, objects: Vec<(String, Bytes)>) -> Vec<Result<()>> {
         let count = objects.len();
         let write = move |inner: &FolderInner| {
@@ -306,6 +306,7 @@ impl FolderInner {
         let read = |name: &String| self.read(name, limit);
         let mut contents: Vec<_> = names.iter().map(read).collect();
         let absent = |content: &Result<Option<Bytes>>| matches!(content, Ok(None));
+        // If the folder itself went away, nothing is known to be absent from it.
         if contents.iter().any(absent) && self.check_root().is_err() {
             for content in contents.iter_mut().filter(|content| absent(content)) {
                 *content = self.check_root().map(|()| None);
@@ -453,7 +454,7 @@ impl From<Error> for Unwritten {
     }
 }
 
-/// The canonical URI.
+/// Prints the canonical URI of the folder, `file://` and its absolute path.
 impl fmt::Display for FolderObjects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.0.root.to_string_lossy();
@@ -491,7 +492,7 @@ const MOST_THREADS: usize = 8;
 /// The folders into which much is written.
 const SWEPT: [&str; 3] = ["", NAR_FOLDER, DEBUG_FOLDER];
 
-/// In bytes.
+/// The most bytes of a file that are handed on at once.
 const CHUNK: usize = 64 << 10;
 
 const NOT_IN_URLS: &AsciiSet = &CONTROLS

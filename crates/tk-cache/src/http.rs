@@ -65,7 +65,7 @@ pub struct ClientConfig {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Which proxies to go through.
     pub proxies: Proxies,
-    /// The `User-Agent`.
+    /// The value of the `User-Agent` header. Default: `tk-store/` and the version.
     pub user_agent: String,
     /// How long a connection may take to come about, TLS included.
     pub connect_timeout: Duration,
@@ -78,7 +78,7 @@ pub struct ClientConfig {
     /// The most small requests under way at once, over HTTP/2; over HTTP/1.1, where each needs a
     /// connection, they are fewer.
     pub parallel: usize,
-    /// Who this is.
+    /// The logins to send. Default: none.
     pub credentials: HttpCredentials,
     /// Where bodies of uploads are kept while they are sent; `None`: in the system's folder for
     /// temporary files.
@@ -113,7 +113,7 @@ pub struct Retry {
     /// all, twice where nothing came for the stall timeout; nearly twice as often where the server
     /// says that it has too much to do.
     pub attempts: u32,
-    /// The first wait.
+    /// How long the first wait is; each further one is twice as long. Default: 250 ms.
     pub delay: Duration,
     /// The first wait after "too many requests" (429, 503) that does not say how long. Servers that
     /// refuse every third request are no slower for it, so it is as short as the others.
@@ -145,9 +145,9 @@ impl Retry {
 /// mean them to curl. URLs may hold a login; without scheme they are `http://`.
 #[derive(Clone, Default)]
 pub struct Proxies {
-    /// For `http://`.
+    /// The proxy for `http://` URLs; `None` or empty: that of `all`.
     pub http: Option<String>,
-    /// For `https://`.
+    /// The proxy for `https://` URLs; `None` or empty: that of `all`.
     pub https: Option<String>,
     /// For those of the two that are not given.
     pub all: Option<String>,
@@ -155,7 +155,7 @@ pub struct Proxies {
     pub no_proxy: Option<String>,
 }
 
-/// Without the logins.
+/// Shows the proxies without the logins in their URLs.
 impl fmt::Debug for Proxies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = |proxy: &Option<String>| {
@@ -171,7 +171,7 @@ impl fmt::Debug for Proxies {
     }
 }
 
-/// Logins for servers.
+/// Logins for HTTP servers: one for the cache, and those of a netrc file.
 #[derive(Debug, Clone, Default)]
 pub struct HttpCredentials {
     /// For the cache itself: its scheme, host and port, nobody else.
@@ -184,17 +184,17 @@ pub struct HttpCredentials {
 /// How to prove who this is. Secrets are never shown.
 #[derive(Clone, Default)]
 pub enum Auth {
-    /// Not at all.
+    /// No login is given here; that of the cache's URL or of the netrc file still counts.
     #[default]
     None,
     /// By a name and a password, which are sent with each request.
     Basic {
-        /// The name.
+        /// The name of the user.
         user: String,
-        /// The password.
+        /// The password of that user.
         password: String,
     },
-    /// By a token.
+    /// By a token, which is sent with each request as `Authorization: Bearer`.
     Bearer(String),
 }
 
@@ -228,7 +228,7 @@ impl HttpConfig {
     }
 }
 
-/// Without a login.
+/// Shows the URL and the settings without any login.
 impl fmt::Debug for HttpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpConfig")
@@ -315,12 +315,14 @@ impl HttpInner {
         }
         let failure = RequestFailure::of(response, self.client.pace()).await;
         let forbidden = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        // Only below the cache's own URL can its `nix-cache-info` show what "forbidden" means.
         if !forbidden || !url.as_str().starts_with(self.base.as_str()) {
             return Err(failure);
         }
         let info = self.base.join(CACHE_INFO);
         let info = info.map_err(|e| RequestFailure::Local(e.to_string()))?;
         let learn = || self.is_readable(info.clone());
+        // That file cannot speak for itself.
         if *url == info || !*self.readable.get_or_try_init(learn).await? {
             return Err(failure);
         }
@@ -480,7 +482,7 @@ impl Objects for HttpObjects {
     }
 }
 
-/// The canonical URI.
+/// Prints the canonical URI of the cache, without login and without a slash at the end.
 impl fmt::Display for HttpObjects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.name)

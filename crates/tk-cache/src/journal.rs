@@ -98,6 +98,7 @@ impl Journal {
             let mut known = JournalSummary::default();
             file.events().for_each(|event| known.apply(event));
             if file.is_old() {
+                // Open uploads are kept at any age: somebody must give them up.
                 known.arrived.clear();
             }
             left.extend(known.into_events());

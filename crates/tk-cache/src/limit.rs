@@ -119,6 +119,7 @@ impl Permit {
         state.changed();
         let fewer = state.allowed - allowed;
         state.allowed = allowed;
+        // Permits in use cannot be taken away: those are kept back when they are returned.
         state.owed += fewer - self.limit.free.forget_permits(fewer);
     }
 }

@@ -17,7 +17,7 @@ pub(crate) struct NarInfoMemory(Mutex<Remembered>);
 #[derive(Debug, Default)]
 struct Remembered {
     narinfos: HashMap<HashPart, (Bytes, Instant)>,
-    /// Of all texts.
+    /// The sum of the lengths of all remembered texts, in bytes.
     bytes: usize,
 }
 

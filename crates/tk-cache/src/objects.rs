@@ -183,7 +183,7 @@ pub struct ObjectMeta {
 pub struct Upload<'a> {
     /// Its name in the cache.
     pub name: &'a str,
-    /// Its media type.
+    /// The media type of the content, for places that keep one with an object.
     pub mime: &'a str,
     /// Its content. An error ends the upload with that error, and nothing becomes visible.
     pub body: ByteStream,
@@ -225,7 +225,7 @@ pub trait NarInfoCache: Debug + Send + Sync {
     fn forget(&self, parts: &[HashPart]);
     /// The `nix-cache-info` of the cache: its text, or `None` within for "it has none".
     fn cache_info(&self) -> Option<Option<Bytes>>;
-    /// Remembers it.
+    /// Remembers the text of the cache's `nix-cache-info`, or `None` for "it has none".
     fn put_cache_info(&self, text: Option<&[u8]>);
 }
 
@@ -234,6 +234,6 @@ pub trait NarInfoCache: Debug + Send + Sync {
 pub enum CachedNarInfo {
     /// The cache had the path; the text of its narinfo.
     Present(Bytes),
-    /// It had not.
+    /// The cache said that it did not have the path.
     Absent,
 }

@@ -44,14 +44,14 @@ pub trait NetworkObserver: Debug + Send + Sync {
     }
 }
 
-/// Nobody watches.
+/// The observer that does nothing, for those who do not want to watch.
 impl NetworkObserver for () {}
 
 /// One request, when the head of its answer has come.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AnsweredRequest<'a> {
-    /// Such as `GET`.
+    /// The HTTP method of the request, such as `GET`.
     pub method: &'a str,
     /// What was asked for.
     pub url: &'a str,

@@ -13,13 +13,13 @@ use tk_store::{Error, Result};
 
 /// A packed NAR, to be read on a blocking thread.
 pub(crate) struct PackedNar {
-    /// Its bytes.
+    /// What the bytes of the packed file are read from.
     pub(crate) source: Box<dyn ObjectReader>,
     /// Where they come from, for errors: a file, a URL.
     pub(crate) name: String,
     /// What they should be.
     pub(crate) narinfo: NarInfo,
-    /// The cache's URI.
+    /// The URI of the cache that the NAR comes from, for errors.
     pub(crate) store: String,
     /// Whether a packed file that is another one is an error.
     pub(crate) strict: bool,
@@ -50,6 +50,7 @@ impl PackedNar {
         };
         let result = check.pump(&mut hashed, send);
         let (hasher, size, failed) = (hashed.hasher, hashed.size, hashed.failed);
+        // First, since the decoder only saw that its input broke off.
         if let Some(error) = failed {
             return Err(self.source.failure(&self.name, error));
         }

@@ -35,22 +35,22 @@ pub enum CacheWarning {
     BrokenNarInfo {
         /// The path that was asked for.
         path: StorePath,
-        /// The cache.
+        /// The URI of the cache that has the narinfo.
         store: String,
-        /// What is wrong.
+        /// What is wrong with the narinfo.
         error: Error,
     },
     /// A packed NAR is not the file that its narinfo describes. Its content is checked by the NAR
     /// hash all the same.
     PackedFile {
-        /// What differs.
+        /// What differs: the hash or the size of the packed file, with the values.
         error: Error,
     },
     /// No listing is written, for the names in the tree are not UTF-8, which JSON cannot hold.
     NoListing {
-        /// Of which path.
+        /// The path that gets no listing.
         path: StorePath,
-        /// The cache.
+        /// The URI of the cache that the path is written to.
         store: String,
     },
 }

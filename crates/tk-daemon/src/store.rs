@@ -51,7 +51,7 @@ pub struct DaemonStore {
 pub struct DaemonConfig {
     /// The store's canonical URI, for `Display` and errors.
     pub uri: String,
-    /// Its store directory.
+    /// The store directory, which the protocol does not tell; `/nix/store` by default.
     pub dir: StoreDir,
     /// Connections that are open at once, beside one for temporary roots.
     pub max_connections: usize,

@@ -21,7 +21,7 @@ impl UnixTransport {
         }
     }
 
-    /// Where it listens.
+    /// Returns the path of the socket at which the daemon listens.
     pub fn socket(&self) -> &Path {
         &self.socket
     }

@@ -359,7 +359,7 @@ pub(crate) async fn read_derivation<R: AsyncRead + Unpin + Send, P: Protocol>(
 pub(crate) struct BuildResultForm {
     /// Times built, whether deterministic, start and stop.
     pub times: bool,
-    /// Processor times.
+    /// The processor time that the build took, of the user and of the system.
     pub cpu: bool,
     /// Built outputs, in the form that the protocol has for realisations.
     pub outputs: bool,
@@ -606,7 +606,7 @@ pub const MAX_SKIPPED: u64 = 64 << 20;
 /// The longest content address: the longest hash in its longest form fits twice.
 const MAX_CONTENT_ADDRESS: u64 = 512;
 
-/// The longest `sha256:<hex>!<output>`.
+/// The longest id of an output, `sha256:<hex>!<output>`, in bytes.
 const MAX_ID: u64 = 1024;
 
 /// The longest name within a store path, and more.

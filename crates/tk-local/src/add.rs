@@ -31,7 +31,7 @@ use tk_store::{
     Result, nar, progress::arriving,
 };
 
-/// See [`tk_store::Store::add`].
+/// Implements [`tk_store::Store::add`]: receives several paths at once, and registers them in groups.
 pub(crate) async fn add(
     store: &LocalStore,
     items: AddItems<'_>,
@@ -57,7 +57,7 @@ pub(crate) async fn add(
     outcome.map(|()| adding.report)
 }
 
-/// See [`tk_store::AddContent::add_content`].
+/// Implements [`tk_store::AddContent::add_content`]: the path is named once the content was read.
 pub(crate) async fn add_content(
     store: &LocalStore,
     name: &str,
@@ -75,6 +75,7 @@ pub(crate) async fn add_content(
     let roots = store.temp_roots().clone();
     let (nar, _end_on_drop) = nar::until_dropped(nar);
     let work = move || {
+        // The content makes the name, so all of it is read before there is a path to root or to lock.
         let place = inner.place(&cancel)?;
         let (hasher, _) = receive(nar, hasher, place.tree(), None, &cancel)?;
         let info = hasher.finish(&inner.config.dir, &name, &references)?;
@@ -149,6 +150,7 @@ impl LocalAdd<'_> {
                 AddStep::Item(None) => more = false,
                 AddStep::Done(done) => {
                     self.done(done);
+                    // Each commit is a transaction: what else has arrived goes into the same one.
                     while let Some(Some(done)) = self.running.next().now_or_never() {
                         self.done(done);
                     }
@@ -192,6 +194,7 @@ impl LocalAdd<'_> {
         self.open.insert(path.clone());
         let n = self.next;
         self.next += 1;
+        // References that are being added just now are waited for later, by `take_ready`.
         let needed = info.references.iter().filter(|r| !self.open.contains(*r));
         let (nar, end_on_drop) = nar::until_dropped(arriving(nar, &self.options.progress));
         let request = ReceiveRequest {
@@ -318,6 +321,8 @@ impl ReceiveRequest {
                 info.path
             )));
         }
+        // First the root, so that no collector takes the path any more; then the lock, so that nobody
+        // else makes it; then a second look, since somebody may have made it before the lock.
         roots.add(&store.config.dir, &info.path, &cancel)?;
         let lock = OutputLock::acquire(&store.real_path(&info.path), &cancel)?;
         let replaces = store.is_valid(&info.path)?;
@@ -393,6 +398,8 @@ impl LocalInner {
     fn commit(&self, group: Vec<Received>) -> Result<Committed> {
         let mut failed = Vec::new();
         let mut published = Vec::new();
+        // Content gets its name before its row is written: no path may be valid whose content is not
+        // there.
         for received in group {
             let real = self.real_path(&received.info.path);
             let moved = if received.replaces {
@@ -411,6 +418,7 @@ impl LocalInner {
             self.take_back(&mut published, &path);
             failed.push((path, error));
         }
+        // Content must reach the disk before the database says that it is there.
         self.sync()?;
         loop {
             let infos: Vec<_> = published.iter().map(|r| r.info.clone()).collect();

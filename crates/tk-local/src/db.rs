@@ -47,7 +47,7 @@ pub(crate) struct Database {
     store: String,
 }
 
-/// How [`Database::open`] opens.
+/// How [`Database::open`] opens the file; `Create` makes the file and its tables if they are not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OpenMode {
     ReadOnly,
@@ -172,7 +172,7 @@ impl Database {
         }
     }
 
-    /// All valid paths.
+    /// Returns every valid path; a row that names no path is an error.
     pub fn all(&self) -> Result<BTreeSet<StorePath>> {
         self.paths("select path from ValidPaths", [])
     }
@@ -239,6 +239,8 @@ impl Database {
     pub fn register(&self, infos: &[PathInfo], outputs: &KnownOutputs) -> Result<()> {
         check(infos)?;
         self.write(|transaction| {
+            // All rows first: references are stored by id, and these paths may refer to each other in any
+            // order.
             let mut ids = BTreeMap::new();
             for info in infos {
                 let id = self.write_row(transaction, info);
@@ -454,6 +456,7 @@ impl Database {
         };
         let mut writer = writer.lock().unwrap_or_else(|e| e.into_inner());
         let there = FileIdentity::of(&self.file)?;
+        // Somebody put another database there: what went to the old file would be lost.
         if writer.1 != there {
             *writer = (self.readers.mode.open(&self.file)?, there);
         }
@@ -461,6 +464,8 @@ impl Database {
         let mut attempts = 0;
         loop {
             attempts += 1;
+            // Takes the right to write at once: a transaction that reads first could be turned down when
+            // it writes.
             let begun = writer.transaction_with_behavior(TransactionBehavior::Immediate);
             let outcome = match begun {
                 Err(error) => Err(error),

@@ -29,7 +29,7 @@ use tk_path::{Algorithm, Hash, StorePath, nix32};
 use tk_store::{Error, Result, Root};
 
 impl LocalInner {
-    /// See [`tk_store::Roots::add_indirect_root`].
+    /// Implements [`tk_store::Roots::add_indirect_root`]: makes a link to `link` in `gcroots/auto`.
     pub fn add_indirect_root(&self, link: &Path) -> Result<()> {
         self.require_writable()?;
         let link = clean(link)?;
@@ -38,7 +38,8 @@ impl LocalInner {
         make_link(&auto.join(nix32::encode(hash.as_bytes())), &link, |_| true)
     }
 
-    /// See [`tk_store::Roots::add_perm_root`].
+    /// Implements [`tk_store::Roots::add_perm_root`]: makes `link` lead to `path`, and registers it as an
+    /// indirect root.
     pub fn add_perm_root(&self, roots: &TempRoots, path: &StorePath, link: &Path) -> Result<()> {
         self.require_writable()?;
         let link = clean(link)?;

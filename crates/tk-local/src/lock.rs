@@ -27,7 +27,7 @@ use std::{
 };
 use tk_store::{Error, Result};
 
-/// Shared or exclusive.
+/// Whether others may hold the lock at the same time (`Shared`) or not (`Exclusive`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LockKind {
     Shared,
@@ -54,7 +54,7 @@ impl Cancel {
     }
 }
 
-/// See [`Cancel::on_drop`].
+/// Cancels the work when it is dropped; made by [`Cancel::on_drop`].
 #[derive(Debug)]
 pub(crate) struct CancelOnDrop(Cancel);
 

@@ -23,7 +23,7 @@ use tk_store::{
     nar::{self, BlockingNar, produce},
 };
 
-/// See [`tk_store::Logs::build_log`].
+/// Implements [`tk_store::Logs::build_log`]: returns the log of `drv`, decompressed, or `None`.
 pub(crate) async fn read(store: &Arc<LocalInner>, drv: &StorePath) -> Result<Option<ByteStream>> {
     let (inner, drv) = (store.clone(), drv.clone());
     let opened = blocking("reading a build log", move || open(&inner, &drv)).await?;
@@ -41,7 +41,7 @@ pub(crate) async fn read(store: &Arc<LocalInner>, drv: &StorePath) -> Result<Opt
     }))
 }
 
-/// See [`tk_store::Logs::add_build_log`].
+/// Implements [`tk_store::Logs::add_build_log`]: a compressed log that is there already stays.
 pub(crate) async fn add(store: &Arc<LocalInner>, drv: &StorePath, log: ByteStream) -> Result<()> {
     store.require_writable()?;
     if !drv.is_derivation() {
@@ -137,7 +137,7 @@ fn write_file(
     encoder.finish().map(drop).map_err(failed)
 }
 
-/// As Nix's.
+/// The mode of the files of logs, the same as in Nix.
 const LOG_MODE: u32 = 0o644;
-/// In bytes.
+/// How much of a log is read at once, in bytes.
 const CHUNK: usize = 64 << 10;

@@ -36,7 +36,7 @@ struct TempRootsInner {
     /// What stands in the file, each path as a number: with its key, nobody finds two that have the same.
     known: HashSet<u128>,
     key: RandomState,
-    /// Of the file.
+    /// The length of the file in bytes, which is limited by [`MAX_BYTES`].
     bytes: u64,
 }
 
@@ -79,6 +79,8 @@ impl TempRoots {
         let full = dir.path(path);
         let shared = loop {
             cancel.check()?;
+            // While this lock is held no collector begins, and the next one finds the path in the file. A
+            // collector at work may have read the file already, so it has to be told.
             if let Some(lock) = try_gc_lock(&self.state)? {
                 break Some(lock);
             }
@@ -129,6 +131,7 @@ impl TempRootsInner {
         }
         let _all = registry();
         let path = own_file(&state.join("temproots"), suffix)?;
+        // `own_file` found nobody who holds a file of this name: what is there is of a dead process.
         let file = loop {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {

@@ -140,7 +140,7 @@ fn escape(file: &Path) -> String {
 
 /// As Nix: another process may be collecting garbage for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60 * 60);
-/// In bytes.
+/// SQLite cuts its journal down to this length, in bytes; so large a value means never, as in Nix.
 const JOURNAL_SIZE_LIMIT: i64 = 1 << 40;
 const CHECKPOINT_PAGES: i64 = 40_000;
 const STATEMENTS: usize = 32;

@@ -47,7 +47,7 @@ pub(crate) struct LocalInner {
     pub derivations: Derivations,
     /// Whether the store is made where there is none.
     create: bool,
-    /// Of this process.
+    /// The temporary roots of this process, from which those of clients are made.
     pub roots: Arc<TempRoots>,
     pub swept: AtomicBool,
     pub nursery: Mutex<Option<Arc<Nursery>>>,
@@ -89,7 +89,7 @@ impl LocalStore {
         self.inner.real_path(path)
     }
 
-    /// All valid paths.
+    /// Returns every valid path; an entry that names no path is an error.
     pub async fn all(&self) -> Result<BTreeSet<StorePath>> {
         self.run("listing the store", |store| store.db.all()).await
     }
@@ -270,7 +270,7 @@ impl AddContent for LocalStore {
 
 #[async_trait]
 impl AddSignatures for LocalStore {
-    /// In one transaction.
+    /// Adds the signatures of all paths in one transaction.
     async fn add_all_signatures(
         &self,
         signatures: BTreeMap<StorePath, BTreeSet<Signature>>,
@@ -337,6 +337,7 @@ impl LocalInner {
             Some(big_lock(&db_dir)?)
         };
         let uri = config.to_string();
+        // After the big lock was taken (unless read only): it keeps others from upgrading the schema.
         let mut known = schema::check_schema(&db_dir)?;
         // One of several first users makes the database, the others wait for it.
         let making = if known || !create {
@@ -354,6 +355,7 @@ impl LocalInner {
         };
         let db = Database::open(&file, &config.dir, uri.clone(), mode)?;
         if let OpenMode::Create(_) = mode {
+            // Last: whoever finds the schema takes the database for complete.
             schema::write_schema(&db_dir)?;
             reserve(&db_dir.join("reserved"));
         }

@@ -55,7 +55,7 @@ pub struct Comparer {
     done: bool,
 }
 
-/// What [`Comparer::finish`] gives.
+/// The differences between two archives, as [`Comparer::finish`] gives them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Comparison {
     /// The differences, in the order of the archives, up to the limit.
@@ -76,11 +76,11 @@ impl Comparison {
 pub struct Difference {
     /// Where, from the root of the archive, parts joined by `/`; empty is the root itself. Not necessarily UTF-8.
     pub path: Vec<u8>,
-    /// What differs there.
+    /// What differs at that path.
     pub kind: DifferenceKind,
 }
 
-/// What differs.
+/// The ways in which two archives can differ at one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DifferenceKind {
     /// The contents of a file.
@@ -105,20 +105,20 @@ pub enum DifferenceKind {
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeType {
-    /// A file.
+    /// A regular file, executable or not.
     Regular,
-    /// A directory.
+    /// A directory with its entries.
     Directory,
-    /// A symlink.
+    /// A symlink, which is never followed.
     Symlink,
 }
 
 /// One of the two archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// The first.
+    /// The first archive, whose values stand first in pairs.
     Left = 0,
-    /// The second.
+    /// The second archive, whose values stand second in pairs.
     Right = 1,
 }
 

@@ -11,7 +11,7 @@ use crate::grammar::{self, MAX_DEPTH, MAX_MAGIC, MAX_NAME, MAX_TAG, MAX_TARGET};
 /// followed by `End`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A directory begins.
+    /// A directory begins; its entries follow, up to `LeaveDirectory`.
     Directory,
     /// The next node is the entry of this name in the innermost directory. The name is valid and in order.
     Entry {
@@ -33,7 +33,7 @@ pub enum Event<'a> {
     Contents(&'a [u8]),
     /// All contents came and were padded and closed as they should be.
     EndRegular,
-    /// A symlink.
+    /// A whole symlink; nothing of it follows.
     Symlink {
         /// 1 to 4095 bytes without NUL; nothing else is known about it.
         target: &'a [u8],

@@ -37,15 +37,15 @@ pub enum EncodeError {
     /// The call does not fit what was written before; the caller's fault.
     #[error("cannot write {call} here: {why}")]
     Misplaced {
-        /// The call.
+        /// What the caller wanted to write, such as `a directory` or `contents`.
         call: &'static str,
-        /// What would fit.
+        /// Why it cannot be written at this place.
         why: &'static str,
     },
     /// A name that no directory entry can have.
     #[error("the name '{}' {why}", .name.escape_ascii())]
     Name {
-        /// The name.
+        /// The name that was refused.
         name: Vec<u8>,
         /// What is wrong with it.
         why: &'static str,
@@ -53,7 +53,7 @@ pub enum EncodeError {
     /// Names of a directory must be strictly increasing.
     #[error("the name '{}' follows '{}': names are not sorted", .name.escape_ascii(), .previous.escape_ascii())]
     Order {
-        /// The name.
+        /// The name that is not greater than the one before it.
         name: Vec<u8>,
         /// The name of the entry before it.
         previous: Vec<u8>,
@@ -67,9 +67,9 @@ pub enum EncodeError {
     /// More contents than declared, or a file closed before all of them came.
     #[error("a file declared with {declared} bytes got {got}")]
     Size {
-        /// The declared size.
+        /// The size that the file was declared with, in bytes.
         declared: u64,
-        /// What came.
+        /// How many bytes of contents came.
         got: u64,
     },
     /// More than 64 nodes inside each other.
@@ -78,7 +78,7 @@ pub enum EncodeError {
     /// A call before this one failed.
     #[error("writing this archive failed before")]
     Poisoned,
-    /// `W` failed.
+    /// The writer that takes the archive failed.
     #[error("cannot write the archive")]
     Io(#[from] io::Error),
 }
@@ -170,7 +170,7 @@ impl<W: Write> Encoder<W> {
         self.contents(contents)
     }
 
-    /// A symlink.
+    /// Writes a whole symlink to `target`.
     pub fn symlink(&mut self, target: &[u8]) -> Result<(), EncodeError> {
         self.guard(|nar| {
             if let Some(why) = grammar::target_fault(target) {

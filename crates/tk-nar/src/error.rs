@@ -50,11 +50,11 @@ pub enum NarErrorKind {
     /// A string claims more bytes than its place allows; it was not read.
     #[error("{what} claims to be {length} bytes long, the limit is {limit}")]
     TooLong {
-        /// Which string.
+        /// The kind of string, such as `a name` or `a link target`.
         what: &'static str,
-        /// The claimed length.
+        /// The length that the string claims, in bytes.
         length: u64,
-        /// The longest allowed.
+        /// The largest length allowed for this kind, in bytes.
         limit: usize,
     },
     /// Another word than the grammar has here.
@@ -74,7 +74,7 @@ pub enum NarErrorKind {
     /// A directory entry's name is not allowed.
     #[error("the name '{}' {why}", .name.escape_ascii())]
     Name {
-        /// The name.
+        /// The name as it stands in the archive.
         name: Vec<u8>,
         /// What is wrong with it.
         why: &'static str,
@@ -82,7 +82,7 @@ pub enum NarErrorKind {
     /// A directory entry's name is not greater than the one before it.
     #[error("the name '{}' follows '{}': names are not sorted", .name.escape_ascii(), .previous.escape_ascii())]
     Order {
-        /// The name.
+        /// The name that is not greater than the one before it.
         name: Vec<u8>,
         /// The name of the entry before it.
         previous: Vec<u8>,

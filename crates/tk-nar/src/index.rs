@@ -33,7 +33,7 @@ pub enum MemberError {
     /// The index was made from a listing that does not say where the member is.
     #[error("the listing does not say where the member '{}' is", .0.escape_ascii())]
     NoOffset(Vec<u8>),
-    /// The source failed.
+    /// Seeking in the source of the archive failed.
     #[error("cannot seek in the archive")]
     Io(#[from] io::Error),
 }

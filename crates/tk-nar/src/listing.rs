@@ -24,7 +24,7 @@ use crate::read::NarReader;
 /// The tree of an archive without the contents. Takes memory for every entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// The root node.
+    /// The root node of the archive, which has no name.
     pub root: ListingNode,
 }
 
@@ -33,7 +33,7 @@ pub struct Listing {
 pub enum ListingNode {
     /// A directory and its entries, by name.
     Directory(BTreeMap<Vec<u8>, ListingNode>),
-    /// A regular file.
+    /// A regular file, without its contents.
     Regular {
         /// Bytes of contents, if known.
         size: Option<u64>,
@@ -42,9 +42,9 @@ pub enum ListingNode {
         /// Bytes from the start of the archive to the contents, if known.
         nar_offset: Option<u64>,
     },
-    /// A symlink.
+    /// A symlink, which is never followed.
     Symlink {
-        /// Any bytes.
+        /// The target as it stands in the archive; it need not be UTF-8.
         target: Vec<u8>,
     },
     /// Something a shallow listing names but does not describe. Never comes from an archive.
@@ -75,7 +75,7 @@ pub enum ListingError {
     Shape {
         /// The member at fault, from the root; empty for the listing itself.
         path: String,
-        /// What is wrong.
+        /// What is wrong with the member.
         why: &'static str,
     },
 }

@@ -24,7 +24,7 @@ use crate::text::shown;
 /// How a build ended. `Display` and `FromStr` use Nix's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BuildStatus {
-    /// It was built.
+    /// The store built it.
     Built,
     /// It was fetched instead.
     Substituted,
@@ -42,7 +42,7 @@ pub enum BuildStatus {
     CachedFailure,
     /// The builder took too long, or was silent for too long.
     TimedOut,
-    /// Something else failed.
+    /// It failed in a way that no other status describes.
     MiscFailure,
     /// Something that it needs failed.
     DependencyFailed,
@@ -153,7 +153,7 @@ pub struct UnknownBuildStatus(String);
 /// What became of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildResult {
-    /// How it ended.
+    /// How the build ended.
     pub status: BuildStatus,
     /// Why it failed, in the builder's words; empty on success.
     pub error: String,

@@ -109,7 +109,7 @@ pub enum CacheInfoError {
     /// A value is not UTF-8.
     #[error("nix-cache-info line {line}: {key} is not UTF-8")]
     NotUtf8 {
-        /// Counted from 1.
+        /// The number of the line, counted from 1.
         line: usize,
         /// The key before the colon.
         key: &'static str,
@@ -117,15 +117,15 @@ pub enum CacheInfoError {
     /// The priority does not begin with an integer.
     #[error("nix-cache-info line {line}: Priority {value} is not an integer")]
     Priority {
-        /// Counted from 1.
+        /// The number of the line, counted from 1.
         line: usize,
-        /// The value, quoted.
+        /// The value as it stands there, quoted.
         value: String,
     },
     /// Two lines name different store directories.
     #[error("nix-cache-info line {line}: a second StoreDir differs from the first")]
     TwoStoreDirs {
-        /// Counted from 1.
+        /// The number of the second line, counted from 1.
         line: usize,
     },
     /// The cache is for another store directory.

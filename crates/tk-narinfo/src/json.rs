@@ -46,7 +46,7 @@ pub enum JsonVersion {
 }
 
 impl JsonVersion {
-    /// All versions.
+    /// All versions, the oldest first.
     pub const ALL: [JsonVersion; 3] = [JsonVersion::V1, JsonVersion::V2, JsonVersion::V3];
 
     /// The number in `version`.

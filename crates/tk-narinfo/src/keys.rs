@@ -412,7 +412,7 @@ pub enum KeyError {
         "{name} cannot name a key: a name is not empty and has no ':', blanks or control characters (such as cache.example.org-1)"
     )]
     Name {
-        /// The name, quoted.
+        /// The name that was refused, quoted.
         name: String,
     },
     /// The system gave no random numbers.

@@ -188,12 +188,12 @@ pub enum Quirk {
     },
     /// A byte other than a blank follows the colon, and was skipped.
     MissingBlank {
-        /// Where.
+        /// The number of the line, counted from 1.
         line: usize,
     },
     /// A line without a colon, which was taken as the beginning of the next key.
     LineWithoutColon {
-        /// Where.
+        /// The number of the line, counted from 1.
         line: usize,
     },
     /// An unknown field is not UTF-8; it is kept with replacement characters.
@@ -209,7 +209,7 @@ pub struct NarInfoError {
     pub line: Option<usize>,
     /// The field, or `""`.
     pub field: &'static str,
-    /// What is wrong.
+    /// What is wrong in that line or field.
     pub kind: NarInfoErrorKind,
 }
 
@@ -217,10 +217,10 @@ pub struct NarInfoError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NarInfoErrorKind {
-    /// More than [`MAX_NARINFO_BYTES`].
+    /// The narinfo has more than [`MAX_NARINFO_BYTES`] bytes.
     #[error("{size} bytes are too many for a narinfo (limit {MAX_NARINFO_BYTES})")]
     TooLarge {
-        /// Bytes there are.
+        /// The size of the narinfo in bytes.
         size: usize,
     },
     /// There is text, but no colon in it: often an error page instead of a narinfo.
@@ -250,7 +250,7 @@ pub enum NarInfoErrorKind {
     /// Not a hash, or of an algorithm that cannot stand here.
     #[error("not a usable hash")]
     Hash(#[source] HashError),
-    /// Not a compression.
+    /// The compression has a name that is not known.
     #[error("cannot be unpacked")]
     Compression(#[source] UnknownCompression),
     /// Not a content address.

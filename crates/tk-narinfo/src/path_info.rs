@@ -179,7 +179,7 @@ pub enum SignatureError {
     /// The size is part of the signed text.
     #[error("{path} can neither be signed nor verified: the size of its NAR is not known")]
     NoSize {
-        /// The path.
+        /// The path whose NAR size is not known.
         path: StorePath,
     },
 }

@@ -100,7 +100,7 @@ impl Policy {
 /// A path that a [`Policy`] does not trust, and what was found. `Display` says it in one line for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Untrusted {
-    /// The path.
+    /// The path that is not trusted.
     pub path: StorePath,
     /// How many keys must have signed.
     pub threshold: usize,

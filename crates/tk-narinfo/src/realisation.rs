@@ -35,7 +35,7 @@ use crate::path_info::{distinct_valid, verdicts};
 /// An output of a derivation.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DrvOutput {
-    /// The derivation.
+    /// The path of the derivation.
     pub drv: StorePath,
     /// Which of its outputs.
     pub output: OutputName,
@@ -47,7 +47,7 @@ impl DrvOutput {
         Shown(self, dir)
     }
 
-    /// `{"drvPath","outputName"}`.
+    /// Returns the object `{"drvPath","outputName"}`, with the base name of the derivation.
     pub fn to_json(&self) -> Value {
         json!({ "drvPath": self.drv.as_str(), "outputName": self.output.as_str() })
     }
@@ -87,7 +87,7 @@ impl UnkeyedRealisation {
         }
     }
 
-    /// `{"outPath","signatures"}`.
+    /// Returns the object `{"outPath","signatures"}`, with the base name of the path.
     pub fn to_json(&self) -> Value {
         let signatures = self.signatures.iter();
         let signatures = signatures.map(|s| signature_to_json(s, JsonVersion::V3));
@@ -107,14 +107,14 @@ impl UnkeyedRealisation {
 /// That a certain output of a derivation is a certain path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Realisation {
-    /// Which output.
+    /// The output that the realisation is about.
     pub id: DrvOutput,
-    /// What it is.
+    /// The path that the output turned out to be, with its signatures.
     pub value: UnkeyedRealisation,
 }
 
 impl Realisation {
-    /// `{"key","value"}`.
+    /// Returns the object `{"key","value"}`, made of the JSON of both parts.
     pub fn to_json(&self) -> Value {
         json!({ "key": self.id.to_json(), "value": self.value.to_json() })
     }

@@ -156,7 +156,7 @@ impl NixBuilder {
         built.pop().unwrap_or_else(|| Err(nothing(&target)))
     }
 
-    /// As [`StoreBuilder::build_targets`].
+    /// Builds several targets together, as [`StoreBuilder::build_targets`] does.
     pub async fn build_targets(
         &self,
         targets: &[Target],
@@ -190,6 +190,7 @@ impl StoreBuilder {
             let words = format!("{} does not build", self.store.store);
             return Err(NixFailure::new(Cause::Misused, words));
         };
+        // A result tells of a dependency only that it failed; why it failed is said in the log alone.
         let errors = Mutex::new(Vec::new());
         let logs = BuildLogs::with(LINES, |event| {
             keep_error(&errors, &event);
@@ -311,6 +312,7 @@ impl StoreBuilder {
             }
         };
         // Giving the future up ends the builds.
+        // With `biased`, results that are there win over a limit that is reached at the same time.
         let mut failure = tokio::select! {
             biased;
             results = build_each(builder, &paths, options.mode, logs) => return Ok(Ok(results?)),

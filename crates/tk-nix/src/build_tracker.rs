@@ -22,7 +22,7 @@ pub struct BuildTracker<S> {
 
 #[derive(Debug, Default)]
 struct TrackerState {
-    /// By activity.
+    /// The derivations that are being built, by the number of the activity that builds each.
     running: BTreeMap<u64, StorePath>,
     told: BTreeSet<StorePath>,
 }

@@ -13,7 +13,7 @@ use tk_store::log::LogSink;
 pub struct EvalOptions {
     /// Let it see the machine: its environment, its time, files that nothing pins.
     pub impure: bool,
-    /// Ask no server.
+    /// Run nix with `--offline`, so that it asks no server.
     pub offline: bool,
     /// Do not write flake.lock.
     pub no_write_lock_file: bool,
@@ -229,6 +229,7 @@ pub(crate) fn invocation(
     what: &Installable,
     options: &EvalOptions,
 ) -> Result<Invocation> {
+    // Such an attribute would be taken for an option of nix.
     if what.attr.starts_with('-') {
         let words = format!("'{}' is not an attribute", what.attr);
         return Err(NixFailure::new(Cause::Misused, words));

@@ -26,7 +26,7 @@ pub const MAX_FIELDS: usize = 64;
 /// One line of stderr.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// What it tells.
+    /// The event that the line tells; a line that holds none is taken as a message.
     pub event: LogEvent,
     /// If it is an error of nix itself: what it says.
     pub error: Option<ErrorMessage>,
@@ -35,7 +35,7 @@ pub struct Line {
 /// What an error says, without colours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorMessage {
-    /// The error alone.
+    /// The error alone, without where it is in the code.
     pub bare: String,
     /// With where it is in the code, and what was being evaluated.
     pub full: String,

@@ -20,7 +20,7 @@ pub struct NixFailure(Box<Details>);
 /// What is known of a [`NixFailure`], which derefs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Details {
-    /// The likely cause.
+    /// The likely cause of the failure.
     pub cause: Cause,
     /// What was said, without colours; it may have several lines.
     pub message: String,
@@ -68,7 +68,7 @@ pub enum Cause {
     },
     /// The builder ended well without making an output.
     MissingOutput {
-        /// The output's name.
+        /// The name of the output that was not made.
         output: String,
     },
     /// An output is something that must not be, such as one that refers to what it may not.
@@ -95,7 +95,7 @@ pub enum Cause {
     NoBuilder,
     /// The caller gave up.
     Cancelled,
-    /// Something else.
+    /// The cause is another one, or is not known.
     Other,
 }
 
@@ -138,9 +138,9 @@ impl Cause {
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// With this status.
+    /// The process ended by itself, with this exit status.
     Code(i32),
-    /// By this signal.
+    /// A signal of this number ended the process; 0 if the number is not known.
     Signal(i32),
 }
 

@@ -20,7 +20,7 @@ use tk_store::{
     copy::{CopyOptions, CopyReport, Plan, Progress, Reach, plan},
 };
 
-/// What [`fetch`] did.
+/// The paths that [`fetch`] brought to the store, and those that it could not bring.
 #[derive(Debug, Default)]
 pub struct FetchReport {
     /// The paths that were fetched, each with the bytes of its NAR.
@@ -57,6 +57,8 @@ pub async fn fetch(
     let look = PresenceQuery::new(store, caches, targets, check)?;
     let source: Arc<dyn Store> = look.caches.clone();
     let (mut fetched, mut lacking) = (FetchReport::default(), BTreeSet::new());
+    // What failed is left out of the next look, whose plan may then be another; the end is a round without
+    // news.
     loop {
         let found = look.at(&lacking).await?;
         let mut is_over = true;
@@ -132,7 +134,7 @@ struct PresenceQuery<'a> {
     options: CopyOptions,
 }
 
-/// What was found.
+/// What one look at the store and the caches found.
 #[derive(Default)]
 struct FoundPaths {
     /// What the store lacks, and caches have.

@@ -25,7 +25,7 @@ pub enum InstallableSource {
     Flake(String),
     /// A file of Nix code, or a folder with a `default.nix`.
     File(PathBuf),
-    /// Nix code.
+    /// An expression of the Nix language, as text.
     Expr(String),
     /// A path of the store, or outputs of a derivation.
     Store(DerivedPath),

@@ -35,7 +35,7 @@ use tk_store::{StoreReference, StoreVariant};
 
 /// Bytes of one file, and of the text itself.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
-/// Files within files.
+/// How deep files may name further files with `@`; a file below that is a fault.
 pub const MAX_DEPTH: usize = 16;
 /// Files that are read in all.
 pub const MAX_FILES: usize = 256;
@@ -51,7 +51,7 @@ pub struct Machine {
     pub systems: BTreeSet<String>,
     /// The file of the private key for ssh.
     pub ssh_key: Option<PathBuf>,
-    /// Builds at once.
+    /// How many builds it runs at once; 1 if the line does not say.
     pub max_jobs: u32,
     /// How fast it is, beside others; above 0.
     pub speed: f32,
@@ -61,7 +61,7 @@ pub struct Machine {
     pub mandatory: BTreeSet<String>,
     /// The host's public key in base64, as in the URI of a store.
     pub host_key: Option<String>,
-    /// Where it stands.
+    /// The line that describes the machine.
     pub place: MachineLine,
 }
 
@@ -70,7 +70,7 @@ pub struct Machine {
 pub struct MachineLine {
     /// The file, or what the text is called.
     pub file: String,
-    /// From 1 on.
+    /// The number of the line, counted from 1.
     pub line: usize,
 }
 
@@ -97,11 +97,11 @@ pub struct Machines {
 /// Why a line is no machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineFault {
-    /// Where.
+    /// The line that is at fault.
     pub place: MachineLine,
     /// Which field, from 1 on, and its name; `None` if it is the line as a whole.
     pub field: Option<(usize, &'static str)>,
-    /// What is wrong.
+    /// What is wrong with the line, in words.
     pub why: String,
 }
 

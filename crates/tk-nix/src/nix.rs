@@ -113,7 +113,7 @@ impl Nix {
         &self.0.config
     }
 
-    /// Its version.
+    /// Returns the version of this nix.
     pub fn version(&self) -> &NixVersion {
         &self.0.version
     }
@@ -188,25 +188,25 @@ impl fmt::Debug for Nix {
     }
 }
 
-/// Who made it.
+/// Which of the implementations of Nix a program is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Flavour {
-    /// Nix itself.
+    /// Nix as the NixOS project makes it.
     Nix,
     /// Lix, which went its own way at 2.18.
     Lix,
-    /// Determinate Nix.
+    /// Determinate Nix, the edition of Determinate Systems.
     Determinate,
 }
 
 /// A version of Nix, such as `nix (Nix) 2.34.8`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NixVersion {
-    /// Who made it.
+    /// Which implementation it is.
     pub flavour: Flavour,
-    /// The first number.
+    /// The first number of the version: 2 in `2.34.8`.
     pub major: u32,
-    /// The second number.
+    /// The second number of the version: 34 in `2.34.8`.
     pub minor: u32,
     /// The version as it is told: `2.34.8`, `2.30pre20250521_76a4d4c`.
     pub text: String,

@@ -85,9 +85,9 @@ impl Invocation {
 /// A run that ended by itself.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// How it ended.
+    /// How the process ended: by an exit status or by a signal.
     pub exit: Exit,
-    /// All of stdout.
+    /// All that nix wrote to stdout, not decoded.
     pub stdout: Vec<u8>,
     /// The errors that nix wrote, in order.
     pub errors: Vec<ErrorMessage>,
@@ -137,6 +137,8 @@ impl Nix {
         let builds = BuildLogs::with(LINES, |event| log.event(event));
         let most = self.config().max_output;
         let work = async {
+            // Both pipes are read at once: a child that fills one while only the other is read would wait
+            // forever.
             let (stdout, said) = tokio::try_join!(all(stdout, most), async {
                 Ok(listen(stderr, &builds).await)
             })?;

@@ -84,7 +84,7 @@ pub struct ShellConfig {
     pub variables: Variables,
     /// The setting `nix-path` of nix.conf, if there is one.
     pub nix_path: Option<String>,
-    /// The store's directory.
+    /// The directory of the store as paths name it, such as `/nix/store`.
     pub dir: StoreDir,
     /// Where the files of the store lie, if not in `dir`.
     pub real_dir: Option<PathBuf>,
@@ -101,7 +101,7 @@ pub struct Shells {
 /// What is to be entered.
 #[derive(Debug, Clone)]
 pub struct WantedEnvironment {
-    /// The environment.
+    /// The environment itself: a shell for development, or a set of packages.
     pub what: EnvironmentKind,
     /// How it is evaluated. Its folder is that of the [`ShellConfig`].
     pub eval: EvalOptions,
@@ -172,7 +172,7 @@ impl WantedEnvironment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvironmentEntry {
-    /// Its key.
+    /// The digest of what was asked for and of what it was made from; it also names the file of the entry.
     pub key: String,
     /// What was asked for.
     pub name: String,
@@ -190,14 +190,14 @@ pub struct EnvironmentEntry {
     pub paths: Vec<String>,
     /// Where these lie on this machine.
     pub places: Vec<PathBuf>,
-    /// It.
+    /// The variables and bash functions of the environment.
     pub environment: ShellEnvironment,
 }
 
 /// An environment, and how it was come by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundEnvironment {
-    /// It.
+    /// The environment that was found or made.
     pub entry: EnvironmentEntry,
     /// Whether it was known: nix was not run.
     pub warm: bool,
@@ -207,7 +207,7 @@ pub struct FoundEnvironment {
     leased: bool,
 }
 
-/// What [`Shells::collect`] did.
+/// Counts of what [`Shells::collect`] removed, and of what it left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Collected {
@@ -530,6 +530,7 @@ impl Shells {
             EnvironmentKind::Shell(_) => "shell",
             EnvironmentKind::Packages(_) => "packages",
         };
+        // Whatever may change the result and is not a file goes into `parts`, whose digest names the slot.
         let mut parts = vec![VERSION.to_owned(), kind.to_owned()];
         let mut location = None;
         for what in wanted.installables() {
@@ -742,6 +743,8 @@ impl Shells {
             told.add(heard.told.clone());
             let mut after = InputsSnapshot::take(&asked.trees(&told)?, None)?;
             after.told = told.clone();
+            // If a file changed meanwhile, nobody knows which content nix read, and so which state the result
+            // is for.
             if !before.is_kept_in(&after, &locks) || after.has_new_since(&before, begun, &locks) {
                 continue;
             }
@@ -764,6 +767,7 @@ impl Shells {
                     .collect(),
                 environment,
             };
+            // The lease comes before the entry: an entry without a lease may be collected at any time.
             self.lease(builder, &entry, wanted).await?;
             self.keep(&entry)?;
             self.note(asked, &after);
@@ -835,6 +839,7 @@ impl Shells {
         let of_flake = local.as_ref().map(|local| ears.of_flake(local));
         let listening: &dyn LogSink = match &of_flake {
             Some(of_flake) => {
+                // Only with this much detail nix tells which files it reads.
                 run = run.arg("-vv");
                 of_flake
             }
@@ -861,6 +866,8 @@ impl Shells {
             let words = format!("the environment is not in the store: {error}");
             NixFailure::new(Cause::Other, words)
         })?;
+        // The profile goes with its folder when this returns; until there is a lease, this root keeps the
+        // path.
         if let Some(roots) = &builder.store().roots {
             roots.add_temp_root(&path).await?;
         }

@@ -51,7 +51,7 @@ pub struct ConfiguredSubstituter {
     pub public_key: Option<PublicKey>,
     /// The priority that the cache says.
     pub priority: Option<i32>,
-    /// The nix.conf.
+    /// The nix.conf that names the cache now, and whether it was changed.
     pub conf: Change,
     /// Whether the cache was told another priority.
     pub cache_changed: bool,
@@ -102,7 +102,7 @@ impl Substituter {
         }
     }
 
-    /// See [`configure`].
+    /// Makes nix fetch from the cache and trust its key; see [`configure`].
     pub async fn configure(&self, config: &CacheConfig) -> Result<ConfiguredSubstituter> {
         configure(&self.cache, &self.conf, config).await
     }

@@ -24,14 +24,14 @@ pub enum Method {
     Text,
     /// The bytes of one file.
     Flat,
-    /// The NAR.
+    /// The NAR of a file, a directory or a symlink.
     Nar,
     /// The git object: a blob, or a tree. Experimental in Nix.
     Git,
 }
 
 impl Method {
-    /// Every method.
+    /// All methods, in the order of their declaration.
     pub const ALL: [Method; 4] = [Method::Text, Method::Flat, Method::Nar, Method::Git];
 
     /// The name: `text`, `flat`, `nar`, `git`.
@@ -89,9 +89,9 @@ pub struct UnknownMethod(Box<str>);
 /// the form of the protocols, `fixed:r:sha256`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MethodAlgorithm {
-    /// What is hashed.
+    /// What of the object is going to be hashed.
     pub method: Method,
-    /// How.
+    /// The algorithm that hashes it.
     pub algorithm: Algorithm,
 }
 
@@ -138,9 +138,9 @@ impl FromStr for MethodAlgorithm {
 /// and the database, `fixed:r:sha256:<nix32>`. That method and algorithm go together is checked when a path is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentAddress {
-    /// What is hashed.
+    /// What of the object was hashed.
     pub method: Method,
-    /// Its hash.
+    /// The hash of what the method selects.
     pub hash: Hash,
 }
 
@@ -257,7 +257,7 @@ impl StoreDir {
         path.map_err(ContentPathError::Name)
     }
 
-    /// `kind:ref:ref:self`
+    /// Returns the type that is hashed into a path: `kind:ref:ref:self`.
     fn kind(&self, kind: &str, references: &References) -> String {
         let mut text = kind.to_owned();
         for path in &references.others {

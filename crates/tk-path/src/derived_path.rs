@@ -28,9 +28,9 @@ pub enum SingleDerivedPath {
     Opaque(StorePath),
     /// An output of a derivation.
     Built {
-        /// The derivation.
+        /// The derivation, which may be the output of another one.
         drv: Box<SingleDerivedPath>,
-        /// Its output.
+        /// The name of the output.
         output: OutputName,
     },
 }
@@ -64,7 +64,7 @@ impl SingleDerivedPath {
         }
     }
 
-    /// The JSON form.
+    /// Returns the JSON form: the base name of a path, or an object with `drvPath` and `output`.
     pub fn to_json(&self) -> Value {
         match self {
             SingleDerivedPath::Opaque(path) => path.as_str().into(),
@@ -116,9 +116,9 @@ pub enum DerivedPath {
     Opaque(StorePath),
     /// Outputs of a derivation: they shall be built.
     Built {
-        /// The derivation.
+        /// The derivation, which may be the output of another one.
         drv: SingleDerivedPath,
-        /// Its outputs.
+        /// The outputs that shall be built.
         outputs: OutputsSpec,
     },
 }
@@ -152,7 +152,7 @@ impl DerivedPath {
         }
     }
 
-    /// The JSON form.
+    /// Returns the JSON form: the base name of a path, or an object with `drvPath` and `outputs`.
     pub fn to_json(&self) -> Value {
         match self {
             DerivedPath::Opaque(path) => path.as_str().into(),

@@ -18,18 +18,18 @@ use crate::{Algorithm, Hash, Hasher};
 /// What an entry of a tree is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GitMode {
-    /// A tree, 40000.
+    /// A directory: a tree object, mode 40000.
     Directory,
-    /// A blob, 100755.
+    /// An executable file: a blob, mode 100755.
     Executable,
-    /// A blob, 100644.
+    /// A file that is not executable: a blob, mode 100644.
     Regular,
     /// A blob that is the target of a link, 120000.
     Symlink,
 }
 
 impl GitMode {
-    /// Every mode.
+    /// All modes, in the order of their declaration.
     pub const ALL: [GitMode; 4] = [
         GitMode::Directory,
         GitMode::Executable,
@@ -37,7 +37,7 @@ impl GitMode {
         GitMode::Symlink,
     ];
 
-    /// The octal digits.
+    /// Returns the octal digits that stand for the mode in a tree object.
     pub const fn digits(self) -> &'static str {
         match self {
             GitMode::Directory => "40000",
@@ -152,7 +152,7 @@ pub enum GitError {
     Tree {
         /// Where in the object.
         offset: usize,
-        /// What is wrong.
+        /// What is wrong at that byte.
         why: &'static str,
     },
     /// An entry that a tree cannot have.

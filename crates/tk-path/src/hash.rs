@@ -31,14 +31,14 @@ pub enum Algorithm {
     Sha1,
     /// SHA-256, 32 bytes: the hash of NARs and store paths.
     Sha256,
-    /// SHA-512, 64 bytes.
+    /// SHA-512, 64 bytes; fixed-output derivations may use it.
     Sha512,
     /// BLAKE3, 32 bytes. Nix wants the experimental feature `blake3-hashes` for it.
     Blake3,
 }
 
 impl Algorithm {
-    /// Every algorithm.
+    /// All algorithms, in the order of their declaration.
     pub const ALL: [Algorithm; 5] = [
         Algorithm::Md5,
         Algorithm::Sha1,
@@ -94,18 +94,18 @@ pub struct UnknownAlgorithm(Box<str>);
 /// How the bytes of a hash are written. `FromStr` also takes `base32`, Nix's old name of nix32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Encoding {
-    /// Hexadecimal, lower case.
+    /// Hexadecimal digits, written in lower case.
     Base16,
-    /// [`nix32`].
+    /// The base-32 digits of Nix, see [`nix32`].
     Nix32,
-    /// Base64 with padding.
+    /// Standard base64 with padding.
     Base64,
     /// Base64 with padding behind `algo-`, as in Subresource Integrity.
     Sri,
 }
 
 impl Encoding {
-    /// Every encoding.
+    /// All encodings, in the order of their declaration.
     pub const ALL: [Encoding; 4] = [
         Encoding::Base16,
         Encoding::Nix32,
@@ -186,7 +186,7 @@ impl Hash {
         hasher.finish()
     }
 
-    /// The algorithm.
+    /// Returns the algorithm that made the hash.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -355,7 +355,7 @@ pub enum HashErrorKind {
     Length {
         /// The algorithm that is wanted.
         algorithm: Algorithm,
-        /// Digits found.
+        /// The number of digits that were found.
         digits: usize,
     },
     /// The digits decode to the wrong number of bytes.
@@ -363,7 +363,7 @@ pub enum HashErrorKind {
     Size {
         /// The algorithm that is wanted.
         algorithm: Algorithm,
-        /// Bytes found.
+        /// The number of bytes that were found.
         bytes: usize,
     },
     /// A byte that is no digit of the encoding.
@@ -373,10 +373,10 @@ pub enum HashErrorKind {
         encoding: Encoding,
         /// Where it stands in the digits, from 0.
         at: usize,
-        /// The byte.
+        /// The byte that does not belong to the encoding.
         byte: u8,
     },
-    /// Wrong nix32.
+    /// The digits are not right as nix32.
     #[error("{0}")]
     Nix32(Nix32Error),
 }
@@ -430,7 +430,7 @@ impl Hasher {
     }
 }
 
-/// Writing never fails.
+/// Hashes all bytes that are written; writing never fails.
 impl io::Write for Hasher {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.update(data);
@@ -462,7 +462,7 @@ impl NarHash {
         NarHash(bytes)
     }
 
-    /// The digest.
+    /// Returns the 32 bytes of the digest.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }

@@ -115,9 +115,9 @@ pub enum Nix32Error {
     /// The text is longer or shorter than the value that is wanted.
     #[error("{digits} digits where nix32 needs {expected}")]
     Expected {
-        /// Digits found.
+        /// The number of digits that were found.
         digits: usize,
-        /// Digits needed.
+        /// The number of digits that the value needs.
         expected: usize,
     },
     /// A byte that is not in [`ALPHABET`].
@@ -125,7 +125,7 @@ pub enum Nix32Error {
     Digit {
         /// Where it stands, from 0.
         at: usize,
-        /// The byte.
+        /// The byte that was found there.
         byte: u8,
     },
     /// The first digit has bits beyond the last byte.

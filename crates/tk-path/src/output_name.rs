@@ -14,7 +14,7 @@ use crate::text::clip;
 pub struct OutputName(Arc<str>);
 
 impl OutputName {
-    /// Reads a name.
+    /// Returns `name` as the name of an output, if the rules allow it.
     pub fn parse(name: &str) -> Result<OutputName, OutputNameError> {
         if *name == *OUT.0 {
             return Ok(OUT.clone());
@@ -33,7 +33,7 @@ impl OutputName {
         OUT.clone()
     }
 
-    /// The name.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -25,7 +25,7 @@ pub enum OutputsSpec {
 }
 
 impl OutputsSpec {
-    /// Exactly one output.
+    /// Returns the spec that means the output `name` alone.
     pub fn one(name: OutputName) -> OutputsSpec {
         OutputsSpec::Names([name].into())
     }
@@ -121,9 +121,9 @@ impl FromStr for OutputsSpec {
 /// the `^` too.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ExtendedOutputsSpec {
-    /// Nothing was said.
+    /// No outputs were named, so the package decides.
     Default,
-    /// These are meant.
+    /// The outputs that were named behind the `^`.
     Explicit(OutputsSpec),
 }
 

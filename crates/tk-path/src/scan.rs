@@ -388,7 +388,7 @@ const SPARSE: usize = 16;
 const ROOMY: usize = 64;
 const CACHED_BITS: usize = 1 << 21;
 const MIN_BITS: usize = 1 << 10;
-/// 4 MiB.
+/// Most bits in a bitmap: 4 MiB.
 const MAX_BITS: usize = 1 << 25;
 const FREE: usize = usize::MAX;
 

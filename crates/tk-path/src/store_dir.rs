@@ -63,7 +63,7 @@ impl StoreDir {
         })
     }
 
-    /// The full path.
+    /// Returns the full path of `path`: the store directory, a slash and the base name.
     pub fn path(&self, path: &StorePath) -> String {
         format!("{}/{path}", self.0)
     }

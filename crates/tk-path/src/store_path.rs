@@ -142,12 +142,12 @@ impl HashPart {
         digest
     }
 
-    /// The digits.
+    /// Returns the 32 nix32 digits as text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// The digits.
+    /// Returns the 32 nix32 digits as ASCII bytes.
     pub const fn as_bytes(&self) -> &[u8; HASH_LEN] {
         &self.0
     }
@@ -208,9 +208,9 @@ pub enum StorePathErrorKind {
     /// One of the first 32 bytes is no nix32 digit.
     #[error("byte {at} of its hash part is {}, which is not a nix32 digit (0-9 a-z without e, o, u, t)", Byte(*byte))]
     Digit {
-        /// Where it stands.
+        /// The index of the byte in the hash part, from 0.
         at: usize,
-        /// The byte.
+        /// The byte that was found there.
         byte: u8,
     },
     /// Byte 32 is not the dash.
@@ -230,10 +230,10 @@ pub enum StorePathErrorKind {
 /// What is wrong with the name of a store path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// There is none.
+    /// The name has no bytes.
     #[error("its name is empty")]
     Empty,
-    /// Longer than [`StorePath::MAX_NAME`].
+    /// The name has so many bytes, which is more than [`StorePath::MAX_NAME`].
     #[error("its name has {0} bytes, more than 211")]
     TooLong(usize),
     /// `.`, `..`, or one of them followed by a dash.
@@ -244,7 +244,7 @@ pub enum NameError {
     Byte {
         /// Where it stands in the name, from 0.
         at: usize,
-        /// The byte.
+        /// The byte that was found there.
         byte: u8,
     },
 }

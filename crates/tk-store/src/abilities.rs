@@ -66,9 +66,9 @@ pub enum BuildMode {
 /// What is to be done before certain paths are there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Missing {
-    /// Derivations to build.
+    /// Derivations that would have to be built.
     pub build: BTreeSet<StorePath>,
-    /// Paths to fetch.
+    /// Paths that would be fetched from substituters.
     pub substitute: BTreeSet<StorePath>,
     /// Paths that nobody knows how to come by.
     pub unknown: BTreeSet<StorePath>,
@@ -111,7 +111,7 @@ pub struct Root {
     /// What keeps it: the place of a link, `{temp:PID}` or the like for a process, `{censored}` where
     /// the store does not want to say.
     pub link: String,
-    /// What it keeps.
+    /// The store path that it keeps, with all that the path refers to.
     pub target: StorePath,
 }
 
@@ -125,14 +125,14 @@ pub trait GarbageCollector: Store {
 /// What [`GarbageCollector::collect_garbage`] is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GcOptions {
-    /// What to do.
+    /// Whether to tell or to delete, and of which paths.
     pub action: GcAction,
     /// Stop after so many bytes have been freed; `u64::MAX`: never.
     pub max_freed: u64,
 }
 
 impl GcOptions {
-    /// `action`, without limit.
+    /// Returns options that do `action` without a limit on the bytes to free.
     pub fn new(action: GcAction) -> Self {
         GcOptions {
             action,
@@ -141,7 +141,7 @@ impl GcOptions {
     }
 }
 
-/// See [`GcOptions`].
+/// What a garbage collection tells or deletes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GcAction {
     /// Tell what roots reach.
@@ -338,31 +338,31 @@ impl Default for ClientSettings {
 /// A store with what it can do beyond [`Store`]; what it cannot is `None`.
 #[derive(Debug, Clone)]
 pub struct Abilities {
-    /// The store.
+    /// The store itself, which can do all that [`Store`] says.
     pub store: Arc<dyn Store>,
-    /// Naming content by what it is.
+    /// Adds content under the path that it makes.
     pub content: Option<Arc<dyn AddContent>>,
-    /// Adding signatures.
+    /// Adds signatures to paths that are there.
     pub signatures: Option<Arc<dyn AddSignatures>>,
-    /// Building.
+    /// Builds derivations, and tells what would have to be built.
     pub build: Option<Arc<dyn Build>>,
-    /// Roots.
+    /// Makes and lists the roots that keep paths from being collected.
     pub roots: Option<Arc<dyn Roots>>,
-    /// Collecting garbage.
+    /// Deletes paths that no root reaches.
     pub gc: Option<Arc<dyn GarbageCollector>>,
-    /// Who refers to what, and outputs.
+    /// Tells all paths, who refers to what, and the outputs of derivations.
     pub graph: Option<Arc<dyn Graph>>,
-    /// Build logs.
+    /// Keeps what builders wrote, and gives it back.
     pub logs: Option<Arc<dyn Logs>>,
-    /// Realisations.
+    /// Tells and keeps what outputs of content-addressed derivations turned out to be.
     pub realisations: Option<Arc<dyn Realisations>>,
-    /// Fetching from other stores.
+    /// Fetches from other stores what this one lacks.
     pub substitutes: Option<Arc<dyn Substitute>>,
-    /// Looking after itself.
+    /// Makes equal files one, and checks or mends what is registered.
     pub maintenance: Option<Arc<dyn Maintain>>,
-    /// Things of each client.
+    /// Gives each client of a server a store of its own.
     pub sessions: Option<Arc<dyn Sessions>>,
-    /// Telling what it is.
+    /// Tells what kind of store it is.
     pub description: Option<Arc<dyn Describe>>,
     /// Where the files of its paths lie on this machine, if they do.
     pub real_dir: Option<PathBuf>,

@@ -6,10 +6,10 @@ use futures::StreamExt;
 use tk_nar::{Comparer, Comparison, Decoder, Side};
 use tk_path::{Algorithm, Hasher, NarHash};
 
-/// What [`compare`] found.
+/// The result of [`compare`]: the differences, and the hashes of both NARs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compared {
-    /// Where they differ.
+    /// Where the two differ: every difference is counted, the first ones are kept.
     pub found: Comparison,
     /// What their NAR hashes are, left and right: of the bytes, whatever metadata says.
     pub hashes: [NarHash; 2],

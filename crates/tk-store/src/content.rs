@@ -29,7 +29,7 @@ enum Content {
     Nar(Hasher),
     /// The bytes of the only file.
     File(Hasher),
-    /// Objects of git.
+    /// The hash of the tree as objects of git.
     Git(GitHasher),
 }
 

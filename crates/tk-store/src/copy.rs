@@ -129,38 +129,38 @@ pub struct CopyReport {
 pub enum Warning {
     /// An upstream cache could not be asked, so that nothing is left to it.
     Upstream {
-        /// The cache.
+        /// The URI of the upstream cache.
         store: String,
-        /// Why not.
+        /// Why it could not be asked.
         error: Error,
     },
     /// What an earlier upload left open at the destination could not be given up. A later copy
     /// does it.
     LeftOpen {
-        /// The destination.
+        /// The URI of the destination.
         store: String,
-        /// Why not.
+        /// Why the upload could not be given up.
         error: Error,
     },
     /// What the destination has under a path is not what the source has, so that it is not signed.
     AnotherBuild {
-        /// The path.
+        /// The path whose builds differ.
         path: StorePath,
-        /// The destination.
+        /// The URI of the destination, where the path stays unsigned.
         store: String,
     },
     /// What an output turned out to be cannot be told to the destination.
     Realisation {
-        /// The output's id.
+        /// The id of the output, or `of` and the URI of the destination for all of them.
         id: String,
-        /// Why not.
+        /// Why the destination cannot take the realisation.
         error: Error,
     },
     /// Build logs cannot be copied.
     Log {
         /// Whose log; `None` for all.
         drv: Option<StorePath>,
-        /// Why not.
+        /// Why the log cannot be copied.
         error: Error,
     },
 }
@@ -261,7 +261,9 @@ async fn plan_once(
     let asked = all
         .chain(&present)
         .map(|path| (path.clone(), present.contains(path)));
+    // All answers so far, before any are left out, so that `add` need not ask again.
     let asked = asked.collect();
+    // What the destination has need not be in the source.
     found.absent.retain(|path, _| !present.contains(path));
     let replaced: BTreeSet<_> = match options.existing {
         Existing::Keep => BTreeSet::new(),
@@ -286,6 +288,7 @@ async fn plan_once(
     let upstream: BTreeSet<_> = upstream.collect();
     found.infos.retain(|path, _| !upstream.contains(path));
     found.absent.retain(|path, _| !upstream.contains(path));
+    // Not earlier: what an upstream cache holds need not be in the source either.
     found.require_complete(src)?;
     let mut missing = Vec::with_capacity(found.infos.len());
     for info in found.references_first()? {
@@ -484,6 +487,7 @@ impl Plan {
             ..CopyReport::default()
         };
         if self.missing.is_empty() {
+            // `add` does this at its end, but is not called.
             let left = dst.tidy().await.err().map(|error| Warning::LeftOpen {
                 store: dst.to_string(),
                 error,
@@ -525,6 +529,7 @@ impl CopyReport {
         self.failed = again.failed;
         self.written += again.written;
         self.warnings.extend(again.warnings);
+        // What the first try copied was there already for the second.
         for info in &self.copied {
             self.present.remove(&info.path);
         }

@@ -73,7 +73,7 @@ pub enum Error {
     StoreDir {
         /// The store that differs.
         store: String,
-        /// Its store directory.
+        /// The store directory that this store has.
         theirs: String,
         /// The directory that was expected.
         ours: StoreDir,
@@ -81,7 +81,7 @@ pub enum Error {
     /// The store cannot do that.
     #[error("{store} {what}")]
     Unsupported {
-        /// The store's URI.
+        /// The URI of the store.
         store: String,
         /// What it cannot do, as the end of a sentence: `cannot be written to`.
         what: String,
@@ -97,7 +97,7 @@ pub enum Error {
     Io {
         /// What was being done, with the file's or server's name: `writing /c/nar/x.nar`.
         doing: String,
-        /// The system's reason.
+        /// The reason that the system or the network gave.
         source: std::io::Error,
     },
 }

@@ -27,22 +27,22 @@ use std::{borrow::Cow, fmt, sync::Arc};
 /// How important a message is; the lower, the more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Level {
-    /// Something failed.
+    /// Something failed, and what was asked for may not be done.
     Error = 0,
-    /// Something is odd.
+    /// Something is odd, but the work goes on.
     Warn,
     /// What everybody sees, unless told to be quiet.
     Notice,
     /// What Nix shows without further options.
     #[default]
     Info,
-    /// With `-v`.
+    /// What Nix shows in addition with `-v`.
     Talkative,
-    /// With `-vv`.
+    /// What Nix shows in addition with `-vv`.
     Chatty,
-    /// With `--debug`.
+    /// What Nix shows in addition with `--debug`.
     Debug,
-    /// With `-vvvvv`.
+    /// What Nix shows only with `-vvvvv`; higher numbers count as this.
     Vomit,
 }
 
@@ -82,13 +82,13 @@ impl ActivityType {
     pub const REALISE: ActivityType = ActivityType(102);
     /// Several paths go from one store to another.
     pub const COPY_PATHS: ActivityType = ActivityType(103);
-    /// All builds together.
+    /// All builds of one operation together.
     pub const BUILDS: ActivityType = ActivityType(104);
-    /// One build.
+    /// One derivation is built.
     pub const BUILD: ActivityType = ActivityType(105);
     /// Equal files are made one.
     pub const OPTIMISE: ActivityType = ActivityType(106);
-    /// Paths are checked.
+    /// The paths of a store are checked against what is registered.
     pub const VERIFY: ActivityType = ActivityType(107);
     /// A path is fetched instead of built.
     pub const SUBSTITUTE: ActivityType = ActivityType(108);
@@ -173,9 +173,9 @@ impl ResultType {
 /// A number or a text that belongs to an activity or a result.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LogField {
-    /// A number.
+    /// A number, such as a count of bytes or a kind of activity.
     Int(u64),
-    /// A text.
+    /// A text, such as a path, a URL or a line of a log.
     Text(String),
 }
 
@@ -213,13 +213,13 @@ pub enum LogEvent {
         /// The message; it may be several lines.
         text: String,
     },
-    /// An activity begins.
+    /// An activity begins, and goes on until a `Stop` with the same number.
     Start {
         /// Its number, which no other running activity of this store has.
         id: u64,
         /// How important it is.
         level: Level,
-        /// What it does.
+        /// The kind of the activity, which says what `fields` hold.
         kind: ActivityType,
         /// The same for people; often empty.
         text: String,
@@ -230,22 +230,22 @@ pub enum LogEvent {
     },
     /// An activity has ended.
     Stop {
-        /// Its number.
+        /// The number of the activity that has ended.
         id: u64,
     },
     /// Something is told about a running activity.
     Result {
-        /// Its number.
+        /// The number of the activity that this is about.
         id: u64,
-        /// What is told.
+        /// The kind of the result, which says what `fields` hold.
         kind: ResultType,
-        /// The facts.
+        /// The values, in the order that the kind of result prescribes.
         fields: Vec<LogField>,
     },
 }
 
 impl LogEvent {
-    /// A message.
+    /// Returns the event for a message that belongs to no activity.
     pub fn message(level: Level, text: impl Into<String>) -> Self {
         let text = text.into();
         LogEvent::Message { level, text }
@@ -269,11 +269,11 @@ impl LogEvent {
 
 /// Takes what a store tells. It is called often and must not block.
 pub trait LogSink: Send + Sync {
-    /// Takes one event.
+    /// Takes one event, from any thread, and returns at once.
     fn event(&self, event: LogEvent);
 }
 
-/// Takes nothing.
+/// The sink that drops every event.
 impl LogSink for () {
     fn event(&self, _: LogEvent) {}
 }

@@ -65,7 +65,7 @@ pub fn until_dropped(nar: NarStream) -> (NarStream, EndOnDrop) {
     (nar.boxed(), EndOnDrop(handle))
 }
 
-/// See [`until_dropped`].
+/// The guard of [`until_dropped`]: when it is dropped, its stream ends.
 #[derive(Debug)]
 pub struct EndOnDrop(AbortHandle);
 

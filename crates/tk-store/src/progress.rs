@@ -39,7 +39,7 @@ pub trait Progress: Debug + Send + Sync {
     }
 }
 
-/// Nobody watches.
+/// The watcher that does nothing, for copies that nobody watches.
 impl Progress for () {}
 
 /// `nar`, each chunk of which has arrived when it is taken: for stores that write what they take

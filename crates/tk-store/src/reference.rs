@@ -27,7 +27,7 @@ use tk_path::StoreDir;
 /// Which store is meant, and its settings. `Display` is the form that Nix prints.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreReference {
-    /// Which store.
+    /// The store that is meant, without its settings.
     pub variant: StoreVariant,
     /// Its settings, decoded. Not checked: see [`StoreReference::settings`].
     pub params: BTreeMap<String, String>,
@@ -210,7 +210,7 @@ impl Settings {
         self.take_with(key, "a whole number", |text| text.parse().ok())
     }
 
-    /// An absolute path.
+    /// Takes the setting `key`, which must be an absolute path.
     pub fn take_path(&mut self, key: &str) -> Result<Option<PathBuf>, ReferenceError> {
         self.take_with(key, "an absolute path", |text| {
             Some(PathBuf::from(text)).filter(|path| path.is_absolute())
@@ -266,13 +266,13 @@ pub enum ReferenceError {
     /// A setting has a value that it cannot have.
     #[error("store '{store}': setting '{key}' must be {wanted}, not '{value}'")]
     Setting {
-        /// The reference, printed.
+        /// The store reference in the form that Nix prints.
         store: String,
-        /// The setting.
+        /// The name of the setting.
         key: String,
-        /// Its value, decoded.
+        /// The value that was given, after percent-decoding.
         value: String,
-        /// What would do.
+        /// What the value should be, such as `true or false`.
         wanted: String,
     },
 }
@@ -293,7 +293,7 @@ pub enum ReferenceFault {
     /// `%` without two hex digits, or bytes in a setting that are no UTF-8.
     #[error("a '%' must be followed by two hex digits (write %25 for the sign itself)")]
     Escape,
-    /// `#`.
+    /// A `#`, which begins a fragment in a URL, and no store has one.
     #[error("a store URL ends before any '#' (write %23 for the sign itself)")]
     Fragment,
     /// A path that is not absolute.

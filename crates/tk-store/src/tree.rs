@@ -169,7 +169,7 @@ impl Store for TreeStore {
     }
 }
 
-/// The store behind.
+/// Prints what the store behind prints.
 impl fmt::Display for TreeStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.behind.fmt(f)

@@ -29,7 +29,7 @@ use tk_store::{AddItem, AddItems, AddOptions, AddReport, Error, Existing, NarStr
 
 /// What is left to do after an upload: write the narinfo.
 pub(crate) struct Uploaded {
-    /// Its text.
+    /// The text of the narinfo, signed with the keys of the cache.
     pub(crate) narinfo: String,
     /// Bytes of the packed NAR.
     pub(crate) written: u64,
@@ -92,7 +92,7 @@ struct CacheAdd<'a> {
     /// Items that were there before.
     present: HashSet<StorePath>,
     queue: BinaryHeap<Queued>,
-    /// Uploads under way.
+    /// How many uploads are under way; [`CacheInner::uploads`] is the limit.
     uploads: usize,
     /// Narinfos that may be written now.
     publishable: Vec<(StorePath, String)>,
@@ -114,7 +114,7 @@ enum AddState {
     Queued,
     /// Aborting ends the NAR's stream, however long that would wait for its source.
     Uploading(AbortHandle),
-    /// Its narinfo.
+    /// The NAR is there; its narinfo, held here, waits for references that are not visible yet.
     Uploaded(String),
     /// Its narinfo is being written, or is there.
     Published,
@@ -265,6 +265,7 @@ impl CacheAdd<'_> {
             let Some(node) = self.nodes.get_mut(&info.path) else {
                 continue;
             };
+            // It may have failed while it waited here, because something it refers to failed.
             if matches!(node.state, AddState::Queued) {
                 let (nar, abort) = futures::stream::abortable(nar);
                 node.state = AddState::Uploading(abort);
@@ -326,6 +327,7 @@ impl CacheAdd<'_> {
         for (path, result) in results {
             match result {
                 Ok(()) => {
+                    // Only now: a narinfo must never be there before those of its references.
                     let referrers = self
                         .nodes
                         .get_mut(&path)

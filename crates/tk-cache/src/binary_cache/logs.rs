@@ -102,7 +102,7 @@ const MAGIC: [(&[u8], Compression); 13] = [
     (b"BZh9\x17rE8P\x90", Compression::Bzip2),
 ];
 
-/// In bytes.
+/// The most bytes of a log that are handed on at once.
 const CHUNK: usize = 64 << 10;
 
 /// Logs of fewer bytes are sent with one request.

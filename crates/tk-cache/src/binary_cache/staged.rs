@@ -79,6 +79,7 @@ pub(super) async fn upload(
     let work = {
         let cache = cache.clone();
         move || {
+            // The encoder's memory is in use until the thread ends, even if nobody waits for it.
             let _permit = permit;
             store(&cache, &*staging, info, nar, ahead, replace)
         }
@@ -102,6 +103,7 @@ fn store(
         Some(ahead) => ahead,
         None => {
             let (check, packed) = pack_to(staging, cache, Unpacked::of(&info, nar))?;
+            // Before it gets its name: what is not as announced must never be visible.
             check.finish().map_err(AddFailure::Item)?;
             packed
         }

@@ -335,7 +335,7 @@ fn broke_off() -> Error {
     Error::io("packing a NAR", io::ErrorKind::UnexpectedEof)
 }
 
-/// Bytes in pieces.
+/// Pieces of a packed NAR in their order, with the sum of their sizes.
 #[derive(Default)]
 struct PackedChunks {
     chunks: Vec<Bytes>,

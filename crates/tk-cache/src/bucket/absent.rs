@@ -23,7 +23,7 @@ pub(super) struct Absence {
 enum Forbidden {
     /// The object is not there, or at least nothing better can be learnt.
     Absent,
-    /// What it says.
+    /// The answer means what it says: whoever asks may not read the object.
     Forbidden,
 }
 
@@ -103,11 +103,13 @@ impl BucketInner {
         let refused =
             |e: &object_store::Error| Refusal::of(e).is_some_and(|refusal| !refusal.may_pass());
         match self.list_one(bucket).await {
+            // Whoever may list is told "not found" for what is absent, so this is meant.
             Ok(()) => return Ok(Forbidden::Forbidden),
             // Whatever stands before the bucket may not know listings.
             Err(error) if refused(&error) => {}
             Err(error) => return Err(bucket.asked.failed("listing", &error)),
         }
+        // Every cache has this object: if even that cannot be read, the access is missing.
         let info = self.key(CACHE_INFO)?;
         match bucket.store.get_opts(&info, GetOptions::default()).await {
             Ok(_) => Ok(Forbidden::Absent),

@@ -39,7 +39,7 @@ pub enum Service {
     },
     /// Azure Blob Storage. Credentials as the variables `AZURE_*` say.
     Azure {
-        /// The storage account.
+        /// The name of the storage account, which Azure's own host names begin with.
         account: String,
         /// Another server than Azure's.
         endpoint: Option<Url>,
@@ -69,9 +69,10 @@ pub enum Addressing {
     /// certificates do not hold.
     #[default]
     Auto,
-    /// In the path.
+    /// The bucket stands at the end of the endpoint's path: `https://host/bucket/name`.
     Path,
-    /// In the host.
+    /// The bucket stands in the host, `https://bucket.host/name`, so its name must not have a
+    /// dot.
     Virtual,
 }
 

@@ -110,7 +110,7 @@ impl CredentialProvider for BucketCredentials {
     }
 }
 
-/// Without the secrets.
+/// Shows the name of the type only, since all else may be secret.
 impl fmt::Debug for BucketCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").finish_non_exhaustive()

@@ -14,7 +14,7 @@ pub(super) struct Refusal {
     pub(super) status: StatusCode,
     /// The service's word for it, such as `NoSuchKey`; empty if it gave none.
     pub(super) code: String,
-    /// Its sentence.
+    /// What the service says about it, in one line; empty if it gave only a code.
     pub(super) message: String,
     /// The region that it asks to use instead.
     pub(super) region: Option<String>,

@@ -80,6 +80,7 @@ async fn s3(
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&config.bucket)
         .with_region(&region)
+        // The URL holds the bucket in either style; the library is to add it nowhere.
         .with_virtual_hosted_style_request(true)
         .with_endpoint(&url)
         // What TLS protects need not be hashed once more.
@@ -302,5 +303,5 @@ const STRICT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 const STRICT_PATH: &AsciiSet = &STRICT.remove(b'/');
 
-/// Nix's, and Amazon's.
+/// The region to use where nothing names one: the default of Nix and of Amazon.
 const REGION: &str = "us-east-1";

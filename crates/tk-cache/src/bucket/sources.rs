@@ -17,7 +17,7 @@ use std::{
 };
 use url::form_urlencoded::Serializer;
 
-/// One place.
+/// One of the places that can give credentials for S3.
 pub(super) enum CredentialSource {
     Keys(Keys),
     /// A program that prints them.

@@ -41,13 +41,13 @@ pub(super) async fn open(inner: &Arc<BucketInner>, name: &str) -> Result<Option<
     Ok(Some(encodings.decoded(stream.boxed(), what)))
 }
 
-/// A transfer.
+/// The transfer of one object, which goes on after a break.
 struct Reading {
     inner: Arc<BucketInner>,
     name: String,
     etag: Option<String>,
     size: u64,
-    /// Bytes handed on.
+    /// Bytes of the object that were handed on to the reader so far.
     at: u64,
     /// Bytes to come that were handed on before.
     skip: u64,

@@ -118,6 +118,7 @@ impl BucketTransport {
                 refusal.code.as_str(),
                 "InternalError" | "SlowDown" | "ServiceUnavailable"
             ) {
+                // The made-up status 500 would have it tried again, which does not help here.
                 refusal.status = StatusCode::BAD_REQUEST;
             }
             return Err(TransportFailure::Refused(refusal));

@@ -25,6 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(super) async fn run(inner: &Arc<BucketInner>, upload: Upload<'_>) -> Result<()> {
     let bucket = inner.bucket().await?;
     let key = inner.key(upload.name)?;
+    // Where unfinished parts go by themselves, nobody must find them again to give them up.
     let journal = upload.journal.filter(|_| bucket.uploads_last);
     let wanted = part_size(inner.config.chunk_size, upload.size_hint);
     let resumed = resumed(bucket, &key, upload.name, wanted, journal).await?;
@@ -88,6 +89,8 @@ async fn resumed(
         };
         match usable {
             Ok(true) => return Ok(Some(open)),
+            // Its parts are cut in another way, or there are none: to go on with it saves
+            // nothing.
             Ok(false) => {
                 let session = UploadSession::of(bucket, key, name, Some(journal), open);
                 session.give_up().await?;
@@ -214,6 +217,8 @@ impl<'a> UploadSession<'a> {
         lost: impl Fn() -> u64,
     ) -> Result<Self> {
         let lost_before = lost();
+        // On disk before the service is asked: if this process dies before the answer, another
+        // one still knows to look for the upload and give it up.
         if let Some(journal) = journal {
             journal.note_intent(name, part_size);
         }
@@ -272,6 +277,8 @@ impl<'a> UploadSession<'a> {
                 Err(error)
             }
             Err(UploadError::Service(error)) => {
+                // With a journal it stays open: a later process goes on with the parts that
+                // arrived.
                 if self.journal.is_none() {
                     let _ = self.give_up().await;
                 }
@@ -361,6 +368,7 @@ impl<'a> UploadSession<'a> {
             .multipart
             .put_part(self.key, &self.id, number as usize, payload);
         let sent = sent.await.map_err(|e| self.failed(&e))?;
+        // The service has the bytes, so other parts may take their room.
         drop(memory);
         if let (Some(journal), Some(sha256)) = (self.journal, sha256) {
             let part = UploadedPart {

@@ -83,6 +83,7 @@ impl<'a> CheckRun<'a> {
         let mut questions = Vec::new();
         let mut replies = Vec::new();
         for who in 0..checker.caches.len() + usize::from(checker.reference_store().is_some()) {
+            // Needs no bound of its own: the window limits how many paths are open.
             let (question, asked) = mpsc::unbounded_channel();
             questions.push(question);
             let asked = futures::stream::unfold(asked, async |mut asked| {
@@ -116,6 +117,7 @@ impl<'a> CheckRun<'a> {
             {
                 self.ask(path);
             }
+            // Where nobody is left to ask, a path is complete as soon as it is asked about.
             if !self.done.is_empty() {
                 continue;
             }

@@ -66,9 +66,9 @@ impl<R: BufRead> BufRead for Ahead<R> {
 
 /// A decoder of one member, which stops right behind its end.
 pub(super) trait MemberDecoder: Read {
-    /// What it reads.
+    /// The input that holds the compressed bytes.
     type Input: BufRead;
-    /// Begins to decode.
+    /// Makes a decoder of the member that begins where `input` stands.
     fn begin(input: Ahead<Self::Input>) -> Self;
     /// The input, where it stopped.
     fn end(self) -> Ahead<Self::Input>;

@@ -19,7 +19,7 @@ use std::{
 
 /// What makes frames of one format, one after the other.
 pub(super) trait Codec: Sized + Send + 'static {
-    /// Names the threads.
+    /// The name that the threads of this format get.
     const NAME: &'static str;
     /// Whether an input that is a single frame is compressed on the thread that brings it. Not if
     /// what a codec holds is so large that only the few threads here may have one.

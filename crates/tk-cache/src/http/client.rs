@@ -76,6 +76,8 @@ impl Client {
         let mut tls1 = tls.clone();
         tls1.alpn_protocols = vec![b"http/1.1".to_vec()];
         let mut tls2 = tls;
+        // Both are offered, so that a server without HTTP/2 agrees to the other instead of
+        // breaking off; `OnlyHttp2` then tells which it was.
         tls2.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let http1 = builder(config)?
             .http1_only()
@@ -193,6 +195,7 @@ impl fmt::Debug for Client {
 /// What both kinds of connections have in common.
 fn builder(config: &ClientConfig) -> Result<reqwest::ClientBuilder> {
     let mut builder = reqwest::Client::builder()
+        // Proxies, redirects and tries are decided on here, where logins and limits are known.
         .no_proxy()
         .redirect(Policy::none())
         .referer(false)

@@ -35,7 +35,7 @@ pub(crate) enum RequestFailure {
     },
     /// What came makes no sense, and would not the next time.
     Nonsense(String),
-    /// On this side.
+    /// The fault is on this side, so to send it again would not help.
     Local(String),
 }
 
@@ -100,6 +100,7 @@ impl RequestFailure {
             RequestFailure::Broken { .. } => RetryClass::Later,
             RequestFailure::Status { status, wait, .. } => match status.as_u16() {
                 429 | 503 => RetryClass::SlowDown(*wait),
+                // 520 to 530 are Cloudflare's, for a server behind it that fails.
                 408 | 425 | 500 | 502 | 504 | 520..=530 => RetryClass::Later,
                 _ => RetryClass::Never,
             },

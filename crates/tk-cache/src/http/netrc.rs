@@ -19,7 +19,7 @@ pub struct Netrc(Vec<NetrcEntry>);
 
 #[derive(Clone, Default)]
 struct NetrcEntry {
-    /// `None`: any machine.
+    /// The host that the login is for; `None` for `default`, which is any host.
     machine: Option<Vec<u8>>,
     login: Option<Vec<u8>>,
     password: Option<Vec<u8>>,

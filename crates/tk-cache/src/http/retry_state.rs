@@ -63,6 +63,7 @@ impl RetryState {
         again: RetryClass,
         reason: &str,
     ) -> bool {
+        // Before the wait: others need not wait as well.
         permit.give_back();
         self.made += 1;
         let Retry {
@@ -76,6 +77,8 @@ impl RetryState {
             RetryClass::SlowDown(asked) => {
                 permit.slow_down();
                 let wait = match asked {
+                    // A varying part on top, so that those who were told the same do not come
+                    // back together.
                     Some(wait) => wait.min(self.retry.max_delay) + self.delay(delay) / 4,
                     None => self.delay(self.retry.delay_rate_limited),
                 };

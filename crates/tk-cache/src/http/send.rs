@@ -176,12 +176,14 @@ impl Client {
         let mut encrypted = false;
         for hop in 0..=MAX_REDIRECTS {
             let in_url = take_login(&mut url);
+            // After an encrypted hop a netrc login must not go out in the clear.
             encrypted |= url.scheme() == "https";
             let exposed = encrypted && url.scheme() != "https";
             let login = self.login_for(&url, in_url, exposed);
             let response = self.send_to(request, &url, login.as_ref()).await;
             let response = match hop {
                 0 => response?,
+                // That another server cannot be reached must not count against this one.
                 _ => response.map_err(|failure| failure.elsewhere(&url))?,
             };
             match target(&response, &request.method, &url)? {
@@ -289,6 +291,8 @@ impl Client {
                     return Ok(response);
                 }
                 Err(error) if origin::is_not_http2(&error) => {
+                    // Only the connection was refused, nothing was sent: the next round sends it
+                    // over HTTP/1.1.
                     inner.origins.set(url, Origin::Http1);
                 }
                 Err(error) => {

@@ -73,7 +73,7 @@ struct Transfer {
     encodings: Encodings,
     pace: StallGuard,
     tries: RetryState,
-    /// Bytes handed on.
+    /// Bytes of the object, as it is sent, that were handed on so far.
     given: u64,
     /// Bytes to come that were handed on before.
     skip: u64,

@@ -61,6 +61,7 @@ impl JournalFile {
     pub(super) fn append(&mut self, event: &JournalEvent) -> Result<()> {
         let mut line = event.to_line();
         if self.torn {
+            // Ends the torn line, so that only that one is lost.
             line.insert(0, '\n');
         }
         self.torn = true;
@@ -117,6 +118,7 @@ pub(super) fn dead(folder: &Path, stem: &str, own: &Path, kept: Duration) -> Vec
         };
         let old = is_old(&file, kept);
         // What cannot be locked is alive.
+        // Between opening and locking, another process may have taken it over and removed it.
         if (ours || old) && matches!(lock(&file), Ok(true)) && is_linked(&file) {
             let file = Dead { path, file, old };
             if ours {

@@ -29,7 +29,7 @@ pub struct BuildTail {
     pub lines: VecDeque<String>,
     /// How many lines there were in all.
     pub count: u64,
-    /// When it began.
+    /// When the daemon first told of the build, by the clock of this machine.
     pub start: SystemTime,
     /// When it ended; `None` while it runs.
     pub stop: Option<SystemTime>,

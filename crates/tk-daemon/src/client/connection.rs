@@ -47,7 +47,8 @@ pub struct Connection {
     hello: ServerHello,
     settings: Arc<ConnectionSettings>,
     opened: Instant,
-    /// Goes last.
+    /// Is dropped after both streams, since fields are dropped in order: it may hold the process behind
+    /// them.
     _guard: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -228,8 +229,11 @@ impl Connection {
             ..
         } = self;
         let patience = input.patience.clone();
+        // While data goes out the daemon owes no word. `write` sets the limit when all of it was sent.
         patience.set(limit.filter(|_| data.is_none()));
         let mut answer = None;
+        // The daemon asks for each piece, so writing and reading take turns here instead of running at
+        // once.
         if let (Data::Pulled, Some(data)) = (transfer, &mut data) {
             let fed = async {
                 output.flush().await?;
@@ -285,6 +289,8 @@ impl Connection {
             loop {
                 let next = output.next(&mut requests).await.map_err(Stop::Peer)?;
                 let Some((tag, request)) = next else { break };
+                // Answers carry no name: they are matched by order. So each request needs its place in
+                // the queue of tags, also one that cannot be written and gets no answer.
                 let place = output.place(&tags, None).await?;
                 let written = output.request(&request);
                 if written.is_ok() {
@@ -333,6 +339,8 @@ impl Connection {
             flight,
             ..
         } = self;
+        // The daemon may say nothing while a NAR goes out. Silence is limited by `place` instead, and by
+        // `patience` once all was sent.
         input.patience.set(None);
         let patience = input.patience.clone();
         let (tags, mut open) = mpsc::channel::<PendingUpload<T>>(UPLOADS);
@@ -356,6 +364,7 @@ impl Connection {
                 begun += 1;
                 place.send((tag, written, failure.clone()));
                 if sent {
+                    // An answer before the end of the NAR means that the daemon does not want the rest.
                     let answered = || answers.load(Ordering::Relaxed) >= begun;
                     output.send_one(nar, answered, &failure).await?;
                 }
@@ -395,6 +404,7 @@ impl Connection {
             return Ok(false);
         }
         self.flight.end();
+        // This one stays owed until the NAR was read to its end: before that the connection is not clean.
         self.input.answer::<()>(Op::NarFromPath, log).await??;
         Ok(true)
     }
@@ -562,6 +572,7 @@ impl DaemonInput {
                 Some(Message::Last) => return self.reply(Op::AddToStoreNar).await.map(Ok),
                 Some(Message::Error(error)) => return Ok(Err(self.peer.refused(error))),
                 Some(Message::Read(wanted)) => {
+                    // An empty piece would mean the end of the data, so empty chunks are passed over.
                     while rest.is_empty() {
                         match data.next().await {
                             Some(chunk) => rest = chunk?,
@@ -601,7 +612,7 @@ impl DaemonOutput {
         written.map_err(|e| self.peer.failed(e))
     }
 
-    /// Sends the buffer.
+    /// Sends what is in the buffer, and flushes the stream.
     async fn flush(&mut self) -> Result<()> {
         let mut bytes = self.writer.take();
         let sent = async {
@@ -760,7 +771,7 @@ impl Flight {
     }
 }
 
-/// Why writing stopped.
+/// Why the writing half of [`Flight::drive`] stopped before its end.
 enum Stop {
     /// What was to be sent could not be had.
     Source(Error),

@@ -29,7 +29,7 @@ impl SilenceLimit {
         self.0.store(millis, Ordering::Relaxed);
     }
 
-    /// What was set.
+    /// Returns the limit that was set last; `None` is for ever, which is the default.
     pub fn get(&self) -> Option<Duration> {
         match self.0.load(Ordering::Relaxed) {
             0 => None,

@@ -37,7 +37,7 @@ use tokio::io::AsyncRead;
 
 /// What can be asked: a type for each command.
 pub trait ServeRequest: Encode<Serve> + Decode<Serve> + Debug + Send + Sync {
-    /// The command.
+    /// The command whose number begins the request on the wire.
     const COMMAND: Command;
 
     /// What comes back; data that follows is not part of it.
@@ -150,19 +150,19 @@ requests! {
         lock: bool,
         /// Whether to fetch those that are not there.
         substitute: bool,
-        /// The paths.
+        /// The paths to look for; the reply is the subset that is valid.
         paths: BTreeSet<StorePath>,
     } -> BTreeSet<StorePath>;
 
     /// What is known about paths.
     QueryPathInfos {
-        /// The paths.
+        /// The paths to look for; the reply leaves out those that are not valid.
         paths: BTreeSet<StorePath>,
     } -> PathInfos;
 
     /// The NAR of a path, which is the reply, raw. A server that does not have it ends.
     DumpStorePath {
-        /// The path.
+        /// The path whose NAR is wanted, which must be valid.
         path: StorePath,
     } -> ();
 
@@ -173,7 +173,7 @@ requests! {
     BuildPaths {
         /// What is asked for.
         paths: Vec<DerivedPath>,
-        /// How.
+        /// How the server is to build, such as its time limits.
         options: ServeBuildOptions,
     } -> BuildOutcome;
 
@@ -181,7 +181,7 @@ requests! {
     QueryClosure {
         /// Whether the outputs of derivations among them count too.
         include_outputs: bool,
-        /// The paths.
+        /// The paths whose closure is asked for; they are part of the reply.
         paths: BTreeSet<StorePath>,
     } -> BTreeSet<StorePath>;
 }
@@ -221,9 +221,9 @@ impl Decode<Serve> for PathInfos {
 /// The reply to [`BuildPaths`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BuildOutcome {
-    /// All is there.
+    /// Every path was built or fetched, or was valid already; 0 on the wire.
     Success,
-    /// Something failed.
+    /// At least one of the paths could not be had; the reply does not say which.
     Failure {
         /// The exit status of the server's process; never 0.
         exit_status: u64,
@@ -272,9 +272,9 @@ impl Decode<Serve> for BuildOutcome {
 pub struct BuildDerivation {
     /// Where the derivation lies, or would lie. It is named by this.
     pub path: StorePath,
-    /// The derivation.
+    /// The derivation to build, whose inputs are plain store paths.
     pub derivation: BasicDerivation,
-    /// How.
+    /// How the server is to build, such as its time limits.
     pub options: ServeBuildOptions,
 }
 

@@ -21,9 +21,9 @@ pub enum ServeHandshakeError {
         "the other side speaks serve protocol {major}.{minor}, but 2.{MINIMUM} or later is needed"
     )]
     Version {
-        /// Its major version.
+        /// The major version that the other side sent; only 2 is accepted.
         major: u8,
-        /// Its minor version.
+        /// The minor version that the other side sent; the oldest that is accepted is [`MINIMUM`].
         minor: u8,
     },
 }

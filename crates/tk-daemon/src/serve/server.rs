@@ -137,7 +137,7 @@ impl fmt::Debug for ServeServer {
     }
 }
 
-/// One client.
+/// The session of one client, after the handshake.
 struct ServeSession<'a, R, W> {
     server: &'a ServeServer,
     reader: WireReader<R, Serve>,
@@ -235,6 +235,8 @@ where
     async fn closure(&mut self) -> Result<()> {
         let request: QueryClosure = self.request().await?;
         let store = &*self.server.abilities.store;
+        // Outputs have closures of their own, with derivations in them perhaps: again until nothing is
+        // new.
         let mut roots = request.paths;
         loop {
             let found = closure(store, roots.iter().cloned()).await?;

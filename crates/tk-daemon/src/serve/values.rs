@@ -200,7 +200,7 @@ fn build_result_form(serve: &Serve) -> BuildResultForm {
 /// streams also lie in files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportTrailer {
-    /// The path.
+    /// The store path whose NAR stands before this trailer.
     pub path: StorePath,
     /// The paths it needs.
     pub references: BTreeSet<StorePath>,

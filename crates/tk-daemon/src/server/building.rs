@@ -127,6 +127,7 @@ impl OperationContext {
         self.find_fetchable(wanted, &mut missing).await?;
         let fetched = &missing.substitute;
         missing.unknown.retain(|path| !fetched.contains(path));
+        // A derivation need not be built if all of its outputs that are lacking can be fetched.
         let built = |lacking: &Option<BTreeSet<StorePath>>| match lacking {
             Some(lacking) => !lacking.is_subset(fetched),
             None => true,

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 /// All connections of one server.
 pub(super) struct Clients {
     state: Mutex<ClientsState>,
-    /// Someone has gone.
+    /// Is notified when a connection has ended, so that its place is free.
     pub left: Notify,
     most: usize,
     each: usize,
@@ -90,6 +90,7 @@ impl Clients {
     /// The next one who has a place now.
     pub fn admit(self: &Arc<Self>) -> Option<AdmittedClient> {
         let mut state = self.lock();
+        // Not simply the first one: a user at its limit must not keep others waiting.
         let next =
             (0..state.waiting.len()).find(|i| self.has_place(&state, state.waiting[*i].who()));
         let arrived = state.waiting.remove(next?)?;
@@ -132,6 +133,8 @@ impl Clients {
             let (most, count) = others
                 .max_by_key(|(_, count)| **count)
                 .unwrap_or((&first, &own));
+            // Fair only if the other still has as many as the one who waits, after one place changed
+            // hands.
             let fair = *count > own + 1;
             (
                 *most,
@@ -163,7 +166,7 @@ impl Clients {
         }
     }
 
-    /// Ends all connections.
+    /// Shuts down every open connection, also those on which a request is under way.
     pub fn end(&self) {
         for open in self.lock().open.values() {
             let _ = open.stream.shutdown(Shutdown::Both);

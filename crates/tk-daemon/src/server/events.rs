@@ -86,7 +86,7 @@ fn size(event: &LogEvent) -> usize {
     96 + own
 }
 
-/// In bytes.
+/// How much waiting events may take in memory, in bytes, before messages and results are dropped.
 const MAX_WAITING: usize = 4 << 20;
 
 #[cfg(test)]

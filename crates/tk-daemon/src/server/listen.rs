@@ -54,6 +54,7 @@ pub async fn bind(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile)> 
         let _ = fs::remove_file(&temporary);
         let _ = fs::remove_dir(&folder);
     };
+    // The name has the number of this process in it, and a dead process may have had the same.
     left_over();
     let make = || {
         fs::DirBuilder::new().mode(0o700).create(&folder)?;
@@ -116,6 +117,8 @@ impl Server {
             while let Some(admitted) = clients.admit() {
                 self.start(admitted, stopping.clone());
             }
+            // How long somebody was silent changes without any event, so while others wait it is looked
+            // at again.
             let crowded = clients.make_room();
             tokio::select! {
                 biased;
@@ -134,6 +137,8 @@ impl Server {
         }
         drop(listeners);
         let _ = stopped.send(true);
+        // The channel reaches connections that are tasks. Threads that wait in their socket hear nothing
+        // of it: those are ended through the socket.
         clients.stop();
         let all_left = async {
             while clients.count() > 0 {
@@ -174,6 +179,8 @@ impl Server {
     /// Serves the connection on a thread of its own, or as a task where there are no more threads.
     fn start(&self, admitted: AdmittedClient, stopping: watch::Receiver<bool>) {
         let runtime = Handle::current();
+        // Shared, since a closure is lost when its thread cannot be started, and the client would be with
+        // it.
         let work = Arc::new(Mutex::new(Some((admitted, stopping))));
         let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(|e| e.into_inner()).take();
         let (server, given) = (self.clone(), work.clone());

@@ -95,7 +95,7 @@ pub struct ServerConfig {
     pub spool: PathBuf,
     /// How large the requests of one connection may be, without the data that they carry.
     pub limits: Limits,
-    /// Takes what happens.
+    /// Is told of connections and operations as they begin and end; by default nobody is.
     pub observer: Arc<dyn Observer>,
 }
 
@@ -128,7 +128,7 @@ impl Default for ServerConfig {
 pub struct Server {
     pub(crate) abilities: Abilities,
     pub(crate) config: Arc<ServerConfig>,
-    /// At reading NARs.
+    /// The turns at reading NARs from the store; [`ServerConfig::max_nars`] says how many there are.
     nars: Arc<Turns>,
     /// At sending large requests.
     large: Arc<Turns>,

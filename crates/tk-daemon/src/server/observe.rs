@@ -5,7 +5,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum ServerEvent<'a> {
-    /// Somebody connected.
+    /// A client has connected; the handshake has not begun yet.
     Connected {
         /// Who; `None` for a connection that is no socket.
         peer: Option<&'a SocketPeer>,
@@ -37,7 +37,7 @@ pub enum ServerEvent<'a> {
     },
     /// No connection could be taken; the server tries again.
     NotAccepted {
-        /// Why.
+        /// The reason, as a text for people.
         error: &'a str,
     },
 }
@@ -48,7 +48,7 @@ pub trait Observer: Send + Sync {
     fn event(&self, connection: u64, event: ServerEvent<'_>);
 }
 
-/// Takes nothing.
+/// Drops every event: the observer of a server whose operator wants to know nothing.
 impl Observer for () {
     fn event(&self, _: u64, _: ServerEvent<'_>) {}
 }

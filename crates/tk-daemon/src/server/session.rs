@@ -60,7 +60,7 @@ struct WorkerSession<R, W> {
     nars: TurnQueue,
     activity: Arc<Activity>,
     number: u64,
-    /// Requests so far.
+    /// The number of requests that were begun on this connection.
     operations: u64,
 }
 
@@ -210,8 +210,12 @@ where
     /// The next operation; `None` if there will be none.
     async fn next(&mut self) -> Result<Option<Op>, WireError> {
         if self.reader.buffered() == 0 {
+            // Replies are sent only when no further request is in the buffer: those of a pipeline go
+            // together.
             self.flush().await?;
             if let Some(seat) = &self.seat {
+                // Under one lock with `Clients::stop`: either that finds this connection idle and ends
+                // it, or the stop is seen here. A thread that waits in the socket hears of nothing else.
                 if !seat.admitted.goes_idle() {
                     return Ok(None);
                 }
@@ -697,6 +701,8 @@ where
             Err(failure) => return Err(failure),
         };
         if let Some(words) = &refusal {
+            // Nothing of the reply was sent yet, so one that this version cannot express still becomes a
+            // refusal.
             self.writer.truncate(start);
             self.writer.value(&Message::error(words.as_str()))?;
         }

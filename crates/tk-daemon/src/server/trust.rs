@@ -33,11 +33,11 @@ impl SocketPeer {
 pub enum TrustRule {
     /// Everybody who can connect.
     Everybody,
-    /// Nobody.
+    /// No client is trusted, not even the user that the server runs as.
     Nobody,
-    /// These users.
+    /// A client is trusted if its user or its group is listed here.
     Users {
-        /// Users by number.
+        /// The numbers of the users that are trusted.
         uids: BTreeSet<u32>,
         /// Groups by number: clients that run with one as their own group.
         gids: BTreeSet<u32>,

@@ -89,7 +89,7 @@ impl TurnQueue {
         }
     }
 
-    /// Whether somebody waits.
+    /// Returns whether anybody waits for a turn, in this queue or in another one of the same turns.
     pub fn is_long(&self) -> bool {
         self.turns.waiting.load(Ordering::Relaxed) > 0
     }

@@ -35,7 +35,7 @@ use tk_store::{Result, log::LogSink};
 /// How to reach the far end, and what to run there.
 #[derive(Clone)]
 pub struct SshConfig {
-    /// Whom to reach.
+    /// The host to connect to, with a user and a port where those are not ssh's own choice.
     pub host: SshHost,
     /// Further options for ssh, word by word (`NIX_SSHOPTS`).
     pub options: Vec<String>,
@@ -178,7 +178,7 @@ impl fmt::Debug for SshConfig {
     }
 }
 
-/// See [`SshConfig::alive_interval`].
+/// The default of [`SshConfig::alive_interval`].
 const ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 #[cfg(test)]

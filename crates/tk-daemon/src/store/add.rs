@@ -22,7 +22,7 @@ use tk_store::{
 };
 use tokio::sync::Notify;
 
-/// See [`tk_store::Store::add`].
+/// Implements [`tk_store::Store::add`]: asks what the daemon has of each batch, and sends the rest.
 pub(super) async fn add(
     store: &DaemonStore,
     items: AddItems<'_>,
@@ -92,6 +92,7 @@ impl DaemonAdd<'_> {
             }
             match self.admit(&info, &paths) {
                 Ok(()) => {
+                    // It may have failed before; what refers to it is not doomed while it is tried again.
                     self.state().failed.remove(&path);
                     paths.insert(path);
                     going.push((info, nar));
@@ -172,6 +173,8 @@ impl DaemonAdd<'_> {
             let answer = connection.upload(&request, nar, self.store.log()).await;
             let broke_off = self.state().failed.contains(&info.path);
             match answer {
+                // A NAR that broke off is the fault of its path only. Otherwise the daemon is gone, for
+                // all the rest too.
                 Err(error) if !connection.is_clean() && !broke_off => return Err(error),
                 answer => self.done(info, answer),
             }
@@ -221,6 +224,7 @@ impl DaemonAdd<'_> {
                 state.report.written += info.nar_size;
                 state.valid.insert(info.path);
             }
+            // It was sent before its reference was known to have failed, which is taken for the reason.
             (Err(Error::Refused { .. }), Some(reference)) => {
                 let error = self.missing(&info.path, &reference);
                 state.fail(info.path, error);
@@ -291,6 +295,7 @@ impl<'a> SendQueue<'a> {
     /// What may go on `lane`, once there is something; `None` if nothing is left.
     async fn next(&self, lane: usize) -> Option<(PathInfo, AddToStoreNar, NarStream)> {
         loop {
+            // Made before the look at the queue: a change in between still wakes this one.
             let changed = self.changed.notified();
             let (item, left) = self.waiting().take(lane);
             match item {

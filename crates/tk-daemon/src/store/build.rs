@@ -41,6 +41,7 @@ impl Build for DaemonStore {
             let request = BuildPathsWithResults { paths, mode };
             connection.call(&request, &logs).await?
         } else {
+            // Given back first: what follows takes another one, and the pool may have no more than this.
             drop(connection);
             self.build_blindly(paths, mode, &logs).await?
         };

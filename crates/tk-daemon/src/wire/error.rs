@@ -5,7 +5,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// The connection failed.
+    /// Reading from the connection or writing to it failed.
     #[error("the connection failed")]
     Io(#[from] io::Error),
     /// The peer closed the connection where more should have come.
@@ -25,7 +25,7 @@ pub enum WireError {
     /// The peer wants more than it gets.
     #[error("the peer announced {claimed} for {what} at byte {offset}, more than {limit}")]
     TooLarge {
-        /// Where it did.
+        /// How many bytes had been read when the limit was broken.
         offset: u64,
         /// What is too large.
         what: &'static str,

@@ -42,13 +42,13 @@ pub trait Admission: Debug + Send + Sync {
     fn admit(&self) -> BoxFuture<'_, io::Result<Admitted>>;
 }
 
-/// See [`Admission::admit`].
+/// Keeps the memory that [`Admission::admit`] granted taken, until it is dropped.
 pub type Admitted = Box<dyn Any + Send + Sync>;
 
 /// What a peer may claim, in bytes of memory. The protocol itself has no limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The longest string.
+    /// The longest string, in bytes; 16 MiB by default.
     pub string: u64,
     /// All of one message: a request, a reply, a message of the log.
     pub message: u64,
@@ -206,7 +206,7 @@ impl<R: Debug, P: Debug> Debug for WireReader<R, P> {
 }
 
 impl<R: AsyncRead + Unpin, P> WireReader<R, P> {
-    /// An integer.
+    /// Reads an integer: 8 bytes, the lowest first.
     pub async fn u64(&mut self) -> Result<u64, WireError> {
         self.need(8).await?;
         self.position += 8;
@@ -467,7 +467,7 @@ impl<R: AsyncRead + Unpin + Send, P: Protocol> WireReader<R, P> {
         T::decode(self).await
     }
 
-    /// A store path.
+    /// Reads a string that must be the whole path of something in the protocol's store directory.
     pub async fn path(&mut self) -> Result<StorePath, WireError> {
         let dir = self.dir().clone();
         self.parse("a store path", MAX_PATH, |text| dir.parse(text))

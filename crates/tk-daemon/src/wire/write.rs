@@ -11,7 +11,7 @@ pub struct Writer<P> {
 }
 
 impl<P> Writer<P> {
-    /// An empty writer.
+    /// Returns a writer that has nothing to send yet and writes values as `protocol` has them.
     pub fn new(protocol: P) -> Self {
         Writer {
             protocol,
@@ -60,12 +60,12 @@ impl<P> Writer<P> {
         value.encode(self).inspect_err(|_| self.truncate(start))
     }
 
-    /// An integer.
+    /// Writes an integer: 8 bytes, the lowest first.
     pub fn u64(&mut self, number: u64) {
         self.buffer.put_u64_le(number);
     }
 
-    /// A bool.
+    /// Writes a bool as the integer 1 or 0.
     pub fn bool(&mut self, value: bool) {
         self.u64(value.into());
     }
@@ -82,7 +82,7 @@ impl<P> Writer<P> {
         self.pad(bytes.len());
     }
 
-    /// A text.
+    /// Writes a text as a string of the wire: length, bytes, and zeros up to a multiple of 8.
     pub fn string(&mut self, text: &str) {
         self.bytes(text.as_bytes());
     }
@@ -110,7 +110,7 @@ impl<P> Writer<P> {
 }
 
 impl<P: Protocol> Writer<P> {
-    /// A store path.
+    /// Writes a store path as a string, with the store directory in front.
     pub fn path(&mut self, path: &StorePath) {
         let dir = self.protocol.store_dir().clone();
         self.display(dir.display(path));

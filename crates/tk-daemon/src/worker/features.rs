@@ -18,21 +18,25 @@ use crate::wire::{Decode, Encode, Protocol, WireError, WireReader, Writer};
 use std::collections::BTreeSet;
 use tokio::io::AsyncRead;
 
-/// See the [module](self).
+/// With this feature, realisations, their keys and the outputs of build results are written in the new
+/// form.
 pub const REALISATION_WITH_PATH: &str = "realisation-with-path-not-hash";
-/// See the [module](self).
+/// With this feature, `CollectGarbage` says which paths it is about, and whether their referrers go too.
 pub const DELETE_DEAD_SPECIFIC_REFERRERS: &str = "delete-dead-specific-referrers";
-/// See the [module](self).
+/// With this feature, the client does not send `SetOptions`.
 pub const DISABLE_SET_OPTIONS: &str = "disable-set-options";
-/// See the [module](self).
+/// With this feature, there is operation 1001, `AddToStoreScanning`. Nix offers it only to what runs in a
+/// build.
 pub const ADD_TO_STORE_SCANNING: &str = "add-to-store-scanning";
-/// See the [module](self).
+/// With this feature, there is operation 1000, `SubmitOutput`. Nix offers it only to what runs in a
+/// build.
 pub const SUBMIT_OUTPUT: &str = "submit-output";
-/// See the [module](self).
+/// With this feature, which is Determinate Nix's, there is operation 49, `AddTempRoots`.
 pub const ADD_TEMP_ROOTS: &str = "addTempRoots";
-/// See the [module](self).
+/// With this feature, which is Determinate Nix's, there is operation 50, `QueryPathInfos`.
 pub const QUERY_PATH_INFOS: &str = "queryPathInfos";
-/// See the [module](self).
+/// With this feature, which is Determinate Nix's, the path infos within `AddMultipleToStore` have the
+/// layout of the connection's version, not that of 1.16.
 pub const VERSIONED_ADD_TO_STORE_MULTIPLE: &str = "versionedAddToStoreMultiple";
 
 /// All that is known here.
@@ -52,7 +56,7 @@ pub const ALL: [&str; 8] = [
 pub struct Features(BTreeSet<String>);
 
 impl Features {
-    /// No features.
+    /// Returns the empty set, with which nothing is agreed on beside the version.
     pub fn none() -> Self {
         Features::default()
     }
@@ -67,7 +71,7 @@ impl Features {
         self.0.contains(feature)
     }
 
-    /// Those of both.
+    /// Returns the features that are in both sets: what two ends with these agree on.
     pub fn common(&self, other: &Features) -> Features {
         Features(self.0.intersection(&other.0).cloned().collect())
     }
@@ -82,7 +86,7 @@ impl Features {
         self.0.is_empty()
     }
 
-    /// The features, sorted.
+    /// Returns the names of the features, in sorted order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }

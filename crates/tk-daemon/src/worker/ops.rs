@@ -86,7 +86,7 @@ use tokio::io::AsyncRead;
 
 /// What can be asked: a type for each operation.
 pub trait Request: Encode<WorkerProtocol> + Decode<WorkerProtocol> + Debug + Send + Sync {
-    /// The operation.
+    /// The operation whose number begins the request on the wire.
     const OP: Op;
 
     /// What comes back when it is done; data that follows is not part of it.
@@ -115,7 +115,7 @@ pub trait Request: Encode<WorkerProtocol> + Decode<WorkerProtocol> + Debug + Sen
 /// In which way the data of a request follows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Data {
-    /// There is none.
+    /// No data follows: the request is complete as it is.
     None,
     /// In chunks, see [`FramedRead`](crate::wire::FramedRead).
     Framed,
@@ -319,13 +319,13 @@ macro_rules! requests {
 requests! {
     /// Whether a path is valid.
     IsValidPath {
-        /// The path.
+        /// The path that may be valid.
         path: StorePath,
     } -> bool;
 
     /// Which valid paths refer to a path.
     QueryReferrers {
-        /// The path.
+        /// The path whose referrers are asked for.
         path: StorePath,
     } -> BTreeSet<StorePath>;
 
@@ -333,7 +333,7 @@ requests! {
     AddTextToStore {
         /// The name of the path to be.
         name: String,
-        /// The content.
+        /// The content of the file, which is sent as a whole within the request.
         text: Bytes,
         /// What it refers to.
         references: BTreeSet<StorePath>,
@@ -349,7 +349,7 @@ requests! {
 
     /// Fetches a path unless it is there.
     EnsurePath {
-        /// The path.
+        /// The path that is to be valid afterwards.
         path: StorePath,
     } -> Done;
 
@@ -368,24 +368,24 @@ requests! {
     /// Waits for a garbage collection to end. Obsolete: temporary roots work during one.
     SyncWithGC {} -> Done;
 
-    /// All roots.
+    /// Asks for all roots of the garbage collector, each with the path that it keeps.
     FindRoots {} -> RootList;
 
     /// The derivation that made a path. Obsolete: a part of its path info.
     QueryDeriver {
-        /// The path.
+        /// The path whose deriver is asked for.
         path: StorePath,
     } -> Option<StorePath>;
 
     /// What a substituter knows about a path. Obsolete: see [`QuerySubstitutablePathInfos`].
     QuerySubstitutablePathInfo {
-        /// The path.
+        /// The path that a substituter may have.
         path: StorePath,
     } -> Option<SubstitutablePathInfo>;
 
     /// The paths of a derivation's outputs. Obsolete: see [`QueryDerivationOutputMap`].
     QueryDerivationOutputs {
-        /// The derivation.
+        /// The store path of the derivation.
         path: StorePath,
     } -> BTreeSet<StorePath>;
 
@@ -396,31 +396,31 @@ requests! {
     /// What is known about a path; `None` if it is not valid. Before 1.17 that is an error that
     /// contains "is not valid".
     QueryPathInfo {
-        /// The path.
+        /// The path whose metadata is asked for.
         path: StorePath,
     } -> Option<UnkeyedPathInfo>;
 
     /// The names of a derivation's outputs. Obsolete: see [`QueryDerivationOutputMap`].
     QueryDerivationOutputNames {
-        /// The derivation.
+        /// The store path of the derivation.
         path: StorePath,
     } -> BTreeSet<OutputName>;
 
     /// The valid path that begins with these digits.
     QueryPathFromHashPart {
-        /// The digits.
+        /// The 32 digits that stand before the name in a store path.
         part: HashPart,
     } -> Option<StorePath>;
 
     /// Which of the paths a substituter has.
     QuerySubstitutablePaths {
-        /// The paths.
+        /// The paths that substituters may have; the reply is a subset of them.
         paths: BTreeSet<StorePath>,
     } -> BTreeSet<StorePath>;
 
     /// The valid derivations that have a path as an output.
     QueryValidDerivers {
-        /// The path.
+        /// The path whose derivers are asked for.
         path: StorePath,
     } -> BTreeSet<StorePath>;
 
@@ -437,7 +437,7 @@ requests! {
 
     /// Gives a path further signatures.
     AddSignatures {
-        /// The path.
+        /// The valid path that the signatures are about.
         path: StorePath,
         /// Who vouches for it.
         signatures: BTreeSet<Signature>,
@@ -445,19 +445,19 @@ requests! {
 
     /// The NAR of a path, which follows the reply raw.
     NarFromPath {
-        /// The path.
+        /// The path whose NAR is wanted, which must be valid.
         path: StorePath,
     } -> ();
 
     /// What building or fetching would have to do.
     QueryMissing {
-        /// What is wanted.
+        /// The paths and outputs that would be built or fetched.
         paths: Vec<DerivedPath>,
     } -> Missing;
 
     /// The outputs of a derivation, with their paths as far as they are known.
     QueryDerivationOutputMap {
-        /// The derivation.
+        /// The store path of the derivation.
         path: StorePath,
     } -> BTreeMap<OutputName, Option<StorePath>>;
 
@@ -471,7 +471,7 @@ requests! {
 
     /// Makes a link to a path, which keeps it. The reply is the link.
     AddPermRoot {
-        /// The path.
+        /// The path that the link is to lead to and to keep.
         path: StorePath,
         /// The absolute path of the link.
         link: BString,
@@ -485,7 +485,7 @@ requests! {
 
     /// What is known about many paths at once; those that are not valid are left out.
     QueryPathInfos {
-        /// The paths.
+        /// The paths whose metadata is asked for.
         paths: BTreeSet<StorePath>,
     } -> Vec<PathInfo>;
 
@@ -493,7 +493,7 @@ requests! {
     SubmitOutput {
         /// What the output is.
         path: SingleDerivedPath,
-        /// Which output.
+        /// The name of the output that is told about.
         output: OutputName,
     } -> Done;
 }
@@ -626,12 +626,12 @@ by_version!(
 pub enum AddedContent {
     /// All that is known about the path: from 1.25 on.
     Info(PathInfo),
-    /// The path: before.
+    /// Only the path, which is all that is told before 1.25.
     Path(StorePath),
 }
 
 impl AddedContent {
-    /// The path.
+    /// Returns the path that was added, which is told at every version.
     pub fn path(&self) -> &StorePath {
         match self {
             AddedContent::Info(info) => &info.path,
@@ -941,7 +941,7 @@ by_version!(
 /// Which of the paths are valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryValidPaths {
-    /// The paths.
+    /// The paths to look for; the reply is the subset that is valid.
     pub paths: BTreeSet<StorePath>,
     /// Whether to fetch those that are not there. Before 1.27 it cannot be asked for.
     pub substitute: bool,
@@ -970,7 +970,7 @@ by_version!(
 pub struct BuildDerivation {
     /// Where the derivation lies, or would lie. It is named by this.
     pub path: StorePath,
-    /// The derivation.
+    /// The derivation to build, whose inputs are plain store paths.
     pub derivation: BasicDerivation,
     /// What becomes of outputs that are there already.
     pub mode: BuildMode,
@@ -1055,7 +1055,7 @@ impl Decode<WorkerProtocol> for Missing {
 /// Tells what an output turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RegisterDrvOutput {
-    /// With [`features::REALISATION_WITH_PATH`].
+    /// The form with [`features::REALISATION_WITH_PATH`]: the key names the derivation by its path.
     New(Realisation),
     /// Without it. Before 1.31 signatures and dependent realisations cannot be said.
     Legacy(legacy::LegacyRealisation),
@@ -1090,9 +1090,9 @@ by_version!(
 /// What an output turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QueryRealisation {
-    /// With [`features::REALISATION_WITH_PATH`].
+    /// The form with [`features::REALISATION_WITH_PATH`]: the path of a derivation, and an output name.
     New(DrvOutput),
-    /// Without it.
+    /// The form without that feature: a hash that stands for the derivation, and an output name.
     Legacy(legacy::LegacyDrvOutput),
 }
 
@@ -1113,7 +1113,7 @@ by_version!(
 /// The reply to [`QueryRealisation`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FoundRealisation {
-    /// With [`features::REALISATION_WITH_PATH`].
+    /// With [`features::REALISATION_WITH_PATH`]: the realisation, or `None` where none is known.
     New(Option<UnkeyedRealisation>),
     /// Without it, from 1.31 on; one or none in practice.
     Legacy(BTreeSet<legacy::LegacyRealisation>),

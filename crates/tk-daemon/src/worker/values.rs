@@ -172,7 +172,8 @@ pub(crate) async fn read_nar_hash<R: AsyncRead + Unpin + Send, P>(
 /// Whether the daemon does what its client says without further proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Trust {
-    /// It does.
+    /// The daemon trusts the client: it adds paths without signatures, and refuses nothing for want of
+    /// trust.
     Trusted,
     /// It does not: signatures are checked, and some operations are refused.
     NotTrusted,

@@ -51,7 +51,7 @@ pub const OLDEST: Version = Version::minor(10);
 /// other features.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
-    /// The number.
+    /// The newest version of the protocol that this end can speak.
     pub version: Version,
     /// The features; they count from 1.38 on.
     pub features: Features,

@@ -46,7 +46,7 @@ impl Drop for Chunk {
 
 #[cfg(feature = "stream")]
 impl From<Chunk> for bytes::Bytes {
-    /// Copies nothing.
+    /// Makes the chunk the owner of the bytes, so that nothing is copied.
     fn from(chunk: Chunk) -> Self {
         bytes::Bytes::from_owner(chunk)
     }

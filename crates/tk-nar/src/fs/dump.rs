@@ -41,25 +41,25 @@ pub enum DumpError {
     /// The file system refused.
     #[error("cannot {doing} {}", .path.display())]
     Io {
-        /// What was tried.
+        /// The action that failed, such as `open` or `list`.
         doing: &'static str,
-        /// With what.
+        /// The path that it was tried on; empty if there is none.
         path: PathBuf,
-        /// The refusal.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A file got longer, shorter or replaced while it was read.
     #[error("{} changed while it was being read", .path.display())]
     Changed {
-        /// The file.
+        /// The file that changed.
         path: PathBuf,
     },
     /// Archives hold regular files, directories and symlinks only.
     #[error("{} is {kind}; only regular files, directories and symlinks can be archived", .path.display())]
     Unsupported {
-        /// The file.
+        /// The file that cannot be archived.
         path: PathBuf,
-        /// What it is.
+        /// What the file is instead, such as `a socket`.
         kind: &'static str,
     },
     /// More than 64 nodes inside each other.
@@ -71,7 +71,7 @@ pub enum DumpError {
     /// A symlink no archive can hold.
     #[error("the target of the link {} {why}", .path.display())]
     Target {
-        /// The symlink.
+        /// The path of the symlink itself.
         path: PathBuf,
         /// What is wrong with its target.
         why: &'static str,
@@ -79,17 +79,17 @@ pub enum DumpError {
     /// Two names of a directory are the same without the case hack's suffix.
     #[error("in {}, '{}' and '{}' are the same name once the case hack's suffix is cut off", .path.display(), .first.escape_ascii(), .second.escape_ascii())]
     CaseCollision {
-        /// The directory.
+        /// The directory that holds both names.
         path: PathBuf,
-        /// One name.
+        /// One of the two names as they are on disk.
         first: Vec<u8>,
-        /// The other.
+        /// The other name as it is on disk.
         second: Vec<u8>,
     },
     /// Nothing is left of a name once the case hack's suffix is cut off.
     #[error("nothing is left of the name of {} once the case hack's suffix is cut off", .path.display())]
     EmptyName {
-        /// The file.
+        /// The file whose name is empty in the archive.
         path: PathBuf,
     },
     /// A reading thread ended unexpectedly.
@@ -355,6 +355,8 @@ impl SharedDump {
                 // The first slot can have become the first only now, while its thread waits for that.
                 self.wake_threads(&state);
                 let seen = self.appended.load(Ordering::Relaxed);
+                // To fall asleep and be woken takes longer than most reads, so it sleeps only after it has
+                // spun once.
                 if std::mem::take(&mut patient) {
                     state.starved = true;
                     state = self
@@ -443,6 +445,7 @@ impl SharedDump {
 
     /// Takes the next batch from the walk and gives it a slot.
     fn take_batch(&self) -> Option<(u64, BatchEncoder)> {
+        // The walk stays locked until the slot is there, so that slots stand in the order of the archive.
         let mut walk = lock(&self.walk);
         if lock(&self.state).walked {
             return None;

@@ -44,6 +44,8 @@ pub fn replace_link(
         fs::remove_file(&aside)?;
     }
     symlink(target, &aside)?;
+    // An exchange lets the old link be checked after it was taken away: a check before leaves time for
+    // others.
     let exchange = || renameat_with(CWD, &aside, CWD, place, RenameFlags::EXCHANGE);
     let replaced = match exchange() {
         Ok(()) if is_ours(&aside) => Ok(()),

@@ -21,7 +21,7 @@ pub(super) struct MakeBatch {
 
 #[derive(Debug)]
 struct MakeItem {
-    /// Index into `directories`.
+    /// The index of its directory in `directories` of the batch.
     directory: usize,
     /// With its NUL byte.
     name: Range<usize>,

@@ -53,23 +53,23 @@ pub enum UnpackError {
     /// Nothing is ever overwritten.
     #[error("{} exists already; unpacking makes it anew", .path.display())]
     Exists {
-        /// The destination.
+        /// The destination that was there already.
         path: PathBuf,
     },
     /// The file system refused: disk full, no permission, and so on.
     #[error("cannot {doing} {}", .path.display())]
     Io {
-        /// What was tried.
+        /// The action that failed, such as `create the link`.
         doing: &'static str,
-        /// With what.
+        /// The path that it was tried on.
         path: PathBuf,
-        /// The refusal.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A name equals the one that the case hack gave to another entry.
     #[error("{} collides with a name made by the case hack", .path.display())]
     CaseCollision {
-        /// The entry.
+        /// The path of the entry whose name is taken.
         path: PathBuf,
     },
     /// Unpacking failed before and was continued, or one of its threads died.

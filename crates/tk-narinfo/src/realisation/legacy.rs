@@ -18,12 +18,12 @@ use crate::text::shown;
 pub struct LegacyDrvOutput {
     /// The derivation's hash modulo its inputs.
     pub hash: Hash,
-    /// Which output.
+    /// The name of the output.
     pub output: OutputName,
 }
 
 impl LegacyDrvOutput {
-    /// Reads `sha256:<hex>!<output>`.
+    /// Reads the form `sha256:<hex>!<output>`; other forms of the hash are taken as well.
     pub fn parse(id: &str) -> Result<LegacyDrvOutput, DrvOutputError> {
         let fault = |source| DrvOutputError {
             id: shown(id),
@@ -75,9 +75,9 @@ enum LegacyFault {
 /// That a certain output is a certain path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LegacyRealisation {
-    /// Which output.
+    /// The output that the realisation is about.
     pub id: LegacyDrvOutput,
-    /// What it is.
+    /// The path that the output turned out to be.
     pub out_path: StorePath,
     /// Who vouches for that.
     pub signatures: BTreeSet<Signature>,

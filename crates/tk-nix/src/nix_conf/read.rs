@@ -10,7 +10,7 @@ use tk_store::{Error, Result};
 
 /// Bytes of a nix.conf, and of one that it includes.
 pub const MAX_CONF_BYTES: usize = 1 << 20;
-/// Files within files.
+/// How deep files may include further files; a file below that is an error.
 pub const MAX_INCLUDES: usize = 32;
 /// Files that one file includes, at all depths together.
 pub const MAX_FILES: usize = 1000;
@@ -35,10 +35,10 @@ struct Value {
     text: String,
 }
 
-/// Where settings stand.
+/// The places from which the settings of Nix are read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfPlaces {
-    /// The machine's file.
+    /// The file for the whole machine, by default `/etc/nix/nix.conf`.
     pub system: PathBuf,
     /// The user's files; the first of them wins.
     pub user: Vec<PathBuf>,
@@ -172,7 +172,7 @@ impl NixConf {
     }
 }
 
-/// One line.
+/// One line that gives a setting a value.
 pub(super) struct Assignment {
     pub(super) name: String,
     /// Its words, with one blank between them.
@@ -320,7 +320,7 @@ fn default(name: &str) -> &'static str {
 struct Setting {
     name: &'static str,
     kind: SettingKind,
-    /// Older names.
+    /// Older names of the setting, which nix.conf may use as well.
     aliases: &'static [&'static str],
 }
 

@@ -56,6 +56,8 @@ impl BuildGraph {
             for (drv, spec) in wave {
                 let names = graph.names(&drv, &spec)?;
                 let before = wanted.entry(drv.clone()).or_default();
+                // Only outputs that were not wanted before go on, so that the walk ends even where
+                // derivations form a cycle.
                 let more: BTreeSet<_> = names.difference(before).cloned().collect();
                 before.extend(more.iter().cloned());
                 if !more.is_empty() {
@@ -134,6 +136,7 @@ impl BuildGraph {
                 continue;
             }
             let file = &self.drvs[&drv];
+            // A node that is there already has asked for its inputs; only its outputs become more.
             if !self.nodes.contains_key(&drv) {
                 for (input, node) in &file.inputs.drvs {
                     if !node.dynamic.is_empty() {

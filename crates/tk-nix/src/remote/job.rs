@@ -324,6 +324,7 @@ impl<'a> BuildJob<'a> {
         let (local, builder) = (&at.shared.local.store, &at.builder.store.store);
         let own = |error: Error| JobFault::Final(error.to_line());
         let own_paths: BTreeSet<_> = outputs.values().cloned().collect();
+        // An output may refer only to what went into its build, and to outputs of the same derivation.
         let inputs = closure(&**local, self.basic.inputs.iter().cloned()).await;
         let mut allowed: BTreeSet<_> = inputs.map_err(own)?.infos.into_keys().collect();
         allowed.extend(own_paths.iter().cloned());
@@ -390,6 +391,7 @@ impl<'a> BuildJob<'a> {
             _ => None,
         };
         info.deriver = Some(self.path.clone());
+        // Left as it came, `ultimate` would claim that the store here built the path itself.
         (info.ultimate, info.registration_time) = (false, 0);
         for key in &at.shared.config.sign {
             let signed = info.sign(at.shared.local.store.dir(), key);

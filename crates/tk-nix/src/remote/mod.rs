@@ -65,7 +65,7 @@ pub struct RemoteBuilder {
 /// How to build on other machines.
 #[derive(Clone)]
 pub struct RemoteConfig {
-    /// Those there are.
+    /// The machines that may be asked to build.
     pub machines: Vec<Machine>,
     /// The way to them.
     pub connect: Arc<dyn Connect>,
@@ -115,7 +115,7 @@ pub trait Connect: Send + Sync {
 /// The store of a machine.
 #[derive(Debug, Clone)]
 pub struct Connected {
-    /// The store.
+    /// The store of the machine, opened.
     pub store: Abilities,
     /// The version of its Nix, if it tells.
     pub nix_version: Option<String>,
@@ -130,9 +130,9 @@ pub struct Connected {
 /// What became of asking a machine, by [`probe`].
 #[derive(Debug)]
 pub struct Probe {
-    /// Whom.
+    /// The machine that was asked.
     pub machine: Machine,
-    /// Its answer.
+    /// The store that the machine opened, or why it could not be reached.
     pub answer: Result<Connected>,
     /// Its slots that nobody here holds. What others than this machine build there is not
     /// known: no protocol tells.

@@ -99,6 +99,7 @@ impl<'a> MachinePool<'a> {
             if let Some((i, slot, _)) = best {
                 return Ok(Some((i, slot)));
             }
+            // Other processes hold slots, too, as locks on files, and nobody tells when one of them is free.
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST);
         }

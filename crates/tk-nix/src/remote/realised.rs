@@ -153,6 +153,8 @@ impl Realised {
                     output: output.clone(),
                 },
             );
+            // Some stores name an output by the derivation's hash, others by its path; both forms are passed
+            // on.
             if let Some(hash) = legacy {
                 let output = output.clone();
                 let legacy_id = legacy::LegacyDrvOutput { hash, output };

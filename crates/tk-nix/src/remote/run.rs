@@ -30,6 +30,7 @@ pub async fn run(
     log: &dyn LogSink,
 ) -> Result<Vec<KeyedBuildResult>> {
     let opaque = paths.iter().filter_map(opaque).cloned().collect();
+    // Asked before anything is fetched, to tell what was there from what was substituted.
     let before = local.store.valid(&opaque).await?;
     let fetched = fetch(local, paths, log).await?;
     let realised = Realised::new(local.store.dir().clone());
@@ -216,6 +217,7 @@ impl<'a> Schedule<'a> {
         let mut left: Vec<_> = self.nodes.keys().collect();
         left.retain(|path| !self.done.contains_key(*path));
         loop {
+            // Each round may add failures that others depend on, so this goes on until a round adds none.
             let before = left.len();
             left.retain(|path| {
                 let mut needs = self.nodes[*path].waits_for.iter();

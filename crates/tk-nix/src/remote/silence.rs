@@ -89,6 +89,7 @@ impl MachinePool<'_> {
             if place.pulse.last() > asked {
                 return Ok(());
             }
+            // Another one may have found the machine lost while this one waited for the lock.
             if let Some(words) = &*lost {
                 return Err(words.clone());
             }

@@ -38,7 +38,7 @@ pub enum Severity {
     Error,
     /// It gives the same as long as something holds that nothing enforces.
     Warning,
-    /// Worth knowing.
+    /// It is less than a warning, but worth knowing.
     Note,
 }
 
@@ -76,7 +76,7 @@ impl Finding {
         }
     }
 
-    /// `{"severity","kind","where","message","advice"}`.
+    /// Returns the finding as the object `{"severity","kind","where","message","advice"}`.
     pub fn to_json(&self) -> Value {
         json!({
             "severity": self.severity.name(), "kind": self.kind, "where": self.place,

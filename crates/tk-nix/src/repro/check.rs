@@ -218,6 +218,7 @@ impl RepeatedBuilds<'_> {
                 }
                 _ => return Err(failure),
             }
+            // One failure speaks for the whole derivation; only its message names the outputs that differ.
             let told = |info: &PathInfo| names(&failure.message, &self.whole(&info.path));
             for (verdict, info) in verdicts.iter_mut().zip(first.values()) {
                 if told(info) {

@@ -67,11 +67,11 @@ pub struct Instance {
 /// What is known of a [`Instance`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InstanceState {
-    /// It is there.
+    /// The output is there, and its NAR hash is known.
     Present {
         /// Where: a whole path.
         path: String,
-        /// Its NAR hash.
+        /// The SHA-256 hash of its NAR.
         nar_hash: NarHash,
     },
     /// The store said that it does not have it.

@@ -35,13 +35,13 @@ pub struct ShellEnvironment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "value", rename_all = "lowercase")]
 pub enum Variable {
-    /// Processes get it.
+    /// A text that the processes which bash starts get as well.
     Exported(String),
     /// bash alone has it.
     Var(String),
-    /// A list.
+    /// A list of texts, which bash alone has.
     Array(Vec<String>),
-    /// A table.
+    /// A table of texts by their keys, which bash alone has.
     Associative(BTreeMap<String, String>),
     /// Something that was not told.
     #[serde(other)]

@@ -33,7 +33,7 @@ use std::{
 };
 use tk_store::log::{ActivityType, Level, LogEvent, LogSink, strip_ansi};
 
-/// What was read.
+/// The files and folders that an evaluation read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct EvalReads {
     /// Files of Nix code.

@@ -154,7 +154,7 @@ pub(super) fn entries(path: &Path) -> Result<Vec<PathBuf>> {
         .map_err(failed("reading the folder", path))
 }
 
-/// Seconds since 1970.
+/// Returns the present time in seconds since 1970; 0 if the clock is set to before that.
 pub(super) fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
@@ -171,7 +171,7 @@ pub(super) fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> Stri
     hex(hasher.finish().as_bytes())
 }
 
-/// `bytes` in hex.
+/// Returns `bytes` as hexadecimal digits in lower case.
 pub(super) fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {

@@ -141,6 +141,7 @@ fn entries(index: &[u8], object: usize) -> Option<Vec<TrackedFile>> {
         let begin = flags + if is_extended { 4 } else { 2 };
         let begin = match version {
             4 => {
+                // Version 4 leaves out what a name has in common with the name before it.
                 let (left_out, begin) = varint(index, begin)?;
                 name.truncate(name.len().checked_sub(left_out)?);
                 begin
@@ -155,6 +156,7 @@ fn entries(index: &[u8], object: usize) -> Option<Vec<TrackedFile>> {
         name.extend_from_slice(&rest[..length]);
         at = match version {
             4 => begin + length + 1,
+            // Older versions pad an entry with 1 to 8 zero bytes, to a length that is a multiple of 8.
             _ => at + ((begin - at + length + 8) & !7),
         };
         let path = PathBuf::from(OsStr::from_bytes(&name));
@@ -197,7 +199,7 @@ const MODES: [usize; 5] = [0o100_644, 0o100_755, 0o120_000, SUBMODULE, SPARSE];
 const OBJECTS: [usize; 2] = [20, 32];
 /// Bytes of an index: that of a repository of a million files.
 const MAX_INDEX: u64 = 256 << 20;
-/// Bytes of packed-refs.
+/// The largest file of packed refs that is read, in bytes.
 const MAX_PACKED: u64 = 64 << 20;
 /// Bytes of other files of git.
 const MAX_TEXT: u64 = 64 << 10;

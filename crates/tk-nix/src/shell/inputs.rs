@@ -112,7 +112,7 @@ pub(super) enum FilePlace {
     Local(PathBuf),
     /// In the search path: `<nixpkgs>`.
     Searched,
-    /// At an address.
+    /// At an address, such as `https://` or `channel:`.
     Far,
 }
 
@@ -205,7 +205,7 @@ enum Extent {
     Code,
     /// All, if it is not too much.
     Copied,
-    /// All.
+    /// All files, however many there are.
     All,
 }
 

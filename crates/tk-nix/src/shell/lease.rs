@@ -26,9 +26,9 @@ use tk_store::Roots;
 pub enum Owner {
     /// Whoever goes by this name.
     Name(String),
-    /// A process.
+    /// A process, with which the lease ends.
     Process {
-        /// Its number.
+        /// The number of the process.
         pid: u32,
         /// When it began, in ticks since boot.
         start: u64,
@@ -55,7 +55,7 @@ impl Owner {
 /// How long an environment is kept, and for whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseOptions {
-    /// For whom.
+    /// The owner, for whom the environment is kept.
     pub owner: Owner,
     /// How long after its last use.
     pub ttl: Duration,
@@ -75,7 +75,7 @@ impl Default for LeaseOptions {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvironmentLease {
-    /// For whom.
+    /// The owner, for whom the environment is kept.
     pub owner: Owner,
     /// Seconds that it lasts after the last use.
     pub ttl: u64,
@@ -162,11 +162,13 @@ impl Leases {
             files::make_folder(&place)?;
             for (n, target) in links.iter().enumerate() {
                 let link = place.join(n.to_string());
+                // The new link is renamed into its place, so that at no time the root is missing.
                 let new = files::unique(&link);
                 let made = symlink(target, &new).and_then(|()| fs::rename(&new, &link));
                 made.map_err(files::failed("making the link", &link))?;
                 all.push(link);
             }
+            // This file comes last: a folder without it counts as one whose making was cut off.
             files::replace(&place.join(NAME), &text)?;
         }
         for link in all {

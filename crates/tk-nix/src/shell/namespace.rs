@@ -35,6 +35,7 @@ impl StoreElsewhere {
             return Ok(None);
         };
         let mut why = String::new();
+        // Root may mount as it is; other users may only in a user namespace. Trying tells what is allowed.
         for options in [&["--mount"][..], &["--user", "--map-root-user", "--mount"]] {
             let program = program("unshare");
             let mut run = Command::new(&program);

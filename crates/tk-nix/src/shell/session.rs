@@ -33,7 +33,7 @@ pub struct ShellSession {
 /// What becomes of the environment's hook, and of what else of it would run without being named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// There is none.
+    /// There is nothing to run: the environment has no hook, or the hook was run already.
     None,
     /// The user allowed it.
     Allowed,
@@ -74,9 +74,9 @@ pub struct ExecResult {
 /// Where a command wrote something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
-    /// Its stdout.
+    /// The command wrote it to its standard output.
     Stdout,
-    /// Its stderr.
+    /// The command wrote it to its standard error.
     Stderr,
 }
 
@@ -126,7 +126,7 @@ impl ShellSession {
         self.hook
     }
 
-    /// The environment.
+    /// Returns the environment that the session was made of.
     pub fn environment(&self) -> &ShellEnvironment {
         &self.environment
     }
@@ -219,6 +219,8 @@ impl ShellSession {
             most: self.max_output,
         };
         let mut pipes = (group.child.stdout.take(), group.child.stderr.take());
+        // The end of the command counts, not that of its pipes: what it left in the background may keep them
+        // open.
         let status = loop {
             let mut out = [0; 16 << 10];
             let mut err = [0; 16 << 10];

@@ -20,7 +20,7 @@ impl DerivationError {
         DerivationError { name, kind }
     }
 
-    /// What is wrong.
+    /// Returns what is wrong with the derivation.
     pub fn kind(&self) -> &DerivationErrorKind {
         &self.kind
     }
@@ -35,7 +35,7 @@ pub enum DerivationErrorKind {
     /// Something else stands in the file than must.
     #[error("byte {at} of its file: {expected} is expected")]
     Syntax {
-        /// Where.
+        /// The byte where it stands, counted from 0.
         at: usize,
         /// What must stand there.
         expected: &'static str,
@@ -79,7 +79,7 @@ pub enum DerivationErrorKind {
     /// A stated path is not the computed one.
     #[error("output {output} states the path {stated}, but {}", computed_path(.computed))]
     OtherPath {
-        /// The output.
+        /// The output that states the wrong path.
         output: OutputName,
         /// What the derivation says.
         stated: StorePath,

@@ -46,9 +46,9 @@ pub enum DerivationJsonVersion {
     V1,
     /// Up to Nix 2.31.
     V2,
-    /// Nix 2.32.
+    /// The shape of Nix 2.32 alone.
     V3,
-    /// Since Nix 2.33.
+    /// The shape of Nix 2.33 and later, the only one that is read.
     V4,
 }
 

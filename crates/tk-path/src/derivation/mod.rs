@@ -57,7 +57,7 @@ pub struct Derivation<I = Inputs> {
     pub platform: BString,
     /// The program to run.
     pub builder: BString,
-    /// Its arguments.
+    /// The arguments of the program, without its own name.
     pub args: Vec<BString>,
     /// Its environment. Structured attributes are the JSON text of `__json`, kept as it is.
     pub env: BTreeMap<BString, BString>,
@@ -71,14 +71,14 @@ pub type BasicDerivation = Derivation<BTreeSet<StorePath>>;
 pub struct Inputs {
     /// Store paths as they are.
     pub srcs: BTreeSet<StorePath>,
-    /// Outputs of derivations.
+    /// Derivations of which outputs are needed, and which outputs of each.
     pub drvs: BTreeMap<StorePath, InputOutputs>,
 }
 
 /// Which outputs of one input derivation are needed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InputOutputs {
-    /// These.
+    /// The outputs that are needed themselves.
     pub outputs: BTreeSet<OutputName>,
     /// Outputs that are themselves derivations, and what is needed of those. Nix wants `dynamic-derivations` for it.
     pub dynamic: BTreeMap<OutputName, InputOutputs>,
@@ -144,10 +144,10 @@ impl DerivationKind {
 
 /// What a derivation can have as inputs: [`Inputs`], or store paths only.
 pub trait DerivationInputs: sealed::Sealed {
-    /// The store paths.
+    /// Returns the store paths that are needed as they are.
     fn srcs(&self) -> &BTreeSet<StorePath>;
 
-    /// The derivations.
+    /// Returns the input derivations and the outputs that are needed; none for a basic derivation.
     fn drvs(&self) -> &BTreeMap<StorePath, InputOutputs>;
 }
 

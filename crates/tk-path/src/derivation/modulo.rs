@@ -90,7 +90,7 @@ impl Modulo {
         }
     }
 
-    /// The store directory.
+    /// Returns the store directory that the paths of the derivations are in.
     pub fn dir(&self) -> &StoreDir {
         &self.dir
     }
@@ -267,12 +267,12 @@ pub enum LoadError {
     /// One could not be got.
     #[error("cannot get the derivation {path}")]
     Get {
-        /// Which.
+        /// The derivation that could not be got.
         path: StorePath,
         /// Why, as the caller said.
         source: DerivationSourceError,
     },
-    /// One is wrong.
+    /// One of the derivations is wrong in itself.
     #[error("{0}")]
     Derivation(#[from] DerivationError),
 }

@@ -137,7 +137,7 @@ pub enum ResolveError {
     Unrealised {
         /// The derivation of the output.
         drv: StorePath,
-        /// Which.
+        /// The output that is not built.
         output: OutputName,
     },
     /// The result breaks a rule.

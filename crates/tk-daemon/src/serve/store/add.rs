@@ -31,7 +31,7 @@ use tk_store::{
 };
 use tokio::sync::mpsc;
 
-/// See [`tk_store::Store::add`].
+/// Implements [`tk_store::Store::add`]: asks what the server has of each batch, and sends the rest.
 pub(super) async fn add(
     store: &ServeStore,
     items: AddItems<'_>,
@@ -164,6 +164,8 @@ impl ServeAdd<'_> {
                     Sent::Nothing(error) => self.state().report.failed.push((info.path, error)),
                     Sent::Part(error) => {
                         self.state().report.failed.push((info.path, error));
+                        // The server still waits for the rest of that NAR, so no other request can follow
+                        // it.
                         return output.flush().await.map(|()| false);
                     }
                 }
@@ -268,7 +270,7 @@ impl ServeAdd<'_> {
 
 /// How much of a path was sent.
 enum Sent {
-    /// All of it.
+    /// The whole NAR was sent; the answer is still to come.
     All,
     /// Nothing, for this reason.
     Nothing(Error),

@@ -134,7 +134,7 @@ impl ServeConnection {
         self.clean
     }
 
-    /// Asks one thing.
+    /// Sends one request and waits for its reply.
     pub async fn call<Q: ServeRequest>(&mut self, request: &Q) -> Result<Q::Reply> {
         let mut replies = self.call_all(std::slice::from_ref(request)).await?;
         replies.pop().ok_or_else(|| self.input.peer.nothing())
@@ -158,6 +158,8 @@ impl ServeConnection {
             }
             Ok(replies)
         };
+        // Both at once: a server whose replies nobody takes would stop reading requests, and both ends
+        // hang.
         let ((), replies) = try_join(write, read).await?;
         self.end();
         Ok(replies)
@@ -172,6 +174,7 @@ impl ServeConnection {
     ) -> Result<Q::Reply> {
         let patience = self.input.patience.clone();
         let limit = patience.get();
+        // Before the request goes out, so that no line about it is missed.
         let mut lines = self.lines();
         patience.set(None);
         let reply = {
@@ -185,6 +188,7 @@ impl ServeConnection {
             }
         };
         patience.set(limit);
+        // Stderr has a way of its own: lines that were written before the reply may arrive after it.
         if let Some(guard) = self.ssh() {
             guard.caught_up().await;
         }
@@ -238,7 +242,7 @@ impl ServeOutput {
             .map_err(|e| self.peer.failed(e))
     }
 
-    /// Sends the buffer.
+    /// Sends what is in the buffer, and flushes the stream.
     pub async fn flush(&mut self) -> Result<()> {
         let mut bytes = self.writer.take();
         let sent = async {
