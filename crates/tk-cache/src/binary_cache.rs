@@ -374,9 +374,7 @@ impl Store for BinaryCache {
         &self,
         paths: &BTreeSet<StorePath>,
     ) -> Result<BTreeMap<StorePath, Option<PathInfo>>> {
-        let present = self.0.present(paths.clone()).await?;
-        let some = |(path, info)| (path, Some(info));
-        Ok(present.into_iter().map(some).collect())
+        self.0.present(paths.clone()).await
     }
 
     fn infos<'a>(

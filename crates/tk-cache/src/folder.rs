@@ -84,7 +84,7 @@ impl Objects for FolderObjects {
     async fn read_each(&self, names: Vec<String>, limit: usize) -> Vec<Result<Option<Bytes>>> {
         let count = names.len();
         let read = self.run(move |inner| Ok(inner.read_each(&names, limit)));
-        read.await.unwrap_or_else(|error| each(&error, count))
+        read.await.unwrap_or_else(|error| each(error, count))
     }
 
     async fn look(&self, name: &str) -> Result<Option<ObjectMeta>> {
@@ -147,7 +147,7 @@ impl Objects for FolderObjects {
             Ok(objects.iter().map(write).collect())
         };
         let written = self.run(write).await;
-        written.unwrap_or_else(|error| each(&error, count))
+        written.unwrap_or_else(|error| each(error, count))
     }
 
     async fn upload(&self, upload: Upload<'_>) -> Result<()> {
@@ -303,14 +303,26 @@ impl FolderInner {
     }
 
     fn read_each(&self, names: &[String], limit: usize) -> Vec<Result<Option<Bytes>>> {
-        let read = |name: &String| self.read(name, limit);
-        let mut contents: Vec<_> = names.iter().map(read).collect();
+        let mut contents: Vec<Result<_>> = match files::OpenFolder::open(&self.root) {
+            Ok(folder) => {
+                let read = |name: &String| {
+                    let broken = |e| reading(&self.root.join(name), e);
+                    let content = folder.read(name, limit).map_err(broken)?;
+                    Ok(content.map(Bytes::from))
+                };
+                names.iter().map(read).collect()
+            }
+            Err(error) if self.may_be_made(&error) => names.iter().map(|_| Ok(None)).collect(),
+            Err(error) => return each(reading(&self.root, error), names.len()),
+        };
         let absent = |content: &Result<Option<Bytes>>| matches!(content, Ok(None));
         // If the folder itself went away, nothing is known to be absent from it.
-        if contents.iter().any(absent) && self.check_root().is_err() {
-            for content in contents.iter_mut().filter(|content| absent(content)) {
-                *content = self.check_root().map(|()| None);
-            }
+        if contents.iter().any(absent)
+            && let Err(error) = self.check_root()
+        {
+            let gone = contents.iter_mut().filter(|content| absent(content));
+            let errors = error.for_each(gone).into_iter();
+            errors.for_each(|(content, gone)| *content = gone);
         }
         contents
     }
@@ -468,11 +480,10 @@ impl fmt::Debug for FolderObjects {
     }
 }
 
-/// The same for each of `count` objects: no thread could be had.
-fn each<T>(error: &Error, count: usize) -> Vec<Result<T>> {
-    let line = error.to_line();
-    let failed = |_| Err(Error::io(line.clone(), io::Error::other("no thread")));
-    (0..count).map(failed).collect()
+/// The same for each of `count` objects.
+fn each<T>(error: Error, count: usize) -> Vec<Result<T>> {
+    let all = error.for_each(0..count).into_iter();
+    all.map(|(_, result)| result).collect()
 }
 
 fn reading(path: &Path, error: impl Into<io::Error>) -> Error {

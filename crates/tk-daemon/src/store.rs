@@ -254,6 +254,25 @@ impl DaemonStore {
         }
     }
 
+    /// As [`DaemonStore::or_not_found`] for each of `results`, with one question for all.
+    async fn tell_absent(&self, results: &mut [(StorePath, Result<()>)]) {
+        let refused = |result: &Result<()>| matches!(result, Err(Error::Refused { .. }));
+        let paths = results.iter().filter(|(_, result)| refused(result));
+        let paths: BTreeSet<_> = paths.map(|(path, _)| path.clone()).collect();
+        if paths.is_empty() {
+            return;
+        }
+        // What cannot be asked keeps the daemon's own words.
+        let Ok(valid) = self.valid(&paths).await else {
+            return;
+        };
+        for (path, result) in results {
+            if paths.contains(path) && !valid.contains(path) {
+                *result = Err(self.not_found(path));
+            }
+        }
+    }
+
     /// Where the content of `path` can be read without the daemon, if it can.
     async fn file(&self, path: &StorePath) -> Option<PathBuf> {
         let file = self.config.real.as_ref()?.join(path.as_str());

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io, mem,
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::{SystemTime, UNIX_EPOCH},
@@ -233,9 +233,8 @@ impl CacheInner {
         let (cache, count) = (self.clone(), parts.len());
         let parsed = blocking(move || Ok(cache.parse_each(&parts, texts))).await;
         parsed.unwrap_or_else(|error| {
-            let line = error.to_line();
-            let failed = |_| Err(Error::io(line.clone(), io::Error::other("no thread")));
-            (0..count).map(failed).collect()
+            let all = error.for_each(0..count).into_iter();
+            all.map(|(_, result)| result).collect()
         })
     }
 
@@ -270,7 +269,7 @@ impl CacheInner {
     pub(super) async fn present(
         self: &Arc<Self>,
         paths: BTreeSet<StorePath>,
-    ) -> Result<BTreeMap<StorePath, PathInfo>> {
+    ) -> Result<BTreeMap<StorePath, Option<PathInfo>>> {
         let paths: Vec<_> = paths.into_iter().collect();
         let look = |paths: &[StorePath]| {
             let paths = paths.to_vec();
@@ -288,7 +287,7 @@ impl CacheInner {
         while let Some((path, found)) = answers.next().await {
             match found {
                 Ok(Some(narinfo)) if narinfo.info.path == path => {
-                    present.insert(path, narinfo.info);
+                    present.insert(path, Some(narinfo.info));
                 }
                 Ok(_) => {}
                 Err(error @ Error::Malformed { .. }) => {

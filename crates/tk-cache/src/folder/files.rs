@@ -7,11 +7,14 @@
 //! Files are not synced to the disk, as in Nix: what is promised holds when processes are killed,
 //! not when the power fails.
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
+use rustix::{
+    buffer::spare_capacity,
+    fs::{CWD, FlockOperation, Mode, OFlags, flock},
+};
 use std::{
     fs::{self, File},
-    io::{self, Read},
-    os::unix::fs::MetadataExt,
+    io::{self, Read, Seek, SeekFrom},
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -24,8 +27,7 @@ pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
 
 /// The same with its length in bytes.
 fn open_sized(path: &Path) -> io::Result<Option<(File, u64)>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+    let file = match rustix::fs::openat(CWD, path, READ, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(error) if error == rustix::io::Errno::NOENT => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -34,8 +36,52 @@ fn open_sized(path: &Path) -> io::Result<Option<(File, u64)>> {
     if meta.is_file() {
         Ok(Some((file, meta.len())))
     } else {
-        Err(io::Error::other("it is not a regular file"))
+        Err(not_a_file())
     }
+}
+
+/// A folder that is open, from which the names of its files are looked up: that is quicker than from the
+/// root of the file system.
+pub(super) struct OpenFolder(OwnedFd);
+
+impl OpenFolder {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        // Not for reading: who may not list the folder may still read the files in it.
+        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        let folder = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+        Ok(OpenFolder(folder))
+    }
+
+    /// The content of the file `name` of at most `limit` bytes; `None` if there is none.
+    pub(super) fn read(&self, name: &str, limit: usize) -> io::Result<Option<Vec<u8>>> {
+        let file = match rustix::fs::openat(&self.0, name, READ, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(error) if error == rustix::io::Errno::NOENT => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Most fit, and files get their names when they are whole: what leaves room is all of it.
+        let mut content = Vec::with_capacity(SMALL);
+        let room = content.capacity();
+        match rustix::io::read(&file, spare_capacity(&mut content)) {
+            Ok(n) if n > 0 && n < room && n <= limit => Ok(Some(content)),
+            // It is large or empty, or is not a file.
+            _ => read_from_start(&file, limit).map(Some),
+        }
+    }
+}
+
+/// The content of a file of which something may have been read.
+fn read_from_start(mut file: &File, limit: usize) -> io::Result<Vec<u8>> {
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(not_a_file());
+    }
+    file.seek(SeekFrom::Start(0))?;
+    read_sized(file, meta.len(), limit)
+}
+
+fn not_a_file() -> io::Error {
+    io::Error::other("it is not a regular file")
 }
 
 /// The content of a file of at most `limit` bytes; `None` if there is none.
@@ -188,6 +234,13 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 
 const TEMPORARY: &str = ".tmp";
 
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NONBLOCK);
+
+/// In bytes: more than most narinfos have.
+const SMALL: usize = 4 << 10;
+
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
 #[cfg(test)]
@@ -211,6 +264,32 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn files_of_any_size_and_nothing_else_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = OpenFolder::open(folder.path()).unwrap();
+        assert_eq!(open.read("none", 9).unwrap(), None);
+        for size in [0, 1, SMALL - 1, SMALL, SMALL + 1, 3 * SMALL] {
+            let content: Vec<u8> = (0..size).map(|i| (i / 7) as u8).collect();
+            fs::write(folder.path().join("file"), &content).unwrap();
+            for limit in [size, size + 1, 10 * SMALL] {
+                let read = open.read("file", limit).unwrap();
+                assert!(read.as_ref() == Some(&content), "{size} of {limit}");
+            }
+            if let Some(less) = size.checked_sub(1) {
+                let error = open.read("file", less).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::FileTooLarge, "{size}");
+            }
+        }
+        fs::create_dir(folder.path().join("folder")).unwrap();
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        for other in ["folder", "fifo"] {
+            let error = open.read(other, SMALL).unwrap_err().to_string();
+            assert!(error.contains("not a regular file"), "{other}: {error}");
+        }
     }
 
     #[test]

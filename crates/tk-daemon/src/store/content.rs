@@ -167,11 +167,7 @@ impl AddSignatures for DaemonStore {
             let unanswered = paths[results.len()..].to_vec();
             results.extend(error.for_each(unanswered));
         }
-        for (path, result) in &mut results {
-            if let Err(error) = std::mem::replace(result, Ok(())) {
-                *result = Err(self.or_not_found(error, path).await);
-            }
-        }
+        self.tell_absent(&mut results).await;
         results
     }
 }
