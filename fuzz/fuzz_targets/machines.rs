@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
-use tk_nix::machines::Machines;
+use tk_builders::Machines;
 
 fuzz_target!(|text: &str| {
     // Files are not part of this.

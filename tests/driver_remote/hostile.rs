@@ -13,15 +13,11 @@ use std::{
     },
     time::Duration,
 };
+use tk_builders::{Connect, Connected, Machine, RemoteBuilder, RemoteConfig, Slots};
 use tk_narinfo::{
     PathInfo,
     build_result::{BuildResult, BuildStatus, KeyedBuildResult},
     realisation::{UnkeyedRealisation, legacy},
-};
-use tk_nix::{
-    machines::Machine,
-    remote::{Connect, Connected, MachineTimeouts, RemoteBuilder, RemoteConfig},
-    slots::Slots,
 };
 use tk_path::{
     Algorithm, BasicDerivation, Derivation, DerivedPath, HashPart, Method, NarHash, OutputsSpec,
@@ -240,18 +236,11 @@ impl Lab {
     ) -> RemoteConfig {
         let ways = ways.iter().enumerate();
         let ways = ways.map(|(i, way)| (machine(i).uri, *way)).collect();
-        RemoteConfig {
-            machines,
-            connect: Arc::new(Machines {
-                ways,
-                frozen: Arc::default(),
-            }),
-            slots: Slots::new(folder),
-            keep_going: false,
-            builders_substitute: false,
-            sign: Vec::new(),
-            patience: MachineTimeouts::default(),
-        }
+        let connect = Arc::new(Machines {
+            ways,
+            frozen: Arc::default(),
+        });
+        RemoteConfig::new(machines, connect, Slots::new(folder))
     }
 
     async fn run(&self, config: RemoteConfig) -> BuildResult {

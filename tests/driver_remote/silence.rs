@@ -9,16 +9,14 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use tk_builders::{
+    Connect, Connected, Machine, MachineTimeouts, Machines, RemoteBuilder, RemoteConfig, Slots,
+};
 use tk_daemon::{
     DaemonConfig, DaemonStore, UnixTransport,
     ssh::{SshConfig, SshHost, SshTransport},
 };
 use tk_narinfo::build_result::{BuildStatus, KeyedBuildResult};
-use tk_nix::{
-    machines::{Machine, Machines},
-    remote::{Connect, Connected, MachineTimeouts, RemoteBuilder, RemoteConfig},
-    slots::Slots,
-};
 use tk_path::{DerivedPath, OutputsSpec, SingleDerivedPath, StoreDir};
 use tk_store::{
     Abilities, BuildMode, Result,
@@ -52,11 +50,9 @@ async fn a_machine_that_is_frozen() {
     };
     lab.host("alpha", &alpha);
     lab.host("beta", &beta);
-    let patience = MachineTimeouts {
-        silence: Duration::from_secs(1),
-        answer: Duration::from_secs(4),
-        ..MachineTimeouts::default()
-    };
+    let mut patience = MachineTimeouts::default();
+    patience.silence = Duration::from_secs(1);
+    patience.answer = Duration::from_secs(4);
     let remote = Remote::new(
         &lab,
         "ssh-ng://alpha - - 2 10; ssh-ng://beta - - 2",
@@ -103,11 +99,9 @@ async fn a_quiet_build() {
         return;
     };
     lab.host("alpha", &alpha);
-    let patience = MachineTimeouts {
-        silence: Duration::from_millis(50),
-        answer: Duration::from_secs(60),
-        ..MachineTimeouts::default()
-    };
+    let mut patience = MachineTimeouts::default();
+    patience.silence = Duration::from_millis(50);
+    patience.answer = Duration::from_secs(60);
     let remote = Remote::new(&lab, "ssh-ng://alpha", patience);
     let building = remote.build(&[lab.instantiate(SLOW, "one")]);
     let begun = lab.path("begun");
@@ -135,10 +129,8 @@ async fn a_machine_that_does_not_answer_from_the_beginning() {
     lab.say("deaf", "exec sleep 1000\n");
     lab.host("beta", &beta);
     fs::write(lab.path("go"), "").unwrap();
-    let patience = MachineTimeouts {
-        connect: Duration::from_secs(20),
-        ..MachineTimeouts::default()
-    };
+    let mut patience = MachineTimeouts::default();
+    patience.connect = Duration::from_secs(20);
     let remote = Remote::new(&lab, "ssh-ng://deaf - - 1 100; ssh-ng://beta", patience);
     let building = remote.build(&[lab.instantiate(SLOW, "one")]);
     let results = finished(building).await;
@@ -172,15 +164,10 @@ impl Remote {
         let mut config = DaemonConfig::new("the store here");
         config.real = Some(lab.source.store());
         let local = DaemonStore::new(Arc::new(UnixTransport::new(lab.source.socket())), config);
-        let config = RemoteConfig {
-            machines: machines.complete().unwrap(),
-            connect: Arc::new(Ssh(lab.path("bin/ssh").into())),
-            slots: Slots::new(lab.path("slots")),
-            keep_going: false,
-            builders_substitute: false,
-            sign: Vec::new(),
-            patience,
-        };
+        let connect = Arc::new(Ssh(lab.path("bin/ssh").into()));
+        let slots = Slots::new(lab.path("slots"));
+        let mut config = RemoteConfig::new(machines.complete().unwrap(), connect, slots);
+        config.patience = patience;
         Remote {
             store: RemoteBuilder::new(Arc::new(local).abilities(), config).abilities(),
             log: Arc::default(),

@@ -13,11 +13,12 @@ use futures::{StreamExt, stream};
 use push::{PushArgs, Pusher};
 use std::{path::PathBuf, sync::Arc, time::Instant};
 use tell::Outcome;
+use tk_builders::{FetchReport, Fetchable};
 use tk_nix::{
-    BuildTracker, Cause, FetchReport, Fetchable, Installable, InstallableSource, NixBuilder,
-    NixFailure, StoreBuilder, Target, or_cancelled,
+    BuildTracker, Cause, Installable, InstallableSource, NixBuilder, NixFailure, StoreBuilder,
+    Target, or_cancelled,
 };
-use tk_path::StoreDir;
+use tk_path::{DerivedPath, StoreDir};
 use tk_store::{Abilities, BuildMode, SigCheck, log::LogSink as _};
 
 /// Build packages of flakes, files or derivations, and push what was built
@@ -348,7 +349,8 @@ impl Preferred {
         targets: &[Target],
     ) -> Result<FetchReport> {
         let (store, check) = (ready.builder.store(), &self.check);
-        let fetched = tk_nix::fetch(store, &self.caches, targets, check, Arc::new(())).await;
+        let paths: Vec<_> = targets.iter().map(|target| target.path.clone()).collect();
+        let fetched = tk_builders::fetch(store, &self.caches, &paths, check, Arc::new(())).await;
         let fetched = fetched.context("cannot find out what the caches have")?;
         for (path, error) in &fetched.failed {
             let why = error.to_line();
@@ -359,9 +361,9 @@ impl Preferred {
     }
 
     /// What would be fetched.
-    async fn fetchable(&self, ready: &Ready, targets: &[Target]) -> Result<Fetchable> {
+    async fn fetchable(&self, ready: &Ready, paths: &[DerivedPath]) -> Result<Fetchable> {
         let (store, check) = (ready.builder.store(), &self.check);
-        let found = tk_nix::fetchable(store, &self.caches, targets, check).await;
+        let found = tk_builders::fetchable(store, &self.caches, paths, check).await;
         found.context("cannot find out what the caches have")
     }
 }

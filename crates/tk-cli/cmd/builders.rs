@@ -9,13 +9,10 @@ use crate::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use tk_builders::{Machine, MachineFault, MachineTimeouts, Probe, probe};
 use tk_daemon::client::BuildLogs;
 use tk_narinfo::build_result::KeyedBuildResult;
-use tk_nix::{
-    Installable, InstallableSource, NixFailure,
-    machines::{Machine, MachineFault},
-    remote::{MachineTimeouts, Probe, probe},
-};
+use tk_nix::{Installable, InstallableSource, NixFailure};
 use tk_path::{DerivedPath, StoreDir};
 use tk_store::{
     BuildMode,

@@ -8,11 +8,7 @@ use crate::{
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{Access, access};
 use std::{env::consts, io, path::PathBuf, sync::Arc};
-use tk_nix::{
-    machines::{Machine, Machines},
-    remote::{Connect, Connected, MachineTimeouts, RemoteBuilder, RemoteConfig},
-    slots::Slots,
-};
+use tk_builders::{Connect, Connected, Machine, Machines, RemoteBuilder, RemoteConfig, Slots};
 use tk_store::{Abilities, Error};
 
 /// Which machines build.
@@ -83,15 +79,11 @@ impl RemoteArgs {
             .builders_sign_key
             .iter()
             .map(|file| keys::secret(file).map(Arc::new));
-        let config = RemoteConfig {
-            machines,
-            connect: Arc::new(MachineOpener::new(cx, options)),
-            slots: slots()?,
-            keep_going: options.keep_going(),
-            builders_substitute: self.builders_use_substitutes || substitute,
-            sign: sign.collect::<Result<_>>()?,
-            patience: MachineTimeouts::default(),
-        };
+        let connect = Arc::new(MachineOpener::new(cx, options));
+        let mut config = RemoteConfig::new(machines, connect, slots()?);
+        config.keep_going = options.keep_going();
+        config.builders_substitute = self.builders_use_substitutes || substitute;
+        config.sign = sign.collect::<Result<_>>()?;
         Ok(RemoteBuilder::new(store, config).abilities())
     }
 

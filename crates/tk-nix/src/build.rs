@@ -1,5 +1,5 @@
 use crate::{
-    Cause, EvalOptions, Installable, InstallableSource, Nix, NixFailure, Result, Target, events,
+    Cause, EvalOptions, Installable, InstallableSource, Nix, NixFailure, Result, Target,
     shell::Shells,
 };
 use futures::StreamExt;
@@ -18,7 +18,7 @@ use tk_narinfo::{
 use tk_path::{DerivationKind, DerivedPath, OutputName, OutputsSpec, SingleDerivedPath, StorePath};
 use tk_store::{
     Abilities, Build, BuildMode, Error, StoreExt, closure, derivation,
-    log::{LogEvent, LogSink, strip_ansi},
+    log::{LogEvent, LogSink, strip_ansi, strip_error_prefix},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -538,7 +538,7 @@ fn keep_error(errors: &Mutex<Vec<String>>, event: &LogEvent) {
     if text.trim_start().starts_with("error:") {
         let mut errors = errors.lock().unwrap_or_else(PoisonError::into_inner);
         if errors.len() < ERRORS {
-            errors.push(events::bare(&text));
+            errors.push(strip_error_prefix(&text));
         }
     }
 }

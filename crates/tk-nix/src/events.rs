@@ -16,7 +16,9 @@
 //! has up to [`MAX_FIELDS`] fields; what is beyond is dropped.
 
 use serde_json::{Map, Value};
-use tk_store::log::{ActivityType, Level, LogEvent, LogField, ResultType, strip_ansi};
+use tk_store::log::{
+    ActivityType, Level, LogEvent, LogField, ResultType, strip_ansi, strip_error_prefix,
+};
 
 /// Bytes of a line that are looked at.
 pub const MAX_LINE: usize = 1 << 20;
@@ -87,7 +89,7 @@ fn message(object: &Map<String, Value>) -> Option<Line> {
         level => level,
     };
     let error = (level == Level::Error).then(|| {
-        let full = bare(&strip_ansi(&text));
+        let full = strip_error_prefix(&strip_ansi(&text));
         let raw = text_of(object, "raw_msg");
         let bare = raw.map(|raw| strip_ansi(&raw).trim().to_owned());
         let bare = bare.unwrap_or_else(|| full.clone());
@@ -95,14 +97,6 @@ fn message(object: &Map<String, Value>) -> Option<Line> {
     });
     let event = LogEvent::message(level, text);
     Some(Line { event, error })
-}
-
-/// The text of an error without what nix puts before each: `error: `, and blanks before further lines.
-pub(crate) fn bare(text: &str) -> String {
-    let text = text.trim();
-    let text = text.strip_prefix("error:").unwrap_or(text);
-    let lines = text.lines().map(|l| l.strip_prefix(INDENT).unwrap_or(l));
-    lines.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
 fn level(object: &Map<String, Value>) -> Level {
@@ -132,7 +126,6 @@ fn fields(object: &Map<String, Value>) -> Vec<LogField> {
 /// What a daemon that shall tell much says as errors, though it is none.
 const REMARKS: [&str; 2] = ["executing builder '", "using builder args '"];
 const PREFIX: &str = "@nix ";
-const INDENT: &str = "       ";
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,6 @@
 //! - [`Nix::eval`], [`Nix::targets`] evaluate; [`NixBuilder`] builds, and its [`NixBuildResult`] is the same
 //!   whatever the version of Nix.
 //! - [`repro`] tells whether a build gives the same again, and what makes it impure.
-//! - [`remote`] builds on other machines, [`machines`] are those that nix.conf names.
 //! - [`Substituter`] and [`configure`] are a cache, and nix.conf that names it.
 //! - [`shell`] keeps environments to work in: evaluated once for all processes, entered without nix.
 //! - [`NixFailure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
@@ -36,17 +35,13 @@ mod daemon;
 mod evaluate;
 pub mod events;
 mod failure;
-mod fetch;
 pub mod flake;
 mod installable;
-pub mod machines;
 mod nix;
 pub mod nix_conf;
 mod process;
-pub mod remote;
 pub mod repro;
 pub mod shell;
-pub mod slots;
 mod substituter;
 
 pub use build::{NixBuildOptions, NixBuildResult, NixBuilder, StoreBuilder, or_cancelled};
@@ -54,7 +49,6 @@ pub use build_tracker::BuildTracker;
 pub use daemon::StdioTransport;
 pub use evaluate::{EvalOptions, Target};
 pub use failure::{Cause, Details, Exit, NixFailure};
-pub use fetch::{FetchReport, Fetchable, fetch, fetchable};
 pub use installable::{Installable, InstallableError, InstallableSource};
 pub use nix::{Flavour, Nix, NixConfig, NixVersion};
 pub use process::{Finished, Invocation, ending};

@@ -313,6 +313,22 @@ pub fn strip_ansi(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// The text of an error without what Nix puts before each: `error: `, and blanks before further lines.
+pub fn strip_error_prefix(text: &str) -> String {
+    let text = text.trim();
+    let text = text.strip_prefix("error:").unwrap_or(text);
+    let lines = text.lines().map(|l| l.strip_prefix("       ").unwrap_or(l));
+    lines.collect::<Vec<_>>().join("\n").trim().to_owned()
+}
+
+/// One of these stands in what Nix says, in prose only, when it does not trust a user or a path.
+pub const UNTRUSTED_WORDS: &[&str] = &[
+    "you are not privileged",
+    "lacks a valid signature",
+    "lacks a signature",
+    "not trusted",
+];
+
 /// `text` as a part of one line that is safe to show: control characters, ends of lines and what turns
 /// the direction of writing around are escaped as in Rust (`\n`, `\u{1b}`). To do it twice changes
 /// nothing.

@@ -14,8 +14,9 @@ use std::{
     iter,
     time::Instant,
 };
+use tk_builders::FetchReport;
 use tk_narinfo::build_result::BuildStatus;
-use tk_nix::{FetchReport, NixBuildResult, NixFailure, Target};
+use tk_nix::{NixBuildResult, NixFailure, Target};
 use tk_path::{StoreDir, StorePath};
 
 /// What became of one target.
@@ -198,7 +199,7 @@ pub async fn missing(
     let paths: Vec<_> = targets.iter().map(|target| target.path.clone()).collect();
     let mut missing = builder.missing(&paths).await?;
     if let Some(preferred) = preferred {
-        let fetched = preferred.fetchable(ready, targets).await?;
+        let fetched = preferred.fetchable(ready, &paths).await?;
         missing.build.retain(|drv| fetched.build.contains(drv));
         missing
             .unknown

@@ -3,6 +3,7 @@
 
 use super::{Cause, Exit};
 use std::borrow::Cow;
+use tk_store::log::UNTRUSTED_WORDS;
 
 /// What nix itself says in `text`, without the lines of a builder that it quotes: those say anything.
 pub(super) fn own(text: &str) -> Cow<'_, str> {
@@ -85,15 +86,7 @@ const TABLE: &[(Cause, &[&str])] = &[
         Cause::NoBuilder,
         &["required to build", "Required system", "platform mismatch"],
     ),
-    (
-        Cause::Untrusted,
-        &[
-            "you are not privileged",
-            "lacks a valid signature",
-            "lacks a signature",
-            "not trusted",
-        ],
-    ),
+    (Cause::Untrusted, UNTRUSTED_WORDS),
     (
         Cause::OutputRejected,
         &[

@@ -6,17 +6,14 @@
 //!                  first cache that gives what it promises → what no cache gave is built, so: again
 //! ```
 
-use crate::{
-    Result, Target,
-    remote::{BuildGraph, Realised},
-};
+use crate::{graph::BuildGraph, realised::Realised};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 use tk_path::{DerivedPath, StorePath};
 use tk_store::{
-    Abilities, Error, SeveralStores, SigCheck, Store,
+    Abilities, Error, Result, SeveralStores, SigCheck, Store,
     copy::{CopyOptions, CopyReport, Plan, Progress, Reach, plan},
 };
 
@@ -50,7 +47,7 @@ pub struct Fetchable {
 pub async fn fetch(
     store: &Abilities,
     caches: &[Abilities],
-    targets: &[Target],
+    targets: &[DerivedPath],
     check: &SigCheck,
     progress: Arc<dyn Progress>,
 ) -> Result<FetchReport> {
@@ -97,7 +94,7 @@ pub async fn fetch(
 pub async fn fetchable(
     store: &Abilities,
     caches: &[Abilities],
-    targets: &[Target],
+    targets: &[DerivedPath],
     check: &SigCheck,
 ) -> Result<Fetchable> {
     let look = PresenceQuery::new(store, caches, targets, check)?;
@@ -156,7 +153,7 @@ impl<'a> PresenceQuery<'a> {
     fn new(
         store: &'a Abilities,
         caches: &[Abilities],
-        targets: &[Target],
+        targets: &[DerivedPath],
         check: &SigCheck,
     ) -> Result<Self> {
         let all = [store.clone()].into_iter().chain(caches.iter().cloned());
@@ -165,7 +162,7 @@ impl<'a> PresenceQuery<'a> {
             caches: Arc::new(SeveralStores::new(caches.iter().cloned())?.prefer(check.clone())),
             all: Arc::new(SeveralStores::new(all)?).abilities(),
             realised: Realised::new(store.store.dir().clone()),
-            wanted: targets.iter().map(|target| target.path.clone()).collect(),
+            wanted: targets.to_vec(),
             options: CopyOptions {
                 reach: Reach::Missing,
                 ..CopyOptions::new(check.clone())
@@ -180,7 +177,7 @@ impl<'a> PresenceQuery<'a> {
             Ok(graph) => graph,
             // Whoever builds it says what is wrong with it.
             Err(Error::Invalid { .. } | Error::NotFound { .. }) => return Ok(FoundPaths::default()),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         };
         let mut found = FoundPaths::default();
         let mut paths: BTreeSet<_> = self.wanted.iter().filter_map(opaque).cloned().collect();
@@ -214,14 +211,14 @@ impl<'a> PresenceQuery<'a> {
                 return Ok(plans);
             }
             Err(error) if is_incomplete(&error) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
         let mut whole = BTreeSet::new();
         for root in roots {
             match self.plan(&[root.clone()].into()).await {
                 Ok(_) => drop(whole.insert(root.clone())),
                 Err(error) if is_incomplete(&error) => plans.incomplete.push((root.clone(), error)),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         if !whole.is_empty() {
@@ -230,11 +227,11 @@ impl<'a> PresenceQuery<'a> {
         Ok(plans)
     }
 
-    async fn plan(&self, roots: &BTreeSet<StorePath>) -> tk_store::Result<Plan> {
+    async fn plan(&self, roots: &BTreeSet<StorePath>) -> Result<Plan> {
         plan(&*self.caches, &*self.store.store, roots, &self.options).await
     }
 
-    async fn pass_on(&self, from: &Abilities, drv: &StorePath) -> tk_store::Result<()> {
+    async fn pass_on(&self, from: &Abilities, drv: &StorePath) -> Result<()> {
         let (all, to, check) = (&self.all, self.store, &self.options.check);
         self.realised.pass_on(all, from, to, drv, check).await
     }

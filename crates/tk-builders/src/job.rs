@@ -1,13 +1,12 @@
 //! One derivation on one machine: inputs there, build, outputs back.
 
-use super::{
-    Connected, RemoteConfig,
+use crate::{
+    Connected, Needs, RemoteConfig,
     graph::BuildNode,
     log::{MachineLog, Numbers},
-    pick::{MachinePool, MachineState},
+    pool::{MachinePool, MachineState},
     realised::Realised,
 };
-use crate::{Cause, NixFailure, machines::Needs};
 use futures::{StreamExt, stream};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +24,7 @@ use tk_path::{
 use tk_store::{
     Abilities, AddOptions, BuildMode, Closure, Error, NarStream, Result, SigCheck, Store, closure,
     copy::{self, CopyOptions, Reach},
-    log::{Level, LogEvent, LogSink, strip_ansi},
+    log::{Level, LogEvent, LogSink, UNTRUSTED_WORDS, strip_ansi},
     nar,
 };
 
@@ -241,9 +240,9 @@ impl<'a> BuildJob<'a> {
 
     /// Tells the store here what the outputs turned out to be.
     async fn tell(&self, at: &At<'_>, outputs: &JobOutputs) -> Result<(), JobFault> {
-        let (shared, built) = (at.shared, (self.path, self.node, &self.basic));
-        let (local, config) = (shared.local, shared.config);
-        let told = shared.realised.tell(local, config, built, outputs).await;
+        let (shared, built) = (at.shared, (self.path, &self.node.drv, &self.basic));
+        let (local, sign) = (shared.local, &shared.config.sign);
+        let told = shared.realised.tell(local, sign, built, outputs).await;
         told.map_err(|error| {
             let words = match error {
                 Error::Refused { words, .. } => strip_ansi(words.trim()).into_owned(),
@@ -513,11 +512,10 @@ impl At<'_> {
             None => Ok(()),
             Some((path, Error::Refused { words, .. })) => {
                 let words = strip_ansi(words.trim());
-                let advice = match NixFailure::of_words(&words).cause {
-                    Cause::Untrusted => {
-                        format!(", because this user is not trusted; {ADVICE_HERE}")
-                    }
-                    _ => String::new(),
+                let advice = if is_untrusted(&words) {
+                    format!(", because this user is not trusted; {ADVICE_HERE}")
+                } else {
+                    String::new()
                 };
                 Err(JobFault::Final(format!(
                     "{path} was built on {}, but {} does not take it ({words}){advice}",
@@ -548,11 +546,12 @@ impl At<'_> {
 
     fn refused(&self, words: &str) -> JobFault {
         let (uri, words) = (&self.place.machine.uri, strip_ansi(words.trim()));
-        match NixFailure::of_words(&words).cause {
-            Cause::Untrusted => JobFault::Refused(format!(
+        if is_untrusted(&words) {
+            JobFault::Refused(format!(
                 "the account at {uri} is not trusted there ({words}); {ADVICE}"
-            )),
-            _ => JobFault::Lost(format!("{uri} refused: {words}")),
+            ))
+        } else {
+            JobFault::Lost(format!("{uri} refused: {words}"))
         }
     }
 
@@ -569,6 +568,10 @@ impl At<'_> {
             error => self.lost("sending inputs", error),
         }
     }
+}
+
+fn is_untrusted(words: &str) -> bool {
+    UNTRUSTED_WORDS.iter().any(|said| words.contains(said))
 }
 
 /// A build that is not built, for this reason.

@@ -1,6 +1,6 @@
 //! The logs of several machines as one.
 
-use super::silence::Pulse;
+use crate::pulse::Pulse;
 use std::{
     collections::HashMap,
     sync::{

@@ -3,46 +3,14 @@
 //! then over new ones. One that answers is waited for; one that does not is lost, with all
 //! that is under way there.
 
-use super::{
+use crate::{
     Connected,
-    pick::{MachinePool, MachineState},
+    pool::{MachinePool, MachineState},
 };
-use std::{
-    collections::BTreeSet,
-    future::Future,
-    pin::pin,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, future::Future, pin::pin};
 use tk_path::StorePath;
-use tk_store::{Error, copy::Progress};
+use tk_store::Error;
 use tokio::time::{Instant, sleep_until, timeout_at};
-
-/// When something was last heard of a machine, by whomever.
-#[derive(Debug)]
-pub struct Pulse(Mutex<Instant>);
-
-impl Pulse {
-    pub fn beat(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    fn last(&self) -> Instant {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Default for Pulse {
-    fn default() -> Self {
-        Pulse(Mutex::new(Instant::now()))
-    }
-}
-
-/// Who takes content takes a sign of life.
-impl Progress for Pulse {
-    fn advanced(&self, _: u64) {
-        self.beat();
-    }
-}
 
 impl MachinePool<'_> {
     /// Waits for `work` at the machine at `i`, as long as that shows a sign of life now and then.

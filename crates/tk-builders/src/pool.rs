@@ -1,13 +1,11 @@
 //! Which machine builds what: one that fits, has a free slot, and is the least busy for its speed.
 
-use super::{Connect, Connected, RemoteConfig, silence::Pulse};
 use crate::{
-    machines::{Machine, Needs},
-    slots::{BuildSlot, MAX_SLOTS},
+    BuildSlot, Connected, MAX_SLOTS, Machine, Needs, RemoteConfig, connect::connect_within,
+    pulse::Pulse,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +13,6 @@ use std::{
     time::Duration,
 };
 use tk_store::{Error, Result};
-use tokio::time::timeout;
 
 /// The machines of one call.
 pub struct MachinePool<'a> {
@@ -210,23 +207,6 @@ impl MachineState {
 
     fn may(&self, needs: &Needs) -> bool {
         self.machine.max_jobs > 0 && self.machine.fits(needs)
-    }
-}
-
-/// The store of `machine`, if it has answered after `limit`.
-pub async fn connect_within(
-    limit: Duration,
-    connect: &dyn Connect,
-    machine: &Machine,
-    connections: usize,
-) -> Result<Connected> {
-    match timeout(limit, connect.connect(machine, connections)).await {
-        Ok(connected) => connected,
-        Err(_) => {
-            let words = format!("no answer for {} s", limit.as_secs_f32());
-            let error = io::Error::new(io::ErrorKind::TimedOut, words);
-            Err(Error::io(format!("connecting to {}", machine.uri), error))
-        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! A lock ends with its process, however that dies. A name that a file cannot have is
 //! shortened to its hash.
 
-use crate::machines::Machine;
+use crate::Machine;
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,

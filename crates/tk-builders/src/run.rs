@@ -1,15 +1,14 @@
 //! All that is wanted: what can be fetched, then derivation by derivation, as many at once as there
 //! are slots.
 
-use super::{
+use crate::{
     RemoteConfig,
     graph::{BuildGraph, BuildNode, static_path},
     job::{BuildJob, SharedJobs, failure},
     log::Numbers,
-    pick::MachinePool,
+    pool::MachinePool,
     realised::Realised,
 };
-use crate::events::bare;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tk_narinfo::{
@@ -19,10 +18,10 @@ use tk_narinfo::{
 use tk_path::{DerivedPath, OutputName, OutputsSpec, SingleDerivedPath, StorePath};
 use tk_store::{
     Abilities, BuildMode, Error, Result,
-    log::{Level, LogEvent, LogSink, strip_ansi},
+    log::{Level, LogEvent, LogSink, strip_ansi, strip_error_prefix},
 };
 
-/// See [`super::RemoteBuilder`].
+/// See [`crate::RemoteBuilder`].
 pub async fn run(
     local: &Abilities,
     config: &RemoteConfig,
@@ -163,7 +162,7 @@ impl<'a> Schedule<'a> {
             let failed = !result.is_success();
             if failed && !self.asked.contains(path) {
                 // Whoever asked for something that needs it is told what really failed.
-                let text = format!("error: {}", bare(&strip_ansi(&result.error)));
+                let text = format!("error: {}", strip_error_prefix(&strip_ansi(&result.error)));
                 self.shared.log.event(LogEvent::message(Level::Error, text));
             }
             self.finish(path, result);

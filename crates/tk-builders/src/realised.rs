@@ -7,9 +7,11 @@
 //! when the path is there: they build nothing then. Content that refers to itself does not travel
 //! between 2.8 and later ones, which hash it differently.
 
-use super::{RemoteConfig, graph::BuildNode};
-use std::collections::BTreeMap;
-use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
+use std::{collections::BTreeMap, sync::Arc};
+use tk_narinfo::{
+    SecretKey,
+    realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy},
+};
 use tk_path::{
     Algorithm, BasicDerivation, Derivation, DerivationKind, Hash, Inputs, OutputName, StoreDir,
     StorePath, modulo::Modulo,
@@ -89,15 +91,16 @@ impl Realised {
         Ok(found)
     }
 
-    /// Tells `local` that the outputs of `node`, which became `basic`, are these; they are there.
+    /// Tells `local` that the outputs of `drv`, which became `basic`, are these; they are there. `sign` signs
+    /// it.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when `local` does not keep such things.
     pub async fn tell(
         &self,
         local: &Abilities,
-        config: &RemoteConfig,
-        (path, node, basic): (&StorePath, &BuildNode, &BasicDerivation),
+        sign: &[Arc<SecretKey>],
+        (path, drv, basic): (&StorePath, &Derivation, &BasicDerivation),
         outputs: &BTreeMap<OutputName, StorePath>,
     ) -> Result<()> {
         let Some(realisations) = &local.realisations else {
@@ -108,7 +111,7 @@ impl Realised {
         let resolved = with_sources(basic);
         let resolved_path = resolved.path(dir).map_err(wrong)?;
         let hashes = [
-            self.hash(local, &node.drv).await?,
+            self.hash(local, drv).await?,
             self.hash(local, &resolved).await?,
         ];
         for (drv, hash) in [path, &resolved_path].into_iter().zip(hashes) {
@@ -119,7 +122,7 @@ impl Realised {
                     output,
                     is,
                 };
-                claim.tell(&**realisations, config).await?;
+                claim.tell(&**realisations, sign).await?;
             }
         }
         Ok(())
@@ -194,12 +197,12 @@ fn unless_unsupported<T>(answer: Result<T>) -> Result<Option<T>> {
 
 impl RealisationClaim<'_> {
     /// Tells it in the form that the store knows.
-    async fn tell(&self, to: &dyn Realisations, config: &RemoteConfig) -> Result<()> {
+    async fn tell(&self, to: &dyn Realisations, sign: &[Arc<SecretKey>]) -> Result<()> {
         if let Some(hash) = self.hash {
             let output = self.output.clone();
             let id = legacy::LegacyDrvOutput { hash, output };
             let mut realisation = legacy::LegacyRealisation::new(id, self.is.clone());
-            for key in &config.sign {
+            for key in sign {
                 realisation.sign(key);
             }
             match to.register_legacy(&realisation, &SigCheck::Skip).await {
@@ -214,7 +217,7 @@ impl RealisationClaim<'_> {
             },
             value: UnkeyedRealisation::new(self.is.clone()),
         };
-        for key in &config.sign {
+        for key in sign {
             realisation.sign(key);
         }
         to.register(&realisation, &SigCheck::Skip).await

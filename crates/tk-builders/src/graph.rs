@@ -1,7 +1,6 @@
 //! Which derivations have to be built, and what each waits for.
 
-use super::realised::Realised;
-use crate::machines::Needs;
+use crate::{Needs, realised::Realised};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
