@@ -366,6 +366,22 @@ impl<W: Write> Write for Remembering<W> {
     }
 }
 
+fn truncated() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the data stops before its end mark",
+    )
+}
+
+#[cfg(feature = "lz4")]
+fn trailing() -> io::Error {
+    invalid("there are bytes behind the end mark")
+}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
 /// With two threads, the least that is reckoned with, there is room within 128 MiB for the rest of
 /// the process.
 const MEMORY_OF_THREAD: u64 = 56 << 20;

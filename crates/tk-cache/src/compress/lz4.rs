@@ -23,7 +23,7 @@
 //! What is done here is the frames; lz4_flex unpacks blocks. Its own reader of frames takes input
 //! that stops between two blocks for complete.
 
-use super::read::{invalid, trailing, truncated};
+use super::{invalid, trailing, truncated};
 use lz4_flex::block::{decompress_into, decompress_into_with_dict};
 use std::hash::Hasher;
 use std::io::{self, BufRead, Read};

@@ -22,7 +22,7 @@
 //! # Security
 //! The table has at most [`ENTRIES`] strings, none longer than that; all takes 256 KiB.
 
-use super::read::{invalid, truncated};
+use super::{invalid, truncated};
 use std::io::{self, BufRead, Read};
 
 /// Reads one stream, to the end of the input.

@@ -1,6 +1,6 @@
-use super::CompressError;
 #[cfg(any(feature = "bzip2", feature = "gzip"))]
 use super::ahead::Members;
+use super::{CompressError, invalid, truncated};
 use std::io::{self, BufRead, BufReader, Read};
 use tk_narinfo::Compression;
 
@@ -257,22 +257,6 @@ mod brotli {
 #[cfg(any(feature = "xz", feature = "zstd"))]
 fn no_decoder(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CompressError {
     CompressError::Decoder(io::Error::other(error))
-}
-
-pub(super) fn truncated() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::UnexpectedEof,
-        "the data stops before its end mark",
-    )
-}
-
-#[cfg(feature = "lz4")]
-pub(super) fn trailing() -> io::Error {
-    invalid("there are bytes behind the end mark")
-}
-
-pub(super) fn invalid(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 const GZIP: &[u8] = b"\x1f\x8b\x08";
