@@ -6,6 +6,7 @@
 mod absent;
 mod config;
 mod credentials;
+mod environment;
 mod listing;
 mod process;
 mod profile;
@@ -14,22 +15,21 @@ mod service;
 mod sources;
 mod stream;
 mod tidy;
-mod time;
 mod transport;
 mod upload;
 
-pub use config::{
-    Addressing, BucketConfig, CloudEnvironment, MIN_CHUNK, PARAMETERS, S3Params, Service,
-};
+pub use config::{Addressing, BucketConfig, MIN_CHUNK, PARAMETERS, S3Params, Service};
+pub use environment::CloudEnvironment;
 
 use crate::{
-    http::{Client, Encodings, RequestFailure},
+    http::{Client, Encodings, RequestFailure, innermost, io_kind},
     journal::Journal,
     objects::{ObjectMeta, Objects, Upload},
 };
 use absent::Absence;
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use chrono::DateTime;
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{
     Attribute, GetOptions, GetResult, PutMode, PutOptions, list::PaginatedListOptions, path::Path,
@@ -42,6 +42,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::SystemTime,
 };
 use tk_store::{ByteStream, Error, Result};
 use tokio::sync::OnceCell;
@@ -91,7 +92,7 @@ impl BucketObjects {
         let memory = config.chunk_size.clamp(MEMORY, u32::MAX.into()) as u32;
         Ok(BucketObjects(Arc::new(BucketInner {
             name: config.to_string(),
-            transport: BucketTransport::new(client, config.client.stall_timeout),
+            transport: BucketTransport::new(client),
             bucket: OnceCell::new(),
             absence: Absence::default(),
             unconditional: AtomicBool::new(false),
@@ -132,32 +133,26 @@ impl BucketInner {
         }
     }
 
-    async fn read_once(&self, name: &str, limit: usize) -> Result<Option<Bytes>, ReadError> {
-        let Some(object) = self.get(name, GetOptions::default()).await? else {
-            return Ok(None);
-        };
+    /// The error of reading `name`, after the last attempt ended with `failure`.
+    async fn not_read(&self, name: &str, failure: RequestFailure) -> Error {
+        if let RequestFailure::Nonsense(words) = failure {
+            return Error::malformed(format!("{name} in {}", self.name), words);
+        }
+        let doing = format!("reading {name}");
+        match self.bucket().await {
+            Ok(bucket) => bucket.asked.failed(&doing, &io::Error::from(failure)),
+            Err(error) => error,
+        }
+    }
+
+    async fn content(&self, object: GetResult, limit: usize) -> Result<Bytes, RequestFailure> {
         let encodings = encodings(&object)?;
-        let too_large = || {
-            let what = format!("{name} in {}", self.name);
-            Error::malformed(what, format!("it is larger than {limit} bytes"))
-        };
         if object.meta.size > limit as u64 {
-            return Err(too_large().into());
+            return Err(RequestFailure::larger(limit));
         }
-        let mut chunks = object.into_stream();
-        let mut body = BytesMut::new();
-        let mut pace = self.transport.pace();
-        let mut next = async || {
-            let chunk = async { chunks.next().await.transpose().map_err(broke_off) };
-            pace.wait(chunk).await
-        };
-        while let Some(chunk) = next().await? {
-            if body.len() + chunk.len() > limit {
-                return Err(too_large().into());
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(Some(encodings.decode(body.freeze(), limit).await?))
+        let chunks = object.into_stream().map_err(broke_off);
+        let body = self.transport.pace().collect(chunks, limit).await?;
+        encodings.decode(body, limit).await
     }
 }
 
@@ -166,24 +161,16 @@ impl Objects for BucketObjects {
     async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>> {
         let mut tries = self.0.transport.tries(format!("{}/{name}", self.0.name));
         loop {
-            let failure = match self.0.read_once(name, limit).await {
-                Ok(content) => return Ok(content),
-                Err(ReadError::Final(error)) => return Err(error),
-                Err(ReadError::Broken(failure)) => failure,
+            let Some(object) = self.0.get(name, GetOptions::default()).await? else {
+                return Ok(None);
+            };
+            let failure = match self.0.content(object, limit).await {
+                Ok(content) => return Ok(Some(content)),
+                Err(failure) => failure,
             };
             let permit = tries.start().await;
-            match tries.again(permit, failure).await {
-                Ok(()) => {}
-                Err(RequestFailure::Nonsense(words)) => {
-                    return Err(Error::malformed(
-                        format!("{name} in {}", self.0.name),
-                        words,
-                    ));
-                }
-                Err(failure) => {
-                    let asked = &self.0.bucket().await?.asked;
-                    return Err(asked.failed(&format!("reading {name}"), &io::Error::from(failure)));
-                }
+            if let Err(failure) = tries.again(permit, failure).await {
+                return Err(self.0.not_read(name, failure).await);
             }
         }
     }
@@ -337,31 +324,11 @@ impl fmt::Debug for BucketObjects {
     }
 }
 
-/// Why one attempt to read an object failed.
-enum ReadError {
-    /// The answer broke off, or makes no sense.
-    Broken(RequestFailure),
-    Final(Error),
-}
-
-impl From<Error> for ReadError {
-    fn from(error: Error) -> Self {
-        ReadError::Final(error)
-    }
-}
-
-impl From<RequestFailure> for ReadError {
-    fn from(failure: RequestFailure) -> Self {
-        ReadError::Broken(failure)
-    }
-}
-
 /// Of the body of an object.
 fn broke_off(error: object_store::Error) -> RequestFailure {
-    let words = refusal::sources(&error).last().map(ToString::to_string);
     RequestFailure::Broken {
-        kind: refusal::io_kind(&error).unwrap_or(io::ErrorKind::ConnectionAborted),
-        words: words.unwrap_or_default(),
+        kind: io_kind(&error).unwrap_or(io::ErrorKind::ConnectionAborted),
+        words: innermost(&error),
     }
 }
 
@@ -375,5 +342,43 @@ fn there_already(refusal: &Refusal) -> bool {
     matches!(refusal.status.as_u16(), 304 | 412) || refusal.is("BlobAlreadyExists")
 }
 
+/// A time as services write it, like `2026-11-23T22:11:33.000Z`.
+fn time(text: &str) -> Option<SystemTime> {
+    let time = DateTime::parse_from_rfc3339(text.trim()).ok()?;
+    Some(time.into())
+}
+
 /// Bytes of parts in memory, of all uploads of one cache. A larger part is alone in there.
 const MEMORY: u64 = 48 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn times() {
+        let cases = [
+            ("1970-01-01T00:00:00Z", 0),
+            ("2000-02-29T12:34:56.000Z", 951_827_696),
+            ("2026-11-23T22:11:33+00:00", 1_795_471_893),
+            ("2026-11-23T23:11:33+01:00", 1_795_471_893),
+            ("2100-03-01T00:00:00Z", 4_107_542_400),
+        ];
+        for (text, seconds) in cases {
+            let expected = UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(time(text), Some(expected), "{text}");
+        }
+        for text in [
+            "",
+            "Z",
+            "2026-11-23",
+            "2026-13-01T00:00:00Z",
+            "99999-01-01T00:00:00Z",
+            "2026-11-23T22:11Z",
+            "0-0-0T0:0:0Z",
+        ] {
+            assert_eq!(time(text), None, "{text}");
+        }
+    }
+}

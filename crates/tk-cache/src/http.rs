@@ -1,12 +1,14 @@
 //! Caches on HTTP servers, and what every connection over the network has in common.
 
 mod body;
+mod causes;
 mod client;
 mod encoding;
 mod failure;
+mod login;
 mod netrc;
 mod origin;
-mod retry_state;
+mod retry;
 mod send;
 mod spool;
 mod stream;
@@ -15,13 +17,19 @@ mod upload;
 
 pub use client::Client;
 pub use netrc::Netrc;
+pub use retry::Retry;
 #[cfg(feature = "bucket")]
 pub(crate) use {
     body::StallGuard,
+    causes::{causes, innermost, io_kind},
     encoding::Encodings,
-    failure::{RequestFailure, RetryClass, retry_after},
-    retry_state::RetryState,
-    send::{BodyProgress, pieces, shown},
+    login::shown,
+    retry::{RetryState, retry_after},
+    send::{BodyProgress, pieces},
+};
+pub(crate) use {
+    failure::RequestFailure,
+    retry::{RetryClass, Retryable},
 };
 
 use crate::{
@@ -31,8 +39,6 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-#[cfg(not(feature = "bucket"))]
-use failure::RequestFailure;
 use futures::stream::BoxStream;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
@@ -102,42 +108,6 @@ impl Default for ClientConfig {
             spool: None,
             observer: Arc::new(()),
         }
-    }
-}
-
-/// What is tried again: broken connections, timeouts, and statuses that say "later". Waits double
-/// each time, and vary by chance. Only the request itself waits; others go on.
-#[derive(Debug, Clone)]
-pub struct Retry {
-    /// How often a request is sent at most, 1 for once. Fewer times where there is no connection at
-    /// all, twice where nothing came for the stall timeout; nearly twice as often where the server
-    /// says that it has too much to do.
-    pub attempts: u32,
-    /// How long the first wait is; each further one is twice as long. Default: 250 ms.
-    pub delay: Duration,
-    /// The first wait after "too many requests" (429, 503) that does not say how long. Servers that
-    /// refuse every third request are no slower for it, so it is as short as the others.
-    pub delay_rate_limited: Duration,
-    /// The longest wait, also if the server asks for more.
-    pub max_delay: Duration,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Retry {
-            attempts: 5,
-            delay: Duration::from_millis(250),
-            delay_rate_limited: Duration::from_millis(250),
-            max_delay: Duration::from_secs(60),
-        }
-    }
-}
-
-impl Retry {
-    /// How often a request is sent at most to a server that has too much to do: with the defaults
-    /// for about a minute.
-    fn attempts_rate_limited(&self) -> u32 {
-        self.attempts.saturating_mul(2).saturating_sub(1)
     }
 }
 
@@ -232,7 +202,7 @@ impl HttpConfig {
 impl fmt::Debug for HttpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpConfig")
-            .field("url", &send::shown(&self.url))
+            .field("url", &login::shown(&self.url))
             .field("client", &self.client)
             .finish()
     }
@@ -276,10 +246,10 @@ impl HttpObjects {
     pub fn open(config: HttpConfig) -> Result<Self> {
         let mut base = config.url;
         if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
-            let url = send::shown(&base);
+            let url = login::shown(&base);
             return Err(Error::invalid(format!("{url} is not an http or https URL")));
         }
-        let login = send::take_login(&mut base);
+        let login = login::take_login(&mut base);
         base.set_query(None);
         base.set_fragment(None);
         let path = format!("{}/", base.path().trim_end_matches('/'));
@@ -313,7 +283,7 @@ impl HttpInner {
             body::drain(response, self.client.pace()).await;
             return Ok(());
         }
-        let failure = RequestFailure::of(response, self.client.pace()).await;
+        let failure = body::refused(response, self.client.pace()).await;
         let forbidden = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         // Only below the cache's own URL can its `nix-cache-info` show what "forbidden" means.
         if !forbidden || !url.as_str().starts_with(self.base.as_str()) {
@@ -331,7 +301,7 @@ impl HttpInner {
                 "{} answers HTTP status {status}, which is taken for \"not there\", as Nix does; \
                  it may also be that the login, if any, does not allow to read it ({})",
                 self.name,
-                send::shown(url)
+                login::shown(url)
             );
             self.client.observer().warned(&text);
         }
@@ -348,10 +318,11 @@ impl HttpInner {
             body::drain(response, self.client.pace()).await;
             return Ok(true);
         }
-        let failure = RequestFailure::of(response, self.client.pace()).await;
-        match failure.again() {
-            failure::RetryClass::Never => Ok(false),
-            _ => Err(failure),
+        let failure = body::refused(response, self.client.pace()).await;
+        if failure.retry_class() == RetryClass::Never {
+            Ok(false)
+        } else {
+            Err(failure)
         }
     }
 
@@ -398,7 +369,7 @@ impl HttpInner {
                 body::drain(response, self.client.pace()).await;
                 Ok(true)
             }
-            _ => Err(RequestFailure::of(response, self.client.pace()).await),
+            _ => Err(body::refused(response, self.client.pace()).await),
         }
     }
 
@@ -409,7 +380,7 @@ impl HttpInner {
             body::drain(response, self.client.pace()).await;
             return Ok(());
         }
-        Err(RequestFailure::of(response, self.client.pace()).await)
+        Err(body::refused(response, self.client.pace()).await)
     }
 
     fn failed(&self, verb: &str, url: &Url, failure: RequestFailure) -> Error {

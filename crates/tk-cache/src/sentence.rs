@@ -1,4 +1,7 @@
-//! What servers say to people when they say no.
+//! What servers say to people when they say no, and the markup that it stands in.
+
+use quick_xml::{Reader, escape::unescape, events::Event};
+use std::{borrow::Cow, ops::Range};
 
 /// The sentence in the body of an error, on one line and without control characters: the code and
 /// message of XML, the title of a page, else its text without tags. Empty if it is no text.
@@ -22,12 +25,46 @@ pub(crate) fn one_line(text: &str) -> String {
     shown.take(MAX_CHARACTERS).collect()
 }
 
-/// The content of the first element `name`, whose name has no attributes. Good for the small and
-/// regular answers of storage services; what looks otherwise is not found.
-pub(crate) fn element(xml: &str, name: &str) -> Option<String> {
-    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
-    let (text, _) = rest.split_once(&format!("</{name}>"))?;
-    Some(unescaped(text))
+/// The content of the first element `name`, at any depth and in any case of letters.
+pub(crate) fn element(markup: &str, name: &str) -> Option<String> {
+    let (_, content) = elements(markup, &[name]).next()?;
+    Some(unescaped(content))
+}
+
+/// Where the elements with one of `names` stand, and what is in each. They end where the markup
+/// makes no sense.
+pub(crate) fn elements<'a>(
+    markup: &'a str,
+    names: &[&str],
+) -> impl Iterator<Item = (Range<usize>, &'a str)> {
+    // The reader leaves a byte order mark out, also out of its counts.
+    let mark = markup.len() - markup.trim_start_matches('\u{feff}').len();
+    let mut reader = Reader::from_str(&markup[mark..]);
+    // Pages for people leave elements open.
+    reader.config_mut().check_end_names = false;
+    reader.config_mut().allow_unmatched_ends = true;
+    std::iter::from_fn(move || {
+        loop {
+            let start = mark + reader.buffer_position() as usize;
+            let tag = match reader.read_event().ok()? {
+                Event::Start(tag) => tag,
+                Event::Eof => return None,
+                _ => continue,
+            };
+            let is = |name: &&str| {
+                tag.local_name()
+                    .as_ref()
+                    .eq_ignore_ascii_case(name.as_bytes())
+            };
+            if names.iter().any(is) {
+                let content = reader.read_to_end(tag.name()).ok()?;
+                let end = mark + reader.buffer_position() as usize;
+                let content =
+                    markup.get(mark + content.start as usize..mark + content.end as usize)?;
+                return Some((start..end, content));
+            }
+        }
+    })
 }
 
 fn said_in(markup: &str) -> String {
@@ -37,8 +74,7 @@ fn said_in(markup: &str) -> String {
         (None, Some(message)) => return message,
         _ => {}
     }
-    let title = ["title", "TITLE", "Title"];
-    let title = title.iter().find_map(|name| element(markup, name));
+    let title = element(markup, "title");
     title.unwrap_or_else(|| unescaped(&without_tags(markup)))
 }
 
@@ -53,10 +89,7 @@ fn without_tags(markup: &str) -> String {
 }
 
 fn unescaped(text: &str) -> String {
-    let text = text.replace("&lt;", "<").replace("&gt;", ">");
-    let text = text.replace("&quot;", "\"").replace("&#34;", "\"");
-    let text = text.replace("&apos;", "'").replace("&#39;", "'");
-    text.replace("&amp;", "&")
+    unescape(text).map_or_else(|_| text.to_owned(), Cow::into_owned)
 }
 
 /// Characters of a sentence that are shown.
@@ -90,5 +123,25 @@ mod tests {
             assert_eq!(sentence_of(body), expected, "{body:?}");
         }
         assert_eq!(sentence_of(&"x".repeat(1000)).len(), MAX_CHARACTERS);
+    }
+
+    #[test]
+    fn elements_of_services_and_of_pages() {
+        for (markup, expected) in [
+            ("<a><b>x &#38; y&#x21;</b></a>", Some("x & y!")),
+            ("\u{feff}<a><b n='1'>x</b><b>y</b></a>", Some("x")),
+            ("<s:a xmlns:s='s'><s:B>x &who; y</s:B>", Some("x &who; y")),
+            ("<!doctype html><meta x=y><p><b>x</b>", Some("x")),
+            ("<a><!-- <b>x</b> --></a>", None),
+            ("<a><b>x", None),
+            ("<a><b/></a>", None),
+            ("no markup", None),
+        ] {
+            assert_eq!(element(markup, "b").as_deref(), expected, "{markup}");
+        }
+        let mut places = elements("\u{feff}<a><b>x</b> <c>y</c></a>", &["b", "c"]);
+        assert_eq!(places.next(), Some((6..14, "x")));
+        assert_eq!(places.next(), Some((15..23, "y")));
+        assert_eq!(places.next(), None);
     }
 }

@@ -50,7 +50,9 @@ fn config(s3: &S3, location: &str, variables: &[(&str, &str)]) -> BucketConfig {
         .iter()
         .map(|(k, v)| (k.to_string(), v.to_string()));
     let mut variables: BTreeMap<_, _> = variables.collect();
-    variables.insert("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned());
+    variables
+        .entry("AWS_EC2_METADATA_DISABLED".to_owned())
+        .or_insert_with(|| "true".to_owned());
     let home = None;
     let environment = CloudEnvironment { variables, home };
     BucketConfig::from_parts("s3", location, &parameter, environment, client).unwrap()
@@ -920,6 +922,83 @@ async fn profiles_programs_and_roles() {
     ] {
         let error = read(profile).await.unwrap_err().to_line();
         assert!(error.contains(words), "{error}");
+    }
+}
+
+/// The host of a container, the service of a machine, and the token service for a web identity.
+#[tokio::test]
+async fn services_that_give_credentials() {
+    let s3 = S3::start().await;
+    {
+        let mut state = s3.state();
+        let secret = "also secret".to_owned();
+        state.objects.insert("a".to_owned(), Default::default());
+        state.keys.insert("TEMPORARY".to_owned(), secret);
+    }
+    let given = r#"{"AccessKeyId":"TEMPORARY","SecretAccessKey":"also secret","Token":"t",
+        "Expiration":"2999-01-01T00:00:00Z"}"#;
+    s3.fault(move |request| {
+        let has = |name: &str, value: &str| request.headers.get(name).is_some_and(|v| v == value);
+        let body = String::from_utf8_lossy(&request.body);
+        let of_machine = |path: &str, role: &str| {
+            has("x-aws-ec2-metadata-token", "session")
+                && path == format!("/latest/meta-data/iam/security-credentials/{role}")
+        };
+        Some(match (request.method.as_str(), request.path.as_str()) {
+            ("GET", "/open") => Reply::new(200, given),
+            ("GET", "/container") if has("authorization", "let me in") => Reply::new(200, given),
+            ("PUT", "/latest/api/token") => Reply::new(200, "session\n"),
+            ("GET", path) if of_machine(path, "") => Reply::new(200, "role\nother\n"),
+            ("GET", path) if of_machine(path, "role") => Reply::new(200, given),
+            ("POST", "/")
+                if body.starts_with("Action=AssumeRoleWithWebIdentity&")
+                    && body.contains("&RoleArn=arn%3Ax&RoleSessionName=me&")
+                    && body.ends_with("&WebIdentityToken=let+me+in") =>
+            {
+                Reply::new(
+                    200,
+                    "<r:AssumeRoleWithWebIdentityResponse xmlns:r='x'><r:Credentials>\
+                     <r:AccessKeyId note='temporary'>TEMPORARY</r:AccessKeyId>\
+                     <r:SecretAccessKey>also&#x20;secret</r:SecretAccessKey>\
+                     <r:SessionToken>t</r:SessionToken>\
+                     <r:Expiration>2999-01-01T00:00:00Z</r:Expiration></r:Credentials>\
+                     </r:AssumeRoleWithWebIdentityResponse>",
+                )
+            }
+            _ => return None,
+        })
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "let me in\n").unwrap();
+    let (file, url) = (file.to_str().unwrap(), s3.url());
+    let (open, container) = (format!("{url}/open"), format!("{url}/container"));
+    let cases: [&[(&str, &str)]; 5] = [
+        &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", &open)],
+        &[
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &container),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "let me in"),
+        ],
+        &[
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &container),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "not this"),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", file),
+        ],
+        &[
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", file),
+            ("AWS_ROLE_ARN", "arn:x"),
+            ("AWS_ROLE_SESSION_NAME", "me"),
+            ("AWS_ENDPOINT_URL_STS", &url),
+        ],
+        &[
+            ("AWS_EC2_METADATA_DISABLED", "false"),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", &url),
+        ],
+    ];
+    for variables in cases {
+        let cache = BucketObjects::open(config(&s3, BUCKET, variables)).unwrap();
+        let read = cache.read("a", 9).await;
+        assert!(matches!(read, Ok(Some(_))), "{variables:?}: {read:?}");
     }
 }
 

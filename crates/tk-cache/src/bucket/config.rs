@@ -1,8 +1,11 @@
 //! Which bucket, where.
 
-use super::{credentials::profile_name, profile::Profiles};
+use super::{
+    environment::CloudEnvironment,
+    profile::{Profiles, profile_name},
+};
 use crate::http::ClientConfig;
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
+use std::{fmt, net::IpAddr};
 use tk_store::{Error, Result};
 use url::Url;
 
@@ -76,78 +79,6 @@ pub enum Addressing {
     Virtual,
 }
 
-/// What the process was given by its surroundings, as far as credentials are concerned.
-#[derive(Clone, Default)]
-pub struct CloudEnvironment {
-    /// Variables: those whose names start with `AWS_`, `GOOGLE_` and `AZURE_`, and
-    /// `SERVICE_ACCOUNT`.
-    pub variables: BTreeMap<String, String>,
-    /// The user's home directory, for `~/.aws`.
-    pub home: Option<PathBuf>,
-}
-
-/// Without the values, some of which are secrets.
-impl fmt::Debug for CloudEnvironment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Environment")
-            .field("variables", &self.variables.keys())
-            .field("home", &self.home)
-            .finish()
-    }
-}
-
-impl CloudEnvironment {
-    /// A variable that is set and not empty.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
-        let value = self.variables.get(name).map(String::as_str);
-        value.filter(|value| !value.is_empty())
-    }
-
-    /// The server that variables or the profile name in the place of Amazon's, in the order of botocore.
-    fn s3_endpoint(&self, profile: Option<&str>) -> Result<Option<Url>> {
-        let ignored = self.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
-        if ignored.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-            return Ok(None);
-        }
-        let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
-        let set = |name: &str| Some((name.to_owned(), self.get(name)?.to_owned()));
-        let of_profile = || {
-            let name = profile_name(self, profile);
-            let profiles = Profiles::read(self)?;
-            let url = profiles.endpoint(name, "s3").map(str::to_owned);
-            Ok::<_, Error>(url.map(|url| (format!("endpoint_url of the AWS profile {name}"), url)))
-        };
-        let found = match variables.into_iter().find_map(set) {
-            Some(found) => Some(found),
-            None => of_profile()?,
-        };
-        let Some((name, text)) = found else {
-            return Ok(None);
-        };
-        match Url::parse(&text) {
-            Ok(url) if matches!(url.scheme(), "http" | "https") && url.query().is_none() => {
-                Ok(Some(url))
-            }
-            _ => Err(Error::invalid(format!(
-                "{name} is an http or https URL, not {text:?}"
-            ))),
-        }
-    }
-
-    /// The file that a variable names, or the one of that name in `~/.aws`.
-    pub(super) fn aws_file(&self, variable: &str, name: &str) -> Option<PathBuf> {
-        let home = self.home.as_deref();
-        let in_home = || Some(home?.join(".aws").join(name));
-        let named = self
-            .get(variable)
-            .map(|file| match file.strip_prefix("~/") {
-                Some(rest) => home.map_or_else(|| file.into(), |home| home.join(rest)),
-                None => PathBuf::from(file),
-            });
-        named.or_else(in_home)
-    }
-}
-
 impl BucketConfig {
     /// The bucket of a URI: `scheme` is `s3`, `gs` or `az`, `location` all between `://` and `?`:
     /// `bucket[/prefix]`, for `az` `account/container[/prefix]` or, with the parameter `account`,
@@ -171,7 +102,7 @@ impl BucketConfig {
                 let mut params = S3Params::parse(&parameter)?;
                 if params.endpoint.is_none() {
                     let profile = params.profile.as_deref();
-                    params.endpoint = environment.s3_endpoint(profile)?;
+                    params.endpoint = s3_endpoint(&environment, profile)?;
                 }
                 Service::S3(params)
             }
@@ -337,6 +268,37 @@ fn amazon(region: &str, plain_http: bool) -> Result<Url> {
     }
 }
 
+/// The server that variables or the profile name in the place of Amazon's, in the order of botocore.
+fn s3_endpoint(environment: &CloudEnvironment, profile: Option<&str>) -> Result<Option<Url>> {
+    let ignored = environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+    if ignored.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return Ok(None);
+    }
+    let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
+    let set = |name: &str| Some((name.to_owned(), environment.get(name)?.to_owned()));
+    let of_profile = || {
+        let name = profile_name(environment, profile);
+        let profiles = Profiles::read(environment)?;
+        let url = profiles.endpoint(name, "s3").map(str::to_owned);
+        Ok::<_, Error>(url.map(|url| (format!("endpoint_url of the AWS profile {name}"), url)))
+    };
+    let found = match variables.into_iter().find_map(set) {
+        Some(found) => Some(found),
+        None => of_profile()?,
+    };
+    let Some((name, text)) = found else {
+        return Ok(None);
+    };
+    match Url::parse(&text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.query().is_none() => {
+            Ok(Some(url))
+        }
+        _ => Err(Error::invalid(format!(
+            "{name} is an http or https URL, not {text:?}"
+        ))),
+    }
+}
+
 /// A URL, or as Nix once wanted it, a bare host.
 fn endpoint(parameter: &dyn Fn(&str) -> Option<String>) -> Result<Option<Url>> {
     let Some(text) = parameter("endpoint") else {
@@ -402,6 +364,7 @@ const CHUNK: u64 = 8 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn parse(uri: &str) -> Result<BucketConfig> {
         let (scheme, rest) = uri.split_once("://").unwrap();

@@ -1,9 +1,9 @@
 //! Who this is to Amazon: the order in which its tools look for credentials.
 
 use super::{
-    config::CloudEnvironment,
-    profile::{Profile, Profiles},
-    sources::{CredentialSource, FetchedCredentials},
+    environment::CloudEnvironment,
+    profile::{DEFAULT, Profile, Profiles, profile_name},
+    sources::{CredentialSource, FetchedCredentials, StsRole},
     transport::BucketTransport,
 };
 use async_trait::async_trait;
@@ -23,13 +23,7 @@ pub(super) struct BucketCredentials {
     source: CredentialSource,
     transport: BucketTransport,
     region: String,
-    held: Mutex<Option<HeldCredentials>>,
-}
-
-#[derive(Clone)]
-struct HeldCredentials {
-    credential: Arc<AwsCredential>,
-    ends: Option<SystemTime>,
+    held: Mutex<Option<FetchedCredentials>>,
 }
 
 impl BucketCredentials {
@@ -73,19 +67,16 @@ impl BucketCredentials {
     async fn current(&self) -> Result<Arc<AwsCredential>, Box<dyn StdError + Send + Sync>> {
         let mut held = self.held.lock().await;
         let now = SystemTime::now();
-        let lasts = |held: &HeldCredentials, margin: Duration| {
+        let lasts = |held: &FetchedCredentials, margin: Duration| {
             held.ends.is_none_or(|ends| ends > now + margin)
         };
         if let Some(held) = held.as_ref().filter(|held| lasts(held, RENEWED)) {
             return Ok(held.credential.clone());
         }
         match self.source.fetch(&self.transport, &self.region).await {
-            Ok(FetchedCredentials { credential, ends }) => {
-                let credential = Arc::new(credential);
-                *held = Some(HeldCredentials {
-                    credential: credential.clone(),
-                    ends,
-                });
+            Ok(fetched) => {
+                let credential = fetched.credential.clone();
+                *held = Some(fetched);
                 Ok(credential)
             }
             // They are good for a while, and the next request tries again.
@@ -165,21 +156,9 @@ fn configured(
     Ok(web_identity(environment).or_else(|| container(environment)))
 }
 
-/// The profile that counts.
-pub(super) fn profile_name<'a>(
-    environment: &'a CloudEnvironment,
-    profile: Option<&'a str>,
-) -> &'a str {
-    // In this order, as botocore.
-    let variables = ["AWS_DEFAULT_PROFILE", "AWS_PROFILE"];
-    let of_environment = || variables.iter().find_map(|name| environment.get(name));
-    profile.or_else(of_environment).unwrap_or(DEFAULT)
-}
-
 fn keys_of_variables(environment: &CloudEnvironment) -> Result<Option<CredentialSource>> {
     let token = environment.get("AWS_SESSION_TOKEN");
     let token = token.or_else(|| environment.get("AWS_SECURITY_TOKEN"));
-    let token = token.map(str::to_owned);
     match (
         environment.get("AWS_ACCESS_KEY_ID"),
         environment.get("AWS_SECRET_ACCESS_KEY"),
@@ -220,11 +199,7 @@ fn of_profile(
         })?;
         let token = profile.get("aws_session_token");
         let token = token.or_else(|| profile.get("aws_security_token"));
-        return Ok(Some(CredentialSource::keys(
-            id,
-            secret,
-            token.map(str::to_owned),
-        )));
+        return Ok(Some(CredentialSource::keys(id, secret, token)));
     }
     if let Some(command) = profile.get("credential_process") {
         let command = command.to_owned();
@@ -248,24 +223,16 @@ fn role_of_profile(
     role: &str,
     depth: usize,
 ) -> Result<Option<CredentialSource>> {
-    let session = profile
-        .get("role_session_name")
-        .unwrap_or(SESSION)
-        .to_owned();
-    let sts = environment.get("AWS_ENDPOINT_URL_STS").map(str::to_owned);
-    let role = role.to_owned();
+    let session = profile.get("role_session_name");
+    let role = sts_role(environment, role, session);
     if let Some(file) = profile.get("web_identity_token_file") {
         let file = PathBuf::from(file);
-        return Ok(Some(CredentialSource::WebIdentity {
-            file,
-            role,
-            session,
-            sts,
-        }));
+        return Ok(Some(CredentialSource::WebIdentity { file, role }));
     }
     if profile.get("mfa_serial").is_some() {
         return Err(Error::invalid(format!(
-            "the role {role} asks for a code of a second device, which is not supported here"
+            "the role {} asks for a code of a second device, which is not supported here",
+            role.arn
         )));
     }
     let source = match (
@@ -282,20 +249,23 @@ fn role_of_profile(
     Ok(source.map(|source| CredentialSource::Role {
         source: Box::new(source),
         role,
-        session,
         external_id,
-        sts,
     }))
 }
 
-fn web_identity(environment: &CloudEnvironment) -> Option<CredentialSource> {
-    let session = environment.get("AWS_ROLE_SESSION_NAME");
-    Some(CredentialSource::WebIdentity {
-        file: environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")?.into(),
-        role: environment.get("AWS_ROLE_ARN")?.to_owned(),
+fn sts_role(environment: &CloudEnvironment, arn: &str, session: Option<&str>) -> StsRole {
+    StsRole {
+        arn: arn.to_owned(),
         session: session.unwrap_or(SESSION).to_owned(),
         sts: environment.get("AWS_ENDPOINT_URL_STS").map(str::to_owned),
-    })
+    }
+}
+
+fn web_identity(environment: &CloudEnvironment) -> Option<CredentialSource> {
+    let file = environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")?.into();
+    let session = environment.get("AWS_ROLE_SESSION_NAME");
+    let role = sts_role(environment, environment.get("AWS_ROLE_ARN")?, session);
+    Some(CredentialSource::WebIdentity { file, role })
 }
 
 /// Credentials of an ECS task or an EKS pod.
@@ -312,8 +282,6 @@ fn container(environment: &CloudEnvironment) -> Option<CredentialSource> {
         token_file: file.map(PathBuf::from),
     })
 }
-
-const DEFAULT: &str = "default";
 
 /// The name that roles are taken under, unless another is given.
 const SESSION: &str = "tk-store";

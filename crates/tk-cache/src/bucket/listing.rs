@@ -1,6 +1,6 @@
 //! Listings, in which names of others may be.
 
-use crate::sentence::element;
+use crate::sentence::{element, elements};
 use bytes::Bytes;
 use object_store::path::Path;
 
@@ -11,63 +11,30 @@ pub(super) fn without_foreign(page: Bytes) -> Bytes {
     let Ok(text) = std::str::from_utf8(&page) else {
         return page;
     };
-    let mut kept = text.to_owned();
-    for element in OBJECTS {
-        kept = without(kept, element, is_foreign);
+    let (mut kept, mut copied) = (String::new(), 0);
+    for (place, content) in elements(text, &ENTRIES) {
+        let folder = FOLDERS
+            .iter()
+            .any(|tag| text[place.start..].starts_with(tag));
+        if folder || is_foreign(content) {
+            kept.push_str(&text[copied..place.start]);
+            copied = place.end;
+        }
     }
-    for element in FOLDERS {
-        kept = without(kept, element, |_| true);
-    }
+    kept.push_str(&text[copied..]);
     kept.into()
-}
-
-/// `text` without the elements that are `unwanted`.
-fn without(text: String, (open, close): (&str, &str), unwanted: fn(&str) -> bool) -> String {
-    let mut kept = String::new();
-    let mut rest = text.as_str();
-    while let Some(start) = rest.find(open)
-        && let Some(length) = rest[start..].find(close)
-    {
-        let end = start + length + close.len();
-        let unwanted = unwanted(&rest[start..end]);
-        kept.push_str(&rest[..if unwanted { start } else { end }]);
-        rest = &rest[end..];
-    }
-    if kept.is_empty() && rest.len() == text.len() {
-        return text;
-    }
-    kept + rest
 }
 
 fn is_foreign(object: &str) -> bool {
     let name = element(object, "Key").or_else(|| element(object, "Name"));
-    name.is_some_and(|name| {
-        // The library silently takes a slash off the ends.
-        let same = Path::parse(&name).is_ok_and(|path| path.as_ref() == name);
-        !same || has_control(&name)
-    })
+    // The library silently takes a slash off the ends.
+    name.is_some_and(|name| !Path::parse(&name).is_ok_and(|path| path.as_ref() == name))
 }
 
-/// Whether a character that XML can only write as a number is no printable one.
-fn has_control(name: &str) -> bool {
-    name.split("&#").skip(1).any(|rest| {
-        let number = rest.split(';').next().unwrap_or_default();
-        let code = match number.strip_prefix(['x', 'X']) {
-            Some(hex) => u32::from_str_radix(hex, 16),
-            None => number.parse(),
-        };
-        code.is_ok_and(|code| code < 0x20 || code == 0x7f)
-    })
-}
+/// What stands around an object and around a folder: S3 and Google, Azure.
+const ENTRIES: [&str; 4] = ["Contents", "CommonPrefixes", "Blob", "BlobPrefix"];
 
-/// What stands around an object: S3 and Google, Azure.
-const OBJECTS: [(&str, &str); 2] = [("<Contents>", "</Contents>"), ("<Blob>", "</Blob>")];
-
-/// What stands around a folder, likewise.
-const FOLDERS: [(&str, &str); 2] = [
-    ("<CommonPrefixes>", "</CommonPrefixes>"),
-    ("<BlobPrefix>", "</BlobPrefix>"),
-];
+const FOLDERS: [&str; 2] = ["<CommonPrefixes", "<BlobPrefix"];
 
 #[cfg(test)]
 mod tests {
@@ -88,6 +55,9 @@ mod tests {
             let page = |more: &str| format!("<L>{own}{more}<T>t</T>{more}{own}</L>");
             assert_eq!(kept(&page(&foreign)), page(""), "{name}");
         }
+        let page = |own: &str| format!("\u{feff}<?xml version=\"1.0\"?><L>{own}</L>");
+        let folder = "<CommonPrefixes><Prefix>nar/</Prefix></CommonPrefixes>";
+        assert_eq!(kept(&page(folder)), page(""));
         let azure = "<Blobs><Blob><Name>a</Name></Blob><Blob><Name>a//b</Name></Blob></Blobs>";
         let without = "<Blobs><Blob><Name>a</Name></Blob></Blobs>";
         assert_eq!(kept(azure), without);

@@ -1,8 +1,19 @@
 //! The files `~/.aws/config` and `~/.aws/credentials`.
 
-use super::config::CloudEnvironment;
+use super::environment::CloudEnvironment;
 use std::{collections::BTreeMap, fs, io, path::Path};
 use tk_store::{Error, Result};
+
+/// The profile that counts.
+pub(super) fn profile_name<'a>(
+    environment: &'a CloudEnvironment,
+    profile: Option<&'a str>,
+) -> &'a str {
+    // In this order, as botocore.
+    let variables = ["AWS_DEFAULT_PROFILE", "AWS_PROFILE"];
+    let of_environment = || variables.iter().find_map(|name| environment.get(name));
+    profile.or_else(of_environment).unwrap_or(DEFAULT)
+}
 
 /// All profiles of both files. Where both say something of a profile, `credentials` counts.
 #[derive(Default)]
@@ -144,6 +155,9 @@ fn text(path: &Path) -> Result<String> {
         },
     }
 }
+
+/// The profile that counts where none is named.
+pub(super) const DEFAULT: &str = "default";
 
 #[cfg(test)]
 mod tests {

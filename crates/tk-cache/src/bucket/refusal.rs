@@ -1,7 +1,7 @@
 //! What services say when they say no, and what a person can do about it.
 
 use crate::{
-    http::retry_after,
+    http::{RetryClass, causes, innermost, io_kind, retry_after},
     sentence::{element, one_line, sentence_of},
 };
 use http::{HeaderMap, StatusCode};
@@ -44,26 +44,17 @@ impl Refusal {
 
     /// The refusal behind an error, if there is one.
     pub(super) fn of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Refusal> {
-        sources(error).find_map(|error| error.downcast_ref())
+        causes(error).find_map(|error| error.downcast_ref())
+    }
+
+    /// Whether, and when, to send the same request again.
+    pub(super) fn retry_class(&self) -> RetryClass {
+        RetryClass::of_answer(self.status, &self.code, self.wait)
     }
 
     /// Whether the same request may succeed later.
     pub(super) fn may_pass(&self) -> bool {
-        let codes = [
-            "ConditionalRequestConflict",
-            "InternalError",
-            "OperationAborted",
-            "RequestTimeout",
-            "ServerBusy",
-            "SlowDown",
-        ];
-        matches!(self.status.as_u16(), 408 | 425 | 429 | 500 | 502..=504 | 520..=530)
-            || codes.contains(&self.code.as_str())
-    }
-
-    /// Whether there are too many requests.
-    pub(super) fn is_slow_down(&self) -> bool {
-        matches!(self.status.as_u16(), 429 | 503) || self.code == "SlowDown"
+        self.retry_class() != RetryClass::Never
     }
 
     /// Whether it says in so many words that there is no such object.
@@ -124,14 +115,10 @@ impl AskedService {
         match Refusal::of(error) {
             Some(refusal) => self.refused(doing, refusal),
             None => {
-                let words = sources(error)
-                    .last()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
                 let kind = io_kind(error).unwrap_or(io::ErrorKind::Other);
                 Error::io(
                     format!("{doing} in {}", self.uri),
-                    io::Error::new(kind, words),
+                    io::Error::new(kind, innermost(error)),
                 )
             }
         }
@@ -208,21 +195,9 @@ impl AskedService {
     }
 }
 
-/// An error and what is behind it.
-pub(super) fn sources<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&e| e.source())
-}
-
 /// Whether the network is behind an error.
 pub(super) fn is_io(error: &(dyn StdError + 'static)) -> bool {
-    sources(error).any(|error| error.is::<io::Error>())
-}
-
-pub(super) fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
-    let mut kinds = sources(error).filter_map(|e| Some(e.downcast_ref::<io::Error>()?.kind()));
-    kinds.find(|kind| *kind != io::ErrorKind::Other)
+    causes(error).any(|error| error.is::<io::Error>())
 }
 
 #[cfg(test)]

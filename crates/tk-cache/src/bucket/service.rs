@@ -1,13 +1,14 @@
 //! The services behind one face.
 
 use super::{
-    config::{BucketConfig, CloudEnvironment, S3Params, Service},
+    config::{BucketConfig, S3Params, Service},
     credentials::{self, BucketCredentials},
+    environment::CloudEnvironment,
     refusal::{AskedService, Refusal},
     time,
     transport::BucketTransport,
 };
-use crate::sentence::element;
+use crate::sentence::{element, elements};
 use bytes::Bytes;
 use http::Method;
 use object_store::{
@@ -264,13 +265,10 @@ impl S3 {
             },
         };
         let text = String::from_utf8_lossy(&answer);
-        let uploads = text.split("<Upload>").skip(1);
-        let of_key =
-            uploads.filter(|upload| element(upload, "Key").as_deref() == Some(key.as_ref()));
-        let listed = of_key.filter_map(|upload| {
-            let began = element(upload, "Initiated").and_then(|at| time::parse(&at));
+        let listed = elements(&text, &["Upload"]).filter_map(|(_, upload)| {
             let id = element(upload, "UploadId")?;
-            Some(ListedUpload { id, began })
+            let began = element(upload, "Initiated").and_then(|at| time(&at));
+            (element(upload, "Key")? == key.as_ref()).then_some(ListedUpload { id, began })
         });
         Ok(listed.collect())
     }

@@ -109,11 +109,7 @@ impl Reading {
         let permit = self.tries.start().await;
         match self.tries.again(permit, failure).await {
             Ok(()) => Ok(()),
-            Err(failure) => {
-                let bucket = self.inner.bucket().await?;
-                let doing = format!("reading {}", self.name);
-                Err(bucket.asked.failed(&doing, &io::Error::from(failure)))
-            }
+            Err(failure) => Err(self.inner.not_read(&self.name, failure).await),
         }
     }
 

@@ -3,14 +3,14 @@
 use super::{listing::without_foreign, refusal::Refusal};
 use crate::{
     http::{
-        BodyProgress, Client, RequestFailure as HttpFailure, RetryClass, RetryState, StallGuard,
+        BodyProgress, Client, RequestFailure, RetryClass, RetryState, Retryable, StallGuard,
         pieces, shown,
     },
     limit::Limit,
-    observer::AnsweredRequest,
+    sentence::element,
 };
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use http::{Method, StatusCode, header::CONTENT_LENGTH};
 use http_body_util::{BodyDataStream, BodyExt};
@@ -27,10 +27,8 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 use tk_nar::fs::descriptors;
-use tokio::time::timeout;
 
 /// Sends requests, and sends them again if that may help.
 ///
@@ -42,16 +40,14 @@ use tokio::time::timeout;
 pub(super) struct BucketTransport {
     client: Client,
     limit: Limit,
-    stall: Duration,
     lost_creations: Arc<AtomicU64>,
 }
 
 impl BucketTransport {
-    pub(super) fn new(client: Client, stall: Duration) -> Self {
+    pub(super) fn new(client: Client) -> Self {
         BucketTransport {
             client,
             limit: Limit::new(START, most()),
-            stall,
             lost_creations: Arc::default(),
         }
     }
@@ -61,9 +57,9 @@ impl BucketTransport {
         most()
     }
 
-    /// How fast the body of an object has to come. Who watches is told of it elsewhere.
+    /// How fast the body of an object has to come.
     pub(super) fn pace(&self) -> StallGuard {
-        StallGuard::new(self.stall, Arc::new(()))
+        self.client.pace()
     }
 
     /// The attempts of one request, or of one transfer, of `url`.
@@ -85,35 +81,28 @@ impl BucketTransport {
     async fn attempt(&self, request: &HttpRequest) -> Result<HttpResponse, TransportFailure> {
         let progress = Arc::new(BodyProgress::default());
         let ours = ours(request, &progress)?;
-        let start = Instant::now();
-        let answer = async { Ok::<_, HttpFailure>(self.client.raw().execute(ours).await?) };
-        let answer = progress.watch(answer, self.stall).await;
-        self.tell(request, &answer, start.elapsed());
-        let response = answer?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        if !status.is_success() {
-            let body = self.collect(response, MAX_WORDS).await.unwrap_or_default();
-            return Err(TransportFailure::Refused(Refusal::new(
-                status, &headers, &body,
-            )));
+        let answer = async { Ok(self.client.raw().execute(ours).await?) };
+        let (method, url) = (request.method(), url_of(request));
+        let response = self.client.observe(method, &url, &progress, answer).await?;
+        let sent = request.body().content_length() as u64;
+        self.client.observer().sent(sent);
+        let (parts, body) = http::Response::<reqwest::Body>::from(response).into_parts();
+        if !parts.status.is_success() {
+            let body = self.collect(body, MAX_WORDS).await.unwrap_or_default();
+            let refusal = Refusal::new(parts.status, &parts.headers, &body);
+            return Err(TransportFailure::Refused(refusal));
         }
         if is_object(request) {
-            let response: http::Response<reqwest::Body> = response.into();
-            let observer = self.client.observer().clone();
-            return Ok(response.map(|body| {
-                let body = body.map_frame(move |frame| {
-                    observer.received(frame.data_ref().map_or(0, |data| data.len() as u64));
-                    frame
-                });
-                HttpResponseBody::new(body.map_err(broken))
-            }));
+            let broken = |error| TransportFailure::Http(RequestFailure::from(error)).into();
+            let body = HttpResponseBody::new(body.map_err(broken));
+            return Ok(HttpResponse::from_parts(parts, body));
         }
-        let (parts, ()) = http::Response::new(()).into_parts();
-        let body = self.collect(response, MAX_ANSWER).await?;
+        let body = self.collect(body, MAX_ANSWER).await?;
         // S3 begins to answer before it knows how completing an upload ends.
-        if request.method() == Method::POST && contains(&body, b"<Error>") {
+        let has_error = || element(&String::from_utf8_lossy(&body), "Error").is_some();
+        if method == Method::POST && has_error() {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
-            let mut refusal = Refusal::new(status, &headers, &body);
+            let mut refusal = Refusal::new(status, &parts.headers, &body);
             if !matches!(
                 refusal.code.as_str(),
                 "InternalError" | "SlowDown" | "ServiceUnavailable"
@@ -128,59 +117,12 @@ impl BucketTransport {
         } else {
             body
         };
-        let mut answer = HttpResponse::from_parts(parts, HttpResponseBody::from(body));
-        *answer.status_mut() = status;
-        *answer.headers_mut() = headers;
-        Ok(answer)
+        Ok(HttpResponse::from_parts(parts, body.into()))
     }
 
-    /// Tells who watches how a request was answered.
-    fn tell(
-        &self,
-        request: &HttpRequest,
-        answer: &Result<reqwest::Response, HttpFailure>,
-        time: Duration,
-    ) {
-        let observer = self.client.observer();
-        let failed = answer.as_ref().err().map(HttpFailure::reason);
-        observer.answered(&AnsweredRequest {
-            method: request.method().as_str(),
-            url: &url_of(request),
-            outcome: match answer {
-                Ok(response) => Ok(response.status().as_u16()),
-                Err(_) => Err(failed.as_deref().unwrap_or_default()),
-            },
-            time,
-            size: answer
-                .as_ref()
-                .ok()
-                .and_then(reqwest::Response::content_length),
-        });
-        if answer.is_ok() {
-            observer.sent(request.body().content_length() as u64);
-        }
-    }
-
-    async fn collect(
-        &self,
-        mut response: reqwest::Response,
-        limit: usize,
-    ) -> Result<Bytes, TransportFailure> {
-        let read = async {
-            let mut body = BytesMut::new();
-            while let Some(chunk) = response.chunk().await.map_err(HttpFailure::from)? {
-                if body.len() + chunk.len() > limit {
-                    return Err(HttpFailure::larger(limit).into());
-                }
-                self.client.observer().received(chunk.len() as u64);
-                body.extend_from_slice(&chunk);
-            }
-            Ok(body.freeze())
-        };
-        match timeout(self.stall, read).await {
-            Ok(body) => body,
-            Err(_) => Err(HttpFailure::timeout("the answer stopped in the middle").into()),
-        }
+    async fn collect(&self, body: reqwest::Body, limit: usize) -> Result<Bytes, RequestFailure> {
+        let chunks = BodyDataStream::new(body).map_err(RequestFailure::from);
+        self.pace().collect(chunks, limit).await
     }
 }
 
@@ -197,19 +139,19 @@ impl HttpService for BucketTransport {
                 }
                 Err(failure) => failure,
             };
-            let lost = matches!(failure, TransportFailure::Http(HttpFailure::Broken { .. }));
+            let lost = matches!(
+                failure,
+                TransportFailure::Http(RequestFailure::Broken { .. })
+            );
             if lost && begins_upload(&request) {
                 self.lost_creations.fetch_add(1, Ordering::Relaxed);
             }
-            let again = failure.again();
-            if again == RetryClass::Never {
+            if failure.retry_class() == RetryClass::Never {
                 // It was answered as it should be.
                 permit.succeeded();
                 return Err(failure.into());
             }
-            if !tries.another(permit, again, &failure.reason()).await {
-                return Err(failure.into());
-            }
+            tries.again(permit, failure).await?;
         }
     }
 }
@@ -224,32 +166,27 @@ impl HttpConnector for BucketTransport {
 #[derive(Debug)]
 enum TransportFailure {
     Refused(Refusal),
-    Http(HttpFailure),
+    Http(RequestFailure),
 }
 
-impl TransportFailure {
-    /// What went wrong, in a few words.
+impl Retryable for TransportFailure {
+    fn retry_class(&self) -> RetryClass {
+        match self {
+            TransportFailure::Refused(refusal) => refusal.retry_class(),
+            TransportFailure::Http(failure) => failure.retry_class(),
+        }
+    }
+
     fn reason(&self) -> String {
         match self {
             TransportFailure::Refused(refusal) => refusal.to_string(),
             TransportFailure::Http(failure) => failure.reason(),
         }
     }
-
-    fn again(&self) -> RetryClass {
-        match self {
-            TransportFailure::Refused(refusal) if refusal.is_slow_down() => {
-                RetryClass::SlowDown(refusal.wait)
-            }
-            TransportFailure::Refused(refusal) if refusal.may_pass() => RetryClass::Later,
-            TransportFailure::Refused(_) => RetryClass::Never,
-            TransportFailure::Http(failure) => failure.again(),
-        }
-    }
 }
 
-impl From<HttpFailure> for TransportFailure {
-    fn from(failure: HttpFailure) -> Self {
+impl From<RequestFailure> for TransportFailure {
+    fn from(failure: RequestFailure) -> Self {
         TransportFailure::Http(failure)
     }
 }
@@ -271,10 +208,6 @@ fn url_of(request: &HttpRequest) -> String {
         .map_or_else(|_| String::new(), |url| shown(&url))
 }
 
-fn broken(error: reqwest::Error) -> HttpError {
-    TransportFailure::Http(HttpFailure::from(error)).into()
-}
-
 /// The request as our client takes it. Its body goes in pieces, so that `progress` shows whether the
 /// service takes them.
 fn ours(
@@ -282,7 +215,7 @@ fn ours(
     progress: &Arc<BodyProgress>,
 ) -> Result<reqwest::Request, TransportFailure> {
     let url = request.uri().to_string().parse();
-    let url = url.map_err(|e: url::ParseError| HttpFailure::Local(e.to_string()))?;
+    let url = url.map_err(|e: url::ParseError| RequestFailure::Local(e.to_string()))?;
     let mut ours = reqwest::Request::new(request.method().clone(), url);
     *ours.headers_mut() = request.headers().clone();
     let length = request.body().content_length();
@@ -319,10 +252,6 @@ fn is_listing(request: &HttpRequest) -> bool {
     let query = request.uri().query().unwrap_or_default();
     let mut settings = query.split('&');
     request.method() == Method::GET && settings.any(|s| s == "list-type=2" || s == "comp=list")
-}
-
-fn contains(body: &[u8], what: &[u8]) -> bool {
-    body.windows(what.len()).any(|window| window == what)
 }
 
 /// Requests at once, to begin with and at most. Each takes a connection.

@@ -1,11 +1,12 @@
 //! Bodies of answers.
 
-use super::{encoding::Encodings, failure::RequestFailure};
+use super::{encoding::Encodings, failure::RequestFailure, retry::retry_after};
 use crate::{observer::NetworkObserver, sentence::sentence_of};
 use bytes::{Bytes, BytesMut};
+use futures::{Stream, TryStreamExt};
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use reqwest::Response;
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 
 /// What is offered to servers for metadata: what this was built with.
@@ -53,6 +54,30 @@ impl StallGuard {
         self.wait(chunk).await
     }
 
+    /// The whole of `chunks`, if it is at most `limit` bytes.
+    pub(crate) async fn collect(
+        &mut self,
+        chunks: impl Stream<Item = Result<Bytes, RequestFailure>>,
+        limit: usize,
+    ) -> Result<Bytes, RequestFailure> {
+        let mut chunks = pin!(chunks);
+        let mut first = Bytes::new();
+        let mut all = BytesMut::new();
+        while let Some(chunk) = self.wait(chunks.try_next()).await? {
+            if first.len() + all.len() + chunk.len() > limit {
+                return Err(RequestFailure::larger(limit));
+            }
+            // Nearly always there is but one.
+            if first.is_empty() && all.is_empty() {
+                first = chunk;
+            } else {
+                all.extend_from_slice(&std::mem::take(&mut first));
+                all.extend_from_slice(&chunk);
+            }
+        }
+        Ok(if all.is_empty() { first } else { all.freeze() })
+    }
+
     /// What comes next. Time that the caller takes between two does not count.
     pub(crate) async fn wait(
         &mut self,
@@ -81,7 +106,7 @@ impl StallGuard {
 
 /// The whole body, without its encodings, if it is at most `limit` bytes.
 pub(super) async fn read(
-    mut response: Response,
+    response: Response,
     limit: usize,
     mut pace: StallGuard,
 ) -> Result<Bytes, RequestFailure> {
@@ -89,21 +114,8 @@ pub(super) async fn read(
     if length(response.headers()).is_some_and(|length| length > limit as u64) {
         return Err(RequestFailure::larger(limit));
     }
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    while let Some(chunk) = pace.chunk(&mut response).await? {
-        if first.len() + all.len() + chunk.len() > limit {
-            return Err(RequestFailure::larger(limit));
-        }
-        // Nearly always there is but one.
-        if first.is_empty() && all.is_empty() {
-            first = chunk;
-        } else {
-            all.extend_from_slice(&std::mem::take(&mut first));
-            all.extend_from_slice(&chunk);
-        }
-    }
-    let body = if all.is_empty() { first } else { all.freeze() };
+    let chunks = response.bytes_stream().map_err(RequestFailure::from);
+    let body = pace.collect(chunks, limit).await?;
     encodings.decode(body, limit).await
 }
 
@@ -120,8 +132,10 @@ pub(super) async fn drain(mut response: Response, mut pace: StallGuard) {
     }
 }
 
-/// What the server says to people in the body of an error: a line of plain text.
-pub(super) async fn words(mut response: Response, mut pace: StallGuard) -> String {
+/// Of an answer that is none of those expected: with what the server says to people in its body, as
+/// a line of plain text.
+pub(super) async fn refused(mut response: Response, mut pace: StallGuard) -> RequestFailure {
+    let (status, wait) = (response.status(), retry_after(response.headers()));
     let mut text = Vec::new();
     while text.len() < MAX_DRAINED as usize {
         match pace.chunk(&mut response).await {
@@ -129,7 +143,11 @@ pub(super) async fn words(mut response: Response, mut pace: StallGuard) -> Strin
             _ => break,
         }
     }
-    sentence_of(&String::from_utf8_lossy(&text))
+    RequestFailure::Status {
+        status,
+        wait,
+        words: sentence_of(&String::from_utf8_lossy(&text)),
+    }
 }
 
 /// `Content-Length`, if it is given.

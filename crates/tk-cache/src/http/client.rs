@@ -4,9 +4,9 @@ use super::{
     ClientConfig, Netrc, Proxies, Retry,
     body::StallGuard,
     failure::RequestFailure,
+    login::{Login, UrlLogin, shown},
     origin::{OnlyHttp2, Origins},
-    retry_state::RetryState,
-    send::{self, Login, UrlLogin},
+    retry::RetryState,
     tls,
 };
 use crate::{limit::Limit, observer::NetworkObserver};
@@ -134,7 +134,7 @@ impl Client {
         self.0.spool.as_deref()
     }
 
-    pub(super) fn pace(&self) -> StallGuard {
+    pub(crate) fn pace(&self) -> StallGuard {
         StallGuard::new(self.0.stall_timeout, self.0.observer.clone())
     }
 
@@ -152,7 +152,7 @@ impl Client {
         } else {
             &self.0.limit_http1
         };
-        let observed = (send::shown(url), self.0.observer.clone());
+        let observed = (shown(url), self.0.observer.clone());
         RetryState::new(self.0.retry.clone(), limit.clone(), observed)
     }
 
@@ -219,7 +219,7 @@ fn proxies(proxies: &Proxies) -> Result<Vec<Proxy>> {
         } else {
             format!("http://{proxy}")
         };
-        let shown = Url::parse(&proxy).map_or("the given proxy".to_owned(), |p| send::shown(&p));
+        let shown = Url::parse(&proxy).map_or("the given proxy".to_owned(), |url| shown(&url));
         let made = make(proxy).map_err(|_| Error::invalid(format!("{shown} is not a proxy")))?;
         Ok(made.no_proxy(direct.clone()))
     };

@@ -1,15 +1,12 @@
 //! Why a request failed, whether to try it again, and how to say it.
 
 use super::{
-    body::{self, StallGuard},
-    send::shown,
+    causes::{causes, innermost, io_kind, is_tls},
+    login::shown,
+    retry::{RetryClass, Retryable},
 };
-use http::{HeaderMap, StatusCode, header};
-use std::{
-    error::Error as StdError,
-    io,
-    time::{Duration, SystemTime},
-};
+use http::StatusCode;
+use std::{io, time::Duration};
 use tk_store::Error;
 use url::Url;
 
@@ -39,32 +36,7 @@ pub(crate) enum RequestFailure {
     Local(String),
 }
 
-/// What to do about a failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RetryClass {
-    Never,
-    /// It may pass, but rarely does at once: no such host, connection refused.
-    Rarely,
-    /// Nothing came for as long as a server may be silent. A connection may have died unseen, but
-    /// whoever is silent twice will be the third time.
-    Once,
-    Later,
-    /// The server has too much to do, and may have said how long to wait.
-    SlowDown(Option<Duration>),
-}
-
 impl RequestFailure {
-    /// Of an answer that is none of those expected.
-    pub(crate) async fn of(response: reqwest::Response, pace: StallGuard) -> Self {
-        let status = response.status();
-        let wait = retry_after(response.headers());
-        RequestFailure::Status {
-            status,
-            wait,
-            words: body::words(response, pace).await,
-        }
-    }
-
     pub(crate) fn timeout(words: impl Into<String>) -> Self {
         RequestFailure::Broken {
             kind: io::ErrorKind::TimedOut,
@@ -88,36 +60,6 @@ impl RequestFailure {
         }
     }
 
-    pub(crate) fn again(&self) -> RetryClass {
-        match self {
-            RequestFailure::Connect { lasting: true, .. }
-            | RequestFailure::Nonsense(_)
-            | RequestFailure::Local(_) => RetryClass::Never,
-            RequestFailure::Connect { .. } => RetryClass::Rarely,
-            RequestFailure::Broken { kind, .. } if *kind == io::ErrorKind::TimedOut => {
-                RetryClass::Once
-            }
-            RequestFailure::Broken { .. } => RetryClass::Later,
-            RequestFailure::Status { status, wait, .. } => match status.as_u16() {
-                429 | 503 => RetryClass::SlowDown(*wait),
-                // 520 to 530 are Cloudflare's, for a server behind it that fails.
-                408 | 425 | 500 | 502 | 504 | 520..=530 => RetryClass::Later,
-                _ => RetryClass::Never,
-            },
-        }
-    }
-
-    /// What went wrong, in a few words.
-    pub(crate) fn reason(&self) -> String {
-        match self {
-            RequestFailure::Status { status, words, .. } => said(*status, words),
-            RequestFailure::Connect { words, .. }
-            | RequestFailure::Broken { words, .. }
-            | RequestFailure::Nonsense(words)
-            | RequestFailure::Local(words) => words.clone(),
-        }
-    }
-
     /// The error of the cache `store`, when `verb` ("reading") was done to `url`.
     pub(crate) fn into_error(self, store: &str, verb: &str, url: &Url) -> Error {
         let what = shown(url);
@@ -135,6 +77,34 @@ impl RequestFailure {
             RequestFailure::Local(words) => {
                 Error::io(format!("{verb} {what}"), io::Error::other(words))
             }
+        }
+    }
+}
+
+impl Retryable for RequestFailure {
+    fn retry_class(&self) -> RetryClass {
+        match self {
+            RequestFailure::Connect { lasting: true, .. }
+            | RequestFailure::Nonsense(_)
+            | RequestFailure::Local(_) => RetryClass::Never,
+            RequestFailure::Connect { .. } => RetryClass::Rarely,
+            RequestFailure::Broken { kind, .. } if *kind == io::ErrorKind::TimedOut => {
+                RetryClass::Once
+            }
+            RequestFailure::Broken { .. } => RetryClass::Later,
+            RequestFailure::Status { status, wait, .. } => {
+                RetryClass::of_answer(*status, "", *wait)
+            }
+        }
+    }
+
+    fn reason(&self) -> String {
+        match self {
+            RequestFailure::Status { status, words, .. } => said(*status, words),
+            RequestFailure::Connect { words, .. }
+            | RequestFailure::Broken { words, .. }
+            | RequestFailure::Nonsense(words)
+            | RequestFailure::Local(words) => words.clone(),
         }
     }
 }
@@ -160,8 +130,8 @@ impl From<reqwest::Error> for RequestFailure {
         let error = error.without_url();
         let kind = io_kind(&error);
         // How rustls begins what is not its own.
-        let words = cause(&error).replacen("other error: ", "", 1);
-        if error.is_builder() || is_local(&error) {
+        let words = innermost(&error).replacen("other error: ", "", 1);
+        if error.is_builder() || causes(&error).any(|e| e.is::<BodyFailed>()) {
             return RequestFailure::Local(words);
         }
         if error.is_connect() {
@@ -229,58 +199,7 @@ fn said(status: StatusCode, words: &str) -> String {
     }
 }
 
-/// What `Retry-After` asks for, in seconds or as a date.
-pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(value).ok()?;
-    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
-/// The innermost reason, which is what a person can act on.
-fn cause(error: &(dyn StdError + 'static)) -> String {
-    sources(error)
-        .last()
-        .map(ToString::to_string)
-        .unwrap_or_default()
-}
-
-pub(super) fn sources<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    // The source of an `io::Error` is that of what it holds, which would be left out.
-    std::iter::successors(Some(error), |&e| {
-        match e.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(held) => Some(held as &(dyn StdError + 'static)),
-            None => e.source(),
-        }
-    })
-}
-
-fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
-    let kinds = sources(error).filter_map(|e| e.downcast_ref::<io::Error>());
-    kinds
-        .map(io::Error::kind)
-        .find(|kind| *kind != io::ErrorKind::Other)
-}
-
-fn is_tls(error: &(dyn StdError + 'static)) -> bool {
-    sources(error).any(|e| {
-        matches!(
-            e.downcast_ref(),
-            Some(
-                rustls::Error::InvalidCertificate(_)
-                    | rustls::Error::NoCertificatesPresented
-                    // There is nobody to trust.
-                    | rustls::Error::Other(_)
-                    | rustls::Error::AlertReceived(_)
-            )
-        )
-    })
-}
-
-fn is_local(error: &(dyn StdError + 'static)) -> bool {
-    sources(error).any(|e| e.is::<super::send::BodyFailed>())
-}
+/// Why a body ended early; the reason is known to whoever made it.
+#[derive(Debug, thiserror::Error)]
+#[error("what was to be sent could not be made")]
+pub(super) struct BodyFailed;

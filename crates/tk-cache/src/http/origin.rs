@@ -4,7 +4,7 @@
 //! goes alone. What it finds is remembered, and if there is no connection to be had, all that
 //! waited fail with it.
 
-use super::failure::{self, RequestFailure};
+use super::{causes::causes, failure::RequestFailure};
 use hyper_util::client::legacy::connect::Connection;
 use std::{
     collections::HashMap,
@@ -151,7 +151,7 @@ impl StdError for NotHttp2 {}
 
 /// Whether that is why there is no connection.
 pub(super) fn is_not_http2(error: &reqwest::Error) -> bool {
-    failure::sources(error).any(|e| e.is::<NotHttp2>())
+    causes(error).any(|e| e.is::<NotHttp2>())
 }
 
 /// How long a server is taken to be down after all attempts failed.

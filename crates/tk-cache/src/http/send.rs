@@ -1,14 +1,14 @@
 //! One request: whom it goes to, with which login, over what.
 
 use super::{
-    Auth, Netrc, body,
+    Retryable, body,
     client::Client,
-    failure::RequestFailure,
+    failure::{BodyFailed, RequestFailure},
+    login::{UrlLogin, basic, shown, take_login},
     origin::{self, Origin},
 };
 use crate::observer::{AnsweredRequest, NetworkObserver};
 use bytes::Bytes;
-use data_encoding::BASE64;
 use futures::{
     StreamExt,
     stream::{self, BoxStream},
@@ -17,15 +17,13 @@ use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{AUTHORIZATION, LOCATION},
 };
-use percent_encoding::percent_decode_str;
 use reqwest::Response;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tk_store::{Error, Result};
 use tokio::time::{Instant, timeout, timeout_at};
-use url::{Position, Url};
+use url::Url;
 
 /// What to ask. It can be sent any number of times.
 pub(super) struct HttpRequest {
@@ -86,7 +84,7 @@ impl BodyProgress {
     }
 
     /// Waits for `answer`, as long as the body moves.
-    pub(crate) async fn watch<T>(
+    async fn watch<T>(
         &self,
         answer: impl Future<Output = Result<T, RequestFailure>>,
         stall: Duration,
@@ -104,31 +102,6 @@ impl BodyProgress {
 
     fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Why a body ended early; the reason is known to whoever made it.
-#[derive(Debug, thiserror::Error)]
-#[error("what was to be sent could not be made")]
-pub(super) struct BodyFailed;
-
-/// Whom a login is for, and the header that it is.
-pub(super) struct Login {
-    origin: url::Origin,
-    header: HeaderValue,
-}
-
-impl Login {
-    pub(super) fn new(cache: &Url, auth: &Auth) -> Result<Option<Self>> {
-        let header = match auth {
-            Auth::None => return Ok(None),
-            Auth::Basic { user, password } => basic(user.as_bytes(), password.as_bytes()),
-            Auth::Bearer(token) => bearer(token).ok_or_else(|| {
-                Error::invalid("the token holds characters that cannot be sent, such as line ends")
-            })?,
-        };
-        let origin = cache.origin();
-        Ok(Some(Login { origin, header }))
     }
 }
 
@@ -218,36 +191,41 @@ impl Client {
         url: &Url,
         login: Option<&HeaderValue>,
     ) -> Result<Response, RequestFailure> {
+        let make = || request.make(url, login, &self.inner().observer);
+        let answer = self.send_over(url, request.bulk, &make);
+        let no_body = BodyProgress::default();
+        let progress = match &request.body {
+            Payload::Stream(_, progress) => progress,
+            Payload::None => &no_body,
+        };
+        self.observe(&request.method, &shown(url), progress, answer)
+            .await
+    }
+
+    /// Waits for `answer` as long as the body moves, and tells who watches what became of it. `url`
+    /// is for people.
+    pub(crate) async fn observe(
+        &self,
+        method: &Method,
+        url: &str,
+        progress: &BodyProgress,
+        answer: impl Future<Output = Result<Response, RequestFailure>>,
+    ) -> Result<Response, RequestFailure> {
+        let inner = self.inner();
         let start = Instant::now();
-        let answer = self.send_unobserved(request, url, login).await;
+        let answer = progress.watch(answer, inner.stall_timeout).await;
         let reason = answer.as_ref().err().map(RequestFailure::reason);
-        let answered = AnsweredRequest {
-            method: request.method.as_str(),
-            url: &shown(url),
+        inner.observer.answered(&AnsweredRequest {
+            method: method.as_str(),
+            url,
             outcome: match (&answer, &reason) {
                 (Ok(response), _) => Ok(response.status().as_u16()),
                 (Err(_), reason) => Err(reason.as_deref().unwrap_or_default()),
             },
             time: start.elapsed(),
             size: answer.as_ref().ok().and_then(|r| body::length(r.headers())),
-        };
-        self.inner().observer.answered(&answered);
+        });
         answer
-    }
-
-    async fn send_unobserved(
-        &self,
-        request: &HttpRequest,
-        url: &Url,
-        login: Option<&HeaderValue>,
-    ) -> Result<Response, RequestFailure> {
-        let stall = self.inner().stall_timeout;
-        let make = || request.make(url, login, &self.inner().observer);
-        let answer = self.send_over(url, request.bulk, &make);
-        match &request.body {
-            Payload::Stream(_, progress) => progress.watch(answer, stall).await,
-            Payload::None => BodyProgress::default().watch(answer, stall).await,
-        }
     }
 
     /// Over HTTP/2 if the server speaks it.
@@ -333,70 +311,6 @@ fn target(response: &Response, method: &Method, url: &Url) -> Result<Option<Url>
 
 fn no_answer(waited: Duration) -> RequestFailure {
     RequestFailure::timeout(format!("no answer for {waited:?}"))
-}
-
-/// The URL for people: without login, and without a query, which may be one too.
-pub(crate) fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    take_login(&mut url);
-    url[..Position::AfterPath].to_owned()
-}
-
-/// What a URL says of who this is.
-pub(super) struct UrlLogin {
-    user: Vec<u8>,
-    password: Option<Vec<u8>>,
-}
-
-impl UrlLogin {
-    /// The header for it. As with curl, a user alone picks its entry for the host.
-    fn header(&self, url: &Url, netrc: &Netrc) -> HeaderValue {
-        let entry = || netrc.find(url.host_str()?, Some(&self.user));
-        let password = match &self.password {
-            Some(password) => Some(password.as_slice()),
-            None => entry().map(|(_, password)| password),
-        };
-        basic(&self.user, password.unwrap_or_default())
-    }
-
-    /// The same as a login for the cache at `url`.
-    pub(super) fn login(&self, url: &Url, netrc: &Netrc) -> Login {
-        Login {
-            origin: url.origin(),
-            header: self.header(url, netrc),
-        }
-    }
-}
-
-/// Takes the login out of a URL.
-pub(super) fn take_login(url: &mut Url) -> Option<UrlLogin> {
-    if url.username().is_empty() && url.password().is_none() {
-        return None;
-    }
-    let login = UrlLogin {
-        user: percent_decode_str(url.username()).collect(),
-        password: url
-            .password()
-            .map(|text| percent_decode_str(text).collect()),
-    };
-    // Both fail only for URLs that cannot have a login.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    Some(login)
-}
-
-fn basic(user: &[u8], password: &[u8]) -> HeaderValue {
-    let encoded = BASE64.encode(&[user, b":", password].concat());
-    let mut header = HeaderValue::try_from(format!("Basic {encoded}"))
-        .unwrap_or(HeaderValue::from_static("Basic"));
-    header.set_sensitive(true);
-    header
-}
-
-fn bearer(token: &str) -> Option<HeaderValue> {
-    let mut header = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
-    header.set_sensitive(true);
-    Some(header)
 }
 
 /// Bytes of a body at once.

@@ -1,6 +1,6 @@
 //! Bytes that are made once and may be sent several times, also while they are being made.
 
-use super::send::{BodyFailed, BodyProgress};
+use super::{failure::BodyFailed, send::BodyProgress};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};

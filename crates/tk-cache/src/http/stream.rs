@@ -9,11 +9,12 @@ mod range;
 
 use super::{
     HttpInner,
-    body::StallGuard,
+    body::{self, StallGuard},
     encoding::Encodings,
     failure::RequestFailure,
-    retry_state::RetryState,
-    send::{self, HttpRequest},
+    login::shown,
+    retry::RetryState,
+    send::HttpRequest,
 };
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
@@ -50,7 +51,7 @@ pub(super) async fn open(cache: &Arc<HttpInner>, url: &str) -> Result<Option<Byt
         counted: 0,
         gives_parts: true,
     };
-    let what = format!("the answer for {}", send::shown(&transfer.request.url));
+    let what = format!("the answer for {}", shown(&transfer.request.url));
     let encodings = transfer.encodings.clone();
     let chunks = futures::stream::try_unfold(transfer, |mut transfer| async move {
         match transfer.next().await {
@@ -191,7 +192,7 @@ impl Transfer {
                 return Ok(RangeAnswer::End);
             }
             StatusCode::RANGE_NOT_SATISFIABLE if asked => return Ok(RangeAnswer::Refused),
-            _ => return Err(RequestFailure::of(response, self.cache.client.pace()).await),
+            _ => return Err(body::refused(response, self.cache.client.pace()).await),
         };
         if Encodings::of(headers)? != self.encodings {
             return Err(RequestFailure::Nonsense(
@@ -223,7 +224,7 @@ fn resolve(cache: &HttpInner, url: &str) -> Result<Url> {
     let what = || {
         format!(
             "the URL {:?} in {}",
-            Url::parse(url).map_or(url.to_owned(), |u| send::shown(&u)),
+            Url::parse(url).map_or(url.to_owned(), |u| shown(&u)),
             cache.name
         )
     };
