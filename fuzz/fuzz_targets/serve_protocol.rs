@@ -5,8 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use std::fmt::Debug;
 use tk_daemon::{
-    serve::{Command, ExportTrailer, Serve, ServeRequest, commands},
-    wire::{Decode, Encode},
+    serve::{Command, ExportTrailer, Serve, commands},
+    wire::{Decode, Encode, Request},
 };
 use tk_fuzz::protocol::{decode, encode};
 use tk_path::StoreDir;
@@ -21,7 +21,7 @@ fuzz_target!(|input: &[u8]| {
             match Command::ALL[usize::from(*which) % Command::ALL.len()] {
                 $(Command::$name => {
                     check::<commands::$name>(&serve, rest);
-                    check::<<commands::$name as ServeRequest>::Reply>(&serve, rest);
+                    check::<<commands::$name as Request<Serve>>::Reply>(&serve, rest);
                 })*
             }
         };

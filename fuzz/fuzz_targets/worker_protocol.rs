@@ -25,7 +25,7 @@ fuzz_target!(|input: &[u8]| {
             ($($name:ident)*) => {
                 match Op::ALL[usize::from(*which) % Op::ALL.len()] {
                     $(Op::$name if request => check::<ops::$name>(&worker, rest),
-                    Op::$name => check::<<ops::$name as Request>::Reply>(&worker, rest),)*
+                    Op::$name => check::<<ops::$name as Request<WorkerProtocol>>::Reply>(&worker, rest),)*
                 }
             };
         }

@@ -17,13 +17,13 @@ use tk_daemon::{
     DaemonConfig, DaemonStore,
     client::Transport,
     serve::{
-        Command, ExportTrailer, LATEST, Serve, ServeConfig, ServeRequest, ServeStore,
+        Command, ExportTrailer, LATEST, Serve, ServeConfig, ServeStore,
         commands::{ImportPaths, QueryValidPaths},
         handshake,
     },
     ssh::{SshConfig, SshHost, SshStderr, SshTransport},
     values::Done,
-    wire::{WireReader, Writer},
+    wire::{Request, WireReader, Writer},
 };
 use tk_local::{LocalConfig, LocalStore};
 use tk_nar::fs::remove_tree;

@@ -1,9 +1,10 @@
 use crate::{
-    client::{self, ConnectionPool, ConnectionSettings, DaemonLease, Transport},
+    client::{ConnectionPool, DaemonLease, Transport},
     store::infos::Infos,
+    wire::Request,
     worker::{
-        Features, LATEST, Trust, Version,
-        ops::{IsValidPath, QueryPathFromHashPart, QueryValidPaths, Request, SetOptions},
+        Features, LATEST, Trust, Version, WorkerProtocol,
+        ops::{IsValidPath, QueryPathFromHashPart, QueryValidPaths, SetOptions},
     },
 };
 use async_trait::async_trait;
@@ -25,6 +26,7 @@ use tk_store::{
 
 mod add;
 mod build;
+mod connect;
 mod content;
 mod graph;
 mod infos;
@@ -40,9 +42,9 @@ mod substitute;
 /// Opens connections as they are needed. Metadata is asked for ahead of the answers, so that no
 /// path waits for a round trip of its own.
 pub struct DaemonStore {
-    config: DaemonConfig,
+    config: Arc<DaemonConfig>,
     transport: Arc<dyn Transport>,
-    pool: Arc<ConnectionPool>,
+    pool: Arc<ConnectionPool<WorkerProtocol>>,
     temp_roots: Arc<roots::DaemonTempRoots>,
 }
 
@@ -141,18 +143,10 @@ impl DaemonStore {
         config: DaemonConfig,
         temp_roots: Arc<roots::DaemonTempRoots>,
     ) -> Self {
-        let settings = ConnectionSettings {
-            name: config.uri.as_str().into(),
-            dir: config.dir.clone(),
-            version: config.version,
-            features: config.features.clone(),
-            options: config.settings.clone(),
-            timeout: config.timeout,
-            connect_timeout: config.connect_timeout,
-        };
+        let config = Arc::new(config);
         let (connections, age) = (config.max_connections, config.max_connection_age);
         DaemonStore {
-            pool: ConnectionPool::new(transport.clone(), settings, connections, age),
+            pool: ConnectionPool::new(transport.clone(), config.clone(), connections, age),
             transport,
             temp_roots,
             config,
@@ -166,26 +160,26 @@ impl DaemonStore {
 
     /// Lends a connection, for what has no method here.
     pub async fn connection(&self) -> Result<DaemonLease> {
-        self.pool.get(self.log()).await
+        self.pool.get().await
     }
 
     /// Asks the daemon one thing; every operation that carries no data can be asked like this.
-    pub async fn call<Q: Request>(&self, request: &Q) -> Result<Q::Reply> {
+    pub async fn call<Q: Request<WorkerProtocol>>(&self, request: &Q) -> Result<Q::Reply> {
         self.call_logged(request, self.log()).await
     }
 
     /// As [`DaemonStore::call`], with what the daemon says meanwhile.
-    pub async fn call_logged<Q: Request>(
+    pub async fn call_logged<Q: Request<WorkerProtocol>>(
         &self,
         request: &Q,
         log: &dyn LogSink,
     ) -> Result<Q::Reply> {
-        self.pool.get(self.log()).await?.call(request, log).await
+        self.pool.get().await?.call(request, log).await
     }
 
     /// Who the daemon is, and how far away.
     pub async fn server_info(&self) -> Result<ServerInfo> {
-        let mut connection = self.pool.get(self.log()).await?;
+        let mut connection = self.pool.get().await?;
         // The first answer brings that to the options with it.
         let nothing = QueryValidPaths {
             paths: BTreeSet::new(),
@@ -321,8 +315,8 @@ impl Store for DaemonStore {
                 return Ok(nar::dump(file, options));
             }
         }
-        let lease = self.pool.get(self.log()).await?;
-        let nar = client::nar(lease, path, self.log()).await?;
+        let lease = self.pool.get().await?;
+        let nar = lease.nar(path, self.log()).await?;
         nar.ok_or_else(|| self.not_found(path))
     }
 

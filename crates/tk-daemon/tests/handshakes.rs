@@ -170,11 +170,13 @@ fn other_worlds() {
     let refused = |server: &[u64]| against(&words(server)).expect_err("refused");
     // An HTTP server, and our own words coming back.
     for magic in [u64::from_le_bytes(*b"HTTP/1.1"), CLIENT, 0] {
-        assert!(matches!(refused(&[magic, 1 << 8 | 38]), HandshakeError::Magic(m) if m == magic));
+        assert!(
+            matches!(refused(&[magic, 1 << 8 | 38]), HandshakeError::Magic { number, .. } if number == magic)
+        );
     }
     for version in [1 << 8 | 17, 1 << 8, 38, 2 << 8 | 38, 0] {
         let error = refused(&[SERVER, version]);
-        assert!(matches!(error, HandshakeError::Version(_)), "{error}");
+        assert!(matches!(error, HandshakeError::Version { .. }), "{error}");
     }
     assert!(matches!(
         refused(&[SERVER, 1 << 32]),

@@ -16,10 +16,9 @@ use strategies::*;
 use tk_daemon::{
     serve::{self, Command, Serve, commands},
     values::Done,
-    wire::{Decode, Encode, Protocol, WireError, WireReader, Writer},
+    wire::{Decode, Encode, Protocol, Request, WireError, WireReader, Writer},
     worker::{
-        Capabilities, Features, LATEST, Op, Request, Trust, UnkeyedPathInfo, Version,
-        WorkerProtocol,
+        Capabilities, Features, LATEST, Op, Trust, UnkeyedPathInfo, Version, WorkerProtocol,
         handshake::ServerHello,
         log::{Message, RemoteError},
         ops::{self, AddedContent, FoundRealisation, RootList, Since, SubstitutablePathInfo},
@@ -96,7 +95,7 @@ where
     Ok(())
 }
 
-fn check_request<Q: Request + PartialEq>(request: &Q) -> Result<(), TestCaseError> {
+fn check_request<Q: Request<WorkerProtocol> + PartialEq>(request: &Q) -> Result<(), TestCaseError> {
     let workers = workers();
     check(&workers, request)?;
     check_cuts(&workers, request)?;
@@ -139,7 +138,7 @@ macro_rules! operations {
                     #[test]
                     fn $name(request in $request, reply in $reply) {
                         let request: ops::$name = request;
-                        let reply: <ops::$name as Request>::Reply = reply;
+                        let reply: <ops::$name as Request<WorkerProtocol>>::Reply = reply;
                         check_request(&request)?;
                         check_reply(&reply)?;
                     }
@@ -610,14 +609,14 @@ where
     Ok(())
 }
 
-fn check_command<Q: serve::ServeRequest + PartialEq>(request: &Q) -> Result<(), TestCaseError> {
+fn check_command<Q: Request<Serve> + PartialEq>(request: &Q) -> Result<(), TestCaseError> {
     let serves = serves();
     check(&serves, request)?;
     check_cuts(&serves, request)?;
     let mut writer = Writer::new(serves[0].clone());
     request.write(&mut writer).expect("it can be said");
     let bytes = writer.take();
-    prop_assert_eq!(&bytes[..8], &Q::COMMAND.number().to_le_bytes()[..]);
+    prop_assert_eq!(&bytes[..8], &Q::OP.number().to_le_bytes()[..]);
     prop_assert_eq!(
         &bytes[8..],
         &encode(&serves[0], request).expect("it was")[..]

@@ -18,12 +18,11 @@ use std::{
 use tk_daemon::{
     client::{Channel, Transport},
     serve::{
-        ExportTrailer, LATEST, Serve, ServeBuildOptions, ServeConfig, ServeRequest, ServeServer,
-        ServeStore,
+        ExportTrailer, LATEST, Serve, ServeBuildOptions, ServeConfig, ServeServer, ServeStore,
         commands::{ImportPaths, QueryValidPaths},
     },
     values::Done,
-    wire::{Decode, WireReader, Writer},
+    wire::{Decode, Request, WireReader, Writer},
 };
 use tk_narinfo::{PathInfo, build_result::BuildStatus};
 use tk_path::{
@@ -665,7 +664,7 @@ impl Raw {
         }
     }
 
-    async fn ask<Q: ServeRequest>(&mut self, request: &Q) {
+    async fn ask<Q: Request<Serve>>(&mut self, request: &Q) {
         request.write(&mut self.writer).unwrap();
         self.send().await;
     }

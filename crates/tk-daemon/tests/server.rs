@@ -1309,7 +1309,7 @@ impl Raw {
         raw
     }
 
-    fn request(&mut self, request: &impl Request) {
+    fn request(&mut self, request: &impl Request<WorkerProtocol>) {
         request.write(&mut self.writer).unwrap();
         self.out.extend_from_slice(&self.writer.take());
     }

@@ -11,15 +11,18 @@
 
 mod build_logs;
 mod connection;
+mod operations;
 mod pool;
 mod timed;
 mod transport;
 
 pub use build_logs::{BuildLogs, BuildTail};
-pub use connection::{Connection, ConnectionSettings, WINDOW};
-pub(crate) use connection::{is_long, nar};
-pub use pool::{ConnectionPool, DaemonLease};
-pub(crate) use timed::{SilenceLimit, Timed};
+pub use connection::Connection;
+pub(crate) use connection::{ConnectionInput, ConnectionOutput, in_time};
+pub use operations::WINDOW;
+pub(crate) use operations::is_long;
+pub(crate) use pool::{ClientProtocol, ConnectionPool};
+pub use pool::{ConnectionLease, DaemonLease};
 pub use transport::{Channel, Transport};
 
 #[cfg(test)]

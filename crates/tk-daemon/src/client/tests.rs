@@ -611,11 +611,11 @@ impl Peer {
         }
     }
 
-    async fn body<Q: Request>(&mut self) -> Q {
+    async fn body<Q: Request<WorkerProtocol>>(&mut self) -> Q {
         self.reader.message().await.unwrap()
     }
 
-    async fn request<Q: Request>(&mut self) -> Q {
+    async fn request<Q: Request<WorkerProtocol>>(&mut self) -> Q {
         assert_eq!(self.op().await, Q::OP);
         self.body().await
     }

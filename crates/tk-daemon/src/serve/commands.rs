@@ -24,126 +24,34 @@
 use super::{Serve, ServeBuildOptions, ServePathInfo};
 use crate::{
     values::{Done, MAX_BUILD_ERROR, MAX_SKIPPED, read_derivation},
-    wire::{Decode, Encode, ITEM_COST, WireError, WireReader, Writer},
+    wire::{
+        Data, Decode, Encode, ITEM_COST, WireError, WireReader, Writer, by_version, operations,
+        requests,
+    },
     worker::read_nar_hash,
 };
-use std::{
-    collections::BTreeSet,
-    fmt::{self, Debug},
-};
+use std::collections::BTreeSet;
 use tk_narinfo::{PathInfo, build_result::BuildResult};
 use tk_path::{BasicDerivation, DerivedPath, StorePath};
 use tokio::io::AsyncRead;
 
-/// What can be asked: a type for each command.
-pub trait ServeRequest: Encode<Serve> + Decode<Serve> + Debug + Send + Sync {
-    /// The command whose number begins the request on the wire.
-    const COMMAND: Command;
-
-    /// What comes back; data that follows is not part of it.
-    type Reply: Encode<Serve> + Decode<Serve> + Debug + Send + Sync;
-
-    /// Writes the number of the command and the request. Data follows without a mark.
-    fn write(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
-        let start = to.len();
-        to.u64(Self::COMMAND.number());
-        to.value(self).inspect_err(|_| to.truncate(start))
+operations! {
+    /// A command of the serve protocol.
+    Command(Serve) {
+        QueryValidPaths = 1;
+        QueryPathInfos = 2;
+        DumpStorePath = 3;
+        ImportPaths = 4;
+        BuildPaths = 6;
+        QueryClosure = 7;
+        BuildDerivation = 8;
+        AddToStoreNar = 9;
     }
-}
-
-macro_rules! commands {
-    ($($(#[$meta:meta])* $name:ident = $number:literal;)*) => {
-        /// A command of the serve protocol.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u64)]
-        pub enum Command {
-            $($(#[$meta])* $name = $number,)*
-        }
-
-        impl Command {
-            /// All of them, by number.
-            pub const ALL: &[Command] = &[$(Command::$name),*];
-
-            /// The command of that number.
-            pub const fn from_u64(number: u64) -> Option<Command> {
-                match number {
-                    $($number => Some(Command::$name),)*
-                    _ => None,
-                }
-            }
-
-            /// Nix's name of it.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Command::$name => stringify!($name),)*
-                }
-            }
-
-            /// The number on the wire.
-            pub const fn number(self) -> u64 {
-                self as u64
-            }
-        }
-    };
-}
-
-commands! {
-    /// See [`QueryValidPaths`].
-    QueryValidPaths = 1;
-    /// See [`QueryPathInfos`].
-    QueryPathInfos = 2;
-    /// See [`DumpStorePath`].
-    DumpStorePath = 3;
-    /// See [`ImportPaths`].
-    ImportPaths = 4;
-    /// See [`BuildPaths`].
-    BuildPaths = 6;
-    /// See [`QueryClosure`].
-    QueryClosure = 7;
-    /// See [`BuildDerivation`].
-    BuildDerivation = 8;
-    /// See [`AddToStoreNar`].
-    AddToStoreNar = 9;
-}
-
-impl fmt::Display for Command {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// Declares requests that are read and written field by field.
-macro_rules! requests {
-    ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)? } -> $reply:ty;)*) => {$(
-        $(#[$meta])*
-        #[derive(Debug, Clone, PartialEq, Eq)]
-        pub struct $name {
-            $($(#[$field_meta])* pub $field: $type,)*
-        }
-
-        impl Encode<Serve> for $name {
-            fn encode(&self, _to: &mut Writer<Serve>) -> Result<(), WireError> {
-                $(_to.value(&self.$field)?;)*
-                Ok(())
-            }
-        }
-
-        impl Decode<Serve> for $name {
-            async fn decode<R: AsyncRead + Unpin + Send>(
-                _from: &mut WireReader<R, Serve>,
-            ) -> Result<Self, WireError> {
-                Ok($name { $($field: _from.value().await?,)* })
-            }
-        }
-
-        impl ServeRequest for $name {
-            const COMMAND: Command = Command::$name;
-            type Reply = $reply;
-        }
-    )*};
 }
 
 requests! {
+    Serve, Command;
+
     /// Which of the paths are valid.
     QueryValidPaths {
         /// Whether to keep them as long as the connection lives.
@@ -278,18 +186,16 @@ pub struct BuildDerivation {
     pub options: ServeBuildOptions,
 }
 
-impl Encode<Serve> for BuildDerivation {
-    fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
-        to.path(&self.path);
-        to.value(&self.derivation)?;
-        to.value(&self.options)
-    }
-}
-
-impl Decode<Serve> for BuildDerivation {
-    async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut WireReader<R, Serve>,
-    ) -> Result<Self, WireError> {
+by_version!(
+    Serve, Command;
+    BuildDerivation -> BuildResult,
+    |_serve| Data::None,
+    |value, to| {
+        to.path(&value.path);
+        to.value(&value.derivation)?;
+        to.value(&value.options)
+    },
+    |from| {
         let path = from.path().await?;
         Ok(BuildDerivation {
             derivation: read_derivation(from, &path).await?,
@@ -297,12 +203,7 @@ impl Decode<Serve> for BuildDerivation {
             options: from.value().await?,
         })
     }
-}
-
-impl ServeRequest for BuildDerivation {
-    const COMMAND: Command = Command::BuildDerivation;
-    type Reply = BuildResult;
-}
+);
 
 /// Adds a path, whose raw NAR follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -311,9 +212,12 @@ pub struct AddToStoreNar {
     pub info: PathInfo,
 }
 
-impl Encode<Serve> for AddToStoreNar {
-    fn encode(&self, to: &mut Writer<Serve>) -> Result<(), WireError> {
-        let info = &self.info;
+by_version!(
+    Serve, Command;
+    AddToStoreNar -> Done,
+    |_serve| Data::RawNar,
+    |value, to| {
+        let info = &value.info;
         to.path(&info.path);
         to.value(&info.deriver)?;
         to.string(&info.nar_hash.hex());
@@ -324,13 +228,8 @@ impl Encode<Serve> for AddToStoreNar {
         to.bool(info.ultimate);
         to.value(&info.signatures)?;
         to.value(&info.ca)
-    }
-}
-
-impl Decode<Serve> for AddToStoreNar {
-    async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut WireReader<R, Serve>,
-    ) -> Result<Self, WireError> {
+    },
+    |from| {
         let info = PathInfo {
             path: from.path().await?,
             deriver: from.value().await?,
@@ -344,9 +243,4 @@ impl Decode<Serve> for AddToStoreNar {
         };
         Ok(AddToStoreNar { info })
     }
-}
-
-impl ServeRequest for AddToStoreNar {
-    const COMMAND: Command = Command::AddToStoreNar;
-    type Reply = Done;
-}
+);

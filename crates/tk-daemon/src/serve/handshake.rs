@@ -3,30 +3,11 @@
 //! minors below [`MINIMUM`].
 
 use super::{MINIMUM, Serve};
-use crate::wire::{WireError, WireReader, Writer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-
-/// Why no connection came about.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServeHandshakeError {
-    /// The connection failed, or what came is not this protocol.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The other side does not begin as it should.
-    #[error("the other side does not speak the serve protocol: it begins with {0:#x}")]
-    Magic(u64),
-    /// The other side is too old, or from another world.
-    #[error(
-        "the other side speaks serve protocol {major}.{minor}, but 2.{MINIMUM} or later is needed"
-    )]
-    Version {
-        /// The major version that the other side sent; only 2 is accepted.
-        major: u8,
-        /// The minor version that the other side sent; the oldest that is accepted is [`MINIMUM`].
-        minor: u8,
-    },
-}
+use crate::wire::{
+    HandshakeError, Protocol, Version, WireReader, Writer,
+    handshake::{agree, expect_magic, send},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Begins a connection as a client that can speak up to 2.`latest`. Afterwards the reader has the
 /// version agreed on.
@@ -34,13 +15,14 @@ pub async fn client<R, W>(
     from: &mut WireReader<R, Serve>,
     to: &mut W,
     latest: u8,
-) -> Result<(), ServeHandshakeError>
+) -> Result<(), HandshakeError>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    greet(from.protocol().clone(), to, latest, CLIENT_MAGIC).await?;
-    expect(from, latest, SERVER_MAGIC).await
+    greet(from.protocol(), to, latest, CLIENT_MAGIC).await?;
+    expect_magic(from, Serve::SERVER_MAGIC).await?;
+    read_version(from, latest).await
 }
 
 /// Begins a connection as a server that can speak up to 2.`latest`. Afterwards the reader has the
@@ -49,61 +31,44 @@ pub async fn server<R, W>(
     from: &mut WireReader<R, Serve>,
     to: &mut W,
     latest: u8,
-) -> Result<(), ServeHandshakeError>
+) -> Result<(), HandshakeError>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    // A client may wait for this before it says its version.
-    match from.u64().await? {
-        CLIENT_MAGIC => greet(from.protocol().clone(), to, latest, SERVER_MAGIC).await?,
-        other => return Err(ServeHandshakeError::Magic(other)),
-    }
+    // A client may wait for an answer to this before it says its version.
+    expect_magic(from, CLIENT_MAGIC).await?;
+    greet(from.protocol(), to, latest, Serve::SERVER_MAGIC).await?;
     read_version(from, latest).await
 }
 
 async fn greet<W>(
-    protocol: Serve,
+    protocol: &Serve,
     to: &mut W,
     latest: u8,
     magic: u64,
-) -> Result<(), ServeHandshakeError>
+) -> Result<(), HandshakeError>
 where
     W: AsyncWrite + Unpin + Send,
 {
-    let mut out = Writer::new(protocol);
+    let mut out = Writer::new(protocol.clone());
     out.u64(magic);
-    out.u64(MAJOR << 8 | u64::from(latest));
-    to.write_all(&out.take()).await.map_err(WireError::from)?;
-    Ok(to.flush().await.map_err(WireError::from)?)
-}
-
-async fn expect<R: AsyncRead + Unpin + Send>(
-    from: &mut WireReader<R, Serve>,
-    latest: u8,
-    magic: u64,
-) -> Result<(), ServeHandshakeError> {
-    match from.u64().await? {
-        found if found == magic => read_version(from, latest).await,
-        other => Err(ServeHandshakeError::Magic(other)),
-    }
+    out.u64(version(latest).word());
+    Ok(send(to, &mut out).await?)
 }
 
 async fn read_version<R: AsyncRead + Unpin + Send>(
     from: &mut WireReader<R, Serve>,
     latest: u8,
-) -> Result<(), ServeHandshakeError> {
-    let word: u32 = from.int("a version").await?;
-    let (major, minor) = ((word >> 8) as u8, word as u8);
-    if u64::from(major) != MAJOR || minor < MINIMUM {
-        return Err(ServeHandshakeError::Version { major, minor });
-    }
+) -> Result<(), HandshakeError> {
+    let agreed = agree(from, version(latest), version(MINIMUM)).await?;
     let dir = from.dir().clone();
-    from.set_protocol(Serve::new(dir, minor.min(latest)));
+    from.set_protocol(Serve::new(dir, agreed.minor));
     Ok(())
 }
 
+const fn version(minor: u8) -> Version {
+    Version { major: 2, minor }
+}
+
 const CLIENT_MAGIC: u64 = 0x390c_9deb;
-/// What a server begins with.
-pub(crate) const SERVER_MAGIC: u64 = 0x5452_eecb;
-const MAJOR: u64 = 2;

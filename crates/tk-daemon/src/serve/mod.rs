@@ -27,12 +27,12 @@ mod server;
 mod store;
 mod values;
 
-pub use commands::{Command, ServeRequest};
+pub use commands::Command;
 pub use server::ServeServer;
 pub use store::{ServeConfig, ServeInfo, ServeStore};
 pub use values::{ExportTrailer, ServeBuildOptions, ServePathInfo};
 
-use crate::wire::Protocol;
+use crate::wire::{Protocol, Since};
 use tk_path::StoreDir;
 
 /// What a connection speaks: decides the layout of every value on it.
@@ -57,6 +57,14 @@ impl Serve {
 }
 
 impl Protocol for Serve {
+    const NAME: &'static str = "serve";
+    const SERVER_MAGIC: u64 = 0x5452_eecb;
+    type Op = Command;
+
+    fn supports(&self, since: Since) -> bool {
+        matches!(since, Since::Minor(minor) if self.at_least(minor))
+    }
+
     fn store_dir(&self) -> &StoreDir {
         &self.dir
     }

@@ -4,16 +4,16 @@ mod adding;
 mod builds;
 
 use super::{
-    Command, LATEST, Serve, ServeBuildOptions, ServeRequest,
+    Command, LATEST, Serve, ServeBuildOptions,
     commands::{
         AddToStoreNar, BuildDerivation, BuildPaths, DumpStorePath, PathInfos, QueryClosure,
         QueryPathInfos, QueryValidPaths,
     },
-    handshake::{self, ServeHandshakeError},
+    handshake,
 };
 use crate::{
     values::Done,
-    wire::{Encode, WireError, WireReader, Writer},
+    wire::{Encode, HandshakeError, Request, WireError, WireReader, Writer},
 };
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -270,7 +270,7 @@ where
         }
     }
 
-    async fn request<Q: ServeRequest>(&mut self) -> Result<Q> {
+    async fn request<Q: Request<Serve>>(&mut self) -> Result<Q> {
         self.reader.value().await.map_err(failed)
     }
 
@@ -310,9 +310,9 @@ impl Encode<Serve> for PathInfoItem {
     }
 }
 
-fn no_handshake(error: ServeHandshakeError) -> Error {
+fn no_handshake(error: HandshakeError) -> Error {
     match error {
-        ServeHandshakeError::Wire(error) => failed(error),
+        HandshakeError::Wire(error) => failed(error),
         error => malformed(error),
     }
 }

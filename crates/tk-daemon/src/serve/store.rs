@@ -12,7 +12,7 @@ use crate::{
     },
 };
 use async_trait::async_trait;
-use connection::{ServeLease, ServePool, ServeSettings};
+use connection::ServePool;
 use futures::{
     StreamExt, TryStreamExt,
     stream::{self, BoxStream},
@@ -40,7 +40,7 @@ use tk_store::{
 /// The server takes whatever it is sent: neither signatures nor contents are checked by it in a way
 /// that could be told here. So all is checked before the last bytes of a NAR are sent.
 pub struct ServeStore {
-    config: ServeConfig,
+    config: Arc<ServeConfig>,
     pool: Arc<ServePool>,
 }
 
@@ -100,14 +100,10 @@ impl Describe for ServeStore {
 impl ServeStore {
     /// The store that `transport` leads to. Connects when it is first asked something.
     pub fn new(transport: Arc<dyn Transport>, config: ServeConfig) -> Self {
-        let settings = ServeSettings {
-            name: config.uri.as_str().into(),
-            dir: config.dir.clone(),
-            connect_timeout: config.connect_timeout,
-            timeout: config.timeout,
-        };
+        let config = Arc::new(config);
+        let (connections, age) = (config.max_connections, Duration::MAX);
         ServeStore {
-            pool: ServePool::new(transport, settings, config.max_connections),
+            pool: ServePool::new(transport, config.clone(), connections, age),
             config,
         }
     }
@@ -237,8 +233,8 @@ impl Store for ServeStore {
     /// Asks whether the path is there and for its NAR at once. A path that is absent costs the
     /// connection, since the server ends.
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
-        let mut connection: ServeLease = self.pool.get().await?;
-        connection.begin();
+        let mut connection = self.pool.get().await?;
+        connection.flight.begin();
         let asked = which(BTreeSet::from([path.clone()]), false);
         connection.output.request(&asked)?;
         let path = path.clone();
@@ -308,8 +304,7 @@ impl fmt::Display for ServeStore {
 impl fmt::Debug for ServeStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServeStore")
-            .field("uri", &self.config.uri)
-            .field("free", &self.pool.free())
+            .field("pool", &self.pool)
             .finish_non_exhaustive()
     }
 }

@@ -14,9 +14,9 @@ use super::{
 use crate::{
     client::is_long,
     values::Done,
-    wire::{Admission, Admitted, FramedRead, NarRead, WireError, WireReader, Writer},
+    wire::{Admission, Admitted, FramedRead, NarRead, Request, WireError, WireReader, Writer},
     worker::{
-        Capabilities, Op, Request, Trust, Version, WorkerProtocol,
+        Capabilities, Op, Trust, Version, WorkerProtocol,
         handshake::{self, HandshakeError, ServerHello},
         log::Message,
         ops::{self, Data},
@@ -600,7 +600,7 @@ async fn continued(mut nar: NarStream, mut at: u64) -> Result<NarStream> {
 
 /// The request that comes, for which the client has some time. What is worked on for long does not keep others from
 /// sending theirs.
-async fn receive<R: AsyncRead + Unpin + Send, Q: Request>(
+async fn receive<R: AsyncRead + Unpin + Send, Q: Request<WorkerProtocol>>(
     reader: &mut WireReader<R, WorkerProtocol>,
     context: &OperationContext,
 ) -> Result<Q, WireError> {
@@ -687,7 +687,10 @@ where
     }
 
     /// Answers with the reply or the refusal; any other failure is passed on.
-    async fn answer<Q: Request>(&mut self, done: OperationResult<Q::Reply>) -> Answered {
+    async fn answer<Q: Request<WorkerProtocol>>(
+        &mut self,
+        done: OperationResult<Q::Reply>,
+    ) -> Answered {
         self.log()?;
         let start = self.writer.len();
         let refusal = match done {

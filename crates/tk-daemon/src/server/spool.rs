@@ -3,9 +3,10 @@
 use bytes::{Bytes, BytesMut};
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
 };
+use tk_nar::{EncodeError, Encoder};
 use tk_store::{Error, NarStream, Result, nar};
 use tokio::task::spawn_blocking;
 
@@ -48,50 +49,43 @@ impl ByteSpool {
 
     /// The NAR of a file with these bytes.
     pub fn into_nar(self) -> NarStream {
-        let size = self.size;
         nar::produce(move |send| {
-            let (head, tail) = around(size);
-            let doing = |e| Error::io("reading what is to be added", e);
-            if !send(head) {
-                return Ok(());
-            }
-            if let Some(mut file) = self.file {
-                file.seek(SeekFrom::Start(0)).map_err(doing)?;
-                loop {
-                    let mut piece = vec![0; PIECE];
-                    let n = file.read(&mut piece).map_err(doing)?;
-                    piece.truncate(n);
-                    if n == 0 {
-                        break;
-                    }
-                    if !send(piece.into()) {
-                        return Ok(());
-                    }
-                }
-            }
-            let _ = send(self.memory.freeze()) && send(tail);
-            Ok(())
+            self.encode(SendWriter(send))
+                .map_err(|e| Error::io("reading what is to be added", io::Error::other(e)))
         })
     }
-}
 
-/// What stands in a NAR before and behind the bytes of its only file.
-fn around(size: u64) -> (Bytes, Bytes) {
-    let mut head = Vec::new();
-    for token in ["nix-archive-1", "(", "type", "regular", "contents"] {
-        string(&mut head, token);
+    fn encode(self, to: impl Write) -> std::result::Result<(), EncodeError> {
+        let mut nar = Encoder::new(to);
+        nar.regular(false, self.size)?;
+        if let Some(mut file) = self.file {
+            file.seek(SeekFrom::Start(0))?;
+            let mut piece = vec![0; PIECE];
+            while let n @ 1.. = file.read(&mut piece)? {
+                nar.contents(&piece[..n])?;
+            }
+        }
+        nar.contents(&self.memory)?;
+        nar.finish().map(drop)
     }
-    head.extend_from_slice(&size.to_le_bytes());
-    let padding = size.next_multiple_of(8) - size;
-    let mut tail = vec![0; padding as usize];
-    string(&mut tail, ")");
-    (head.into(), tail.into())
 }
 
-fn string(out: &mut Vec<u8>, text: &str) {
-    out.extend_from_slice(&(text.len() as u64).to_le_bytes());
-    out.extend_from_slice(text.as_bytes());
-    out.resize(out.len() + text.len().next_multiple_of(8) - text.len(), 0);
+/// Sends what is written to it.
+struct SendWriter<'a>(&'a mut dyn FnMut(Bytes) -> bool);
+
+impl Write for SendWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.0)(Bytes::copy_from_slice(bytes)) {
+            Ok(bytes.len())
+        } else {
+            // Nobody listens any more.
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Bytes that need no file.
@@ -102,7 +96,6 @@ const PIECE: usize = 64 << 10;
 mod tests {
     use super::*;
     use futures::TryStreamExt;
-    use tk_nar::Encoder;
 
     #[tokio::test]
     async fn whatever_the_size_it_is_the_nar_of_a_file() {

@@ -147,7 +147,7 @@ impl DaemonAdd<'_> {
         let most = self.store.config.upload_connections.min(going.len());
         let mut lanes = vec![first];
         while lanes.len() < most {
-            match self.store.pool.try_get(self.store.log()).await? {
+            match self.store.pool.try_get().await? {
                 Some(connection) => lanes.push(connection),
                 None => break,
             }

@@ -2,7 +2,7 @@ use super::DaemonStore;
 use crate::{
     client::{Connection, ConnectionPool},
     worker::{
-        UnkeyedPathInfo,
+        UnkeyedPathInfo, WorkerProtocol,
         ops::{Op, QueryPathInfo, QueryPathInfos},
     },
 };
@@ -135,13 +135,13 @@ impl Drop for Task {
 
 /// Asks all there is to ask, in waves: a connection is held only while something is open.
 async fn ask(
-    pool: Arc<ConnectionPool>,
+    pool: Arc<ConnectionPool<WorkerProtocol>>,
     log: Arc<dyn LogSink>,
     mut questions: UnboundedReceiver<StorePath>,
     told: &UnboundedSender<DaemonInfoAnswer>,
 ) -> Result<()> {
     while let Some(first) = questions.recv().await {
-        let mut connection = pool.get(&*log).await?;
+        let mut connection = pool.get().await?;
         if Op::QueryPathInfos.supported(connection.protocol()) {
             let mut batch = BTreeMap::from([(first, 1)]);
             while let Ok(path) = questions.try_recv() {

@@ -37,7 +37,7 @@ impl Roots for DaemonStore {
             Some(connection) => connection,
             None => {
                 wanted.extend(held.paths.iter().cloned());
-                self.pool.open(self.log()).await?
+                self.pool.open().await?
             }
         };
         let requests = wanted.into_iter().map(|path| ((), AddTempRoot { path }));

@@ -9,7 +9,7 @@ impl Sessions for DaemonStore {
         let transport = self.transport.clone();
         let config = DaemonConfig {
             log,
-            ..self.config.clone()
+            ..DaemonConfig::clone(&self.config)
         };
         Arc::new(DaemonStore::new(transport, config)).abilities()
     }
@@ -19,7 +19,7 @@ impl Sessions for DaemonStore {
     fn with_settings(&self, settings: &ClientSettings) -> Option<Abilities> {
         let config = DaemonConfig {
             settings: Some(settings.clone()),
-            ..self.config.clone()
+            ..DaemonConfig::clone(&self.config)
         };
         let (transport, roots) = (self.transport.clone(), self.temp_roots.clone());
         let store = DaemonStore::with_roots(transport, config, roots);

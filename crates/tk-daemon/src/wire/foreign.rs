@@ -1,15 +1,15 @@
 //! What is at the other end if it does not speak the protocol: often a sentence for people.
 
-use super::WireReader;
+use super::{Protocol, WireReader};
 use std::{future::poll_fn, time::Duration};
 use tk_store::log::join_lines;
 use tokio::{io::AsyncRead, time::timeout};
 
-impl<R: AsyncRead + Unpin, P> WireReader<R, P> {
+impl<R: AsyncRead + Unpin, P: Protocol> WireReader<R, P> {
     /// The text that came in place of the protocol, if it is one: with `begin`, the number that its first
     /// bytes were taken for, and what follows within a moment. A connection that broke off in the middle of
-    /// `magic`, with which the protocol begins, sent no text.
-    pub(crate) async fn foreign_text(&mut self, begin: Option<u64>, magic: u64) -> Option<String> {
+    /// the number with which the protocol begins sent no text.
+    pub(crate) async fn foreign_text(&mut self, begin: Option<u64>) -> Option<String> {
         // Whoever ended the connection has said all that there is, but it may not have been read.
         let more = async {
             while self.buffered() < LONGEST {
@@ -24,7 +24,7 @@ impl<R: AsyncRead + Unpin, P> WireReader<R, P> {
         let mut bytes = begin.as_ref().map_or(Vec::new(), |begin| begin.to_vec());
         bytes.extend_from_slice(self.peek());
         bytes.truncate(LONGEST);
-        if magic.to_le_bytes().starts_with(&bytes) {
+        if P::SERVER_MAGIC.to_le_bytes().starts_with(&bytes) {
             return None;
         }
         let binary = |b: &u8| b.is_ascii_control() && !b.is_ascii_whitespace() && *b != ESCAPE;
@@ -56,14 +56,14 @@ const MOMENT: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::{Serve, handshake::SERVER_MAGIC};
+    use crate::serve::Serve;
     use tk_path::StoreDir;
 
     /// The text that is made of `bytes`, of which the first eight were taken for a number.
     async fn text_of(bytes: &[u8]) -> Option<String> {
         let mut reader = WireReader::new(bytes, Serve::new(StoreDir::default(), 0));
         let begin = reader.u64().await.ok();
-        reader.foreign_text(begin, SERVER_MAGIC).await
+        reader.foreign_text(begin).await
     }
 
     #[tokio::test]

@@ -37,15 +37,20 @@
 mod error;
 mod foreign;
 mod framed;
+pub(crate) mod handshake;
 mod nar;
 mod read;
+mod request;
 mod write;
 
 pub use error::WireError;
 pub(crate) use foreign::begins_with;
 pub use framed::{FRAME_END, FramedRead, MAX_FRAME, frame_header, frames};
+pub use handshake::{HandshakeError, Version};
 pub use nar::NarRead;
 pub use read::{Admission, Admitted, BUFFER, CUT, FREE, ITEM_COST, Limits, WireReader};
+pub use request::{Data, Operation, Request, Since};
+pub(crate) use request::{by_version, field_by_field, operations, requests};
 pub use write::Writer;
 
 use std::{fmt::Debug, future::Future};
@@ -54,6 +59,18 @@ use tokio::io::AsyncRead;
 
 /// What both ends of a connection agreed on, as far as it decides how values are written.
 pub trait Protocol: Clone + Debug + Send + Sync + 'static {
+    /// Its name in errors: `worker`.
+    const NAME: &'static str;
+
+    /// The number that a server begins a connection with.
+    const SERVER_MAGIC: u64;
+
+    /// What can be asked.
+    type Op: Operation<Self>;
+
+    /// Whether there is what came then, going by what was agreed on.
+    fn supports(&self, since: Since) -> bool;
+
     /// The directory of all store paths on the wire.
     fn store_dir(&self) -> &StoreDir;
 

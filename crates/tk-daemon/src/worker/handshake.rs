@@ -16,14 +16,15 @@
 //! A version is `major << 8 | minor`; the major must be 1. Neither end waits more than it must: a
 //! client sends 4, 6 and 7 at once, so that a handshake takes two round trips.
 
-use super::{
-    Capabilities, MINIMUM, OLDEST, Trust, Version, WorkerProtocol,
-    log::{Message, RemoteError},
+use super::{Capabilities, MINIMUM, OLDEST, Trust, Version, WorkerProtocol, log::Message};
+pub use crate::wire::HandshakeError;
+
+use crate::wire::{
+    Decode, Encode, Protocol, WireError, WireReader, Writer,
+    handshake::{agree, expect_magic, send},
 };
-use crate::wire::{Decode, Encode, WireError, WireReader, Writer};
-use std::io;
 use tk_store::log::LogSink;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// What a server says about itself (Nix's `ClientHandshakeInfo`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,24 +66,6 @@ impl Decode<WorkerProtocol> for ServerHello {
     }
 }
 
-/// Why no connection came about.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HandshakeError {
-    /// The connection failed, or what came is not this protocol.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The other side does not begin as it should.
-    #[error("the other side does not speak the worker protocol: it begins with {0:#x}")]
-    Magic(u64),
-    /// The other side is too old, or from another world.
-    #[error("the other side speaks worker protocol {0}, but 1.{min} or later is needed", min = MINIMUM.minor)]
-    Version(Version),
-    /// The server started, and then refused to go on.
-    #[error("{0}")]
-    Refused(RemoteError),
-}
-
 /// Begins a connection as a client that can do `offered`. Afterwards the reader has the protocol
 /// agreed on, and the connection waits for the first request. What the server logs goes to `log`.
 ///
@@ -104,7 +87,7 @@ where
         match from.message().await? {
             Message::Log(event) => log.event(event),
             Message::Last => return Ok(hello),
-            Message::Error(error) => return Err(HandshakeError::Refused(error)),
+            Message::Error(error) => return Err(HandshakeError::Refused(error.plain())),
             Message::Read(_) | Message::Write(_) => {
                 return Err(from.malformed("data during the handshake").into());
             }
@@ -128,8 +111,8 @@ where
     out.u64(CLIENT_MAGIC);
     out.u64(offered.version.word());
     send(to, &mut out).await?;
-    expect_magic(from, SERVER_MAGIC).await?;
-    let version = read_version(from, offered.version, minimum).await?;
+    expect_magic(from, WorkerProtocol::SERVER_MAGIC).await?;
+    let version = agree(from, offered.version, minimum.max(OLDEST)).await?;
     let mut agreed = Capabilities {
         version,
         features: Default::default(),
@@ -168,10 +151,10 @@ where
 {
     expect_magic(from, CLIENT_MAGIC).await?;
     let mut out = Writer::new(from.protocol().clone());
-    out.u64(SERVER_MAGIC);
+    out.u64(WorkerProtocol::SERVER_MAGIC);
     out.u64(offered.version.word());
     send(to, &mut out).await?;
-    let version = read_version(from, offered.version, MINIMUM).await?;
+    let version = agree(from, offered.version, MINIMUM).await?;
     let mut agreed = Capabilities {
         version,
         features: Default::default(),
@@ -190,48 +173,10 @@ where
     from.set_protocol(from.protocol().with(agreed));
     out.set_protocol(from.protocol().clone());
     out.value(hello)?;
-    send(to, &mut out).await
-}
-
-async fn expect_magic<R: AsyncRead + Unpin + Send>(
-    from: &mut WireReader<R, WorkerProtocol>,
-    expected: u64,
-) -> Result<(), HandshakeError> {
-    match from.u64().await? {
-        magic if magic == expected => Ok(()),
-        other => Err(HandshakeError::Magic(other)),
-    }
-}
-
-async fn read_version<R: AsyncRead + Unpin + Send>(
-    from: &mut WireReader<R, WorkerProtocol>,
-    own: Version,
-    minimum: Version,
-) -> Result<Version, HandshakeError> {
-    let theirs = Version::from_word(from.int("a version").await?);
-    let agreed = theirs.min(own);
-    if theirs.major == 1 && agreed >= minimum.max(OLDEST) {
-        Ok(agreed)
-    } else {
-        Err(HandshakeError::Version(theirs))
-    }
-}
-
-async fn send<W: AsyncWrite + Unpin>(
-    to: &mut W,
-    out: &mut Writer<WorkerProtocol>,
-) -> Result<(), HandshakeError> {
-    let sent: io::Result<()> = async {
-        to.write_all(&out.take()).await?;
-        to.flush().await
-    }
-    .await;
-    sent.map_err(|e| WireError::from(e).into())
+    Ok(send(to, &mut out).await?)
 }
 
 const CLIENT_MAGIC: u64 = 0x6e69_7863;
-/// What a server begins with.
-pub(crate) const SERVER_MAGIC: u64 = 0x6478_696f;
 const FEATURES: Version = Version::minor(38);
 const AFFINITY: Version = Version::minor(14);
 const RESERVED: Version = Version::minor(11);

@@ -52,8 +52,9 @@ pub mod ops;
 mod values;
 mod version;
 
+pub use crate::wire::{Request, Version};
 pub use features::Features;
-pub use ops::{Op, Request};
+pub use ops::Op;
 pub(crate) use values::read_nar_hash;
 pub use values::{Trust, UnkeyedPathInfo};
-pub use version::{Capabilities, LATEST, MINIMUM, OLDEST, Version, WorkerProtocol};
+pub use version::{Capabilities, LATEST, MINIMUM, OLDEST, WorkerProtocol};

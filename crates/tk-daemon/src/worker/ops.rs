@@ -61,17 +61,19 @@
 //! **Trust.** For a client that is not trusted, servers refuse repair in 9, 35 and 46, refuse 45, 47, and 36
 //! for input-addressed derivations; they do check signatures in 39 and 44, whatever the request says.
 
+pub use crate::wire::{Data, Request, Since};
+
 use super::{UnkeyedPathInfo, Version, WorkerProtocol, features};
 use crate::{
     values::{Done, read_derivation},
-    wire::{Decode, Encode, WireError, WireReader, Writer},
+    wire::{
+        Decode, Encode, WireError, WireReader, Writer, by_version, field_by_field, operations,
+        requests,
+    },
 };
 use bstr::BString;
 use bytes::Bytes;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::{self, Debug},
-};
+use std::collections::{BTreeMap, BTreeSet};
 use tk_narinfo::{
     PathInfo, Signature,
     build_result::{BuildResult, KeyedBuildResult},
@@ -84,239 +86,56 @@ use tk_path::{
 use tk_store::{BuildMode, GcAction, GcOptions, GcReport, Missing, Root, log::Level};
 use tokio::io::AsyncRead;
 
-/// What can be asked: a type for each operation.
-pub trait Request: Encode<WorkerProtocol> + Decode<WorkerProtocol> + Debug + Send + Sync {
-    /// The operation whose number begins the request on the wire.
-    const OP: Op;
-
-    /// What comes back when it is done; data that follows is not part of it.
-    type Reply: Encode<WorkerProtocol> + Decode<WorkerProtocol> + Debug + Send + Sync;
-
-    /// In which way data follows the request.
-    fn data(_worker: &WorkerProtocol) -> Data {
-        Data::None
-    }
-
-    /// Writes the number of the operation and the request.
-    ///
-    /// # Errors
-    /// [`WireError::Unsupported`] if the other end does not know the operation, or there is no way
-    /// to say it at its version.
-    fn write(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
-        if !Self::OP.supported(to.protocol()) {
-            return Err(to.unsupported(format_args!("the operation {}", Self::OP)));
-        }
-        let start = to.len();
-        to.u64(Self::OP.number());
-        to.value(self).inspect_err(|_| to.truncate(start))
-    }
-}
-
-/// In which way the data of a request follows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Data {
-    /// No data follows: the request is complete as it is.
-    None,
-    /// In chunks, see [`FramedRead`](crate::wire::FramedRead).
-    Framed,
-    /// As a NAR that ends where it ends, see [`NarRead`](crate::wire::NarRead).
-    RawNar,
-    /// In strings that the server asks for, see [`Message::Read`](super::log::Message::Read).
-    Pulled,
-}
-
-macro_rules! operations {
-    ($($(#[$meta:meta])* $name:ident = $number:literal, $since:expr;)*) => {
-        /// An operation of the worker protocol.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u64)]
-        pub enum Op {
-            $($(#[$meta])* $name = $number,)*
-        }
-
-        impl Op {
-            /// All of them, by number.
-            pub const ALL: &[Op] = &[$(Op::$name),*];
-
-            /// The operation of that number.
-            pub const fn from_u64(number: u64) -> Option<Op> {
-                match number {
-                    $($number => Some(Op::$name),)*
-                    _ => None,
-                }
-            }
-
-            /// Nix's name of it.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Op::$name => stringify!($name),)*
-                }
-            }
-
-            /// What the other end must be for it.
-            pub const fn since(self) -> Since {
-                match self {
-                    $(Op::$name => $since,)*
-                }
-            }
-        }
-    };
-}
-
-/// Since when there is an operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Since {
-    /// This minor version; 10 also stands for longer ago.
-    Minor(u8),
-    /// Where this feature was agreed on.
-    Feature(&'static str),
-}
-
 operations! {
-    /// See [`IsValidPath`].
-    IsValidPath = 1, Since::Minor(10);
-    /// See [`QueryReferrers`].
-    QueryReferrers = 6, Since::Minor(10);
-    /// See [`AddToStore`].
-    AddToStore = 7, Since::Minor(10);
-    /// See [`AddTextToStore`].
-    AddTextToStore = 8, Since::Minor(10);
-    /// See [`BuildPaths`].
-    BuildPaths = 9, Since::Minor(10);
-    /// See [`EnsurePath`].
-    EnsurePath = 10, Since::Minor(10);
-    /// See [`AddTempRoot`].
-    AddTempRoot = 11, Since::Minor(10);
-    /// See [`AddIndirectRoot`].
-    AddIndirectRoot = 12, Since::Minor(10);
-    /// See [`SyncWithGC`].
-    SyncWithGC = 13, Since::Minor(10);
-    /// See [`FindRoots`].
-    FindRoots = 14, Since::Minor(10);
-    /// See [`QueryDeriver`].
-    QueryDeriver = 18, Since::Minor(10);
-    /// See [`SetOptions`].
-    SetOptions = 19, Since::Minor(10);
-    /// See [`CollectGarbage`].
-    CollectGarbage = 20, Since::Minor(10);
-    /// See [`QuerySubstitutablePathInfo`].
-    QuerySubstitutablePathInfo = 21, Since::Minor(10);
-    /// See [`QueryDerivationOutputs`].
-    QueryDerivationOutputs = 22, Since::Minor(10);
-    /// See [`QueryAllValidPaths`].
-    QueryAllValidPaths = 23, Since::Minor(10);
-    /// See [`QueryPathInfo`].
-    QueryPathInfo = 26, Since::Minor(10);
-    /// See [`QueryDerivationOutputNames`].
-    QueryDerivationOutputNames = 28, Since::Minor(10);
-    /// See [`QueryPathFromHashPart`].
-    QueryPathFromHashPart = 29, Since::Minor(11);
-    /// See [`QuerySubstitutablePathInfos`].
-    QuerySubstitutablePathInfos = 30, Since::Minor(12);
-    /// See [`QueryValidPaths`].
-    QueryValidPaths = 31, Since::Minor(12);
-    /// See [`QuerySubstitutablePaths`].
-    QuerySubstitutablePaths = 32, Since::Minor(12);
-    /// See [`QueryValidDerivers`].
-    QueryValidDerivers = 33, Since::Minor(13);
-    /// See [`OptimiseStore`].
-    OptimiseStore = 34, Since::Minor(14);
-    /// See [`VerifyStore`].
-    VerifyStore = 35, Since::Minor(14);
-    /// See [`BuildDerivation`].
-    BuildDerivation = 36, Since::Minor(14);
-    /// See [`AddSignatures`].
-    AddSignatures = 37, Since::Minor(16);
-    /// See [`NarFromPath`].
-    NarFromPath = 38, Since::Minor(17);
-    /// See [`AddToStoreNar`].
-    AddToStoreNar = 39, Since::Minor(17);
-    /// See [`QueryMissing`].
-    QueryMissing = 40, Since::Minor(19);
-    /// See [`QueryDerivationOutputMap`].
-    QueryDerivationOutputMap = 41, Since::Minor(22);
-    /// See [`RegisterDrvOutput`].
-    RegisterDrvOutput = 42, Since::Minor(27);
-    /// See [`QueryRealisation`].
-    QueryRealisation = 43, Since::Minor(27);
-    /// See [`AddMultipleToStore`].
-    AddMultipleToStore = 44, Since::Minor(32);
-    /// See [`AddBuildLog`].
-    AddBuildLog = 45, Since::Minor(32);
-    /// See [`BuildPathsWithResults`].
-    BuildPathsWithResults = 46, Since::Minor(34);
-    /// See [`AddPermRoot`].
-    AddPermRoot = 47, Since::Minor(36);
-    /// See [`AddTempRoots`].
-    AddTempRoots = 49, Since::Feature(features::ADD_TEMP_ROOTS);
-    /// See [`QueryPathInfos`].
-    QueryPathInfos = 50, Since::Feature(features::QUERY_PATH_INFOS);
-    /// See [`SubmitOutput`].
-    SubmitOutput = 1000, Since::Feature(features::SUBMIT_OUTPUT);
-    /// See [`AddToStoreScanning`].
-    AddToStoreScanning = 1001, Since::Feature(features::ADD_TO_STORE_SCANNING);
-}
-
-impl Op {
-    /// The number on the wire.
-    pub const fn number(self) -> u64 {
-        self as u64
+    /// An operation of the worker protocol.
+    Op(WorkerProtocol) {
+        IsValidPath = 1, Since::Minor(10);
+        QueryReferrers = 6, Since::Minor(10);
+        AddToStore = 7, Since::Minor(10);
+        AddTextToStore = 8, Since::Minor(10);
+        BuildPaths = 9, Since::Minor(10);
+        EnsurePath = 10, Since::Minor(10);
+        AddTempRoot = 11, Since::Minor(10);
+        AddIndirectRoot = 12, Since::Minor(10);
+        SyncWithGC = 13, Since::Minor(10);
+        FindRoots = 14, Since::Minor(10);
+        QueryDeriver = 18, Since::Minor(10);
+        SetOptions = 19, Since::Minor(10);
+        CollectGarbage = 20, Since::Minor(10);
+        QuerySubstitutablePathInfo = 21, Since::Minor(10);
+        QueryDerivationOutputs = 22, Since::Minor(10);
+        QueryAllValidPaths = 23, Since::Minor(10);
+        QueryPathInfo = 26, Since::Minor(10);
+        QueryDerivationOutputNames = 28, Since::Minor(10);
+        QueryPathFromHashPart = 29, Since::Minor(11);
+        QuerySubstitutablePathInfos = 30, Since::Minor(12);
+        QueryValidPaths = 31, Since::Minor(12);
+        QuerySubstitutablePaths = 32, Since::Minor(12);
+        QueryValidDerivers = 33, Since::Minor(13);
+        OptimiseStore = 34, Since::Minor(14);
+        VerifyStore = 35, Since::Minor(14);
+        BuildDerivation = 36, Since::Minor(14);
+        AddSignatures = 37, Since::Minor(16);
+        NarFromPath = 38, Since::Minor(17);
+        AddToStoreNar = 39, Since::Minor(17);
+        QueryMissing = 40, Since::Minor(19);
+        QueryDerivationOutputMap = 41, Since::Minor(22);
+        RegisterDrvOutput = 42, Since::Minor(27);
+        QueryRealisation = 43, Since::Minor(27);
+        AddMultipleToStore = 44, Since::Minor(32);
+        AddBuildLog = 45, Since::Minor(32);
+        BuildPathsWithResults = 46, Since::Minor(34);
+        AddPermRoot = 47, Since::Minor(36);
+        AddTempRoots = 49, Since::Feature(features::ADD_TEMP_ROOTS);
+        QueryPathInfos = 50, Since::Feature(features::QUERY_PATH_INFOS);
+        SubmitOutput = 1000, Since::Feature(features::SUBMIT_OUTPUT);
+        AddToStoreScanning = 1001, Since::Feature(features::ADD_TO_STORE_SCANNING);
     }
-
-    /// Whether a server knows the operation, going by what was agreed on.
-    pub fn supported(self, worker: &WorkerProtocol) -> bool {
-        match self.since() {
-            Since::Minor(minor) => worker.version >= Version::minor(minor),
-            Since::Feature(feature) => worker.has(feature),
-        }
-    }
-}
-
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// Declares structs that are read and written field by field.
-macro_rules! records {
-    ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)? })*) => {$(
-        $(#[$meta])*
-        #[derive(Debug, Clone, PartialEq, Eq)]
-        pub struct $name {
-            $($(#[$field_meta])* pub $field: $type,)*
-        }
-
-        impl Encode<WorkerProtocol> for $name {
-            fn encode(&self, _to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
-                $(_to.value(&self.$field)?;)*
-                Ok(())
-            }
-        }
-
-        impl Decode<WorkerProtocol> for $name {
-            async fn decode<R: AsyncRead + Unpin + Send>(
-                _from: &mut WireReader<R, WorkerProtocol>,
-            ) -> Result<Self, WireError> {
-                Ok($name { $($field: _from.value().await?,)* })
-            }
-        }
-    )*};
-}
-
-/// The same, for requests.
-macro_rules! requests {
-    ($($(#[$meta:meta])* $name:ident $fields:tt -> $reply:ty;)*) => {$(
-        records! { $(#[$meta])* $name $fields }
-
-        impl Request for $name {
-            const OP: Op = Op::$name;
-            type Reply = $reply;
-        }
-    )*};
 }
 
 requests! {
+    WorkerProtocol, Op;
+
     /// Whether a path is valid.
     IsValidPath {
         /// The path that may be valid.
@@ -496,61 +315,50 @@ requests! {
         /// The name of the output that is told about.
         output: OutputName,
     } -> Done;
+
+    /// Adds a path, whose NAR follows.
+    AddToStoreNar {
+        /// The path and what is to be known about it.
+        info: PathInfo,
+        /// Whether a path that is there is written again.
+        repair: bool,
+        /// Whether to take it without signatures. Servers ignore it from clients that are not trusted.
+        dont_check_signatures: bool,
+    } -> (), |worker| match worker.version.minor {
+        23.. => Data::Framed,
+        21.. => Data::Pulled,
+        _ => Data::RawNar,
+    };
+
+    /// Adds many paths, which follow with their NARs, references first. All or none of them need not
+    /// hold: what came before a failure may be there.
+    AddMultipleToStore {
+        /// Whether paths that are there are written again.
+        repair: bool,
+        /// Whether to take them without signatures. Servers ignore it from clients that are not trusted.
+        dont_check_signatures: bool,
+    } -> (), |_worker| Data::Framed;
+
+    /// From within a build: adds what follows, with the references that are found in it.
+    AddToStoreScanning {
+        /// The name of the path to be.
+        name: String,
+        /// How its content names it.
+        method: MethodAlgorithm,
+    } -> PathInfo, |_worker| Data::Framed;
 }
 
 pub use tk_store::SubstitutablePathInfo;
 
-impl Encode<WorkerProtocol> for SubstitutablePathInfo {
-    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
-        to.value(&self.deriver)?;
-        to.value(&self.references)?;
-        to.u64(self.download_size);
-        to.u64(self.nar_size);
-        Ok(())
+field_by_field!(
+    WorkerProtocol,
+    SubstitutablePathInfo {
+        deriver,
+        references,
+        download_size,
+        nar_size
     }
-}
-
-impl Decode<WorkerProtocol> for SubstitutablePathInfo {
-    async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut WireReader<R, WorkerProtocol>,
-    ) -> Result<Self, WireError> {
-        Ok(SubstitutablePathInfo {
-            deriver: from.value().await?,
-            references: from.value().await?,
-            download_size: from.u64().await?,
-            nar_size: from.u64().await?,
-        })
-    }
-}
-
-/// Declares requests whose layout depends on the version.
-macro_rules! by_version {
-    ($name:ident -> $reply:ty, |$worker:ident| $data:expr, |$value:ident, $to:ident| $write:expr, |$from:ident| $read:expr) => {
-        impl Encode<WorkerProtocol> for $name {
-            fn encode(&self, $to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
-                let $value = self;
-                $write
-            }
-        }
-
-        impl Decode<WorkerProtocol> for $name {
-            async fn decode<R: AsyncRead + Unpin + Send>(
-                $from: &mut WireReader<R, WorkerProtocol>,
-            ) -> Result<Self, WireError> {
-                $read
-            }
-        }
-
-        impl Request for $name {
-            const OP: Op = Op::$name;
-            type Reply = $reply;
-
-            fn data($worker: &WorkerProtocol) -> Data {
-                $data
-            }
-        }
-    };
-}
+);
 
 /// Adds a file or tree, named by its content, which follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -566,6 +374,7 @@ pub struct AddToStore {
 }
 
 by_version!(
+    WorkerProtocol, Op;
     AddToStore -> AddedContent,
     |worker| if worker.at_least(25) { Data::Framed } else { Data::RawNar },
     |value, to| {
@@ -701,6 +510,7 @@ impl Decode<WorkerProtocol> for RootList {
 pub use tk_store::ClientSettings as SetOptions;
 
 by_version!(
+    WorkerProtocol, Op;
     SetOptions -> (),
     |_worker| Data::None,
     |value, to| {
@@ -775,6 +585,7 @@ impl From<GcOptions> for CollectGarbage {
 }
 
 by_version!(
+    WorkerProtocol, Op;
     CollectGarbage -> GcReport,
     |_worker| Data::None,
     |value, to| {
@@ -914,6 +725,7 @@ pub struct QuerySubstitutablePathInfos {
 }
 
 by_version!(
+    WorkerProtocol, Op;
     QuerySubstitutablePathInfos -> BTreeMap<StorePath, SubstitutablePathInfo>,
     |_worker| Data::None,
     |value, to| {
@@ -948,6 +760,7 @@ pub struct QueryValidPaths {
 }
 
 by_version!(
+    WorkerProtocol, Op;
     QueryValidPaths -> BTreeSet<StorePath>,
     |_worker| Data::None,
     |value, to| {
@@ -977,6 +790,7 @@ pub struct BuildDerivation {
 }
 
 by_version!(
+    WorkerProtocol, Op;
     BuildDerivation -> BuildResult,
     |_worker| Data::None,
     |value, to| {
@@ -996,61 +810,16 @@ by_version!(
     }
 );
 
-/// Adds a path, whose NAR follows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddToStoreNar {
-    /// The path and what is to be known about it.
-    pub info: PathInfo,
-    /// Whether a path that is there is written again.
-    pub repair: bool,
-    /// Whether to take it without signatures. Servers ignore it from clients that are not trusted.
-    pub dont_check_signatures: bool,
-}
-
-by_version!(
-    AddToStoreNar -> (),
-    |worker| match worker.version.minor {
-        23.. => Data::Framed,
-        21.. => Data::Pulled,
-        _ => Data::RawNar,
-    },
-    |value, to| {
-        to.value(&value.info)?;
-        to.bool(value.repair);
-        to.bool(value.dont_check_signatures);
-        Ok(())
-    },
-    |from| Ok(AddToStoreNar {
-        info: from.value().await?,
-        repair: from.bool().await?,
-        dont_check_signatures: from.bool().await?,
-    })
+field_by_field!(
+    WorkerProtocol,
+    Missing {
+        build,
+        substitute,
+        unknown,
+        download_size,
+        nar_size
+    }
 );
-
-impl Encode<WorkerProtocol> for Missing {
-    fn encode(&self, to: &mut Writer<WorkerProtocol>) -> Result<(), WireError> {
-        to.value(&self.build)?;
-        to.value(&self.substitute)?;
-        to.value(&self.unknown)?;
-        to.u64(self.download_size);
-        to.u64(self.nar_size);
-        Ok(())
-    }
-}
-
-impl Decode<WorkerProtocol> for Missing {
-    async fn decode<R: AsyncRead + Unpin + Send>(
-        from: &mut WireReader<R, WorkerProtocol>,
-    ) -> Result<Self, WireError> {
-        Ok(Missing {
-            build: from.value().await?,
-            substitute: from.value().await?,
-            unknown: from.value().await?,
-            download_size: from.u64().await?,
-            nar_size: from.u64().await?,
-        })
-    }
-}
 
 /// Tells what an output turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -1062,6 +831,7 @@ pub enum RegisterDrvOutput {
 }
 
 by_version!(
+    WorkerProtocol, Op;
     RegisterDrvOutput -> (),
     |_worker| Data::None,
     |value, to| match (value, form(to.protocol())) {
@@ -1097,6 +867,7 @@ pub enum QueryRealisation {
 }
 
 by_version!(
+    WorkerProtocol, Op;
     QueryRealisation -> FoundRealisation,
     |_worker| Data::None,
     |value, to| match (value, form(to.protocol())) {
@@ -1165,16 +936,6 @@ fn form(worker: &WorkerProtocol) -> Form {
     }
 }
 
-/// Adds many paths, which follow with their NARs, references first. All or none of them need not
-/// hold: what came before a failure may be there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddMultipleToStore {
-    /// Whether paths that are there are written again.
-    pub repair: bool,
-    /// Whether to take them without signatures. Servers ignore it from clients that are not trusted.
-    pub dont_check_signatures: bool,
-}
-
 impl AddMultipleToStore {
     /// By which protocol the path infos within the data are written. The data is a count, and for
     /// each path its [`PathInfo`] and its raw NAR.
@@ -1187,20 +948,6 @@ impl AddMultipleToStore {
     }
 }
 
-by_version!(
-    AddMultipleToStore -> (),
-    |_worker| Data::Framed,
-    |value, to| {
-        to.bool(value.repair);
-        to.bool(value.dont_check_signatures);
-        Ok(())
-    },
-    |from| Ok(AddMultipleToStore {
-        repair: from.bool().await?,
-        dont_check_signatures: from.bool().await?,
-    })
-);
-
 /// Adds the log of a build, which follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddBuildLog {
@@ -1209,6 +956,7 @@ pub struct AddBuildLog {
 }
 
 by_version!(
+    WorkerProtocol, Op;
     AddBuildLog -> Done,
     |_worker| Data::Framed,
     |value, to| {
@@ -1219,28 +967,6 @@ by_version!(
         let path = from.parse("a base name", MAX_BASE_NAME, StorePath::parse).await?;
         Ok(AddBuildLog { path })
     }
-);
-
-/// From within a build: adds what follows, with the references that are found in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddToStoreScanning {
-    /// The name of the path to be.
-    pub name: String,
-    /// How its content names it.
-    pub method: MethodAlgorithm,
-}
-
-by_version!(
-    AddToStoreScanning -> PathInfo,
-    |_worker| Data::Framed,
-    |value, to| {
-        to.string(&value.name);
-        to.value(&value.method)
-    },
-    |from| Ok(AddToStoreScanning {
-        name: from.value().await?,
-        method: from.value().await?,
-    })
 );
 
 /// The longest base name of a store path, and more.

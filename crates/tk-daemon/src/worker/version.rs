@@ -1,42 +1,7 @@
-use super::{Features, features};
-use crate::wire::Protocol;
-use std::{cmp::Ordering, fmt};
+use super::{Features, Op, features};
+use crate::wire::{Protocol, Since, Version};
+use std::cmp::Ordering;
 use tk_path::StoreDir;
-
-/// The number of a version of the worker protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Version {
-    /// 1 for all that is alive.
-    pub major: u8,
-    /// What is counted up, until features took over.
-    pub minor: u8,
-}
-
-impl Version {
-    /// Version 1 with this minor.
-    pub const fn minor(minor: u8) -> Self {
-        Version { major: 1, minor }
-    }
-
-    /// The number on the wire.
-    pub const fn word(self) -> u64 {
-        (self.major as u64) << 8 | self.minor as u64
-    }
-
-    /// Reads a number of the wire, of which only the low 16 bits count.
-    pub const fn from_word(word: u32) -> Self {
-        Version {
-            major: (word >> 8) as u8,
-            minor: word as u8,
-        }
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
 
 /// The newest number, which Nix has kept since 2.24.
 pub const LATEST: Version = Version::minor(38);
@@ -130,6 +95,17 @@ impl WorkerProtocol {
 }
 
 impl Protocol for WorkerProtocol {
+    const NAME: &'static str = "worker";
+    const SERVER_MAGIC: u64 = 0x6478_696f;
+    type Op = Op;
+
+    fn supports(&self, since: Since) -> bool {
+        match since {
+            Since::Minor(minor) => self.at_least(minor),
+            Since::Feature(feature) => self.has(feature),
+        }
+    }
+
     fn store_dir(&self) -> &StoreDir {
         &self.dir
     }

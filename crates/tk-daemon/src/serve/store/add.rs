@@ -94,9 +94,9 @@ impl ServeAdd<'_> {
         while !items.is_empty() {
             let mut connection = self.store.pool.get().await?;
             self.state().answered = 0;
-            connection.begin();
+            connection.flight.begin();
             match self.send_all(&mut connection, &mut items).await {
-                Ok(true) => connection.end(),
+                Ok(true) => connection.flight.end(),
                 Ok(false) => {}
                 // A server that takes nothing at all is not asked again and again.
                 Err(error) if self.state().answered == 0 => return Err(error),
