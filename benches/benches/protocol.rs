@@ -281,7 +281,8 @@ impl Transport for InProcess {
                     server.serve(reader, writer, Trust::Trusted).await
                 }
                 Language::Serve => {
-                    ServeServer::new(abilities, true)
+                    ServeServer::new(abilities)
+                        .writable()
                         .serve(reader, writer)
                         .await
                 }

@@ -663,10 +663,8 @@ impl Lines {
 
 fn serve_store(config: SshConfig) -> ServeStore {
     let transport = Arc::new(SshTransport::new(config));
-    let config = ServeConfig {
-        connect_timeout: Some(Duration::from_secs(60)),
-        ..ServeConfig::new("ssh://far")
-    };
+    let mut config = ServeConfig::new("ssh://far");
+    config.connect_timeout = Some(Duration::from_secs(60));
     ServeStore::new(transport, config)
 }
 

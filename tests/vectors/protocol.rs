@@ -257,14 +257,13 @@ impl<P: Protocol> Run<'_, P> {
     {
         let minor = self.stem.version.expect("a version").minor;
         let since = |version| minor >= version;
-        let options = serve::ServeBuildOptions {
-            max_silent_time: 5,
-            build_timeout: 6,
-            max_log_size: if since(2) { 7 } else { 0 },
-            repeats: if since(3) { 8 } else { 0 },
-            enforce_determinism: since(3) && !since(7),
-            keep_failed: since(7),
-        };
+        let mut options = serve::ServeBuildOptions::default();
+        options.max_silent_time = 5;
+        options.build_timeout = 6;
+        options.max_log_size = if since(2) { 7 } else { 0 };
+        options.repeats = if since(3) { 8 } else { 0 };
+        options.enforce_determinism = since(3) && !since(7);
+        options.keep_failed = since(7);
         self.values(Ok(vec![options]), true);
     }
 

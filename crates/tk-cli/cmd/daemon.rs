@@ -114,19 +114,18 @@ impl Daemon {
         if !keys::are_required(cx, &self.trusted_key, store) {
             policy.threshold = 0;
         }
-        Ok(ServerConfig {
-            trust: self.rule()?,
-            policy: Arc::new(policy),
-            max_connections: self.max_connections.min(descriptors() / SHARE).max(1),
-            max_nars: trees_at_once().get().min(MOST_NARS),
-            spool: std::env::temp_dir(),
-            observer: match self.log_format {
-                Some(format) => Arc::new(DaemonLog(format)),
-                None if self.stdio => Arc::new(()),
-                None => Arc::new(DaemonLog(LogFormat::Text)),
-            },
-            ..ServerConfig::default()
-        })
+        let mut config = ServerConfig::default();
+        config.trust = self.rule()?;
+        config.policy = Arc::new(policy);
+        config.max_connections = self.max_connections.min(descriptors() / SHARE).max(1);
+        config.max_nars = trees_at_once().get().min(MOST_NARS);
+        config.spool = std::env::temp_dir();
+        config.observer = match self.log_format {
+            Some(format) => Arc::new(DaemonLog(format)),
+            None if self.stdio => Arc::new(()),
+            None => Arc::new(DaemonLog(LogFormat::Text)),
+        };
+        Ok(config)
     }
 
     fn rule(&self) -> Result<TrustRule> {

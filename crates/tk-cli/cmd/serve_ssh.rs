@@ -40,8 +40,10 @@ impl ServeSsh {
             event => event.log_line().into_iter().for_each(tell),
         };
         let check = demand(cx, &store, &[], 1)?;
-        let server = ServeServer::new(served(cx, &store, check), self.write);
-        let server = server.with_log(Arc::new(log));
+        let mut server = ServeServer::new(served(cx, &store, check)).with_log(Arc::new(log));
+        if self.write {
+            server = server.writable();
+        }
         server
             .serve(tokio::io::stdin(), tokio::io::stdout())
             .await

@@ -133,12 +133,11 @@ impl BuildArgs {
     /// The few that the serve protocol has.
     fn to_serve(&self) -> serve::ServeBuildOptions {
         let seconds = |given: Option<u32>| given.unwrap_or(0).into();
-        serve::ServeBuildOptions {
-            max_silent_time: seconds(self.max_silent_time),
-            build_timeout: seconds(self.timeout),
-            keep_failed: self.keep_failed,
-            ..serve::ServeBuildOptions::default()
-        }
+        let mut options = serve::ServeBuildOptions::default();
+        options.max_silent_time = seconds(self.max_silent_time);
+        options.build_timeout = seconds(self.timeout);
+        options.keep_failed = self.keep_failed;
+        options
     }
 }
 

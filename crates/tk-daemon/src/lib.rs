@@ -6,8 +6,7 @@
 //! | [`DaemonStore`] | a daemon as a store, over any transport: [`UnixTransport`], [`ssh`] |
 //! | [`serve`] | the same with the older serve protocol, and its server |
 //! | [`server`] | any store behind the worker protocol, for Nix and for all other clients |
-//! | [`worker`] | the messages of the worker protocol; its table of operations is a specification |
-//! | [`client`] | connections: questions are written ahead, and a pool keeps what ended cleanly |
+//! | [`client`] | ways to a daemon, and the tails of the logs of its builds |
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -35,9 +34,13 @@ pub mod server;
 pub mod ssh;
 mod store;
 mod unix;
+#[doc(hidden)]
 pub mod values;
+#[doc(hidden)]
 pub mod wire;
+#[doc(hidden)]
 pub mod worker;
 
 pub use store::{DaemonConfig, DaemonStore, ServerInfo};
 pub use unix::UnixTransport;
+pub use worker::{Features, Trust, Version};

@@ -50,6 +50,7 @@ pub struct DaemonStore {
 
 /// How a daemon is talked to.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct DaemonConfig {
     /// The store's canonical URI, for `Display` and errors.
     pub uri: String,
@@ -159,17 +160,19 @@ impl DaemonStore {
     }
 
     /// Lends a connection, for what has no method here.
+    #[doc(hidden)]
     pub async fn connection(&self) -> Result<DaemonLease> {
         self.pool.get().await
     }
 
     /// Asks the daemon one thing; every operation that carries no data can be asked like this.
+    #[doc(hidden)]
     pub async fn call<Q: Request<WorkerProtocol>>(&self, request: &Q) -> Result<Q::Reply> {
         self.call_logged(request, self.log()).await
     }
 
     /// As [`DaemonStore::call`], with what the daemon says meanwhile.
-    pub async fn call_logged<Q: Request<WorkerProtocol>>(
+    pub(crate) async fn call_logged<Q: Request<WorkerProtocol>>(
         &self,
         request: &Q,
         log: &dyn LogSink,

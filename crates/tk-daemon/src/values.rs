@@ -25,7 +25,7 @@
 //!
 //! # Security
 //! Every text here is parsed into its type, so that nothing else gets past the decoder. The limits of
-//! their lengths are named in this module; JSON is limited to [`MAX_REALISATION`] bytes, since it may
+//! their lengths are named in this module; JSON is limited to 1 MiB, since it may
 //! take many times that when parsed.
 
 use crate::wire::{Decode, Encode, Protocol, WireError, WireReader, Writer};
@@ -589,19 +589,19 @@ fn check_build_trace<P: Protocol>(protocol: &P) -> Result<(), WireError> {
 }
 
 /// The longest JSON of an older realisation, which names all it depends on.
-pub const MAX_REALISATION: u64 = 1 << 20;
+pub(crate) const MAX_REALISATION: u64 = 1 << 20;
 
 /// The longest derived path; its nesting is limited by [`tk_path`].
-pub const MAX_DERIVED_PATH: u64 = 64 << 10;
+pub(crate) const MAX_DERIVED_PATH: u64 = 64 << 10;
 
 /// The longest signature; nobody limits the name of its key.
-pub const MAX_SIGNATURE: u64 = 4 << 10;
+pub(crate) const MAX_SIGNATURE: u64 = 4 << 10;
 
 /// What is kept of the error of a build.
-pub const MAX_BUILD_ERROR: usize = 1 << 20;
+pub(crate) const MAX_BUILD_ERROR: usize = 1 << 20;
 
 /// A text for people that is longer than this is refused, where otherwise its end would be dropped.
-pub const MAX_SKIPPED: u64 = 64 << 20;
+pub(crate) const MAX_SKIPPED: u64 = 64 << 20;
 
 /// The longest content address: the longest hash in its longest form fits twice.
 const MAX_CONTENT_ADDRESS: u64 = 512;

@@ -160,10 +160,9 @@ fn empty_items_cost_memory_too() {
 fn limits_are_the_callers() {
     run(async {
         let bytes = words(&[2, 0, 0]);
-        let limits = Limits {
-            string: 16,
-            message: 200,
-        };
+        let mut limits = Limits::default();
+        limits.string = 16;
+        limits.message = 200;
         let mut reader = WireReader::new(&bytes[..], worker()).with_limits(limits);
         let refused = reader.message::<Vec<String>>().await;
         assert!(matches!(refused, Err(WireError::TooLarge { .. })));

@@ -648,12 +648,14 @@ fn old_derived() -> impl Strategy<Value = tk_path::DerivedPath> {
 }
 
 fn build_options() -> impl Strategy<Value = serve::ServeBuildOptions> {
-    any::<(u64, u64, u64, u64, bool, bool)>().prop_map(|numbers| serve::ServeBuildOptions {
-        max_silent_time: numbers.0,
-        build_timeout: numbers.1,
-        max_log_size: numbers.2,
-        repeats: numbers.3,
-        enforce_determinism: numbers.4,
-        keep_failed: numbers.5,
+    any::<(u64, u64, u64, u64, bool, bool)>().prop_map(|numbers| {
+        let mut options = serve::ServeBuildOptions::default();
+        options.max_silent_time = numbers.0;
+        options.build_timeout = numbers.1;
+        options.max_log_size = numbers.2;
+        options.repeats = numbers.3;
+        options.enforce_determinism = numbers.4;
+        options.keep_failed = numbers.5;
+        options
     })
 }

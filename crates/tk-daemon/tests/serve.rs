@@ -124,7 +124,10 @@ async fn a_wrong_nar_costs_its_connection_only() {
 #[tokio::test]
 async fn a_nar_that_is_not_read_to_its_end_costs_its_connection() {
     let line = Line::new();
-    let one = sample("one", []);
+    let mut one = sample("one", []);
+    // In several pieces: with the last of them a NAR is at its end.
+    one.1 = nar_of(&[7; 3 * BUFFER]);
+    (one.0.nar_hash, one.0.nar_size) = (hash(&one.1), one.1.len() as u64);
     add(&*line.memory, std::slice::from_ref(&one)).await;
     let store = line.store();
     for (reads_all, opened) in [(true, 1), (true, 1), (false, 1), (true, 2)] {
@@ -338,15 +341,11 @@ async fn options_of_builds() {
     let ask = async |options: ServeBuildOptions| {
         let (near, far) = duplex(BUFFER);
         let (reader, writer) = split(far);
-        let server = ServeServer::new(abilities.clone(), true);
+        let server = ServeServer::new(abilities.clone()).writable();
         let serving = async move { server.serve(reader, writer).await.unwrap() };
-        let store = ServeStore::new(
-            Arc::new(Once(Mutex::new(Some(near)))),
-            ServeConfig {
-                build: options,
-                ..ServeConfig::new("ssh://test")
-            },
-        );
+        let mut config = ServeConfig::new("ssh://test");
+        config.build = options;
+        let store = ServeStore::new(Arc::new(Once(Mutex::new(Some(near)))), config);
         let wanted = [DerivedPath::Opaque(sample("thing", []).0.path)];
         let asking = async move {
             store.build(&wanted, BuildMode::Normal, &()).await.unwrap();
@@ -355,14 +354,12 @@ async fn options_of_builds() {
         seen.0.lock().unwrap().pop()
     };
     assert_eq!(ask(ServeBuildOptions::default()).await, None);
-    let told = ask(ServeBuildOptions {
-        keep_failed: true,
-        max_silent_time: 7,
-        build_timeout: 8,
-        max_log_size: 9,
-        ..ServeBuildOptions::default()
-    });
-    let told = told.await.unwrap();
+    let mut options = ServeBuildOptions::default();
+    options.keep_failed = true;
+    options.max_silent_time = 7;
+    options.build_timeout = 8;
+    options.max_log_size = 9;
+    let told = ask(options).await.unwrap();
     assert_eq!((told.keep_failed, told.max_silent_time), (true, 7));
     assert_eq!(told.verbosity, Level::Error);
     let limits = [("max-build-log-size", "9"), ("timeout", "8")];
@@ -539,7 +536,10 @@ impl Line {
             let mut abilities = Abilities::of(line.memory.clone());
             abilities.graph = Some(line.memory.clone());
             let (reader, writer) = split(theirs);
-            let server = ServeServer::new(abilities, line.write);
+            let mut server = ServeServer::new(abilities);
+            if line.write {
+                server = server.writable();
+            }
             if let Err(error) = server.serve(reader, writer).await {
                 errors.lock().unwrap().push(error.to_line());
             }

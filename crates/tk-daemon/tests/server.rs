@@ -280,10 +280,8 @@ async fn trust() {
     ] {
         for together in [false, true] {
             let store = Arc::new(MemoryStore::default());
-            let config = ServerConfig {
-                policy: Arc::new(policy.clone()),
-                ..ServerConfig::default()
-            };
+            let mut config = ServerConfig::default();
+            config.policy = Arc::new(policy.clone());
             let mut raw = Raw::connect(Server::new(abilities(&store), config), trust).await;
             if together {
                 raw.request(&ops::AddMultipleToStore {
@@ -817,10 +815,8 @@ async fn claims_that_nobody_can_keep() {
 /// Only the handshake has a time limit.
 #[tokio::test]
 async fn slow_clients() {
-    let config = ServerConfig {
-        handshake_timeout: Duration::from_millis(50),
-        ..ServerConfig::default()
-    };
+    let mut config = ServerConfig::default();
+    config.handshake_timeout = Duration::from_millis(50);
     let server = Server::new(abilities(&Arc::new(MemoryStore::default())), config);
     let (mut ours, theirs) = duplex(4096);
     let (reader, writer) = tokio::io::split(theirs);
@@ -903,12 +899,10 @@ async fn several_connections() {
         };
         seen.lock().unwrap().push(format!("{number} {line}"));
     };
-    let config = ServerConfig {
-        trust: TrustRule::Nobody,
-        max_connections: 2,
-        observer: Arc::new(observe),
-        ..ServerConfig::default()
-    };
+    let mut config = ServerConfig::default();
+    config.trust = TrustRule::Nobody;
+    config.max_connections = 2;
+    config.observer = Arc::new(observe);
     let server = Server::new(abilities(&Arc::new(MemoryStore::default())), config);
     let running = tokio::spawn(async move {
         server.listen(vec![listener], std::future::pending()).await;
@@ -996,10 +990,8 @@ async fn junk_signatures() {
     let any = AddOptions::new(SigCheck::Skip);
     let add = store.add_one(info.clone(), nar::from_bytes(nar), &any);
     add.await.unwrap();
-    let config = ServerConfig {
-        policy: Arc::new(Policy::new([key.public()].into_iter().collect())),
-        ..ServerConfig::default()
-    };
+    let mut config = ServerConfig::default();
+    config.policy = Arc::new(Policy::new([key.public()].into_iter().collect()));
     let server = Server::new(abilities(&store), config);
     let client = client(server, Trust::NotTrusted, |_| {});
     let junk = |n: usize| Signature::new(&format!("junk-{n}"), [n as u8; 64]);
@@ -1093,12 +1085,10 @@ async fn silent_clients() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let (listener, _file) = bind(&socket, 0o600).await.unwrap();
-    let config = ServerConfig {
-        trust: TrustRule::Nobody,
-        max_connections: 2,
-        idle_limit: Duration::from_millis(1),
-        ..ServerConfig::default()
-    };
+    let mut config = ServerConfig::default();
+    config.trust = TrustRule::Nobody;
+    config.max_connections = 2;
+    config.idle_limit = Duration::from_millis(1);
     let server = Server::new(abilities(&Arc::new(MemoryStore::default())), config);
     tokio::spawn(async move { server.listen(vec![listener], std::future::pending()).await });
     let mut silent = Vec::new();

@@ -13,6 +13,7 @@ use tk_store::{StoreReference, StoreVariant};
 /// after. `Display` is the store's URI, as Nix 2.34 prints it: `local`, or `local://?root=/abs`,
 /// with those parameters that differ from their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LocalConfig {
     /// The directory that the store paths name (URI parameter `store`).
     pub dir: StoreDir,

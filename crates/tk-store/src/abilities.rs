@@ -124,6 +124,7 @@ pub trait GarbageCollector: Store {
 
 /// What [`GarbageCollector::collect_garbage`] is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GcOptions {
     /// Whether to tell or to delete, and of which paths.
     pub action: GcAction,

@@ -17,12 +17,9 @@ mod timed;
 mod transport;
 
 pub use build_logs::{BuildLogs, BuildTail};
-pub use connection::Connection;
-pub(crate) use connection::{ConnectionInput, ConnectionOutput, in_time};
-pub use operations::WINDOW;
-pub(crate) use operations::is_long;
-pub(crate) use pool::{ClientProtocol, ConnectionPool};
-pub use pool::{ConnectionLease, DaemonLease};
+pub(crate) use connection::{Connection, ConnectionInput, ConnectionOutput, in_time};
+pub(crate) use operations::{WINDOW, is_long};
+pub(crate) use pool::{ClientProtocol, ConnectionPool, DaemonLease};
 pub use transport::{Channel, Transport};
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! How a connection begins: the client sends `0x390c9deb` and its version, the server `0x5452eecb` and
 //! its version. The lower one holds. A version is `2 << 8 | minor`; other majors are refused, and
-//! minors below [`MINIMUM`].
+//! minors below 5.
 
 use super::{MINIMUM, Serve};
 use crate::wire::{

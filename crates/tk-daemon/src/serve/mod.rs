@@ -21,21 +21,27 @@
 //! **Versions.** Nix speaks 2.8 since 2.35, 2.7 since 2.4, 2.5 before; 2.5 is the least that clients
 //! take. The layouts here go back to 2.1.
 
+#[doc(hidden)]
 pub mod commands;
+#[doc(hidden)]
 pub mod handshake;
 mod server;
 mod store;
 mod values;
 
+#[doc(hidden)]
 pub use commands::Command;
 pub use server::ServeServer;
 pub use store::{ServeConfig, ServeInfo, ServeStore};
-pub use values::{ExportTrailer, ServeBuildOptions, ServePathInfo};
+pub use values::ServeBuildOptions;
+#[doc(hidden)]
+pub use values::{ExportTrailer, ServePathInfo};
 
 use crate::wire::{Protocol, Since};
 use tk_path::StoreDir;
 
 /// What a connection speaks: decides the layout of every value on it.
+#[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Serve {
     /// The directory of all store paths.
@@ -79,7 +85,8 @@ impl Protocol for Serve {
 }
 
 /// The newest minor version.
+#[doc(hidden)]
 pub const LATEST: u8 = 8;
 
 /// The oldest minor version that connections are made with.
-pub const MINIMUM: u8 = 5;
+pub(crate) const MINIMUM: u8 = 5;

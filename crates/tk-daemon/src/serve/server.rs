@@ -44,13 +44,19 @@ pub struct ServeServer {
 }
 
 impl ServeServer {
-    /// Serves `abilities`; with `write` paths can be added and built.
-    pub fn new(abilities: Abilities, write: bool) -> Self {
+    /// Serves `abilities` for reading only.
+    pub fn new(abilities: Abilities) -> Self {
         ServeServer {
             abilities,
-            write,
+            write: false,
             log: Arc::new(()),
         }
+    }
+
+    /// The same, where clients may also add paths and build.
+    pub fn writable(mut self) -> Self {
+        self.write = true;
+        self
     }
 
     /// The same with somebody who takes the logs of builds. The client gets none: over ssh it sees

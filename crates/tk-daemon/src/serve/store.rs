@@ -46,6 +46,7 @@ pub struct ServeStore {
 
 /// How a server of the serve protocol is talked to.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ServeConfig {
     /// The store's canonical URI, for `Display` and errors.
     pub uri: String,
@@ -129,6 +130,7 @@ impl ServeStore {
     ///
     /// # Errors
     /// When a path is absent the server ends the connection, with its reason on stderr.
+    #[doc(hidden)]
     pub async fn closure(
         &self,
         paths: &BTreeSet<StorePath>,

@@ -102,6 +102,7 @@ impl Decode<Serve> for ServePathInfo {
 
 /// How to build. There is no saying so beforehand, as the worker protocol has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ServeBuildOptions {
     /// Seconds after which a silent build is ended; 0: never.
     pub max_silent_time: u64,

@@ -50,14 +50,12 @@ mod trust;
 mod turns;
 mod watch;
 
+pub use crate::wire::Limits;
 pub use listen::{SocketFile, bind};
 pub use observe::{Observer, ServerEvent};
 pub use trust::{SocketPeer, TrustRule};
 
-use crate::{
-    wire::Limits,
-    worker::{Features, Trust, features},
-};
+use crate::worker::{Features, Trust, features};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tk_narinfo::{Policy, TrustedKeys};
 use tk_store::{Abilities, Result};
@@ -66,6 +64,7 @@ use turns::Turns;
 
 /// What a server does beyond what its store can.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct ServerConfig {
     /// Who is trusted among those that come through a socket.
     pub trust: TrustRule,
@@ -104,10 +103,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         ServerConfig {
             trust: TrustRule::owner(),
-            policy: Arc::new(Policy {
-                keys: TrustedKeys::default(),
-                threshold: 1,
-            }),
+            policy: Arc::new(Policy::new(TrustedKeys::default())),
             name: concat!("tk-store ", env!("CARGO_PKG_VERSION")).to_owned(),
             features: [features::REALISATION_WITH_PATH].into_iter().collect(),
             max_connections: 256,
@@ -159,30 +155,6 @@ impl Server {
         self.serve_until(reader, writer, trust, None, stopping)
             .await
     }
-
-    /// As [`Server::serve`], until `stop` is done: then the running request has
-    /// [`ServerConfig::grace`].
-    pub async fn serve_with_stop<R, W>(
-        &self,
-        reader: R,
-        writer: W,
-        trust: Trust,
-        stop: impl Future<Output = ()>,
-    ) -> Result<()>
-    where
-        R: AsyncRead + Unpin + Send,
-        W: AsyncWrite + Unpin + Send,
-    {
-        let (stopped, stopping) = tokio::sync::watch::channel(false);
-        let serve = self.serve_until(reader, writer, trust, None, stopping);
-        tokio::pin!(serve);
-        tokio::select! {
-            ended = &mut serve => return ended,
-            () = stop => drop(stopped.send(true)),
-        }
-        let ended = tokio::time::timeout(self.config.grace, serve).await;
-        ended.unwrap_or(Ok(()))
-    }
 }
 
 /// Enough to ask for 200,000 paths at once with long names.
@@ -190,6 +162,6 @@ const LIMITS: Limits = Limits {
     string: 8 << 20,
     message: 96 << 20,
 };
-/// Requests of more than [`FREE`](crate::wire::FREE) bytes that are in memory at once, of those who are
+/// Requests of more than 256 KiB that are in memory at once, of those who are
 /// trusted, and as many of others.
 const LARGE_REQUESTS: usize = 4;

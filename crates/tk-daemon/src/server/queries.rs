@@ -141,10 +141,8 @@ impl OperationContext {
             let what = "cannot limit a garbage collection to some paths";
             return Err(self.abilities.unsupported(what).into());
         }
-        let options = GcOptions {
-            action: wanted.action,
-            max_freed: wanted.max_freed,
-        };
+        let mut options = GcOptions::new(wanted.action);
+        options.max_freed = wanted.max_freed;
         Ok(gc.collect_garbage(&options, &*self.events).await?)
     }
 

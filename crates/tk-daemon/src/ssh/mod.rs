@@ -24,7 +24,7 @@ mod process;
 
 pub use host::{SshHost, SshHostError};
 pub use options::{UnfinishedWord, split_options};
-pub use process::SshGuard;
+pub(crate) use process::SshGuard;
 
 use crate::client::{Channel, Transport};
 use async_trait::async_trait;
@@ -34,6 +34,7 @@ use tk_store::{Result, log::LogSink};
 
 /// How to reach the far end, and what to run there.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct SshConfig {
     /// The host to connect to, with a user and a port where those are not ssh's own choice.
     pub host: SshHost,

@@ -152,7 +152,7 @@ pub fn frames(data: Bytes) -> impl Iterator<Item = ([u8; 8], Bytes)> {
 }
 
 /// What stands before a chunk of `length` bytes.
-pub fn frame_header(length: usize) -> [u8; 8] {
+fn frame_header(length: usize) -> [u8; 8] {
     (length as u64).to_le_bytes()
 }
 

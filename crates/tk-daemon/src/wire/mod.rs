@@ -45,10 +45,11 @@ mod write;
 
 pub use error::WireError;
 pub(crate) use foreign::begins_with;
-pub use framed::{FRAME_END, FramedRead, MAX_FRAME, frame_header, frames};
+pub use framed::{FRAME_END, FramedRead, MAX_FRAME, frames};
 pub use handshake::{HandshakeError, Version};
 pub use nar::NarRead;
-pub use read::{Admission, Admitted, BUFFER, CUT, FREE, ITEM_COST, Limits, WireReader};
+pub(crate) use read::{Admission, Admitted, ITEM_COST};
+pub use read::{CUT, Limits, WireReader};
 pub use request::{Data, Operation, Request, Since};
 pub(crate) use request::{by_version, field_by_field, operations, requests};
 pub use write::Writer;

@@ -34,7 +34,7 @@ pub struct WireReader<R, P> {
 
 /// What a message waits for before it takes much memory: many peers at once may each keep within
 /// [`Limits`], and all together not.
-pub trait Admission: Debug + Send + Sync {
+pub(crate) trait Admission: Debug + Send + Sync {
     /// Waits until there is memory. It is taken until the result is dropped.
     ///
     /// # Errors
@@ -43,10 +43,11 @@ pub trait Admission: Debug + Send + Sync {
 }
 
 /// Keeps the memory that [`Admission::admit`] granted taken, until it is dropped.
-pub type Admitted = Box<dyn Any + Send + Sync>;
+pub(crate) type Admitted = Box<dyn Any + Send + Sync>;
 
 /// What a peer may claim, in bytes of memory. The protocol itself has no limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// The longest string, in bytes; 16 MiB by default.
     pub string: u64,
@@ -81,28 +82,28 @@ impl<R, P> WireReader<R, P> {
     }
 
     /// The same, whose messages of more than [`FREE`] bytes wait for `admission`.
-    pub fn with_admission(mut self, admission: Option<Arc<dyn Admission>>) -> Self {
+    pub(crate) fn with_admission(mut self, admission: Option<Arc<dyn Admission>>) -> Self {
         self.admission = admission;
         self
     }
 
     /// What large messages wait for.
-    pub fn admission(&self) -> Option<Arc<dyn Admission>> {
+    pub(crate) fn admission(&self) -> Option<Arc<dyn Admission>> {
         self.admission.clone()
     }
 
     /// Whether the message at hand, or what follows from it, takes much memory.
-    pub fn is_admitted(&self) -> bool {
+    pub(crate) fn is_admitted(&self) -> bool {
         self.admitted.is_some()
     }
 
     /// Says that the message at hand takes little memory any more.
-    pub fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.admitted = None;
     }
 
     /// Waits as for a large message, whatever its size: what follows from it is large.
-    pub async fn admit(&mut self) -> Result<(), WireError> {
+    pub(crate) async fn admit(&mut self) -> Result<(), WireError> {
         if let (Some(admission), None) = (&self.admission, &self.admitted) {
             self.admitted = Some(admission.admit().await?);
         }
@@ -185,7 +186,7 @@ impl<R, P> WireReader<R, P> {
     /// Takes `bytes` of memory from what the message may use. Returns whether the message has become so
     /// large that [`admit`](Self::admit) has to follow; most are not, and a future for each would cost more
     /// than reading them.
-    pub fn charge(&mut self, what: &'static str, bytes: u64) -> Result<bool, WireError> {
+    pub(crate) fn charge(&mut self, what: &'static str, bytes: u64) -> Result<bool, WireError> {
         match self.left.checked_sub(bytes) {
             Some(left) => self.left = left,
             None => return Err(self.too_large(what, bytes, self.left)),
@@ -491,14 +492,14 @@ fn parse_text<T, E>(text: &[u8], parse: impl FnOnce(&str) -> Result<T, E>) -> Re
 }
 
 /// Bytes that a reader asks its source for at once.
-pub const BUFFER: usize = 64 << 10;
+const BUFFER: usize = 64 << 10;
 
 /// What every string and every item of a list costs of [`Limits::message`] beside its bytes: the
 /// allocations and the nodes of trees that hold it.
-pub const ITEM_COST: u64 = 64;
+pub(crate) const ITEM_COST: u64 = 64;
 
 /// What a message takes without asking [`Admission`].
-pub const FREE: u64 = 256 << 10;
+const FREE: u64 = 256 << 10;
 
 /// Follows a text that was cut.
 pub const CUT: &str = " [...]";

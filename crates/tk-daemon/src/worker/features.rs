@@ -125,4 +125,4 @@ impl<P: Protocol> Decode<P> for Features {
 pub const MAX_FEATURES: u64 = 1024;
 
 /// The longest name of a feature.
-pub const MAX_FEATURE: u64 = 256;
+const MAX_FEATURE: u64 = 256;

@@ -24,11 +24,11 @@
 //! | Limit | Beyond it |
 //! |---|---|
 //! | [`MAX_TEXT`] of one text | the rest is dropped, marked by [`CUT`](crate::wire::CUT) |
-//! | [`MAX_SKIPPED`] of one text | error |
+//! | 64 MiB of one text | error |
 //! | [`MAX_FIELDS`] of one event | error |
 //! | [`MAX_TRACES`] of one error | the others are dropped, a last one says how many |
 //! | [`MAX_SKIPPED_TRACES`] of one error | error |
-//! | [`MAX_MESSAGE`] of memory altogether | error |
+//! | 32 MiB of memory altogether | error |
 
 use super::WorkerProtocol;
 use crate::{
@@ -123,7 +123,7 @@ impl Encode<WorkerProtocol> for Message {
     }
 }
 
-/// A message of its own: it has [`MAX_MESSAGE`], whatever the reader's limits are.
+/// A message of its own: it has a limit of its own, whatever the reader's limits are.
 impl Decode<WorkerProtocol> for Message {
     async fn decode<R: AsyncRead + Unpin + Send>(
         from: &mut WireReader<R, WorkerProtocol>,
@@ -329,7 +329,7 @@ pub const MAX_TRACES: u64 = 64;
 pub const MAX_SKIPPED_TRACES: u64 = 16 << 10;
 
 /// What one message may take in memory, in bytes.
-pub const MAX_MESSAGE: u64 = 32 << 20;
+const MAX_MESSAGE: u64 = 32 << 20;
 
 const NEXT: u64 = 0x6f6c_6d67;
 const READ: u64 = 0x6461_7461;
