@@ -1,114 +1,18 @@
 //! Dumps a tree: threads encode batches of it ahead of the consumer, who takes them in order.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::num::NonZeroUsize;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use super::block::{BLOCK, Block, Blocks, Chunk};
 use super::encode_batch::{BatchEncoder, PIECE};
+use super::error::DumpError;
+use super::options::DumpOptions;
 use super::walk::TreeWalk;
-use super::{CaseHack, default_threads};
-
-/// How to dump a tree.
-#[derive(Debug, Clone)]
-pub struct DumpOptions {
-    /// Whether to cut off the case hack's suffix. Default: off.
-    pub case_hack: CaseHack,
-    /// Threads that read ahead. Default: one a core, at most four. A tree that fits in one chunk starts none.
-    pub threads: NonZeroUsize,
-}
-
-impl Default for DumpOptions {
-    fn default() -> Self {
-        Self {
-            case_hack: CaseHack::Off,
-            threads: default_threads(),
-        }
-    }
-}
-
-/// Why a tree could not be dumped. Names the file at fault.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DumpError {
-    /// The file system refused.
-    #[error("cannot {doing} {}", .path.display())]
-    Io {
-        /// The action that failed, such as `open` or `list`.
-        doing: &'static str,
-        /// The path that it was tried on; empty if there is none.
-        path: PathBuf,
-        /// The error of the operating system.
-        source: io::Error,
-    },
-    /// A file got longer, shorter or replaced while it was read.
-    #[error("{} changed while it was being read", .path.display())]
-    Changed {
-        /// The file that changed.
-        path: PathBuf,
-    },
-    /// Archives hold regular files, directories and symlinks only.
-    #[error("{} is {kind}; only regular files, directories and symlinks can be archived", .path.display())]
-    Unsupported {
-        /// The file that cannot be archived.
-        path: PathBuf,
-        /// What the file is instead, such as `a socket`.
-        kind: &'static str,
-    },
-    /// More than 64 nodes inside each other.
-    #[error("{} is nested more than 64 deep", .path.display())]
-    TooDeep {
-        /// The directory that is too deep.
-        path: PathBuf,
-    },
-    /// A symlink no archive can hold.
-    #[error("the target of the link {} {why}", .path.display())]
-    Target {
-        /// The path of the symlink itself.
-        path: PathBuf,
-        /// What is wrong with its target.
-        why: &'static str,
-    },
-    /// Two names of a directory are the same without the case hack's suffix.
-    #[error("in {}, '{}' and '{}' are the same name once the case hack's suffix is cut off", .path.display(), .first.escape_ascii(), .second.escape_ascii())]
-    CaseCollision {
-        /// The directory that holds both names.
-        path: PathBuf,
-        /// One of the two names as they are on disk.
-        first: Vec<u8>,
-        /// The other name as it is on disk.
-        second: Vec<u8>,
-    },
-    /// Nothing is left of a name once the case hack's suffix is cut off.
-    #[error("nothing is left of the name of {} once the case hack's suffix is cut off", .path.display())]
-    EmptyName {
-        /// The file whose name is empty in the archive.
-        path: PathBuf,
-    },
-    /// A reading thread ended unexpectedly.
-    #[error("a thread that read the tree failed")]
-    Thread,
-    /// The archive could not be written to where [`dump`] was to write it.
-    #[error("cannot write the archive")]
-    Write(#[source] io::Error),
-}
-
-impl DumpError {
-    pub(super) fn io(doing: &'static str, path: PathBuf, error: Errno) -> Self {
-        DumpError::Io {
-            doing,
-            path,
-            source: error.into(),
-        }
-    }
-}
 
 /// Writes the archive of the tree at `path` to `out`; returns its length in bytes.
 ///

@@ -8,7 +8,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::path::Arg;
 
 use super::block::{BLOCK, Block};
-use super::dump::DumpError;
+use super::error::DumpError;
 use super::walk::{EncodeBatch, Segment, kind_name};
 use crate::grammar::{self, MAX_TARGET, WordSink};
 

@@ -11,7 +11,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::path::Arg;
 
-use super::unpack::{UnpackError, UnpackMetadata};
+use super::error::UnpackError;
+use super::options::UnpackMetadata;
 
 /// A directory that is being filled. It is complete when its last reference is given to [`Maker::release`]: until then
 /// it is writable by its owner.

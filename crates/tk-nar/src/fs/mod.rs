@@ -7,9 +7,11 @@ mod block;
 mod descriptors;
 mod dump;
 mod encode_batch;
+mod error;
 mod link;
 mod make;
 mod names;
+mod options;
 mod pool;
 mod remove;
 mod unpack;
@@ -18,10 +20,12 @@ mod walk;
 
 pub use block::Chunk;
 pub use descriptors::{descriptors, trees_at_once};
-pub use dump::{Dump, DumpError, DumpOptions, dump};
+pub use dump::{Dump, dump};
+pub use error::{DumpError, UnpackError};
 pub use link::replace_link;
+pub use options::{DumpOptions, UnpackMetadata, UnpackOptions};
 pub use remove::remove_tree;
-pub use unpack::{UnpackError, UnpackMetadata, UnpackOptions, Unpacker, unpack, unpack_from};
+pub use unpack::{Unpacker, unpack, unpack_from};
 
 use std::num::NonZeroUsize;
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::error::UnpackError;
 use super::make::{MadeDirectory, Maker};
-use super::unpack::UnpackError;
 
 /// Files and symlinks to make, with their names and contents in one buffer.
 #[derive(Debug, Default)]

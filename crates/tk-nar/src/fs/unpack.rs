@@ -1,91 +1,17 @@
 //! Unpacks archives.
 
 use std::io::{self, BufRead, BufReader, Read};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD};
 use rustix::io::Errno;
 
+use super::error::UnpackError;
+use super::options::UnpackOptions;
+use super::remove_tree;
 use super::unpack_tree::UnpackTree;
-use super::{CaseHack, default_threads, remove_tree};
 use crate::decode::Decoder;
 use crate::error::{NarError, NarErrorKind};
-
-/// How to unpack an archive.
-#[derive(Debug, Clone)]
-pub struct UnpackOptions {
-    /// Whether to tell names apart that differ only in case. Default: off.
-    pub case_hack: CaseHack,
-    /// Modes and times. Default: canonical.
-    pub metadata: UnpackMetadata,
-    /// Threads that create files. Default: one a core, at most four. A small tree starts none.
-    pub threads: NonZeroUsize,
-}
-
-impl Default for UnpackOptions {
-    fn default() -> Self {
-        Self {
-            case_hack: CaseHack::Off,
-            metadata: UnpackMetadata::Canonical,
-            threads: default_threads(),
-        }
-    }
-}
-
-/// Which modes and times unpacked files get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum UnpackMetadata {
-    /// As in a Nix store: files 0444 or 0555, directories 0555, modification time 1 on everything.
-    Canonical,
-    /// As `nix-store --restore`: the process's umask decides (that command sets its own to 022), times are now;
-    /// executables are executable for everybody.
-    Plain,
-}
-
-/// Why an archive could not be unpacked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum UnpackError {
-    /// The archive is malformed or could not be read.
-    #[error(transparent)]
-    Nar(#[from] NarError),
-    /// Nothing is ever overwritten.
-    #[error("{} exists already; unpacking makes it anew", .path.display())]
-    Exists {
-        /// The destination that was there already.
-        path: PathBuf,
-    },
-    /// The file system refused: disk full, no permission, and so on.
-    #[error("cannot {doing} {}", .path.display())]
-    Io {
-        /// The action that failed, such as `create the link`.
-        doing: &'static str,
-        /// The path that it was tried on.
-        path: PathBuf,
-        /// The error of the operating system.
-        source: io::Error,
-    },
-    /// A name equals the one that the case hack gave to another entry.
-    #[error("{} collides with a name made by the case hack", .path.display())]
-    CaseCollision {
-        /// The path of the entry whose name is taken.
-        path: PathBuf,
-    },
-    /// Unpacking failed before and was continued, or one of its threads died.
-    #[error("unpacking failed before")]
-    Failed,
-}
-
-impl UnpackError {
-    pub(super) fn io(doing: &'static str, path: PathBuf, error: Errno) -> Self {
-        UnpackError::Io {
-            doing,
-            path,
-            source: error.into(),
-        }
-    }
-}
 
 /// Unpacks an archive to `dest`, which must not exist; returns the length of the archive in bytes.
 ///

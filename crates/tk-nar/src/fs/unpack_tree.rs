@@ -11,9 +11,10 @@ use std::sync::Arc;
 use rustix::fs::CWD;
 
 use super::descriptors::{descriptors, unpacked_directories};
+use super::error::UnpackError;
 use super::make::{MadeDirectory, Maker, write_all};
+use super::options::UnpackOptions;
 use super::pool::{MakeBatch, MakePool};
-use super::unpack::{UnpackError, UnpackOptions};
 use super::{CASE_HACK_SUFFIX, CaseHack};
 use crate::decode::Event;
 

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 
 use super::CaseHack;
 use super::descriptors::{descriptors, dumped_directories};
-use super::dump::DumpError;
+use super::error::DumpError;
 use super::names::Names;
 use crate::grammar::{self, MAX_DEPTH, WordSink};
 
