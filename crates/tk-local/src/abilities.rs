@@ -1,6 +1,6 @@
 //! What a store on disk can do beyond [`Store`](tk_store::Store).
 
-use crate::{LocalStore, lock::Cancel, logs, store::LocalInner};
+use crate::{LocalStore, inner::LocalInner, lock::Cancel, logs};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},

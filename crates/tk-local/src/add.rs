@@ -10,11 +10,11 @@
 
 use crate::{
     Durability, LocalConfig, LocalStore,
+    inner::{LocalInner, blocking},
     lock::{Cancel, OutputLock},
     place::{Nursery, TempPlace, remove_left_over, sweep},
     receive::receive,
     roots::TempRoots,
-    store::{LocalInner, blocking},
 };
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{

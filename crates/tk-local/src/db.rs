@@ -14,14 +14,16 @@
 
 mod realisations;
 
-use crate::{Durability, schema};
+use crate::{
+    Durability,
+    schema::{self, sql_error},
+};
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::Metadata,
-    io,
     num::NonZeroUsize,
     ops::Deref,
     os::unix::fs::MetadataExt,
@@ -720,27 +722,6 @@ impl Drop for DbSnapshot<'_> {
         // Nothing was written that could be lost.
         let end = self.0.prepare_cached("commit");
         let _ = end.and_then(|mut end| end.execute([]));
-    }
-}
-
-/// An error of SQLite about `file`, with whose fault it is.
-pub(crate) fn sql_error(file: &Path, doing: &str, error: rusqlite::Error) -> Error {
-    let kind = match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => None,
-        Some(ErrorCode::DiskFull) => Some(io::ErrorKind::StorageFull),
-        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
-            Some(io::ErrorKind::PermissionDenied)
-        }
-        Some(_) => Some(io::ErrorKind::Other),
-        // Not SQLite's: a value of another type than the column should have.
-        None => None,
-    };
-    match kind {
-        None => Error::malformed(format!("the store database {}", file.display()), error),
-        Some(kind) => {
-            let doing = format!("{doing} the store database {}", file.display());
-            Error::io(doing, io::Error::new(kind, error))
-        }
     }
 }
 

@@ -4,33 +4,23 @@
 //! it (Nix's `LocalStore::registerValidPaths`): its outputs are found again by name, and nobody should be
 //! able to put somebody else's path there. The derivations that it needs must be valid.
 
-use crate::{db::KnownOutputs, store::LocalInner};
+use crate::{db::KnownOutputs, inner::LocalInner};
 use rustix::fs::{Mode, OFlags, open};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 use tk_narinfo::PathInfo;
 use tk_path::{
-    Derivation, DerivationKind, OutputName, StoreDir, StorePath,
+    Derivation, DerivationKind, OutputName, StorePath,
     modulo::{DerivationSourceError, LoadError, Modulo},
 };
 use tk_store::{
     Error, Result,
     derivation::{MAX_DERIVATION_BYTES, parse},
 };
-
-/// Remembers what stands for derivations in those that need them, so that each is read once.
-#[derive(Debug)]
-pub(crate) struct Derivations(Mutex<Modulo>);
-
-impl Derivations {
-    pub fn new(dir: StoreDir) -> Self {
-        Derivations(Mutex::new(Modulo::new(dir)))
-    }
-}
 
 impl LocalInner {
     /// The outputs of the derivations among `infos`, whose content is in its place, as far as
@@ -123,6 +113,6 @@ impl LocalInner {
     }
 
     fn modulo(&self) -> std::sync::MutexGuard<'_, Modulo> {
-        self.derivations.0.lock().unwrap_or_else(|e| e.into_inner())
+        self.modulo.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

@@ -12,9 +12,9 @@
 //! the content really lies count too: those of a store in a folder of its own are of no use otherwise.
 
 use crate::{
+    inner::LocalInner,
     lock::{Cancel, LockKind, try_lock},
     roots::TempRoots,
-    store::LocalInner,
 };
 use std::{
     collections::BTreeSet,

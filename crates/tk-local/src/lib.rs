@@ -30,6 +30,7 @@ mod config;
 mod db;
 mod derivations;
 mod gcroots;
+mod inner;
 mod lock;
 mod logs;
 mod place;

@@ -7,8 +7,8 @@
 //! ```
 
 use crate::{
+    inner::{LocalInner, blocking},
     lock::{Cancel, lock_file_at},
-    store::{LocalInner, blocking},
 };
 use bzip2::{Compression, bufread::MultiBzDecoder, write::BzEncoder};
 use std::{

@@ -5,7 +5,9 @@
 //! (`ca-derivations`) or drops an index (`IndexReferrer`, which repeats the primary key), neither of
 //! which matters to the statements used here. A fresh database is as Nix 2.34 makes it.
 
-use rusqlite::{Connection, FileControl, OpenFlags, TransactionBehavior, config::DbConfig};
+use rusqlite::{
+    Connection, ErrorCode, FileControl, OpenFlags, TransactionBehavior, config::DbConfig,
+};
 use std::{
     fs, io,
     io::Write,
@@ -14,7 +16,7 @@ use std::{
 };
 use tk_store::{Error, Result};
 
-use crate::{Durability, db::sql_error};
+use crate::Durability;
 
 /// The only schema that is read and written.
 pub(crate) const SCHEMA: u32 = 10;
@@ -136,6 +138,27 @@ fn escape(file: &Path) -> String {
     text.replace('%', "%25")
         .replace('?', "%3f")
         .replace('#', "%23")
+}
+
+/// An error of SQLite about `file`, with whose fault it is.
+pub(crate) fn sql_error(file: &Path, doing: &str, error: rusqlite::Error) -> Error {
+    let kind = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => None,
+        Some(ErrorCode::DiskFull) => Some(io::ErrorKind::StorageFull),
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+            Some(io::ErrorKind::PermissionDenied)
+        }
+        Some(_) => Some(io::ErrorKind::Other),
+        // Not SQLite's: a value of another type than the column should have.
+        None => None,
+    };
+    match kind {
+        None => Error::malformed(format!("the store database {}", file.display()), error),
+        Some(kind) => {
+            let doing = format!("{doing} the store database {}", file.display());
+            Error::io(doing, io::Error::new(kind, error))
+        }
+    }
 }
 
 /// As Nix: another process may be collecting garbage for long.

@@ -1,23 +1,18 @@
 use crate::{
     LocalConfig, add,
-    db::{Database, OpenMode},
-    derivations::Derivations,
-    lock::{Cancel, LockKind, lock, open_lock_file},
-    place::Nursery,
+    db::Database,
+    inner::{LocalInner, blocking},
     roots::TempRoots,
-    schema,
 };
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
-    fs::File,
-    io,
+    fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, Mutex},
 };
-use tk_nar::fs::{CaseHack, DumpOptions, trees_at_once};
+use tk_nar::fs::{CaseHack, DumpOptions};
 use tk_narinfo::{PathInfo, Signature};
 use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
 use tk_store::{
@@ -39,22 +34,6 @@ pub struct LocalStore {
     newest: Arc<Mutex<Arc<LocalInner>>>,
 }
 
-/// What the blocking work shares.
-pub(crate) struct LocalInner {
-    pub config: LocalConfig,
-    pub uri: String,
-    pub db: Database,
-    pub derivations: Derivations,
-    /// Whether the store is made where there is none.
-    create: bool,
-    /// The temporary roots of this process, from which those of clients are made.
-    pub roots: Arc<TempRoots>,
-    pub swept: AtomicBool,
-    pub nursery: Mutex<Option<Arc<Nursery>>>,
-    /// Shared as long as the store is open; `None` when it is read only.
-    _big_lock: Option<File>,
-}
-
 impl LocalStore {
     /// Opens the store, and makes it when there is none (unless `config.read_only`).
     ///
@@ -62,7 +41,9 @@ impl LocalStore {
     /// When the folders cannot be made or written, when the database is damaged, or has a schema
     /// other than 10.
     pub async fn open(config: LocalConfig) -> Result<Self> {
-        blocking("opening the store", move || LocalInner::open(config, true)).await
+        Ok(Self::of(
+            blocking("opening the store", move || LocalInner::open(config, true)).await?,
+        ))
     }
 
     /// As [`LocalStore::open`], but makes nothing.
@@ -70,7 +51,17 @@ impl LocalStore {
     /// # Errors
     /// Also when there is no store.
     pub async fn open_existing(config: LocalConfig) -> Result<Self> {
-        blocking("opening the store", move || LocalInner::open(config, false)).await
+        Ok(Self::of(
+            blocking("opening the store", move || LocalInner::open(config, false)).await?,
+        ))
+    }
+
+    fn of(inner: Arc<LocalInner>) -> Self {
+        LocalStore {
+            roots: inner.roots.clone(),
+            newest: Arc::new(Mutex::new(inner.clone())),
+            inner,
+        }
     }
 
     /// Where the store lies.
@@ -155,7 +146,7 @@ impl LocalStore {
             let LocalInner { config, create, .. } = &**newest;
             // What does not work is told by the first question.
             if let Ok(opened) = LocalInner::open(config.clone(), *create) {
-                *newest = opened.inner;
+                *newest = opened;
             }
         }
         LocalStore {
@@ -311,143 +302,8 @@ impl fmt::Debug for LocalStore {
     }
 }
 
-impl LocalInner {
-    pub fn real_path(&self, path: &StorePath) -> PathBuf {
-        self.config.real.join(path.as_str())
-    }
-
-    fn open(mut config: LocalConfig, create: bool) -> Result<LocalStore> {
-        config.jobs = config.jobs.min(trees_at_once());
-        let create = create && !config.read_only;
-        let file = config.database();
-        if !create && !file.exists() {
-            let place = config.root.as_ref().unwrap_or(&config.state).display();
-            return Err(Error::invalid(format!(
-                "there is no Nix store in {place} (no {})",
-                file.display()
-            )));
-        }
-        if create {
-            create_folders(&config)?;
-        }
-        let db_dir = config.state.join("db");
-        let big_lock = if config.read_only {
-            None
-        } else {
-            Some(big_lock(&db_dir)?)
-        };
-        let uri = config.to_string();
-        // After the big lock was taken (unless read only): it keeps others from upgrading the schema.
-        let mut known = schema::check_schema(&db_dir)?;
-        // One of several first users makes the database, the others wait for it.
-        let making = if known || !create {
-            None
-        } else {
-            Some(lock_folder(&db_dir)?)
-        };
-        if making.is_some() {
-            known = schema::check_schema(&db_dir)?;
-        }
-        let mode = match (config.read_only, known || !create) {
-            (true, _) => OpenMode::ReadOnly,
-            (false, true) => OpenMode::ReadWrite(config.durability),
-            (false, false) => OpenMode::Create(config.durability),
-        };
-        let db = Database::open(&file, &config.dir, uri.clone(), mode)?;
-        if let OpenMode::Create(_) = mode {
-            // Last: whoever finds the schema takes the database for complete.
-            schema::write_schema(&db_dir)?;
-            reserve(&db_dir.join("reserved"));
-        }
-        drop(making);
-        let inner = LocalInner {
-            derivations: Derivations::new(config.dir.clone()),
-            roots: TempRoots::of(&config.state),
-            swept: AtomicBool::new(false),
-            nursery: Mutex::default(),
-            uri,
-            db,
-            config,
-            create,
-            _big_lock: big_lock,
-        };
-        let inner = Arc::new(inner);
-        Ok(LocalStore {
-            roots: inner.roots.clone(),
-            newest: Arc::new(Mutex::new(inner.clone())),
-            inner,
-        })
-    }
-}
-
-/// Runs `work` on a blocking thread; its panics are the caller's.
-pub(crate) async fn blocking<T: Send + 'static>(
-    doing: &str,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(failure) => match failure.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(Error::io(doing, io::Error::other(cancelled))),
-        },
-    }
-}
-
-/// The folders that Nix expects (`LocalStore::LocalStore`).
-fn create_folders(config: &LocalConfig) -> Result<()> {
-    let LocalConfig { real, state, .. } = config;
-    let in_state = ["db", "temproots", "gcroots/per-user", "profiles/per-user"];
-    let folders = in_state.iter().map(|folder| state.join(folder));
-    for folder in folders.chain([real.join(".links")]) {
-        fs::create_dir_all(&folder)
-            .map_err(|e| Error::io(format!("creating the folder {}", folder.display()), e))?;
-    }
-    Ok(())
-}
-
-/// Says to other processes that the store is in use, so that nobody upgrades its schema.
-fn big_lock(db_dir: &Path) -> Result<File> {
-    let path = db_dir.join("big-lock");
-    let file = open_lock_file(&path)?;
-    lock(&file, &path, LockKind::Shared, &Cancel::default())?;
-    Ok(file)
-}
-
-/// Waits until nobody else holds the lock on the folder itself.
-fn lock_folder(folder: &Path) -> Result<File> {
-    let opened = File::open(folder);
-    let file = opened.map_err(|e| Error::io(format!("opening {}", folder.display()), e))?;
-    lock(&file, folder, LockKind::Exclusive, &Cancel::default())?;
-    Ok(file)
-}
-
-/// Space that the collector gives free when the disk is full, so that it can write the database. Without
-/// it, on a disk that is nearly full, all else works (as with Nix).
-fn reserve(path: &Path) {
-    if path.metadata().is_ok_and(|meta| meta.len() == RESERVED) {
-        return;
-    }
-    let write = || {
-        let file = open_lock_file(path).map_err(io::Error::other)?;
-        let flags = rustix::fs::FallocateFlags::empty();
-        match rustix::fs::fallocate(&file, flags, 0, RESERVED) {
-            Ok(()) => Ok(()),
-            // File systems without it: the space is not worth the time to fill it.
-            Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(RESERVED),
-            Err(error) => Err(error.into()),
-        }
-    };
-    if write().is_err() {
-        // A part of it is better used for what is to be stored.
-        let _ = fs::remove_file(path);
-    }
-}
-
 /// Paths that are looked up in one go.
 const BATCH: usize = 512;
-/// In bytes; Nix's default.
-const RESERVED: u64 = 8 << 20;
 
 #[cfg(test)]
 mod tests {
