@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use tk_instructions::codecs::Pass;
 use tk_nar::fs::remove_tree;
 
-use crate::contender::{self, Contender};
+use crate::contender::{self, Contender, Role};
+use crate::contest::{Contest, Row, title};
 use crate::corpus::{Corpus, Kind};
 use crate::daemon::Daemon;
 use crate::fresh::Fresh;
@@ -16,7 +17,7 @@ use crate::job::{Job, Task};
 use crate::measure::{self, Sample, Surroundings};
 use crate::network::Network;
 use crate::place::Place;
-use crate::report::{Contest, NO_SPACE, Outputs, Report, Role, Row, Skip, title};
+use crate::report::{NO_SPACE, Outputs, Report, Skip};
 use crate::small;
 
 /// Run each job with ours and every rival in turn, and print medians and ratios, and how far each is from the limit.

@@ -6,8 +6,41 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::limits::Limit;
-use crate::report::Role;
 use crate::work::Library;
+
+/// What a row is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// This project.
+    Ours,
+    /// Does the same job.
+    Rival,
+    /// Does something like it that everybody knows: tar, cp, openssl.
+    Yardstick,
+    /// A part of the job that nobody can leave out, and nothing else: no contender should be faster.
+    Limit,
+}
+
+impl Role {
+    /// As in the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Ours => "ours",
+            Role::Rival => "rival",
+            Role::Yardstick => "yardstick",
+            Role::Limit => "limit",
+        }
+    }
+
+    pub fn mark(self) -> char {
+        match self {
+            Role::Ours => '*',
+            Role::Rival => ' ',
+            Role::Yardstick => '-',
+            Role::Limit => '=',
+        }
+    }
+}
 
 /// Somebody who can do a job.
 #[derive(Debug, Clone)]

@@ -13,10 +13,11 @@ use tk_nar::fs::remove_tree;
 
 use crate::closures::{Closures, Sizes};
 use crate::contender::{self, Contender};
+use crate::contest::{Contest, Row};
 use crate::fresh::Fresh;
 use crate::limits::Limit;
 use crate::measure::{self, Cmd, Sample, Surroundings, sample};
-use crate::report::{Contest, NO_SPACE, Outputs, Report, Row, Skip};
+use crate::report::{NO_SPACE, Outputs, Report, Skip};
 
 /// Ask and fill a daemon of real Nix, and a store behind a slow ssh, with ours and with real Nix in turn.
 ///

@@ -4,6 +4,7 @@ mod ask;
 mod closures;
 mod compare;
 mod contender;
+mod contest;
 mod corpus;
 mod daemon;
 mod fresh;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use crate::report::{Report, Row};
+use crate::contest::{Contest, Row, find};
 
 /// One mark: a figure of ours, divided by another one or not, and what it may be at most.
 #[derive(Debug, Clone, Copy)]
@@ -121,11 +121,11 @@ const MARKS: &[Mark] = &[
     peak("peak memory with xz, MiB", true, 128.0),
 ];
 
-/// Whether `report` meets the marks, as far as it has the figures.
-pub fn judge(report: &Report) -> Vec<Judged> {
+/// Whether `contests` meet the marks, as far as it has the figures.
+pub fn judge(contests: &[Contest]) -> Vec<Judged> {
     let judged = MARKS.iter().map(|mark| Judged {
         mark,
-        figure: mark.figure(report),
+        figure: mark.figure(contests),
     });
     judged.collect()
 }
@@ -193,15 +193,15 @@ impl fmt::Display for Judged {
 }
 
 impl Mark {
-    fn figure(&self, report: &Report) -> Option<f64> {
+    fn figure(&self, contests: &[Contest]) -> Option<f64> {
         let figure = match self.than {
-            Than::Time(than) => self.ours.seconds(report)? / than.seconds(report)?,
-            Than::Nothing => self.ours.seconds(report)?,
+            Than::Time(than) => self.ours.seconds(contests)? / than.seconds(contests)?,
+            Than::Nothing => self.ours.seconds(contests)?,
             Than::Throughput => {
-                let contest = report.contest(self.ours.0, self.ours.1)?;
-                self.ours.seconds(report)? * 1e9 / contest.bytes? as f64
+                let contest = find(contests, self.ours.0, self.ours.1)?;
+                self.ours.seconds(contests)? * 1e9 / contest.bytes? as f64
             }
-            Than::Peak(xz) => peak_of(report, xz)?,
+            Than::Peak(xz) => peak_of(contests, xz)?,
         };
         figure.is_finite().then_some(figure)
     }
@@ -209,18 +209,17 @@ impl Mark {
 
 impl Of {
     /// Of several that begin so, the last: the newest Nix.
-    fn seconds(self, report: &Report) -> Option<f64> {
+    fn seconds(self, contests: &[Contest]) -> Option<f64> {
         let Of(job, on, who) = self;
-        let rows = &report.contest(job, on)?.rows;
+        let rows = &find(contests, job, on)?.rows;
         let row = rows.iter().rfind(|row| row.name.starts_with(who))?;
         Some(row.seconds()).filter(|seconds| seconds.is_finite())
     }
 }
 
 /// Bytes, of ours in all that it does.
-fn peak_of(report: &Report, xz: bool) -> Option<f64> {
-    let jobs = report
-        .contests
+fn peak_of(contests: &[Contest], xz: bool) -> Option<f64> {
+    let jobs = contests
         .iter()
         .filter(|contest| contest.job.contains("xz") == xz);
     let ours = jobs
@@ -242,14 +241,15 @@ const MEBIBYTE: f64 = (1 << 20) as f64;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contender::Role;
     use crate::measure::Sample;
-    use crate::report::{Contest, Role};
+    use crate::report::Report;
 
     /// Job, corpus, and of each contender its name, role, seconds and peak memory.
     type Told<'a> = (&'static str, &'a str, &'a [(&'a str, Role, f64, u64)]);
 
-    fn report(contests: &[Told<'_>]) -> Report {
-        let mut report = Report::new(1.0);
+    fn report(contests: &[Told<'_>]) -> Vec<Contest> {
+        let mut report = Vec::new();
         for (job, corpus, rows) in contests {
             let rows = rows.iter().map(|(name, role, seconds, peak)| Row {
                 samples: vec![Sample {
@@ -259,7 +259,7 @@ mod tests {
                 }],
                 ..Row::named(*name, *role)
             });
-            report.contests.push(Contest {
+            report.push(Contest {
                 job,
                 corpus: (*corpus).to_owned(),
                 bytes: Some(1000),
@@ -270,7 +270,7 @@ mod tests {
         report
     }
 
-    fn judged(report: &Report, job: &str) -> Option<bool> {
+    fn judged(report: &[Contest], job: &str) -> Option<bool> {
         let all = judge(report);
         all.iter()
             .find(|judged| judged.mark.job == job)
@@ -338,6 +338,10 @@ mod tests {
             Some(false)
         );
         assert_eq!(judged(&report, "peak memory with xz, MiB"), Some(true));
+        let report = Report {
+            contests: report,
+            ..Report::new(1.0)
+        };
         let text = report.to_string();
         assert!(text.contains("65.000  NOT MET"), "{text}");
     }

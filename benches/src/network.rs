@@ -13,10 +13,12 @@ use clap::Parser;
 use tk_nar::fs::remove_tree;
 
 use crate::closures::{Closures, Sizes};
+use crate::contender::Role;
 use crate::contender::{self, Contender};
+use crate::contest::{Contest, Row};
 use crate::fresh::Fresh;
 use crate::measure::{self, Sample, Surroundings, sample};
-use crate::report::{Contest, NO_SPACE, Outputs, Report, Role, Row, Skip};
+use crate::report::{NO_SPACE, Outputs, Report, Skip};
 
 /// Ask, fill and read caches on real servers, with ours, with real Nix and with curl in turn.
 #[derive(clap::Parser)]

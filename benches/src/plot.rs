@@ -46,7 +46,7 @@ impl Plot {
     }
 }
 
-/// Draws what [`Report::to_json`](crate::report::Report::to_json) gives.
+/// Draws what `Report::to_json` gives.
 ///
 /// # Errors
 /// When nothing was measured, or the file cannot be written.
@@ -87,7 +87,7 @@ fn grouped(result: &Value) -> Option<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
     for row in result.get("results")?.as_array()? {
         let text = |key: &str| row.get(key)?.as_str();
-        let title = crate::report::title(text("job")?, text("corpus")?);
+        let title = crate::contest::title(text("job")?, text("corpus")?);
         let Some(seconds) = row.get("median")?.as_f64() else {
             continue;
         };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::contender::Contender;
+use crate::contest::{Contest, Row, title};
 use crate::corpus::Corpus;
 use crate::marks;
 use crate::measure::Sample;
@@ -26,61 +26,6 @@ pub struct Report {
     pub ours_failed: bool,
 }
 
-/// One job on one corpus.
-#[derive(Debug)]
-pub struct Contest {
-    pub job: &'static str,
-    /// What it is done on; empty where the name of the job says it.
-    pub corpus: String,
-    /// What is worked on, where throughput means something.
-    pub bytes: Option<u64>,
-    pub rounds: u16,
-    pub rows: Vec<Row>,
-}
-
-/// One contender's figures.
-#[derive(Debug)]
-pub struct Row {
-    pub name: String,
-    pub role: Role,
-    pub program: bool,
-    pub samples: Vec<Sample>,
-}
-
-/// What a row is there for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// This project.
-    Ours,
-    /// Does the same job.
-    Rival,
-    /// Does something like it that everybody knows: tar, cp, openssl.
-    Yardstick,
-    /// A part of the job that nobody can leave out, and nothing else: no contender should be faster.
-    Limit,
-}
-
-impl Role {
-    /// As in the JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::Ours => "ours",
-            Role::Rival => "rival",
-            Role::Yardstick => "yardstick",
-            Role::Limit => "limit",
-        }
-    }
-
-    fn mark(self) -> char {
-        match self {
-            Role::Ours => '*',
-            Role::Rival => ' ',
-            Role::Yardstick => '-',
-            Role::Limit => '=',
-        }
-    }
-}
-
 /// What was not measured.
 #[derive(Debug)]
 pub struct Skip {
@@ -96,70 +41,6 @@ impl Skip {
             what: what.into(),
             why: why.into(),
         }
-    }
-}
-
-impl Row {
-    pub fn new(who: &Contender) -> Self {
-        Self {
-            program: who.is_program(),
-            ..Self::named(who.name(), who.role())
-        }
-    }
-
-    /// A program that is no [`Contender`].
-    pub fn named(name: impl Into<String>, role: Role) -> Self {
-        Self {
-            name: name.into(),
-            role,
-            program: true,
-            samples: Vec::new(),
-        }
-    }
-
-    /// A crate that is measured in this process.
-    pub fn of_crate(name: impl Into<String>, role: Role) -> Self {
-        Self {
-            program: false,
-            ..Self::named(name, role)
-        }
-    }
-
-    pub fn is_ours(&self) -> bool {
-        self.role == Role::Ours
-    }
-
-    /// The median; NaN if nothing was measured.
-    pub fn seconds(&self) -> f64 {
-        median(self.samples.iter().map(|s| s.seconds))
-    }
-
-    fn cpu(&self) -> f64 {
-        median(self.samples.iter().map(|s| s.cpu))
-    }
-
-    /// Bytes, of the worst round.
-    pub fn peak(&self) -> u64 {
-        self.samples.iter().map(|s| s.peak).max().unwrap_or(0)
-    }
-}
-
-impl Contest {
-    /// Ours to which `row` is compared: the program for programs, the crate for crates, or what there is.
-    fn reference(&self, row: &Row) -> Option<&Row> {
-        let ours = || self.rows.iter().filter(|row| row.is_ours());
-        ours()
-            .find(|ours| ours.program == row.program)
-            .or_else(|| ours().next())
-    }
-
-    /// The slowest of the limits: each of them has to be done.
-    fn limit(&self) -> Option<f64> {
-        let limits = self.rows.iter().filter(|row| row.role == Role::Limit);
-        limits
-            .map(Row::seconds)
-            .filter(|seconds| seconds.is_finite())
-            .max_by(f64::total_cmp)
     }
 }
 
@@ -225,12 +106,6 @@ impl Report {
         self.contests.push(contest);
     }
 
-    /// The contest of that job.
-    pub fn contest(&self, job: &str, corpus: &str) -> Option<&Contest> {
-        let named = |contest: &&Contest| contest.job == job && contest.corpus == corpus;
-        self.contests.iter().find(named)
-    }
-
     /// Prints the tables, and writes JSON and the picture where that is asked for.
     pub fn publish(&self, outputs: &Outputs) -> Result<()> {
         print!("{self}");
@@ -261,7 +136,7 @@ impl Report {
             .contests
             .iter()
             .flat_map(|contest| contest.rows.iter().map(|row| result(contest, row)));
-        let marks = marks::judge(self)
+        let marks = marks::judge(&self.contests)
             .into_iter()
             .map(|judged| judged.to_json());
         json!({
@@ -316,7 +191,7 @@ impl fmt::Display for Report {
         for contest in &self.contests {
             write!(f, "\n{contest}")?;
         }
-        marks::table(&marks::judge(self), f)?;
+        marks::table(&marks::judge(&self.contests), f)?;
         if !self.skips.is_empty() {
             writeln!(f, "\nskipped")?;
         }
@@ -325,71 +200,6 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
-}
-
-impl fmt::Display for Contest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{}, {} rounds",
-            title(self.job, &self.corpus),
-            self.rounds
-        )?;
-        let (unit, scale) = self.unit();
-        let (median, cpu) = (format!("median {unit}"), format!("CPU {unit}"));
-        let heads = [
-            &median, "lowest", "highest", "it/ours", "ours/it", "it/limit", &cpu, "peak MiB",
-        ];
-        write!(f, "  {:22}", "")?;
-        for head in heads {
-            write!(f, "{head:>10}")?;
-        }
-        writeln!(f)?;
-        for row in &self.rows {
-            let seconds = || row.samples.iter().map(|s| s.seconds * scale);
-            let lowest = seconds().fold(f64::INFINITY, f64::min);
-            let highest = seconds().fold(0.0, f64::max);
-            let ours = self.reference(row).map_or(f64::NAN, Row::seconds);
-            let (it, cpu) = (row.seconds(), row.cpu() * scale);
-            write!(
-                f,
-                "{} {:22}{:10.3}{lowest:10.3}{highest:10.3}{:10.2}{:10.2}",
-                row.role.mark(),
-                row.name,
-                it * scale,
-                it / ours,
-                ours / it,
-            )?;
-            match self.limit() {
-                Some(limit) => write!(f, "{:10.2}", it / limit)?,
-                None => write!(f, "{:>10}", "")?,
-            }
-            let peak = row.peak() as f64 / (1 << 20) as f64;
-            writeln!(f, "{cpu:10.3}{peak:10.1}")?;
-        }
-        Ok(())
-    }
-}
-
-impl Contest {
-    /// The unit in which its times are easily read, and how many of it make a second.
-    fn unit(&self) -> (&'static str, f64) {
-        let times = self
-            .rows
-            .iter()
-            .map(Row::seconds)
-            .filter(|time| time.is_finite());
-        match times.fold(0.0, f64::max) {
-            time if time < 2e-6 => ("ns", 1e9),
-            time if time < 2e-3 => ("µs", 1e6),
-            _ => ("s", 1.0),
-        }
-    }
-}
-
-/// The name of a contest for people.
-pub fn title(job: &str, corpus: &str) -> String {
-    format!("{job} {corpus}").trim_end().to_owned()
 }
 
 /// Where the figures go beside the terminal.
@@ -408,20 +218,10 @@ pub const NO_SPACE: &str = "the disk has not enough space";
 /// Of the JSON; counts up when a key changes its meaning or goes.
 const SCHEMA: u32 = 1;
 
-/// The middle value, or the mean of the two in the middle; NaN of nothing.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match (values.len(), values.len() / 2) {
-        (0, _) => f64::NAN,
-        (n, half) if n % 2 == 1 => values[half],
-        (_, half) => (values[half - 1] + values[half]) / 2.0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contender::Role;
 
     fn row(name: &str, role: Role, program: bool, seconds: &[f64]) -> Row {
         let sample = |seconds: &f64| Sample {
@@ -434,14 +234,6 @@ mod tests {
             samples: seconds.iter().map(sample).collect(),
             ..Row::named(name, role)
         }
-    }
-
-    #[test]
-    fn medians() {
-        assert!(median([].into_iter()).is_nan());
-        assert_eq!(median([3.0].into_iter()), 3.0);
-        assert_eq!(median([9.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 9.0].into_iter()), 3.0);
     }
 
     #[test]
@@ -515,7 +307,7 @@ mod tests {
         let whom = order.iter().map(|(i, _)| *i);
         assert_eq!(whom.collect::<Vec<_>>(), [0, 1, 2, 1, 2, 0, 0, 1]);
         assert!(order.iter().take(3).all(|(_, warm_up)| *warm_up));
-        let rows = &report.contest("dump", "many").unwrap().rows;
+        let rows = &report.contests[0].rows;
         let left: Vec<_> = rows
             .iter()
             .map(|row| (&row.name[..], row.samples.len()))
