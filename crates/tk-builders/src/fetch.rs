@@ -6,7 +6,10 @@
 //!                  first cache that gives what it promises → what no cache gave is built, so: again
 //! ```
 
-use crate::{graph::BuildGraph, realised::Realised};
+use crate::{
+    graph::{BuildGraph, opaque},
+    realised::Realised,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -252,13 +255,6 @@ impl<'a> PresenceQuery<'a> {
             }
         }
         Ok(())
-    }
-}
-
-fn opaque(path: &DerivedPath) -> Option<&StorePath> {
-    match path {
-        DerivedPath::Opaque(path) => Some(path),
-        DerivedPath::Built { .. } => None,
     }
 }
 

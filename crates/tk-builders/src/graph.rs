@@ -233,6 +233,14 @@ impl BuildNode {
     }
 }
 
+/// The path, if nothing is to be built for it.
+pub fn opaque(path: &DerivedPath) -> Option<&StorePath> {
+    match path {
+        DerivedPath::Opaque(path) => Some(path),
+        DerivedPath::Built { .. } => None,
+    }
+}
+
 /// The derivation, if it is not itself an output.
 pub fn static_path(drv: &SingleDerivedPath) -> Result<StorePath> {
     match drv {

@@ -22,7 +22,8 @@ use tk_path::{
     StorePath,
 };
 use tk_store::{
-    Abilities, AddOptions, BuildMode, Closure, Error, NarStream, Result, SigCheck, Store, closure,
+    Abilities, AddOptions, Build, BuildMode, Closure, Error, NarStream, Result, SigCheck, Store,
+    closure,
     copy::{self, CopyOptions, Reach},
     log::{Level, LogEvent, LogSink, UNTRUSTED_WORDS, strip_ansi},
     nar,
@@ -171,11 +172,8 @@ impl<'a> BuildJob<'a> {
         };
         let kept = logs.add_build_log(self.path, nar::from_bytes(log)).await;
         if let Err(error) = kept {
-            let why = match error {
-                Error::Refused { words, .. } => strip_ansi(words.trim()).into_owned(),
-                error => error.to_line(),
-            };
-            let text = format!("the log of {} is not kept here: {why}", self.path.name());
+            let (name, why) = (self.path.name(), said(error));
+            let text = format!("the log of {name} is not kept here: {why}");
             at.log.say(Level::Talkative, text);
         }
     }
@@ -244,13 +242,12 @@ impl<'a> BuildJob<'a> {
         let (local, sign) = (shared.local, &shared.config.sign);
         let told = shared.realised.tell(local, sign, built, outputs).await;
         told.map_err(|error| {
-            let words = match error {
-                Error::Refused { words, .. } => strip_ansi(words.trim()).into_owned(),
-                error => error.to_line(),
-            };
             JobFault::Final(format!(
-                "{} was built on {}, but {} does not take what its outputs turned out to be ({words})",
-                self.path, at.place.machine.uri, local.store
+                "{} was built on {}, but {} does not take what its outputs turned out to be ({})",
+                self.path,
+                at.place.machine.uri,
+                local.store,
+                said(error)
             ))
         })
     }
@@ -277,16 +274,9 @@ impl<'a> BuildJob<'a> {
     /// For a builder that trusts us: it gets the inputs.
     async fn build_one(&self, at: &At<'_>) -> Result<BuildResult, JobFault> {
         at.send(&self.basic.inputs).await?;
-        let Some(build) = &at.builder.store.build else {
-            return Err(JobFault::Refused(
-                at.builder.store.unsupported("does not build").to_string(),
-            ));
-        };
+        let build = at.build()?;
         let built = build.build_derivation(self.path, &self.basic, BuildMode::Normal, at.log);
-        built.await.map_err(|error| match error {
-            Error::Refused { words, .. } => at.refused(&words),
-            error => at.lost("building there", error),
-        })
+        built.await.map_err(|error| at.building(error))
     }
 
     /// For one that does not: it gets the derivation with its closure, and those inputs that it
@@ -294,20 +284,13 @@ impl<'a> BuildJob<'a> {
     async fn build_closure(&self, at: &At<'_>) -> Result<BuildResult, JobFault> {
         at.send(&[self.path.clone()].into()).await?;
         at.offer(&self.basic.inputs).await?;
-        let Some(build) = &at.builder.store.build else {
-            return Err(JobFault::Refused(
-                at.builder.store.unsupported("does not build").to_string(),
-            ));
-        };
+        let build = at.build()?;
         let path = DerivedPath::Built {
             drv: SingleDerivedPath::Opaque(self.path.clone()),
             outputs: OutputsSpec::Names(self.node.wanted.clone()),
         };
         let results = build.build(std::slice::from_ref(&path), BuildMode::Normal, at.log);
-        let mut results = results.await.map_err(|error| match error {
-            Error::Refused { words, .. } => at.refused(&words),
-            error => at.lost("building there", error),
-        })?;
+        let mut results = results.await.map_err(|error| at.building(error))?;
         match results.pop() {
             Some(keyed) => Ok(keyed.result),
             None => Err(JobFault::Lost(format!(
@@ -409,6 +392,13 @@ struct At<'a> {
 }
 
 impl At<'_> {
+    /// What builds at the machine.
+    fn build(&self) -> Result<&dyn Build, JobFault> {
+        let store = &self.builder.store;
+        let none = || JobFault::Refused(store.unsupported("does not build").to_string());
+        store.build.as_deref().ok_or_else(none)
+    }
+
     /// Brings `roots` with their closure there.
     async fn send(&self, roots: &BTreeSet<StorePath>) -> Result<(), JobFault> {
         if self.shared.config.builders_substitute {
@@ -544,6 +534,13 @@ impl At<'_> {
         })
     }
 
+    fn building(&self, error: Error) -> JobFault {
+        match error {
+            Error::Refused { words, .. } => self.refused(&words),
+            error => self.lost("building there", error),
+        }
+    }
+
     fn refused(&self, words: &str) -> JobFault {
         let (uri, words) = (&self.place.machine.uri, strip_ansi(words.trim()));
         if is_untrusted(&words) {
@@ -567,6 +564,14 @@ impl At<'_> {
             | Error::Invalid { .. } => JobFault::Final(error.to_line()),
             error => self.lost("sending inputs", error),
         }
+    }
+}
+
+/// What the other side said or, if it said nothing, what went wrong.
+fn said(error: Error) -> String {
+    match error {
+        Error::Refused { words, .. } => strip_ansi(words.trim()).into_owned(),
+        error => error.to_line(),
     }
 }
 

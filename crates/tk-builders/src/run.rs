@@ -3,7 +3,7 @@
 
 use crate::{
     RemoteConfig,
-    graph::{BuildGraph, BuildNode, static_path},
+    graph::{BuildGraph, BuildNode, opaque, static_path},
     job::{BuildJob, SharedJobs, failure},
     log::Numbers,
     pool::MachinePool,
@@ -130,13 +130,6 @@ async fn fetch(
         build.build(&wanted, BuildMode::Normal, log).await?;
     }
     Ok(missing.substitute)
-}
-
-fn opaque(path: &DerivedPath) -> Option<&StorePath> {
-    match path {
-        DerivedPath::Opaque(path) => Some(path),
-        DerivedPath::Built { .. } => None,
-    }
 }
 
 /// What is being built, what waits for it, and what became of the rest.
