@@ -1,95 +1,18 @@
-//! What makes a build depend on more than it declares.
+//! What makes a build depend on more than it declares: settings, the way of evaluating, and all derivations that
+//! it needs.
 
-use crate::{
-    Cause, EvalOptions, Installable, InstallableSource, Nix, NixFailure, Result, Target,
-    flake::FlakeMetadata,
+use super::{
+    findings::*,
+    flake_lock::{audit_flake, lock_file},
 };
+use crate::{Cause, EvalOptions, Installable, InstallableSource, Nix, NixFailure, Result, Target};
 use futures::{StreamExt, TryStreamExt, stream};
-use serde_json::{Value, json};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
-use tk_nar::{Decoder, Event};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use tk_path::{
     Algorithm, Derivation, DerivationOutput, DerivedPath, SingleDerivedPath, StoreDir, StorePath,
 };
 use tk_store::{Error, Store, derivation, log::LogSink};
-
-/// One thing that makes a build impure, or may.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Finding {
-    /// How bad it is.
-    pub severity: Severity,
-    /// Which kind of thing, such as `sandboxOff`: a word that stays the same.
-    pub kind: &'static str,
-    /// Where: a derivation (a whole path), an input, a setting.
-    pub place: String,
-    /// What is the matter, as a sentence.
-    pub message: String,
-    /// What to do about it.
-    pub advice: &'static str,
-}
-
-/// How bad a [`Finding`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// The same build may give something else, here or elsewhere.
-    Error,
-    /// It gives the same as long as something holds that nothing enforces.
-    Warning,
-    /// It is less than a warning, but worth knowing.
-    Note,
-}
-
-impl Severity {
-    /// The word in JSON: `error`, `warning`, `note`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-            Severity::Note => "note",
-        }
-    }
-}
-
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl Finding {
-    fn new(
-        severity: Severity,
-        kind: &'static str,
-        place: impl Into<String>,
-        message: impl Into<String>,
-        advice: &'static str,
-    ) -> Self {
-        Finding {
-            severity,
-            kind,
-            place: place.into(),
-            message: message.into(),
-            advice,
-        }
-    }
-
-    /// Returns the finding as the object `{"severity","kind","where","message","advice"}`.
-    pub fn to_json(&self) -> Value {
-        json!({
-            "severity": self.severity.name(), "kind": self.kind, "where": self.place,
-            "message": self.message, "advice": self.advice,
-        })
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)
-    }
-}
 
 /// All that makes `what` impure: the settings of `nix`, how it is evaluated, the inputs of its flake, and
 /// the derivations that it is built from. The worst come first. flake.lock is not written.
@@ -140,92 +63,36 @@ pub async fn audit(
 /// What in the settings of nix, by their names, lets a build see more than its inputs.
 pub fn audit_settings(settings: &BTreeMap<String, Value>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut find = |severity, kind, place: &str, message: String, advice| {
-        findings.push(Finding::new(severity, kind, place, message, advice));
-    };
     let sandbox = settings.get("sandbox").map(plain).unwrap_or_default();
     match sandbox.as_str() {
-        "false" => find(
-            Severity::Error,
-            "sandboxOff",
+        "false" => findings
+            .push(SANDBOX_OFF.at("sandbox", "builders see the whole machine and the network")),
+        "relaxed" => findings.push(SANDBOX_RELAXED.at(
             "sandbox",
-            "builders see the whole machine and the network".into(),
-            "set sandbox = true in nix.conf",
-        ),
-        "relaxed" => find(
-            Severity::Warning,
-            "sandboxRelaxed",
-            "sandbox",
-            "derivations with __noChroot see the whole machine".into(),
-            "set sandbox = true in nix.conf",
-        ),
+            "derivations with __noChroot see the whole machine",
+        )),
         _ => (),
     }
     let yes = |name: &str| settings.get(name).map(plain).as_deref() == Some("true");
     if sandbox != "false" && yes("sandbox-fallback") {
-        find(
-            Severity::Warning,
-            "sandboxFallback",
+        findings.push(SANDBOX_FALLBACK.at(
             "sandbox-fallback",
-            "where the kernel allows no sandbox, builds go on without, and nobody is told".into(),
-            "set sandbox-fallback = false in nix.conf",
-        );
+            "where the kernel allows no sandbox, builds go on without, and nobody is told",
+        ));
     }
     for name in ["sandbox-paths", "extra-sandbox-paths"] {
         let paths = settings.get(name).map(words).unwrap_or_default();
         for path in paths.iter().filter(|path| !is_shell(path)) {
-            find(
-                Severity::Warning,
-                "sandboxPath",
-                name,
-                format!("builders see {path} of this machine"),
-                "take it off the setting, or make what it holds an input",
-            );
+            findings.push(SANDBOX_PATH.at(name, format!("builders see {path} of this machine")));
         }
     }
     for name in ["allowed-impure-host-deps", "impure-env"] {
         let given = settings.get(name).map(words).unwrap_or_default();
         if !given.is_empty() {
-            find(
-                Severity::Note,
-                "impureHostDeps",
-                name,
-                format!(
-                    "derivations may ask for {} of this machine",
-                    given.join(", ")
-                ),
-                "empty it where nothing needs it",
-            );
+            let given = given.join(", ");
+            let message = format!("derivations may ask for {given} of this machine");
+            findings.push(HOST_DEPS_ALLOWED.at(name, message));
         }
-    }
-    findings
-}
-
-/// What in the inputs of a flake is not pinned. `lock` is its flake.lock as it is; `metadata` has the one
-/// that nix would write.
-pub fn audit_flake(metadata: &FlakeMetadata, lock: Option<&Value>) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    findings.extend(tree(metadata));
-    let held = lock.map(inputs).unwrap_or_default();
-    for (name, node) in inputs(&metadata.locks) {
-        let same = held
-            .get(&name)
-            .is_some_and(|h| h.get("original") == node.get("original"));
-        if !same {
-            let message = match lock {
-                Some(_) => "flake.lock does not have it as flake.nix asks for it",
-                None => "there is no flake.lock, so that it is looked up anew each time",
-            };
-            findings.push(Finding::new(
-                Severity::Error,
-                "unlockedInput",
-                &name,
-                message,
-                "run nix flake lock, and keep flake.lock with the flake",
-            ));
-        }
-        findings.extend(pinned(&name, node));
-        findings.extend(floating(&name, node));
     }
     findings
 }
@@ -234,80 +101,45 @@ pub fn audit_flake(metadata: &FlakeMetadata, lock: Option<&Value>) -> Vec<Findin
 /// somebody exchange what it fetches.
 pub fn audit_derivation(dir: &StoreDir, path: &StorePath, drv: &Derivation) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut find = |severity, kind, message: String, advice| {
-        findings.push(Finding::new(
-            severity,
-            kind,
-            dir.path(path),
-            message,
-            advice,
-        ));
-    };
+    let mut find = |rule: Rule, message: String| findings.push(rule.at(dir.path(path), message));
     let attributes = Attributes::of(drv);
     let mut fixed = false;
     for (name, output) in &drv.outputs {
         match output {
-            DerivationOutput::Impure(_) => find(
-                Severity::Error,
-                "impureDerivation",
-                format!("it is impure: its output {name} may be another each time"),
-                "take __impure off it",
-            ),
+            DerivationOutput::Impure(_) => {
+                let message = format!("it is impure: its output {name} may be another each time");
+                find(IMPURE_DERIVATION, message);
+            }
             DerivationOutput::Fixed(ca) => {
                 fixed = true;
                 let hash = &ca.hash;
                 if hash.as_bytes().iter().all(|byte| *byte == 0) {
-                    find(
-                        Severity::Error,
-                        "noHash",
-                        "its content is to be fixed, but it states no hash".into(),
-                        "build it once, and write the hash that nix tells into it",
-                    );
+                    let message = "its content is to be fixed, but it states no hash";
+                    find(NO_HASH, message.into());
                 }
                 if matches!(hash.algorithm(), Algorithm::Md5 | Algorithm::Sha1) {
-                    find(
-                        Severity::Warning,
-                        "weakHash",
-                        format!("what it fetches is fixed by {} only", hash.algorithm()),
-                        "state its sha256",
-                    );
+                    let message = format!("what it fetches is fixed by {} only", hash.algorithm());
+                    find(WEAK_HASH, message);
                 }
             }
             _ => (),
         }
     }
     if attributes.is_true("__noChroot") {
-        find(
-            Severity::Error,
-            "noChroot",
-            "it asks to be built without the sandbox".into(),
-            "take __noChroot off it",
-        );
+        find(NO_CHROOT, "it asks to be built without the sandbox".into());
     }
     if attributes.is_given("__impureHostDeps") {
-        find(
-            Severity::Warning,
-            "impureHostDeps",
-            "it asks for files of the machine (__impureHostDeps)".into(),
-            "make them inputs",
-        );
+        let message = "it asks for files of the machine (__impureHostDeps)";
+        find(IMPURE_HOST_DEPS, message.into());
     }
     if attributes.is_given("impureEnvVars") && !fixed {
-        find(
-            Severity::Warning,
-            "impureEnvVars",
-            "it asks for variables of the daemon's environment, which only what has a fixed hash gets".into(),
-            "take impureEnvVars off it, or fix its hash",
-        );
+        let message = "it asks for variables of the daemon's environment, which only what has a fixed hash gets";
+        find(IMPURE_ENV_VARS, message.into());
     }
     let builder = String::from_utf8_lossy(&drv.builder);
     if builder.starts_with('/') && dir.split(&builder).is_err() {
-        find(
-            Severity::Warning,
-            "hostBuilder",
-            format!("its builder {builder} belongs to the machine"),
-            "take the builder from an input, such as \"${bash}/bin/bash\"",
-        );
+        let message = format!("its builder {builder} belongs to the machine");
+        find(HOST_BUILDER, message);
     }
     findings
 }
@@ -315,234 +147,24 @@ pub fn audit_derivation(dir: &StoreDir, path: &StorePath, drv: &Derivation) -> V
 /// What the way of evaluating lets in.
 fn evaluation(what: &Installable, options: &EvalOptions) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if options.impure {
-        findings.push(Finding::new(
-            Severity::Error,
-            "impureEvaluation",
-            what.to_string(),
-            "it is evaluated with --impure: its code sees this machine, its environment and the time",
-            "evaluate it without --impure",
-        ));
-    } else if matches!(
+    let is_code = matches!(
         what.source,
         InstallableSource::File(_) | InstallableSource::Expr(_)
-    ) {
-        findings.push(Finding::new(
-            Severity::Warning,
-            "unpinnedEvaluation",
+    );
+    if options.impure {
+        findings.push(IMPURE_EVALUATION.at(
             what.to_string(),
-            "code that is in no flake sees this machine while it is evaluated",
-            "make it a flake",
+            "it is evaluated with --impure: its code sees this machine, its environment and the time",
         ));
+    } else if is_code {
+        let message = "code that is in no flake sees this machine while it is evaluated";
+        findings.push(UNPINNED_EVALUATION.at(what.to_string(), message));
     }
-    for pair in &options.override_inputs {
-        findings.push(Finding::new(
-            Severity::Warning,
-            "overriddenInput",
-            &pair.0,
-            format!("{} is taken instead of what flake.lock says", pair.1),
-            "leave --override-input out",
-        ));
+    for (name, reference) in &options.override_inputs {
+        let message = format!("{reference} is taken instead of what flake.lock says");
+        findings.push(OVERRIDDEN_INPUT.at(name, message));
     }
     findings
-}
-
-/// Where the flake itself comes from.
-fn tree(metadata: &FlakeMetadata) -> Option<Finding> {
-    let url = &metadata.resolved_url;
-    let revision = metadata.revision.as_deref();
-    let clean = revision.is_some_and(|revision| !revision.ends_with("-dirty"));
-    if url.starts_with("git") && !clean {
-        return Some(Finding::new(
-            Severity::Warning,
-            "dirtyTree",
-            url,
-            "it has changes that are not committed, so that nobody else can get it",
-            "commit them",
-        ));
-    }
-    url.starts_with("path:").then(|| {
-        Finding::new(
-            Severity::Note,
-            "noRevision",
-            url,
-            "it is a folder of this machine, not a revision of anything",
-            "keep it in git",
-        )
-    })
-}
-
-/// Whether an input is always the same.
-fn pinned(name: &str, node: &Value) -> Option<Finding> {
-    let locked = &node["locked"];
-    let text = |key: &str| locked[key].as_str();
-    let kind = text("type").unwrap_or_default();
-    // A folder of the flake itself has no hash of its own.
-    if kind == "path" && node.get("parent").is_some() {
-        return None;
-    }
-    if text("narHash").is_none() {
-        let severity = match text("rev") {
-            Some(_) => Severity::Note,
-            None => Severity::Error,
-        };
-        return Some(Finding::new(
-            severity,
-            "noNarHash",
-            name,
-            match severity {
-                Severity::Error => "flake.lock has neither a hash nor a revision of it",
-                _ => "flake.lock has its revision, but no hash of its content",
-            },
-            "run nix flake update for it",
-        ));
-    }
-    let local = match kind {
-        "path" => text("path"),
-        "git" | "hg" | "tarball" | "file" => text("url").filter(|url| url.starts_with("file:")),
-        _ => None,
-    };
-    local.map(|place| {
-        Finding::new(
-            Severity::Warning,
-            "localInput",
-            name,
-            format!("it is {place} of this machine, where nobody else can get it"),
-            "name a place that others reach",
-        )
-    })
-}
-
-/// Whether an input changes when the lock is written anew.
-fn floating(name: &str, node: &Value) -> Option<Finding> {
-    let original = &node["original"];
-    let text = |key: &str| original[key].as_str();
-    let is_pinned = text("rev").is_some() || text("narHash").is_some();
-    let (kind, message) = match text("type")? {
-        _ if is_pinned => return None,
-        "indirect" => {
-            let id = text("id").unwrap_or(name);
-            let message = format!("what '{id}' means is up to the registry of whoever updates it");
-            ("registryInput", message)
-        }
-        "path" => return None,
-        "tarball" | "file" => {
-            let url = text("url").unwrap_or_default();
-            (
-                "floatingInput",
-                format!("what {url} gives may change, and nothing states its hash"),
-            )
-        }
-        _ => {
-            let branch = match text("ref") {
-                Some(branch) => format!("the branch {branch}"),
-                None => "the default branch".into(),
-            };
-            (
-                "floatingInput",
-                format!("it follows {branch}: only flake.lock holds it"),
-            )
-        }
-    };
-    Some(Finding::new(
-        Severity::Warning,
-        kind,
-        name,
-        message,
-        "name a revision, or be sure that flake.lock is always kept",
-    ))
-}
-
-/// The inputs in a lock, by their names from the root (`nixpkgs`, `a/nixpkgs`), each with its node. Those
-/// that follow others are left out.
-fn inputs(lock: &Value) -> BTreeMap<String, &Value> {
-    let mut found = BTreeMap::new();
-    let root = lock["root"].as_str().unwrap_or("root");
-    let mut todo = vec![(String::new(), root)];
-    let mut seen = BTreeSet::new();
-    while let Some((prefix, key)) = todo.pop() {
-        // Each node once: a lock may have cycles.
-        if !seen.insert(key) || found.len() > MAX_INPUTS {
-            continue;
-        }
-        let node = &lock["nodes"][key];
-        for (name, target) in node["inputs"].as_object().into_iter().flatten() {
-            let (Some(target), name) = (target.as_str(), format!("{prefix}{name}")) else {
-                continue;
-            };
-            found.insert(name.clone(), &lock["nodes"][target]);
-            todo.push((format!("{name}/"), target));
-        }
-    }
-    found
-}
-
-/// The flake.lock in the sources of a flake; `None` if there is none.
-async fn lock_file(store: &dyn Store, metadata: &FlakeMetadata) -> Result<Option<Value>> {
-    let Ok((path, _)) = store.dir().split(&metadata.path) else {
-        let words = "nix does not tell where the sources of the flake are";
-        return Err(NixFailure::new(Cause::Other, words));
-    };
-    let folder = metadata
-        .resolved_url
-        .split(['?', '&'])
-        .find_map(|p| p.strip_prefix("dir="));
-    let mut wanted: Vec<&str> = folder.unwrap_or_default().split('/').collect();
-    wanted.retain(|part| !part.is_empty());
-    wanted.push("flake.lock");
-    let Some(text) = read_file(store, &path, &wanted.join("/")).await? else {
-        return Ok(None);
-    };
-    let lock = serde_json::from_slice(&text);
-    let lock =
-        lock.map_err(|e| NixFailure::new(Cause::Misused, format!("flake.lock is not JSON: {e}")))?;
-    Ok(Some(lock))
-}
-
-/// A file in a path of the store.
-async fn read_file(store: &dyn Store, path: &StorePath, file: &str) -> Result<Option<Vec<u8>>> {
-    let mut nar = store.nar(path).await?;
-    let mut decoder = Decoder::new();
-    let (mut place, mut levels) = (Vec::new(), Vec::new());
-    let mut contents: Option<Vec<u8>> = None;
-    let bad = |e: String| NixFailure::from(Error::malformed(path.to_string(), e));
-    while let Some(chunk) = nar.next().await {
-        let chunk = chunk?;
-        let mut rest = &chunk[..];
-        loop {
-            let fed = decoder.feed(rest).map_err(|e| bad(e.to_string()))?;
-            rest = &rest[fed.consumed..];
-            match fed.event {
-                None => break,
-                Some(Event::Directory) => levels.push(place.len()),
-                Some(Event::Entry { name }) => {
-                    place.truncate(levels.last().copied().unwrap_or(0));
-                    if !place.is_empty() {
-                        place.push(b'/');
-                    }
-                    place.extend_from_slice(name);
-                }
-                Some(Event::LeaveDirectory) => {
-                    levels.pop();
-                }
-                Some(Event::Regular { size, .. }) if place == file.as_bytes() => {
-                    if size > MAX_LOCK {
-                        return Err(bad(format!("{file} has {size} bytes, more than any lock")));
-                    }
-                    contents = Some(Vec::new());
-                }
-                Some(Event::Contents(piece)) => {
-                    if let Some(contents) = &mut contents {
-                        contents.extend_from_slice(piece);
-                    }
-                }
-                Some(Event::EndRegular) if contents.is_some() => return Ok(contents),
-                Some(_) => (),
-            }
-        }
-    }
-    decoder.finish().map_err(|e| bad(e.to_string()))?;
-    Ok(None)
 }
 
 fn root(target: &Target) -> Result<StorePath> {
@@ -653,14 +275,11 @@ fn is_shell(path: &str) -> bool {
 const AT_ONCE: usize = 16;
 /// Derivations that are looked at.
 const MAX_DERIVATIONS: usize = 100_000;
-/// Inputs of a flake that are looked at.
-const MAX_INPUTS: usize = 10_000;
-/// Bytes of a flake.lock. Large ones have some hundred KiB.
-const MAX_LOCK: u64 = 16 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn kinds(findings: &[Finding]) -> Vec<String> {
         let told = findings.iter();
@@ -705,121 +324,6 @@ mod tests {
         ] {
             let all: BTreeMap<String, Value> = serde_json::from_value(settings.clone()).unwrap();
             assert_eq!(kinds(&audit_settings(&all)), expected, "{settings}");
-        }
-    }
-
-    fn metadata(url: &str, revision: Option<&str>, locks: Value) -> FlakeMetadata {
-        FlakeMetadata {
-            original_url: url.into(),
-            resolved_url: url.into(),
-            url: url.into(),
-            description: None,
-            path: String::new(),
-            revision: revision.map(str::to_owned),
-            last_modified: None,
-            locks,
-        }
-    }
-
-    #[test]
-    fn flakes() {
-        let github = json!({"type": "github", "owner": "a", "repo": "b"});
-        let pinned = json!({"type": "github", "owner": "a", "repo": "b", "rev": "c"});
-        let locked = json!({"type": "github", "narHash": "sha256-x", "rev": "c"});
-        let lock = |nodes: Value, inputs: Value| {
-            let mut nodes = nodes;
-            nodes["root"] = json!({ "inputs": inputs });
-            json!({"root": "root", "nodes": nodes, "version": 7})
-        };
-        let good = lock(
-            json!({"n": {"locked": locked, "original": pinned}}),
-            json!({"x": "n"}),
-        );
-        let clean = |locks| metadata("git+file:///a", Some("abc"), locks);
-        assert_eq!(
-            kinds(&audit_flake(&clean(good.clone()), Some(&good))),
-            [""; 0]
-        );
-        let none = ["error unlockedInput x"];
-        assert_eq!(kinds(&audit_flake(&clean(good.clone()), None)), none);
-        let other = lock(
-            json!({"n": {"locked": locked, "original": github}}),
-            json!({"x": "n"}),
-        );
-        assert_eq!(
-            kinds(&audit_flake(&clean(good.clone()), Some(&other))),
-            none
-        );
-        for (original, locked, expected) in [
-            (github.clone(), locked.clone(), "warning floatingInput x"),
-            (
-                json!({"type": "indirect", "id": "nixpkgs"}),
-                locked.clone(),
-                "warning registryInput x",
-            ),
-            (
-                json!({"type": "tarball", "url": "https://a/b.tar.gz"}),
-                locked.clone(),
-                "warning floatingInput x",
-            ),
-            (
-                pinned.clone(),
-                json!({"type": "github", "rev": "c"}),
-                "note noNarHash x",
-            ),
-            (
-                pinned.clone(),
-                json!({"type": "tarball", "url": "https://a/"}),
-                "error noNarHash x",
-            ),
-            (
-                json!({"type": "path"}),
-                json!({"type": "path", "path": "/a", "narHash": "h"}),
-                "warning localInput x",
-            ),
-        ] {
-            let lock = lock(
-                json!({"n": {"locked": locked, "original": original}}),
-                json!({"x": "n"}),
-            );
-            assert_eq!(
-                kinds(&audit_flake(&clean(lock.clone()), Some(&lock))),
-                [expected]
-            );
-        }
-        let none = lock(json!({}), json!({}));
-        for (url, revision, expected) in [
-            ("git+file:///a", None, "warning dirtyTree git+file:///a"),
-            (
-                "git+file:///a",
-                Some("abc-dirty"),
-                "warning dirtyTree git+file:///a",
-            ),
-            ("path:/a", None, "note noRevision path:/a"),
-        ] {
-            let found = audit_flake(&metadata(url, revision, none.clone()), None);
-            assert_eq!(kinds(&found), [expected]);
-        }
-    }
-
-    #[test]
-    fn locks_with_cycles_and_follows() {
-        let lock = json!({"root": "root", "nodes": {
-            "root": {"inputs": {"a": "a", "b": "b"}},
-            "a": {"inputs": {"b": ["b"], "c": "c"}},
-            "b": {},
-            "c": {"inputs": {"a": "a"}},
-        }});
-        let found = inputs(&lock);
-        let names: Vec<_> = found.keys().map(String::as_str).collect();
-        assert_eq!(names, ["a", "a/c", "a/c/a", "b"]);
-        for odd in [
-            json!(null),
-            json!([]),
-            json!({"nodes": 3}),
-            json!({"root": 1}),
-        ] {
-            assert!(inputs(&odd).is_empty());
         }
     }
 

@@ -18,10 +18,14 @@
 
 mod audit;
 mod check;
+mod findings;
+mod flake_lock;
 mod stores;
 
-pub use audit::{Finding, Severity, audit, audit_derivation, audit_flake, audit_settings};
+pub use audit::{audit, audit_derivation, audit_settings};
 pub use check::{CheckOptions, check};
+pub use findings::{Finding, Severity};
+pub use flake_lock::audit_flake;
 pub use stores::{WantedOutput, compare_stores, wanted};
 
 use serde_json::{Value, json};
