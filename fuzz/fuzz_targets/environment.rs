@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tk_nix::shell::{ShellEnvironment, ShellFormat, Variables};
+use tk_nix::shell::{Hook, ShellEnvironment, ShellFormat, Variables};
 use tk_path::StoreDir;
 
 fuzz_target!(|text: &[u8]| {
@@ -19,8 +19,8 @@ fuzz_target!(|text: &[u8]| {
         ShellFormat::Fish,
         ShellFormat::Direnv,
     ] {
-        for with_hook in [true, false] {
-            let _ = environment.export(format, with_hook);
+        for hook in [Hook::None, Hook::Allowed] {
+            let _ = environment.export(format, hook);
         }
     }
     let _ = environment.applied(&Variables::new());

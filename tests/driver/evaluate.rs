@@ -158,12 +158,11 @@ fn nix_of(rig: &Rig, root: &Path) -> NixConfig {
     let command = rig.command("nix");
     let env = command.get_envs();
     let env = env.map(|(name, value)| (name.to_owned(), value.map(Into::into)));
-    NixConfig {
-        program: command.get_program().into(),
-        store: Some(root.display().to_string()),
-        env: env.collect(),
-        ..NixConfig::default()
-    }
+    let mut config = NixConfig::default();
+    config.program = command.get_program().into();
+    config.store = Some(root.display().to_string());
+    config.env = env.collect();
+    config
 }
 
 /// Those who went their own way are known by their version line, and asked as the Nix they are like.

@@ -115,27 +115,20 @@ async fn builder(bench: &Bench) -> NixBuilder {
         daemon.state().display()
     );
     let etc = daemon.state().join("etc");
-    let nix = NixConfig {
-        program: bench.ask("echo $NIX_RIG_BIN/nix").into(),
-        store: Some(uri),
-        env: [
-            ("NIX_CONF_DIR".into(), Some(etc.into())),
-            ("NIX_USER_CONF_FILES".into(), Some("".into())),
-            ("HOME".into(), Some(bench.path("home").into())),
-        ]
-        .into(),
-        ..NixConfig::default()
-    };
-    let shells = Shells::new(ShellConfig {
-        cache: bench.path("cache"),
-        state: bench.path("state"),
-        system: "x86_64-linux".into(),
-        folder: bench.flake(),
-        variables: Variables::from([("PATH".into(), env::var_os("PATH").unwrap_or_default())]),
-        nix_path: None,
-        dir: StoreDir::default(),
-        real_dir: Some(daemon.store()),
-    });
+    let mut nix = NixConfig::default();
+    nix.program = bench.ask("echo $NIX_RIG_BIN/nix").into();
+    nix.store = Some(uri);
+    nix.env = [
+        ("NIX_CONF_DIR".into(), Some(etc.into())),
+        ("NIX_USER_CONF_FILES".into(), Some("".into())),
+        ("HOME".into(), Some(bench.path("home").into())),
+    ]
+    .into();
+    let (cache, state) = (bench.path("cache"), bench.path("state"));
+    let mut config = ShellConfig::new(cache, state, "x86_64-linux".into(), bench.flake());
+    config.variables = Variables::from([("PATH".into(), env::var_os("PATH").unwrap_or_default())]);
+    config.real_dir = Some(daemon.store());
+    let shells = Shells::new(config);
     let nix = Nix::find(nix).await.unwrap();
     NixBuilder::new(nix, abilities).with_shells(shells)
 }

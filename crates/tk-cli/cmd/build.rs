@@ -268,16 +268,14 @@ impl BuildCommand {
         targets: &[Target],
         log: &LogPrinter,
     ) -> Result<Vec<Outcome>, NixFailure> {
-        let options = tk_nix::NixBuildOptions {
-            eval: self.nix.eval(),
-            mode: match (self.rebuild, self.repair) {
-                (true, _) => BuildMode::Check,
-                (_, true) => BuildMode::Repair,
-                _ => BuildMode::Normal,
-            },
-            timeout: None,
-            cancel: cx.cancel.clone(),
+        let mut options = tk_nix::NixBuildOptions::default();
+        options.eval = self.nix.eval();
+        options.mode = match (self.rebuild, self.repair) {
+            (true, _) => BuildMode::Check,
+            (_, true) => BuildMode::Repair,
+            _ => BuildMode::Normal,
         };
+        options.cancel = cx.cancel.clone();
         if pusher.is_empty() {
             let results = ready.builder.build_targets(targets, &options, log).await?;
             return Ok(results.into_iter().map(Outcome::of).collect());

@@ -201,12 +201,11 @@ impl Export {
             Format::Fish => ShellFormat::Fish,
             Format::Direnv => ShellFormat::Direnv,
         };
-        let allowed = session.hook() == Hook::Allowed;
         let startup = shells.startup_code(&found.entry);
         if session.hook() == Hook::Held && startup.has_more_than_hook() {
             cx.ui.warn(held(&self.what.spelled(), &startup));
         }
-        let mut code = session.environment().export(format, allowed);
+        let mut code = session.environment().export(format, session.hook());
         if let Format::Direnv = self.format {
             code.push_str(&watches(&found));
         }

@@ -20,8 +20,8 @@ use std::{
 use tk_nix::{
     Cause, Installable, InstallableSource, Nix, NixBuilder, NixFailure, NixVersion,
     shell::{
-        EnvironmentKind, ExecResult, FoundEnvironment, Hook, LeaseOptions, Owner, ShellConfig,
-        ShellSession, Shells, StartupCode, Stream, WantedEnvironment,
+        EnvironmentKind, ExecResult, FoundEnvironment, Hook, Owner, ShellConfig, ShellSession,
+        Shells, StartupCode, Stream, WantedEnvironment,
     },
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -256,16 +256,12 @@ impl FindOptions {
         shells: &Shells,
         what: EnvironmentKind,
     ) -> Result<Result<FoundEnvironment, NixFailure>> {
-        let wanted = WantedEnvironment {
-            eval: self.nix.eval(),
-            watch: self.watch.clone(),
-            refresh: cx.refresh,
-            lease: LeaseOptions {
-                owner: owner(&self.owner)?,
-                ttl: self.ttl,
-            },
-            ..WantedEnvironment::new(what)
-        };
+        let mut wanted = WantedEnvironment::new(what);
+        wanted.eval = self.nix.eval();
+        wanted.watch = self.watch.clone();
+        wanted.refresh = cx.refresh;
+        wanted.lease.owner = owner(&self.owner)?;
+        wanted.lease.ttl = self.ttl;
         let config = self.nix.config(cx, &self.build)?;
         match shells.warm(&config, &wanted).await {
             Ok(Some(found)) => return Ok(Ok(found)),
@@ -343,16 +339,14 @@ pub fn shells(cx: &CommandContext) -> Result<Shells> {
         "macos" => format!("{}-darwin", env::consts::ARCH),
         os => format!("{}-{os}", env::consts::ARCH),
     };
-    Ok(Shells::new(ShellConfig {
-        cache: cache_folder()?.join("tk-store/env"),
-        state: state_folder()?,
-        system: system.unwrap_or_else(own),
-        folder: env::current_dir().context("finding the current directory")?,
-        variables: env::vars_os().collect(),
-        nix_path: cx.settings.get("nix-path").map(str::to_owned),
-        dir: store_dir(cx)?,
-        real_dir: None,
-    }))
+    let system = system.unwrap_or_else(own);
+    let cache = cache_folder()?.join("tk-store/env");
+    let folder = env::current_dir().context("finding the current directory")?;
+    let mut config = ShellConfig::new(cache, state_folder()?, system, folder);
+    config.variables = env::vars_os().collect();
+    config.nix_path = cx.settings.get("nix-path").map(str::to_owned);
+    config.dir = store_dir(cx)?;
+    Ok(Shells::new(config))
 }
 
 /// What is said of code that was not allowed.

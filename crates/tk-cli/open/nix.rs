@@ -52,26 +52,24 @@ impl NixOptions {
                 .map(|pair| (pair[0].clone(), pair[1].clone()))
                 .collect()
         };
-        EvalOptions {
-            impure: self.impure,
-            offline: self.offline,
-            no_write_lock_file: self.no_write_lock_file,
-            override_inputs: pairs(&self.override_input),
-            args: pairs(&self.arg),
-            arg_strs: pairs(&self.argstr),
-            search_path: self.include.clone(),
-            folder: None,
-        }
+        let mut options = EvalOptions::default();
+        options.impure = self.impure;
+        options.offline = self.offline;
+        options.no_write_lock_file = self.no_write_lock_file;
+        options.override_inputs = pairs(&self.override_input);
+        options.args = pairs(&self.arg);
+        options.arg_strs = pairs(&self.argstr);
+        options.search_path = self.include.clone();
+        options
     }
 
     /// How it is run, on the store of the command.
     pub fn config(&self, cx: &CommandContext, build: &BuildArgs) -> Result<NixConfig> {
-        Ok(NixConfig {
-            program: self.nix.clone(),
-            store: Some(store_for_nix(cx)?),
-            options: build.options(),
-            ..NixConfig::default()
-        })
+        let mut config = NixConfig::default();
+        config.program = self.nix.clone();
+        config.store = Some(store_for_nix(cx)?);
+        config.options = build.options();
+        Ok(config)
     }
 
     /// The nix, on the store of the command.

@@ -38,6 +38,7 @@ pub struct StoreBuilder {
 
 /// How something is built.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct NixBuildOptions {
     /// How it is evaluated.
     pub eval: EvalOptions,

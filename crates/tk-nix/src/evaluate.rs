@@ -10,6 +10,7 @@ use tk_store::log::LogSink;
 
 /// How Nix code is evaluated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EvalOptions {
     /// Let it see the machine: its environment, its time, files that nothing pins.
     pub impure: bool,
@@ -31,7 +32,7 @@ pub struct EvalOptions {
 
 impl EvalOptions {
     /// `what` with these options.
-    pub fn apply(&self, mut what: Invocation, is_flake: bool) -> Invocation {
+    pub(crate) fn apply(&self, mut what: Invocation, is_flake: bool) -> Invocation {
         if let Some(folder) = &self.folder {
             what = what.folder(folder);
         }

@@ -26,6 +26,7 @@ struct NixInner {
 
 /// How nix is run.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct NixConfig {
     /// The program: a path, or a name that is looked for in `PATH`.
     pub program: PathBuf,

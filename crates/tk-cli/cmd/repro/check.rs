@@ -80,13 +80,11 @@ impl ReproCheckCommand {
         } else {
             self.nix.builder(cx, &build).await?
         };
-        let options = CheckOptions {
-            rounds: self.rounds,
-            limit: self.max_differences,
-            timeout: None,
-            real_dir: opened.real_dir().map(Into::into),
-            cancel: cx.cancel.clone(),
-        };
+        let mut options = CheckOptions::default();
+        options.rounds = self.rounds;
+        options.limit = self.max_differences;
+        options.real_dir = opened.real_dir().map(Into::into);
+        options.cancel = cx.cancel.clone();
         for what in self.refs.installables(builder.store().store.dir())? {
             let log = LogPrinter::new(&cx.ui, !self.no_log);
             let verdicts = self.verdicts(&builder, &what, &options, &log).await;

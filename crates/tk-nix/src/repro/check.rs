@@ -20,6 +20,7 @@ use tk_store::{BuildMode, Store, StoreExt, compare, derivation, log::LogSink, na
 
 /// How [`check`] builds and compares.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct CheckOptions {
     /// How often it is built again; it stops at the first build that differs.
     pub rounds: NonZeroU32,

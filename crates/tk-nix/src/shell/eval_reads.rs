@@ -23,7 +23,7 @@
 //! copied source '/nix/store/H-source/src' -> 'STOREPATH'
 //! ```
 
-use super::inputs::LocalFlake;
+use super::place::LocalFlake;
 use serde::{Deserialize, Serialize};
 use std::{
     borrow::Cow,

@@ -1,6 +1,9 @@
 //! Environments as code of shells.
 
-use super::environment::{PREFIXED, ShellEnvironment, Variable, is_identifier, is_told};
+use super::{
+    environment::{PREFIXED, ShellEnvironment, Variable, is_identifier, is_told},
+    session::Hook,
+};
 use std::{fmt::Write as _, path::Path};
 
 /// A shell, or what reads the code of one.
@@ -17,11 +20,10 @@ pub enum ShellFormat {
 }
 
 impl ShellEnvironment {
-    /// Code that makes this environment of that of the shell which reads it. `with_hook`: for bash, it
-    /// runs the hook at its end. Without it functions do not take the place of what the shell has by
-    /// their names.
-    pub fn export(&self, format: ShellFormat, with_hook: bool) -> String {
-        let mut code = String::new();
+    /// Code that makes this environment of that of the shell which reads it. If `hook` is allowed, bash
+    /// runs it at its end. Else functions do not take the place of what the shell has by their names.
+    pub fn export(&self, format: ShellFormat, hook: Hook) -> String {
+        let (mut code, with_hook) = (String::new(), hook == Hook::Allowed);
         match format {
             ShellFormat::Bash => {
                 code.push_str("unset shellHook\n");
@@ -297,24 +299,24 @@ mod tests {
 
     #[test]
     fn bash_reads_it() {
-        let code = environment().export(ShellFormat::Bash, false);
+        let code = environment().export(ShellFormat::Bash, Hook::None);
         let ask = "printf '%s|' \"$ODD\" \"${list[1]}\" \"${table['k 1']}\" $plain \"${PATH%%:*}\"; greet you";
         let expected = "it's \"$HOME\" `x` \\ \n two|c'|v'|p|/tool/bin|greeting you\n";
         assert_eq!(bash(&format!("{code}{ask}")), expected);
         let own = "greet() { echo mine; }\n";
         assert!(bash(&format!("{own}{code}greet you")).ends_with("mine\n"));
-        let code = environment().export(ShellFormat::Bash, true);
+        let code = environment().export(ShellFormat::Bash, Hook::Allowed);
         assert_eq!(bash(&format!("{code}echo $MADE")), "hook\n1\n");
         assert!(bash(&format!("{own}{code}greet you")).ends_with("greeting you\n"));
     }
 
     #[test]
     fn others() {
-        let code = environment().export(ShellFormat::Fish, false);
+        let code = environment().export(ShellFormat::Fish, Hook::None);
         assert!(code.contains("set -gx PATH '/tool/bin' $PATH\n"), "{code}");
         assert!(code.contains(r#"'it\'s "$HOME" `x` \\ "#), "{code}");
         assert!(!code.contains("version"), "{code}");
-        let code = environment().export(ShellFormat::Zsh, true);
+        let code = environment().export(ShellFormat::Zsh, Hook::Allowed);
         assert!(
             !code.contains("export path=") && !code.contains("greet"),
             "{code}"

@@ -3,7 +3,6 @@
 use crate::{Cause, NixFailure, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::{
-    fmt::Write as _,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -12,7 +11,8 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tk_path::{Algorithm, Hasher};
+use tempfile::NamedTempFile;
+use tk_path::{Algorithm, Encoding, Hasher};
 
 /// A lock that is free as soon as its holder lets go, however it ends.
 pub(super) struct Lock {
@@ -34,14 +34,9 @@ impl Lock {
         }
     }
 
-    /// As [`Lock::exclusive`], for what is held for moments only; `shared` lets other sharers in.
-    pub(super) fn short(path: &Path, shared: bool) -> Result<Lock> {
+    /// Waits for the lock `path`, which is held for moments only, in one of the two blocking operations.
+    pub(super) fn short(path: &Path, operation: FlockOperation) -> Result<Lock> {
         let file = lock_file(path)?;
-        let operation = if shared {
-            FlockOperation::LockShared
-        } else {
-            FlockOperation::LockExclusive
-        };
         loop {
             match flock(&file, operation) {
                 Ok(()) => return Ok(Lock { _file: file }),
@@ -104,13 +99,14 @@ pub(super) fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
 
 /// Makes `bytes` the content of `path` in one step: a reader sees the old or the new.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    make_folder(path.parent().unwrap_or(path))?;
-    let new = unique(path);
-    let written = create(&new, bytes).and_then(|()| fs::rename(&new, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written.map_err(failed("writing", path))
+    let folder = path.parent().unwrap_or(path);
+    make_folder(folder)?;
+    let write = || {
+        let mut new = NamedTempFile::new_in(folder)?;
+        new.write_all(bytes)?;
+        new.persist(path).map_err(|unmoved| unmoved.error)
+    };
+    write().map(drop).map_err(failed("writing", path))
 }
 
 /// Makes the new file `path`, for this user alone.
@@ -168,16 +164,7 @@ pub(super) fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> Stri
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    hex(hasher.finish().as_bytes())
-}
-
-/// Returns `bytes` as hexadecimal digits in lower case.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    hasher.finish().digits(Encoding::Base16)
 }
 
 /// How often a lock that somebody else has is asked for.

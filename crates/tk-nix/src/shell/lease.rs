@@ -11,6 +11,7 @@
 
 use super::files::{self, Lock};
 use crate::{Cause, NixFailure, Result};
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
@@ -54,6 +55,7 @@ impl Owner {
 
 /// How long an environment is kept, and for whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeaseOptions {
     /// The owner, for whom the environment is kept.
     pub owner: Owner,
@@ -117,7 +119,7 @@ impl Leases {
         links: &[PathBuf],
         options: &LeaseOptions,
     ) -> Result<bool> {
-        let _lock = self.lock(true)?;
+        let _lock = self.lock(FlockOperation::LockShared)?;
         let place = self.place(key, &options.owner);
         let file = place.join(NAME);
         let Some(lease) = read(&file) else {
@@ -158,7 +160,7 @@ impl Leases {
         let text = text.map_err(|e| NixFailure::new(Cause::Other, e.to_string()))?;
         let mut all = Vec::new();
         {
-            let _lock = self.lock(false)?;
+            let _lock = self.lock(FlockOperation::LockExclusive)?;
             files::make_folder(&place)?;
             for (n, target) in links.iter().enumerate() {
                 let link = place.join(n.to_string());
@@ -180,7 +182,7 @@ impl Leases {
 
     /// Ends those that are over; how many. The store finds dead links by itself.
     pub(super) fn expire(&self) -> Result<usize> {
-        let _lock = self.lock(false)?;
+        let _lock = self.lock(FlockOperation::LockExclusive)?;
         let now = files::now();
         let mut ended = 0;
         for place in self.places()? {
@@ -209,8 +211,8 @@ impl Leases {
         Ok(places)
     }
 
-    fn lock(&self, shared: bool) -> Result<Lock> {
-        Lock::short(&self.folder.join(".lock"), shared)
+    fn lock(&self, operation: FlockOperation) -> Result<Lock> {
+        Lock::short(&self.folder.join(".lock"), operation)
     }
 }
 
