@@ -94,10 +94,8 @@ fn unpack(library: Library, nar: &Path, dest: &Path) -> Result<()> {
     let nar = File::open(nar)?;
     match library {
         Library::TkNar => {
-            let options = UnpackOptions {
-                metadata: UnpackMetadata::Plain,
-                ..UnpackOptions::default()
-            };
+            let mut options = UnpackOptions::default();
+            options.metadata = UnpackMetadata::Plain;
             tk_nar::fs::unpack(nar, dest, &options)?;
         }
         Library::NixArchive => {

@@ -180,15 +180,13 @@ impl CopyArgs {
         };
         let dst = open(cx, &to, &wish).await?;
         let check = trust.check(cx, verb, &dst)?;
-        let options = CopyOptions {
-            reach: if self.no_closure { Reach::Roots } else { reach },
-            sign: keys_for(&dst, &sign.unwrap_or_default()),
-            existing: self.beside.existing(),
-            upstreams: match write {
-                Some(write) => write.upstream.open(cx, &dst).await?,
-                None => Upstreams::default(),
-            },
-            ..CopyOptions::new(check)
+        let mut options = CopyOptions::new(check);
+        options.reach = if self.no_closure { Reach::Roots } else { reach };
+        options.sign = keys_for(&dst, &sign.unwrap_or_default());
+        options.existing = self.beside.existing();
+        options.upstreams = match write {
+            Some(write) => write.upstream.open(cx, &dst).await?,
+            None => Upstreams::default(),
         };
         Ok(CopyJob {
             src: src.preferring(&options.check),

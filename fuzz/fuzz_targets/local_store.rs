@@ -552,10 +552,8 @@ impl Game {
         let missing = all.filter(|info| !self.model.contains_key(&info.path));
         for info in infos.into_iter().chain(missing.collect::<Vec<_>>()) {
             let nar = nar_with(info.nar_hash);
-            let again = AddOptions {
-                existing: Existing::Replace,
-                ..SigCheck::Skip.into()
-            };
+            let mut again = AddOptions::new(SigCheck::Skip);
+            again.existing = Existing::Replace;
             let stream = nar::from_bytes(nar.to_vec());
             let mended = self.wait(self.store().add_one(info.clone(), stream, &again));
             mended.expect("nothing is in the way");
@@ -576,10 +574,8 @@ impl Game {
 }
 
 async fn added(store: &LocalStore, items: &[Item], existing: Existing) -> Result<AddReport> {
-    let options = AddOptions {
-        existing,
-        ..SigCheck::Skip.into()
-    };
+    let mut options = AddOptions::new(SigCheck::Skip);
+    options.existing = existing;
     let items: Vec<_> = items.iter().map(|item| Ok(item.parts())).collect();
     store.add(stream::iter(items).boxed(), &options).await
 }

@@ -23,15 +23,9 @@ fuzz_target!(|data: &[u8]| {
     let dest = room.path().join("dest");
 
     let (length, hacked) = judge(data);
-    let unpacked = tk_nar::fs::unpack(
-        data,
-        &dest,
-        &UnpackOptions {
-            case_hack,
-            metadata,
-            threads,
-        },
-    );
+    let mut options = UnpackOptions::default();
+    (options.case_hack, options.metadata, options.threads) = (case_hack, metadata, threads);
+    let unpacked = tk_nar::fs::unpack(data, &dest, &options);
     assert_untouched(room.path());
     match unpacked {
         Ok(bytes) => {
@@ -89,7 +83,8 @@ fn assert_untouched(room: &Path) {
 
 fn assert_dumps_as(nar: &[u8], tree: &Path, case_hack: CaseHack, threads: NonZeroUsize) {
     let mut dumped = Vec::new();
-    let options = DumpOptions { case_hack, threads };
+    let mut options = DumpOptions::default();
+    (options.case_hack, options.threads) = (case_hack, threads);
     tk_nar::fs::dump(tree, &options, &mut dumped).expect("it can be dumped");
     assert_eq!(dumped, nar);
 }

@@ -115,10 +115,9 @@ async fn one_by_one(daemon: &RigDaemon) {
 /// A result for each, in their order, when others fail.
 async fn all_at_once(daemon: &RigDaemon) {
     let keep_going = |config: &mut DaemonConfig| {
-        config.settings = Some(SetOptions {
-            keep_going: true,
-            ..SetOptions::default()
-        });
+        let mut settings = SetOptions::default();
+        settings.keep_going = true;
+        config.settings = Some(settings);
     };
     let names = ["failing", "several", "wrong", "dependent"];
     let expected = [

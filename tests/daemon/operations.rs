@@ -411,10 +411,8 @@ impl Bench {
             }
             Op::SetOptions => {
                 let overrides = [("timeout".to_owned(), "600".to_owned())];
-                let options = SetOptions {
-                    overrides: overrides.into(),
-                    ..SetOptions::default()
-                };
+                let mut options = SetOptions::default();
+                options.overrides = overrides.into();
                 store.call(&options).await?;
             }
             Op::CollectGarbage => {

@@ -185,10 +185,8 @@ impl<'a> Batch<'a> {
     }
 
     fn unpack(&self, nar: &[u8], name: &str, metadata: UnpackMetadata) -> Result<(), String> {
-        let options = UnpackOptions {
-            metadata,
-            ..UnpackOptions::default()
-        };
+        let mut options = UnpackOptions::default();
+        options.metadata = metadata;
         let unpacked = unpack(nar, &self.place.path().join(name), &options);
         unpacked.map(|_| ()).map_err(|e| e.to_string())
     }

@@ -68,10 +68,8 @@ fn unpack_is_the_restore_of_nix() {
         let file = temp.path().join(format!("{i}.nar"));
         fs::write(&file, &nar).expect("writable");
         let ours = temp.path().join(format!("{i}.ours"));
-        let options = UnpackOptions {
-            metadata: UnpackMetadata::Plain,
-            ..UnpackOptions::default()
-        };
+        let mut options = UnpackOptions::default();
+        options.metadata = UnpackMetadata::Plain;
         unpack(&nar[..], &ours, &options).expect("unpacked");
         for rig in VERSIONS.iter().filter_map(|version| rig(version)) {
             let theirs = temp.path().join(format!("{i}.{}", rig.version));

@@ -117,10 +117,8 @@ fn case_hack() {
         tally.case(rows[1], &file.name, || {
             done.map_err(say)?;
             let mut nar = Vec::new();
-            let options = DumpOptions {
-                case_hack: CaseHack::On,
-                ..DumpOptions::default()
-            };
+            let mut options = DumpOptions::default();
+            options.case_hack = CaseHack::On;
             dump(&dest, &options, &mut nar).map_err(say)?;
             equal(nar, file.bytes.clone())
         });
@@ -173,10 +171,8 @@ fn valid(tally: &mut Tally, file: &str, nar: &[u8], expected: &Value) {
             .enumerate()
         {
             let dest = temp.path().join(i.to_string());
-            let options = UnpackOptions {
-                metadata,
-                ..unpacking(CaseHack::Off)
-            };
+            let mut options = unpacking(CaseHack::Off);
+            options.metadata = metadata;
             equal(unpack(nar, &dest, &options).map_err(say)?, nar.len() as u64)?;
             equal(packed(&dest)?, nar.to_vec())?;
         }
@@ -376,10 +372,9 @@ fn packed(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn unpacking(case_hack: CaseHack) -> UnpackOptions {
-    UnpackOptions {
-        case_hack,
-        ..UnpackOptions::default()
-    }
+    let mut options = UnpackOptions::default();
+    options.case_hack = case_hack;
+    options
 }
 
 /// Every file below `source`, or `source` itself, is in the archive with the same contents. (The

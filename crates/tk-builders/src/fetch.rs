@@ -160,16 +160,15 @@ impl<'a> PresenceQuery<'a> {
         check: &SigCheck,
     ) -> Result<Self> {
         let all = [store.clone()].into_iter().chain(caches.iter().cloned());
+        let mut options = CopyOptions::new(check.clone());
+        options.reach = Reach::Missing;
         Ok(PresenceQuery {
             store,
             caches: Arc::new(SeveralStores::new(caches.iter().cloned())?.prefer(check.clone())),
             all: Arc::new(SeveralStores::new(all)?).abilities(),
             realised: Realised::new(store.store.dir().clone()),
             wanted: targets.to_vec(),
-            options: CopyOptions {
-                reach: Reach::Missing,
-                ..CopyOptions::new(check.clone())
-            },
+            options,
         })
     }
 

@@ -406,11 +406,9 @@ impl At<'_> {
         }
         let _turn = self.place.sending.lock().await;
         let (src, dst) = (&self.shared.local.store, &self.builder.store.store);
-        let options = CopyOptions {
-            reach: Reach::Closure,
-            // Whether that will do is for the builder to say.
-            ..CopyOptions::new(SigCheck::Skip)
-        };
+        // Whether that will do is for the builder to say.
+        let mut options = CopyOptions::new(SigCheck::Skip);
+        options.reach = Reach::Closure;
         let plan = copy::plan(&**src, &**dst, roots, &options).await;
         let plan = plan.map_err(|error| self.copying(error))?;
         if plan.missing.is_empty() {

@@ -541,10 +541,8 @@ async fn signatures_are_judged_for_each_cache() {
     let untrusted: Vec<_> = summary.caches.iter().map(|c| c.untrusted).collect();
     assert_eq!(untrusted, [1, 0, 1]);
 
-    let two = Policy {
-        threshold: 2,
-        ..policy
-    };
+    let mut two = policy;
+    two.threshold = 2;
     let found = check(&checker(caches()).trust(two), &[&plain]).await;
     assert!(!found[&plain.path].is_trusted() && found[&plain.path].is_present());
 }

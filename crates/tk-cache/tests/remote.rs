@@ -292,10 +292,8 @@ async fn large_nars_arrive_as_they_are_sent() {
     let cache = open(&Memory::new(), config()).await;
     let (info, nar) = noise("large", 9 << 20);
     let arrivals = Arc::new(Arrivals::default());
-    let options = AddOptions {
-        progress: arrivals.clone(),
-        ..SigCheck::Skip.into()
-    };
+    let mut options = AddOptions::new(SigCheck::Skip);
+    options.progress = arrivals.clone();
     let nar = nar::from_bytes(nar);
     cache.add_one(info.clone(), nar, &options).await.unwrap();
     let arrivals = arrivals.0.lock().unwrap().clone();
@@ -582,10 +580,8 @@ async fn a_path_that_was_rebuilt_is_asked_for_again() {
         assert_eq!(remembered.nar_hash, old.nar_hash, "by the old narinfo");
         let dst = MemoryStore::default();
         let roots = [old.path.clone()].into();
-        let options = CopyOptions {
-            reach: Reach::Missing,
-            ..CopyOptions::new(SigCheck::Skip)
-        };
+        let mut options = CopyOptions::new(SigCheck::Skip);
+        options.reach = Reach::Missing;
         let plan = plan(&*src, &dst, &roots, &options).await.unwrap();
         let report = plan.run(&src, &dst, Arc::new(())).await.unwrap();
         assert!(

@@ -87,14 +87,12 @@ impl Nar {
                 writable,
                 case_hack,
             } => {
-                let options = UnpackOptions {
-                    case_hack: hack(case_hack),
-                    metadata: if writable {
-                        UnpackMetadata::Plain
-                    } else {
-                        UnpackMetadata::Canonical
-                    },
-                    ..UnpackOptions::default()
+                let mut options = UnpackOptions::default();
+                options.case_hack = hack(case_hack);
+                options.metadata = if writable {
+                    UnpackMetadata::Plain
+                } else {
+                    UnpackMetadata::Canonical
                 };
                 let doing = || format!("unpacking {} to {}", nar.display(), dest.display());
                 let input = input(&nar)?;
@@ -145,10 +143,8 @@ fn pack(path: &Path, case_hack: bool) -> Result<()> {
         "a NAR is not for terminals; send it to a file: tk-store nar pack {} > X.nar",
         path.display()
     );
-    let options = DumpOptions {
-        case_hack: hack(case_hack),
-        ..DumpOptions::default()
-    };
+    let mut options = DumpOptions::default();
+    options.case_hack = hack(case_hack);
     for chunk in Dump::new(path, &options)? {
         out.write_all(chunk?.as_ref())?;
     }

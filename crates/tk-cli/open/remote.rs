@@ -78,21 +78,18 @@ impl BuildArgs {
         if let Some(seconds) = self.timeout {
             overrides.insert("timeout".into(), seconds.to_string());
         }
-        Ok(Some(SetOptions {
-            keep_failed: self.keep_failed || yes("keep-failed"),
-            keep_going: self.keep_going || yes("keep-going"),
-            try_fallback: self.fallback || yes("fallback"),
-            max_build_jobs: self.max_jobs.or(jobs).unwrap_or(1),
-            max_silent_time: self
-                .max_silent_time
-                .or(number("max-silent-time"))
-                .unwrap_or(0)
-                .into(),
-            build_cores: self.cores.or(number("cores")).unwrap_or(0),
-            use_substitutes: !self.no_substitute && cx.settings.is_on("substitute") != Some(false),
-            overrides,
-            ..SetOptions::default()
-        }))
+        let silent = self.max_silent_time.or(number("max-silent-time"));
+        let mut options = SetOptions::default();
+        options.keep_failed = self.keep_failed || yes("keep-failed");
+        options.keep_going = self.keep_going || yes("keep-going");
+        options.try_fallback = self.fallback || yes("fallback");
+        options.max_build_jobs = self.max_jobs.or(jobs).unwrap_or(1);
+        options.max_silent_time = silent.unwrap_or(0).into();
+        options.build_cores = self.cores.or(number("cores")).unwrap_or(0);
+        options.use_substitutes =
+            !self.no_substitute && cx.settings.is_on("substitute") != Some(false);
+        options.overrides = overrides;
+        Ok(Some(options))
     }
 }
 

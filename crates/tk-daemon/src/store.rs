@@ -311,10 +311,8 @@ impl Store for DaemonStore {
                 return Err(self.not_found(path));
             }
             if let Some(file) = self.file(path).await {
-                let options = DumpOptions {
-                    case_hack: CaseHack::Off,
-                    ..DumpOptions::default()
-                };
+                let mut options = DumpOptions::default();
+                options.case_hack = CaseHack::Off;
                 return Ok(nar::dump(file, options));
             }
         }

@@ -286,12 +286,10 @@ fn operations_by_version() {
 #[test]
 fn options_of_nix() {
     // As nix 2.34 sends them: integers, then the count of overrides.
-    let options = ops::SetOptions {
-        keep_going: true,
-        max_build_jobs: 2,
-        overrides: [("timeout".to_owned(), "7".to_owned())].into(),
-        ..Default::default()
-    };
+    let mut options = ops::SetOptions::default();
+    options.keep_going = true;
+    options.max_build_jobs = 2;
+    options.overrides = [("timeout".to_owned(), "7".to_owned())].into();
     let mut bytes = common::words(&[0, 1, 0, 3, 2, 0, 1, 0, 0, 0, 0, 1, 1, 7]);
     bytes.extend_from_slice(b"timeout\0");
     bytes.extend(common::words(&[1]));
@@ -326,17 +324,19 @@ fn set_options() -> impl Strategy<Value = ops::SetOptions> {
     let bools = any::<(bool, bool, bool, bool, bool)>();
     let numbers = any::<(u32, u64, u32)>();
     (bools, level(), numbers, btree_map(".{0,8}", ".{0,8}", 0..3)).prop_map(
-        |(bools, verbosity, numbers, overrides)| ops::SetOptions {
-            keep_failed: bools.0,
-            keep_going: bools.1,
-            try_fallback: bools.2,
-            verbosity,
-            max_build_jobs: numbers.0,
-            max_silent_time: numbers.1,
-            verbose_build: bools.3,
-            build_cores: numbers.2,
-            use_substitutes: bools.4,
-            overrides,
+        |(bools, verbosity, numbers, overrides)| {
+            let mut options = ops::SetOptions::default();
+            options.keep_failed = bools.0;
+            options.keep_going = bools.1;
+            options.try_fallback = bools.2;
+            options.verbosity = verbosity;
+            options.max_build_jobs = numbers.0;
+            options.max_silent_time = numbers.1;
+            options.verbose_build = bools.3;
+            options.build_cores = numbers.2;
+            options.use_substitutes = bools.4;
+            options.overrides = overrides;
+            options
         },
     )
 }

@@ -258,10 +258,7 @@ async fn what_is_refused_leaves_the_connection_usable() {
 #[tokio::test]
 async fn trust() {
     let key = SecretKey::generate("a-1").unwrap();
-    let policy = Policy {
-        keys: [key.public()].into_iter().collect(),
-        threshold: 1,
-    };
+    let policy = Policy::new([key.public()].into_iter().collect());
     let (info, nar) = sample("unsigned", b"unsigned", &[]);
     let signed = {
         let mut info = info.clone();
@@ -593,10 +590,7 @@ async fn what_others_have_is_fetched() {
         .await
         .unwrap();
 
-    let policy = Policy {
-        keys: [key.public()].into_iter().collect(),
-        threshold: 1,
-    };
+    let policy = Policy::new([key.public()].into_iter().collect());
     let client = |trust, change: fn(&mut ops::SetOptions)| {
         let stores = BTreeMap::from([("far", far.clone()), ("other", other.clone())]);
         let check = SigCheck::Require(Arc::new(policy.clone()));

@@ -73,11 +73,9 @@ impl<'a> Unpacking<'a> {
 
     /// Unpacks all; `watch` sees each chunk first, and ends it all with `false`.
     fn run(&mut self, mut watch: impl FnMut(&Bytes) -> Result<bool>) -> Result<u64> {
-        let options = UnpackOptions {
-            case_hack: CaseHack::Off,
-            metadata: UnpackMetadata::Canonical,
-            ..UnpackOptions::default()
-        };
+        let mut options = UnpackOptions::default();
+        options.case_hack = CaseHack::Off;
+        options.metadata = UnpackMetadata::Canonical;
         let tree = self.tree;
         let failed = |e| {
             Error::io(

@@ -228,10 +228,8 @@ impl Store for LocalStore {
                 store: self.to_string(),
             });
         }
-        let options = DumpOptions {
-            case_hack: CaseHack::Off,
-            ..DumpOptions::default()
-        };
+        let mut options = DumpOptions::default();
+        options.case_hack = CaseHack::Off;
         Ok(nar::dump(self.real_path(path), options))
     }
 

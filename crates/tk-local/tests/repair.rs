@@ -99,10 +99,8 @@ async fn replace(
     store: &LocalStore,
     items: impl IntoIterator<Item = (tk_narinfo::PathInfo, NarStream)>,
 ) -> AddReport {
-    let options = AddOptions {
-        existing: Existing::Replace,
-        ..SigCheck::Skip.into()
-    };
+    let mut options = AddOptions::new(SigCheck::Skip);
+    options.existing = Existing::Replace;
     let items: Vec<_> = items.into_iter().map(Ok).collect();
     store
         .add(stream::iter(items).boxed(), &options)

@@ -28,10 +28,9 @@ fn dumped(path: &Path) -> Vec<u8> {
 }
 
 fn with_threads(threads: usize) -> DumpOptions {
-    DumpOptions {
-        threads: NonZeroUsize::new(threads).expect("not 0"),
-        ..DumpOptions::default()
-    }
+    let mut options = DumpOptions::default();
+    options.threads = NonZeroUsize::new(threads).expect("not 0");
+    options
 }
 
 /// A folder whose read-only contents can be removed.
@@ -414,11 +413,9 @@ fn plain_metadata_and_any_number_of_threads() {
         let dest = place.at("dest");
         let nar = mixed().nar();
         let threads = NonZeroUsize::new(threads).expect("not 0");
-        let options = UnpackOptions {
-            metadata: UnpackMetadata::Plain,
-            threads,
-            ..UnpackOptions::default()
-        };
+        let mut options = UnpackOptions::default();
+        options.metadata = UnpackMetadata::Plain;
+        options.threads = threads;
         unpack(
             Short {
                 inner: &*nar,
@@ -585,10 +582,8 @@ fn case_hack_both_ways() {
         ("foo", leaf("3")),
     ]);
     let dest = place.at("dest");
-    let options = UnpackOptions {
-        case_hack: HACK,
-        ..UnpackOptions::default()
-    };
+    let mut options = UnpackOptions::default();
+    options.case_hack = HACK;
     unpack(&*tree.nar(), &dest, &options).expect("valid");
     for name in [
         "FOO",
@@ -600,10 +595,8 @@ fn case_hack_both_ways() {
         assert!(dest.join(name).exists(), "{name}");
     }
     let mut nar = Vec::new();
-    let options = DumpOptions {
-        case_hack: HACK,
-        ..DumpOptions::default()
-    };
+    let mut options = DumpOptions::default();
+    options.case_hack = HACK;
     dump(&dest, &options, &mut nar).expect("it can be dumped");
     assert!(nar == tree.nar());
     assert!(dumped(&dest) != nar);
@@ -613,10 +606,8 @@ fn case_hack_both_ways() {
 fn case_hack_collisions_are_errors() {
     let place = Place::new();
     let made = "a~nix~case~hack~1";
-    let options = UnpackOptions {
-        case_hack: HACK,
-        ..UnpackOptions::default()
-    };
+    let mut options = UnpackOptions::default();
+    options.case_hack = HACK;
     for names in [["A", "a", made], ["A", "A~nix~case~hack~1", "a"]] {
         let tree = Tree::Directory(names.map(|name| (name.into(), Tree::file(b""))).into());
         let dest = place.at("dest");
@@ -627,10 +618,8 @@ fn case_hack_collisions_are_errors() {
         );
         assert!(!dest.exists());
     }
-    let options = DumpOptions {
-        case_hack: HACK,
-        ..DumpOptions::default()
-    };
+    let mut options = DumpOptions::default();
+    options.case_hack = HACK;
     Tree::directory([("a", Tree::file(b"")), (made, Tree::file(b""))]).make(&place.at("twins"));
     let error = dump(&place.at("twins"), &options, &mut Vec::new()).expect_err("names collide");
     assert!(matches!(error, DumpError::CaseCollision { .. }), "{error}");
@@ -664,9 +653,12 @@ proptest! {
         let case_hack = if hack { CaseHack::On } else { CaseHack::Off };
         let nar = tree.nar();
         let dest = place.at("dest");
-        unpack(Short { inner: &*nar, seed }, &dest, &UnpackOptions { case_hack, ..UnpackOptions::default() }).expect("valid");
-        let mut again = Vec::new();
-        dump(&dest, &DumpOptions { case_hack, ..DumpOptions::default() }, &mut again).expect("it can be dumped");
+        let mut unpacking = UnpackOptions::default();
+        unpacking.case_hack = case_hack;
+        unpack(Short { inner: &*nar, seed }, &dest, &unpacking).expect("valid");
+        let (mut dumping, mut again) = (DumpOptions::default(), Vec::new());
+        dumping.case_hack = case_hack;
+        dump(&dest, &dumping, &mut again).expect("it can be dumped");
         prop_assert!(again == nar);
     }
 }

@@ -88,10 +88,8 @@ impl Substituter {
     /// # Errors
     /// The first path that could not be put there is the error.
     pub async fn upload(&self, path: &StorePath) -> Result<CopyReport> {
-        let options = CopyOptions {
-            sign: self.sign.clone(),
-            ..CopyOptions::new(SigCheck::Skip)
-        };
+        let mut options = CopyOptions::new(SigCheck::Skip);
+        options.sign = self.sign.clone();
         let (roots, cache) = ([path.clone()].into(), &*self.cache);
         let plan = copy::plan(&*self.source, cache, &roots, &options).await?;
         let mut report = plan.run(&self.source, cache, Arc::new(())).await?;

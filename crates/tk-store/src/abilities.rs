@@ -295,6 +295,7 @@ pub trait Sessions: Debug + Send + Sync {
 
 /// How a client wants its builds done.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClientSettings {
     /// Keep the directories of builds that fail.
     pub keep_failed: bool,

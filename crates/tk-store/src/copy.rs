@@ -46,6 +46,7 @@ pub enum Reach {
 
 /// Settings of a copy.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct CopyOptions {
     /// How far from the roots to go.
     pub reach: Reach,

@@ -136,6 +136,7 @@ impl AddReport {
 
 /// How [`Store::add`] is to add.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct AddOptions {
     /// What is demanded of signatures.
     pub check: SigCheck,

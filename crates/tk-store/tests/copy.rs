@@ -101,11 +101,9 @@ async fn signs_what_it_copies_and_nothing_is_ultimate() {
     let keys = TrustedKeys::from_iter([key.public()]);
     let policy = Policy { keys, threshold: 1 };
     let dst = MemoryStore::default();
-    let options = CopyOptions {
-        check: SigCheck::Require(Arc::new(policy.clone())),
-        sign: vec![key],
-        ..options(Reach::Closure)
-    };
+    let mut options = options(Reach::Closure);
+    options.check = SigCheck::Require(Arc::new(policy.clone()));
+    options.sign = vec![key];
     copy(&src, &dst, &roots(&paths), &options).await;
     for path in &paths {
         let info = dst.require_info(path).await.unwrap();
@@ -120,10 +118,8 @@ async fn signs_what_it_copies_and_nothing_is_ultimate() {
 async fn signs_what_is_there_and_the_same() {
     let (src, paths) = chain(2).await;
     let key = Arc::new(SecretKey::generate("copy-1").unwrap());
-    let options = CopyOptions {
-        sign: vec![key.clone()],
-        ..options(Reach::Closure)
-    };
+    let mut options = options(Reach::Closure);
+    options.sign = vec![key.clone()];
     let dst = Told::over(&src, &paths).await;
     let nothing = plan(&*src, &dst, &roots(&paths), &self::options(Reach::Closure)).await;
     assert!(nothing.unwrap().signatures.is_empty());
@@ -440,10 +436,9 @@ async fn chain(n: usize) -> (Arc<dyn Store>, Vec<StorePath>) {
 }
 
 fn options(reach: Reach) -> CopyOptions {
-    CopyOptions {
-        reach,
-        ..CopyOptions::new(SigCheck::Skip)
-    }
+    let mut options = CopyOptions::new(SigCheck::Skip);
+    options.reach = reach;
+    options
 }
 
 fn roots(paths: &[StorePath]) -> BTreeSet<StorePath> {

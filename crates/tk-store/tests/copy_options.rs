@@ -115,10 +115,8 @@ async fn what_the_source_lacks_may_lie_upstream() {
     let (all, paths) = chain(3).await;
     let upstream = Upstream::with(&paths[..1]);
     let src = Arc::new(MemoryStore::default());
-    let elsewhere = AddOptions {
-        elsewhere: Arc::new(set(&paths[..1])),
-        ..SigCheck::Skip.into()
-    };
+    let mut elsewhere = AddOptions::new(SigCheck::Skip);
+    elsewhere.elsewhere = Arc::new(set(&paths[..1]));
     add(&all, &*src, &paths[1..], &elsewhere).await;
     let dst = MemoryStore::default();
     let refused = plan(&*src, &dst, &set(&paths[2..]), &keep()).await;
@@ -151,11 +149,9 @@ async fn what_is_there_is_replaced_when_that_is_asked_for() {
     let dst = MemoryStore::default();
     copy(&src, &dst, &paths[1..2], &keep()).await;
     let key = key("again-1");
-    let mut options = CopyOptions {
-        existing: Existing::Replace,
-        sign: vec![Arc::new(key.clone())],
-        ..keep()
-    };
+    let mut options = keep();
+    options.existing = Existing::Replace;
+    options.sign = vec![Arc::new(key.clone())];
     options.upstreams.keys = TrustedKeys::from_iter([key.public()]);
     for reach in [Reach::Closure, Reach::Missing] {
         options.reach = reach;
@@ -171,10 +167,8 @@ async fn what_is_there_is_replaced_when_that_is_asked_for() {
     }
     // Content that is not what it should be leaves what is there alone.
     let info = dst.require_info(&paths[0]).await.unwrap();
-    let replace = AddOptions {
-        existing: Existing::Replace,
-        ..SigCheck::Skip.into()
-    };
+    let mut replace = AddOptions::new(SigCheck::Skip);
+    replace.existing = Existing::Replace;
     let lie = dst.add_one(info.clone(), nar::from_bytes("?"), &replace);
     assert!(matches!(lie.await, Err(Error::Mismatch { .. })));
     assert_eq!(dst.require_info(&paths[0]).await.unwrap(), info);
@@ -441,10 +435,9 @@ fn keep() -> CopyOptions {
 }
 
 fn upstreams(upstreams: Upstreams) -> CopyOptions {
-    CopyOptions {
-        upstreams,
-        ..keep()
-    }
+    let mut options = keep();
+    options.upstreams = upstreams;
+    options
 }
 
 fn set(paths: &[StorePath]) -> BTreeSet<StorePath> {

@@ -31,10 +31,8 @@ async fn what_is_not_trusted_is_not_followed() {
                 ..Endless::default()
             });
             let src: Arc<dyn Store> = store.clone();
-            let options = CopyOptions {
-                reach,
-                ..CopyOptions::new(check.clone())
-            };
+            let mut options = CopyOptions::new(check.clone());
+            options.reach = reach;
             let dst = MemoryStore::default();
             let plan = plan(&*src, &dst, &[root()].into(), &options).await.unwrap();
             assert_eq!(store.asked.load(Ordering::Relaxed), expected, "{reach:?}");

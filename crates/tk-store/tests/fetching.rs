@@ -26,10 +26,8 @@ async fn put(store: &MemoryStore, name: &str, references: &[&str]) {
     let mut info = PathInfo::new(path(name), NarHash::digest(&nar), nar.len() as u64);
     info.references
         .extend(references.iter().map(|name| path(name)));
-    let options = AddOptions {
-        elsewhere: Arc::new(info.references.clone()),
-        ..AddOptions::new(SigCheck::Skip)
-    };
+    let mut options = AddOptions::new(SigCheck::Skip);
+    options.elsewhere = Arc::new(info.references.clone());
     let added = store.add_one(info, nar::from_bytes(nar), &options).await;
     added.unwrap();
 }

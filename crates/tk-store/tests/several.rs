@@ -45,10 +45,8 @@ fn info(number: u8) -> PathInfo {
 async fn with(numbers: &[u8]) -> Arc<MemoryStore> {
     let store = MemoryStore::named(StoreDir::default(), format!("with {numbers:?}"));
     for number in numbers {
-        let options = AddOptions {
-            elsewhere: Arc::new((0..20).map(path).collect()),
-            ..AddOptions::new(SigCheck::Skip)
-        };
+        let mut options = AddOptions::new(SigCheck::Skip);
+        options.elsewhere = Arc::new((0..20).map(path).collect());
         let nar = nar::from_bytes(content(*number));
         store.add_one(info(*number), nar, &options).await.unwrap();
     }
@@ -219,10 +217,7 @@ async fn one_that_is_trusted_is_preferred() {
     let options = SigCheck::Skip.into();
     let added = signed.add_one(trusted.clone(), nar, &options);
     added.await.unwrap();
-    let policy = Policy {
-        keys: TrustedKeys::from_iter([key.public()]),
-        threshold: 1,
-    };
+    let policy = Policy::new(TrustedKeys::from_iter([key.public()]));
     let check = SigCheck::Require(Arc::new(policy));
     let both = several([plain as Arc<dyn Store>, Arc::new(signed)]).prefer(check);
     assert_eq!(both.info(&path(0)).await.unwrap(), Some(trusted));

@@ -350,13 +350,10 @@ impl Pusher {
             let found = outputs.find(&source.abilities(), drv, &wanted).await;
             found.context("finding what its outputs are")?;
         }
-        let options = CopyOptions {
-            reach: Reach::Closure,
-            check: place.check.clone(),
-            sign: place.sign.clone(),
-            existing: tk_store::Existing::Keep,
-            upstreams: place.upstreams.clone(),
-        };
+        let mut options = CopyOptions::new(place.check.clone());
+        options.reach = Reach::Closure;
+        options.sign = place.sign.clone();
+        options.upstreams = place.upstreams.clone();
         let plan = plan(&*self.source, &*cache, &roots, &options).await?;
         if !plan.unsigned.is_empty() && !place.told_unsigned.swap(true, Ordering::Relaxed) {
             warn_unsigned(cx, &place.cache, plan.unsigned.len());

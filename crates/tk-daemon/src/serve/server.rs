@@ -68,11 +68,9 @@ impl ServeServer {
 
     /// The same, where builds are done as `options` say by a store that can be told.
     fn building(&self, options: &ServeBuildOptions) -> Self {
-        let mut settings = ClientSettings {
-            keep_failed: options.keep_failed,
-            max_silent_time: options.max_silent_time,
-            ..ClientSettings::default()
-        };
+        let mut settings = ClientSettings::default();
+        settings.keep_failed = options.keep_failed;
+        settings.max_silent_time = options.max_silent_time;
         for (name, limit) in [
             ("timeout", options.build_timeout),
             ("max-build-log-size", options.max_log_size),

@@ -534,15 +534,13 @@ by_version!(
         }
     },
     |from| {
-        let mut options = SetOptions {
-            keep_failed: from.bool().await?,
-            keep_going: from.bool().await?,
-            try_fallback: from.bool().await?,
-            verbosity: Level::from_u64(from.u64().await?),
-            max_build_jobs: from.int("the number of jobs").await?,
-            max_silent_time: from.u64().await?,
-            ..SetOptions::default()
-        };
+        let mut options = SetOptions::default();
+        options.keep_failed = from.bool().await?;
+        options.keep_going = from.bool().await?;
+        options.try_fallback = from.bool().await?;
+        options.verbosity = Level::from_u64(from.u64().await?);
+        options.max_build_jobs = from.int("the number of jobs").await?;
+        options.max_silent_time = from.u64().await?;
         from.u64().await?;
         options.verbose_build = from.u64().await? == Level::Error.as_u64();
         from.u64().await?;

@@ -6,6 +6,7 @@ use super::{CaseHack, default_threads};
 
 /// How to dump a tree.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct DumpOptions {
     /// Whether to cut off the case hack's suffix. Default: off.
     pub case_hack: CaseHack,
@@ -24,6 +25,7 @@ impl Default for DumpOptions {
 
 /// How to unpack an archive.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct UnpackOptions {
     /// Whether to tell names apart that differ only in case. Default: off.
     pub case_hack: CaseHack,
