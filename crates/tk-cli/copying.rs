@@ -12,6 +12,7 @@ use crate::{
 use anyhow::{Context as _, Result, bail};
 use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Instant};
 use tk_narinfo::{Compression, SecretKey};
+use tk_open::keys::read_public_key;
 use tk_path::StorePath;
 use tk_store::{
     Error, Existing, SigCheck, Store, TreeStore, closure,
@@ -167,17 +168,15 @@ impl CopyArgs {
         keys::policy(cx, &trust.trusted_key, trust.sigs_needed)?;
         let to = self.to.clone().unwrap_or_else(|| cx.store_uri());
         let src = open_several(cx, &from, &source).await?;
-        let wish = OpenOptions {
-            from_afar: src.is_far(),
-            write: !self.dry_run,
-            dry_run: self.dry_run,
-            compression: write.and_then(|write| write.compression),
-            level: write.and_then(|write| write.level),
-            jobs: self.jobs,
-            incomplete: self.no_closure,
-            listing: write.is_some_and(|write| write.listing),
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::default();
+        wish.from_afar = src.is_far();
+        wish.write = !self.dry_run;
+        wish.dry_run = self.dry_run;
+        wish.compression = write.and_then(|write| write.compression);
+        wish.level = write.and_then(|write| write.level);
+        wish.jobs = self.jobs;
+        wish.incomplete = self.no_closure;
+        wish.listing = write.is_some_and(|write| write.listing);
         let dst = open(cx, &to, &wish).await?;
         let check = trust.check(cx, verb, &dst)?;
         let mut options = CopyOptions::new(check);
@@ -429,7 +428,7 @@ impl UpstreamArgs {
             ..Upstreams::default()
         };
         for key in &self.upstream_key {
-            upstreams.keys.insert(keys::public(key)?);
+            upstreams.keys.insert(read_public_key(key)?);
         }
         for uri in &self.upstream {
             match open(cx, uri, &OpenOptions::default()).await {

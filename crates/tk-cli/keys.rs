@@ -1,17 +1,15 @@
 //! Keys as the command line takes them: files, stdin or variables for secrets, text or files for public
 //! ones. Whatever is given where, no secret is ever repeated.
 
-use crate::{CommandContext, open::OpenStore, output::is_base64};
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::{CommandContext, open::OpenStore};
+use anyhow::{Context as _, Result, ensure};
 use std::{
-    env,
-    fs::File,
-    io::{self, Read},
+    env, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tk_narinfo::{Policy, PublicKey, SecretKey, TrustedKeys};
-use tk_nix::nix_conf::DEFAULT_TRUSTED_KEY;
+use tk_narinfo::{Policy, SecretKey};
+use tk_open::keys::{looks_secret, read_key, read_public_key, read_secret_key, refuse_secret};
 use tk_store::SigCheck;
 
 /// Keys that sign.
@@ -77,17 +75,11 @@ pub fn secret(file: &Path) -> Result<SecretKey> {
     refuse_secret(file)?;
     if file == Path::new("-") {
         return parsed(
-            &read(&mut io::stdin().lock()).context("reading the secret key from stdin")?,
+            &read_key(&mut io::stdin().lock()).context("reading the secret key from stdin")?,
         )
         .context("stdin does not hold a secret key");
     }
-    secret_in(file)
-}
-
-fn secret_in(file: &Path) -> Result<SecretKey> {
-    let text = File::open(file).and_then(|mut file| read(&mut file));
-    let text = text.with_context(|| format!("reading the secret key {}", file.display()))?;
-    parsed(&text).with_context(|| format!("{} does not hold a secret key", file.display()))
+    Ok(read_secret_key(file)?)
 }
 
 /// The secret key that the environment variable `name` holds, or that is in the file it names.
@@ -104,42 +96,6 @@ fn from_variable(name: &str) -> Result<SecretKey> {
     }
 }
 
-/// Fails where a secret key stands in place of the name of its file, without repeating it.
-pub fn refuse_secret(file: &Path) -> Result<()> {
-    ensure!(
-        !looks_secret(&file.to_string_lossy()) || file.exists(),
-        "a file that holds the secret key is wanted here, and the key itself was given, which others can \
-         see in the list of processes; write it into a file, or hand it over in a variable: \
-         --sign-key-env NAME"
-    );
-    Ok(())
-}
-
-/// A public key, given as `name:base64` or as a file that holds it.
-pub fn public(text: &str) -> Result<PublicKey> {
-    let wrong = match PublicKey::parse(text) {
-        Ok(key) => return Ok(key),
-        Err(wrong) => wrong,
-    };
-    if SecretKey::parse(text).is_ok() {
-        bail!(
-            "a public key is wanted here, and a secret one was given; keep it to yourself, and give \
-             what tk-store key public prints for it"
-        );
-    }
-    match File::open(text).and_then(|mut file| read(&mut file)) {
-        Ok(content) => PublicKey::parse(content.trim_end())
-            .with_context(|| format!("the file {text} does not hold a public key")),
-        Err(_) if looks_secret(text) => {
-            let name = text.split_once(':').map_or("", |(name, _)| name);
-            Err(wrong).with_context(|| format!("'{name}:…' is not a public key (name:base64)"))
-        }
-        Err(_) => Err(wrong).with_context(|| {
-            format!("'{text}' is neither a public key (name:base64) nor a file with one")
-        }),
-    }
-}
-
 /// That `threshold` of the keys given, or of nix.conf's, have signed each path.
 pub fn signed(cx: &CommandContext, given: &[String], threshold: usize) -> Result<SigCheck> {
     let policy = policy(cx, given, threshold)?;
@@ -149,26 +105,14 @@ pub fn signed(cx: &CommandContext, given: &[String], threshold: usize) -> Result
 /// Whom to trust: the keys given, or those of nix.conf, or Nix's default.
 pub fn policy(cx: &CommandContext, given: &[String], threshold: usize) -> Result<Policy> {
     let keys = if given.is_empty() {
-        configured(cx)?
+        cx.settings.trusted_keys()?
     } else {
-        given.iter().map(|key| public(key)).collect::<Result<_>>()?
+        given
+            .iter()
+            .map(|key| read_public_key(key))
+            .collect::<Result<_, _>>()?
     };
     Ok(Policy { keys, threshold })
-}
-
-/// The keys that nix.conf trusts, or Nix's default: also what this machine signs with is trusted, as
-/// far as this user may read it.
-fn configured(cx: &CommandContext) -> Result<TrustedKeys> {
-    let named = cx.settings.list("trusted-public-keys");
-    let named = named.unwrap_or_else(|| vec![DEFAULT_TRUSTED_KEY]);
-    let mut keys: TrustedKeys = named.into_iter().map(public).collect::<Result<_>>()?;
-    for file in cx.settings.paths("secret-key-files") {
-        refuse_secret(&file)?;
-        if File::open(&file).is_ok() {
-            keys.insert(secret_in(&file)?.public());
-        }
-    }
-    Ok(keys)
 }
 
 /// Whether a path needs a signature to come into `dst`: a store on disk is what `require-sigs` of its URI and of
@@ -178,27 +122,12 @@ pub fn are_required(cx: &CommandContext, given: &[String], dst: &OpenStore) -> b
         return true;
     };
     let of_store = store.config().require_signatures;
-    let required = of_store.or_else(|| cx.settings.is_on("require-sigs"));
+    let required = of_store.or_else(|| cx.settings.nix_conf.is_on("require-sigs"));
     required.unwrap_or(true) || !given.is_empty()
-}
-
-/// Whether the text may be a secret, or a part of one: more base64 than a public key has, or than
-/// anybody writes where no name stands before.
-fn looks_secret(text: &str) -> bool {
-    let text = text.trim();
-    let (name, digits) = text.split_once(':').unwrap_or(("", text));
-    let most = if name.is_empty() { 40 } else { 45 };
-    digits.len() >= most && digits.trim_end().chars().all(is_base64) && !text.starts_with('/')
 }
 
 fn parsed(text: &str) -> Result<SecretKey> {
     Ok(SecretKey::parse(text.trim())?)
-}
-
-fn read(from: &mut impl Read) -> io::Result<String> {
-    let mut text = String::new();
-    from.take(LONGEST_KEY).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// The value of a variable; empty counts as unset.
@@ -208,5 +137,3 @@ fn set(name: &str) -> Option<String> {
 
 /// Holds a key, or the name of its file, for commands that sign.
 const SIGN_KEY: &str = "TK_SIGN_KEY";
-/// Bytes of a file that holds one key.
-const LONGEST_KEY: u64 = 64 << 10;

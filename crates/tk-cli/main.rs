@@ -15,7 +15,6 @@ mod open;
 mod out_link;
 mod output;
 mod paths;
-mod settings;
 mod threads;
 mod ui;
 
@@ -25,9 +24,9 @@ use rustix::{
     fs::Mode,
     process::{Resource, getrlimit, setrlimit, umask},
 };
-use std::{ffi::OsString, io, pin::Pin, process::ExitCode, time::Duration};
+use std::{ffi::OsString, io, pin::Pin, process::ExitCode, sync::Arc, time::Duration};
 use threads::Threads;
-use tk_nix::nix_conf::NixConf;
+use tk_open::{OpenMessage, OpenSettings};
 use tk_store::Error;
 use ui::{ProgressMode, Ui};
 
@@ -165,7 +164,7 @@ pub struct CommandContext {
     store: Vec<String>,
     /// What is remembered is not believed.
     refresh: bool,
-    settings: NixConf,
+    settings: Arc<OpenSettings>,
     threads: Threads,
     ui: Ui,
     /// Cancelled when this process is told to end, for commands that say then what became of it.
@@ -175,20 +174,22 @@ pub struct CommandContext {
 impl CommandContext {
     /// The URI of the store to work on: `--store`, `TK_STORE`, nix.conf's `store`, `NIX_REMOTE`, or `auto`.
     fn store_uri(&self) -> String {
-        let remote = || {
-            std::env::var("NIX_REMOTE")
-                .ok()
-                .filter(|uri| !uri.is_empty())
-        };
-        let configured = || self.settings.get("store").map(str::to_owned);
-        let given = self
-            .store
-            .first()
-            .cloned()
-            .or_else(configured)
-            .or_else(remote);
-        given.unwrap_or_else(|| "auto".into())
+        let given = self.store.first().cloned();
+        given.unwrap_or_else(|| self.settings.store_uri())
     }
+}
+
+/// What the environment and nix.conf say, for stores that tell what they have to tell through `ui`.
+fn settings(ui: Ui, refresh: bool) -> Result<OpenSettings> {
+    let mut settings = OpenSettings::from_environment()?;
+    settings.refresh = refresh;
+    settings.observer = ui.observer();
+    settings.tell = Arc::new(move |message| match message {
+        OpenMessage::Said(line) => ui.say(line),
+        OpenMessage::Warning(line) => ui.warn(line),
+        _ => {}
+    });
+    Ok(settings)
 }
 
 /// The answer of a command, as its exit status has it; what failed is an error and 2.
@@ -282,7 +283,7 @@ fn run(cli: Cli, ui: Ui) -> Result<ExitStatus> {
     let context = CommandContext {
         store: stores,
         refresh: cli.global.refresh,
-        settings: settings::load()?,
+        settings: Arc::new(settings(ui, cli.global.refresh)?),
         threads: if cli.command.moves_data() {
             Threads::find()?
         } else {

@@ -14,6 +14,7 @@ use std::{
     },
 };
 use tk_narinfo::SecretKey;
+use tk_open::keys::is_base64;
 use tk_store::log::{escape_controls, strip_ansi};
 
 /// Says one line on stderr. Words that cannot be written are lost: the work goes on without them.
@@ -65,11 +66,6 @@ fn conceal(text: &str) -> String {
         rest = &after[end..];
     }
     out + rest
-}
-
-/// Whether base64 may have the character.
-pub fn is_base64(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "+/=".contains(c)
 }
 
 /// Writes a line of data to stdout; on a terminal what it would obey is escaped.

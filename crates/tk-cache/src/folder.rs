@@ -305,10 +305,10 @@ impl FolderInner {
     fn read_each(&self, names: &[String], limit: usize) -> Vec<Result<Option<Bytes>>> {
         let mut contents: Vec<Result<_>> = match files::OpenFolder::open(&self.root) {
             Ok(folder) => {
+                let mut buffer = Vec::new();
                 let read = |name: &String| {
-                    let broken = |e| reading(&self.root.join(name), e);
-                    let content = folder.read(name, limit).map_err(broken)?;
-                    Ok(content.map(Bytes::from))
+                    let content = folder.read(name, limit, &mut buffer);
+                    content.map_err(|e| reading(&self.root.join(name), e))
                 };
                 names.iter().map(read).collect()
             }

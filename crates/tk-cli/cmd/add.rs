@@ -44,10 +44,8 @@ impl Add {
                 self.files.len()
             );
         }
-        let wish = OpenOptions {
-            write: !self.dry_run,
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::default();
+        wish.write = !self.dry_run;
         let store = open(cx, &cx.store_uri(), &wish).await?;
         let dir = store.store().dir().clone();
         let mut report = Vec::new();

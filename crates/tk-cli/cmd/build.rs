@@ -180,10 +180,8 @@ impl BuildCommand {
         let code = |what: &Installable| !matches!(what.source, InstallableSource::Store(_));
         let evaluates = installables.iter().any(code);
         if !evaluates {
-            let wish = OpenOptions {
-                build: self.options.clone(),
-                ..OpenOptions::default()
-            };
+            let mut wish = OpenOptions::default();
+            self.options.apply(cx, &mut wish);
             let opened = open(cx, &cx.store_uri(), &wish).await?;
             let store = self
                 .machines

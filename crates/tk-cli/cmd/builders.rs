@@ -136,7 +136,7 @@ impl BuildersArgs {
         let probes = probe(
             &machines,
             &connect,
-            &slots()?,
+            &slots(cx)?,
             MachineTimeouts::default().connect,
         )
         .await;
@@ -157,11 +157,8 @@ impl BuildersArgs {
 
 impl BuildersBuild {
     async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
-        let wish = OpenOptions {
-            write: true,
-            build: self.options.clone(),
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::to_write();
+        self.options.apply(cx, &mut wish);
         let opened = open(cx, &cx.store_uri(), &wish).await?;
         let store = self.remote.builder(cx, opened.abilities(), &self.options)?;
         let dir = store.store.dir().clone();

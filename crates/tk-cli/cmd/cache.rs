@@ -1,14 +1,13 @@
 use crate::{
-    CommandContext, ExitStatus, keys,
+    CommandContext, ExitStatus,
     open::{OpenOptions, OpenStore, open},
-    settings::user_conf,
     ui,
 };
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use std::{path::PathBuf, sync::Arc};
 use tk_cache::BinaryCache;
-use tk_nix::{CacheConfig, configure, nix_conf};
+use tk_open::{CacheConfig, configure, keys::read_public_key, nix_conf};
 use tk_store::StoreReference;
 
 /// Create and configure binary caches
@@ -85,12 +84,9 @@ async fn init(
     priority: Option<i32>,
     want_mass_query: bool,
 ) -> Result<ExitStatus> {
-    let wish = OpenOptions {
-        write: true,
-        priority,
-        want_mass_query: Some(want_mass_query),
-        ..OpenOptions::default()
-    };
+    let mut wish = OpenOptions::to_write();
+    wish.priority = priority;
+    wish.want_mass_query = Some(want_mass_query);
     let opened = open(cx, &cache_uri(uri)?, &wish).await?;
     let made = required(&opened)?.init().await?;
     let store = opened.store();
@@ -106,11 +102,26 @@ async fn init(
 impl Use {
     async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let uri = cache_uri(&self.uri)?;
-        let conf = self.conf.clone().map_or_else(user_conf, Ok)?;
+        let conf = self
+            .conf
+            .clone()
+            .or_else(|| {
+                cx.settings
+                    .environment
+                    .conf_places()
+                    .user
+                    .into_iter()
+                    .next()
+            })
+            .context("there is no place for a nix.conf of yours; name one with --conf")?;
         if self.remove {
             return self.remove(cx, &uri, &conf);
         }
-        let public_key = self.public_key.as_deref().map(keys::public).transpose()?;
+        let public_key = self
+            .public_key
+            .as_deref()
+            .map(read_public_key)
+            .transpose()?;
         let config = CacheConfig {
             url: uri.clone(),
             public_key: public_key.map(|key| key.to_string()),
@@ -118,10 +129,8 @@ impl Use {
             priority: self.priority,
         };
         // What was remembered of the cache may not hold any more.
-        let wish = OpenOptions {
-            refresh: true,
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::default();
+        wish.refresh = true;
         let opened = open(cx, &uri, &wish).await?;
         let done = configure(required(&opened)?, &conf, &config).await?;
         let file = done.conf.file.display();

@@ -51,7 +51,7 @@ impl Copy {
         let mut readable = ExitStatus::Yes;
         let sources = if self.all {
             let all = job.src.all().await?;
-            readable = all.tell_unreadable(cx);
+            readable = open::tell_unreadable(cx, &all);
             NamedPaths {
                 paths: all.narinfos.into_keys().collect(),
                 ..NamedPaths::default()

@@ -1,6 +1,6 @@
 use crate::{
     CommandContext, ExitStatus, keys,
-    open::{OpenOptions, OpenStore, open, served},
+    open::{OpenOptions, OpenStore, open},
     output::of_client,
 };
 use anyhow::{Context as _, Result, bail};
@@ -93,13 +93,14 @@ impl Daemon {
             bail!("say where to listen: --socket PATH, --stdio, or a socket passed by systemd");
         }
         raise_descriptors();
-        let wish = OpenOptions {
-            write: true,
-            ..OpenOptions::default()
-        };
+        let wish = OpenOptions::to_write();
         let store = open(cx, &cx.store_uri(), &wish).await?;
         let config = self.config(cx, &store)?;
-        let abilities = served(cx, &store, SigCheck::Require(config.policy.clone()));
+        let abilities = tk_open::served(
+            &cx.settings,
+            &store,
+            SigCheck::Require(config.policy.clone()),
+        );
         let server = Server::new(abilities, config);
         if self.stdio {
             self.serve_stdio(&server).await

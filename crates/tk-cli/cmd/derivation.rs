@@ -2,7 +2,6 @@ use crate::{
     CommandContext, ExitStatus,
     open::{OpenOptions, OpenStore, open},
     paths::{Named, named},
-    settings::default_store_dir,
     ui,
 };
 use anyhow::{Context as _, Result, bail};
@@ -238,7 +237,7 @@ impl Shelf {
         };
         let dir = match &opened {
             Some(opened) => opened.store().dir().clone(),
-            None => default_store_dir()?,
+            None => cx.settings.store_dir()?,
         };
         Ok(Shelf { opened, dir })
     }

@@ -5,7 +5,7 @@ use std::{
     io::{self, Read},
     path::{Path, PathBuf},
 };
-use tk_nar::fs::{Dump, DumpOptions};
+use tk_open::nar_hash;
 use tk_path::{Algorithm, Encoding, Hasher};
 
 /// Hash files and folders, and convert hashes
@@ -76,7 +76,7 @@ impl HashCommand {
             }
             HashCommand::Path { paths, how } => {
                 for path in paths {
-                    ui::out(how.show(of_path(&path, how.hash_algo)?))?;
+                    ui::out(how.show(nar_hash(&path, how.hash_algo)?))?;
                 }
             }
             HashCommand::Convert {
@@ -111,15 +111,6 @@ fn bare(hash: tk_path::Hash, format: Encoding) -> String {
         Encoding::Sri => hash.to_text(format),
         _ => hash.digits(format),
     }
-}
-
-/// The hash of the NAR of what is at `path`. Reading is done on other threads.
-pub fn of_path(path: &Path, algorithm: Algorithm) -> Result<tk_path::Hash> {
-    let mut hasher = Hasher::new(algorithm);
-    for chunk in Dump::new(path, &DumpOptions::default())? {
-        hasher.update(chunk?.as_ref());
-    }
-    Ok(hasher.finish())
 }
 
 fn of_file(file: &Path, algorithm: Algorithm) -> io::Result<tk_path::Hash> {

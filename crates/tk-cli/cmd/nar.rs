@@ -128,7 +128,7 @@ impl Nar {
             }
             Nar::Hash { paths } => {
                 for path in paths {
-                    ui::out(super::hash::of_path(&path, Algorithm::Sha256)?)?;
+                    ui::out(tk_open::nar_hash(&path, Algorithm::Sha256)?)?;
                 }
             }
         }

@@ -1,6 +1,6 @@
 use crate::{
     CommandContext, ExitStatus,
-    open::{FromArgs, ListedPaths, OpenStore},
+    open::{FromArgs, ListedPaths, OpenStore, tell_unreadable},
     paths::{NamedPaths, PathsOrAll},
     ui,
 };
@@ -85,7 +85,7 @@ impl PathInfoCommand {
             self.print_table(&*store, &found, &shown)?;
         }
         let absent = super::tell_absent(cx, &found, &*store);
-        Ok(absent.max(listed.tell_unreadable(cx)))
+        Ok(absent.max(tell_unreadable(cx, &listed)))
     }
 
     fn print_table(&self, store: &dyn Store, found: &Closure, shown: &[StorePath]) -> Result<()> {

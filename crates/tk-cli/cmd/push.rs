@@ -1,7 +1,6 @@
 use crate::{
     CommandContext, ExitStatus,
     copying::{CopyArgs, CopyVerb, TrustArgs, WriteArgs},
-    keys,
     open::{self, OpenOptions, OpenStore},
     paths::{NamedPaths, add_file, name_in_store, required},
 };
@@ -12,6 +11,7 @@ use std::{
 };
 use tk_nar::fs::DumpOptions;
 use tk_narinfo::PathInfo;
+use tk_open::keys::refuse_secret;
 use tk_path::{Algorithm, Method};
 use tk_store::{
     Error, TreeStore,
@@ -76,11 +76,9 @@ impl Push {
         // Files need no store. One that nobody named is neither made nor filled for them.
         let named = matches!((copy.from.len(), cx.store.len()), (1, _) | (0, 1));
         let add = (self.add || named) && !copy.dry_run;
-        let source = OpenOptions {
-            write: add,
-            dry_run: !add,
-            ..OpenOptions::default()
-        };
+        let mut source = OpenOptions::default();
+        source.write = add;
+        source.dry_run = !add;
         let job = copy
             .open(
                 cx,
@@ -167,7 +165,7 @@ impl Push {
     fn create_keys(&self, cx: &CommandContext) -> Result<()> {
         let new = |file: &&PathBuf| self.create_key && *file != Path::new("-");
         for file in self.write.sign.sign_key.iter().filter(new) {
-            keys::refuse_secret(file)?;
+            refuse_secret(file)?;
             let mut public = file.clone().into_os_string();
             public.push(".pub");
             let name = file

@@ -185,10 +185,8 @@ async fn look_up(
     outputs: &[String],
     write: bool,
 ) -> Result<(Abilities, Vec<(String, Option<EitherRealisation>)>)> {
-    let wish = OpenOptions {
-        write,
-        ..OpenOptions::default()
-    };
+    let mut wish = OpenOptions::default();
+    wish.write = write;
     let opened = open(cx, &cx.store_uri(), &wish).await?;
     let abilities = opened.abilities();
     let store = realisations(&abilities)?;

@@ -1,7 +1,7 @@
 use crate::{
     CommandContext, ExitStatus,
     copying::demand,
-    open::{OpenOptions, open, served},
+    open::{OpenOptions, open},
     output::{of_client, tell, tell_lines},
 };
 use anyhow::Result;
@@ -29,10 +29,8 @@ pub struct ServeSsh {
 impl ServeSsh {
     /// Runs the command.
     pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
-        let wish = OpenOptions {
-            write: self.write,
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::default();
+        wish.write = self.write;
         let store = open(cx, &cx.store_uri(), &wish).await?;
         // ssh brings it to the client: what builders print, and as with Nix what is wrong.
         let log = |event: LogEvent| match &event {
@@ -40,7 +38,8 @@ impl ServeSsh {
             event => event.log_line().into_iter().for_each(tell),
         };
         let check = demand(cx, &store, &[], 1)?;
-        let mut server = ServeServer::new(served(cx, &store, check)).with_log(Arc::new(log));
+        let mut server =
+            ServeServer::new(tk_open::served(&cx.settings, &store, check)).with_log(Arc::new(log));
         if self.write {
             server = server.writable();
         }

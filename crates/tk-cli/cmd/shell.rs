@@ -4,7 +4,6 @@ use crate::{
     failure::tell_failure,
     open::{BuildArgs, NixOptions, store_dir},
     output::{stdout, tell},
-    settings::{cache_folder, state_folder},
     ui,
 };
 use anyhow::{Context as _, Result, bail};
@@ -334,17 +333,18 @@ async fn until_signal<T>(
 
 /// The environments of this user.
 pub fn shells(cx: &CommandContext) -> Result<Shells> {
-    let system = cx.settings.get("system").map(str::to_owned);
+    let system = cx.settings.nix_conf.get("system").map(str::to_owned);
     let own = || match env::consts::OS {
         "macos" => format!("{}-darwin", env::consts::ARCH),
         os => format!("{}-{os}", env::consts::ARCH),
     };
+    let environment = &cx.settings.environment;
     let system = system.unwrap_or_else(own);
-    let cache = cache_folder()?.join("tk-store/env");
+    let cache = environment.cache_folder()?.join("tk-store/env");
     let folder = env::current_dir().context("finding the current directory")?;
-    let mut config = ShellConfig::new(cache, state_folder()?, system, folder);
+    let mut config = ShellConfig::new(cache, environment.state_folder()?, system, folder);
     config.variables = env::vars_os().collect();
-    config.nix_path = cx.settings.get("nix-path").map(str::to_owned);
+    config.nix_path = cx.settings.nix_conf.get("nix-path").map(str::to_owned);
     config.dir = store_dir(cx)?;
     Ok(Shells::new(config))
 }

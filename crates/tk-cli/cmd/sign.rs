@@ -1,7 +1,7 @@
 use crate::{
     CommandContext, ExitStatus,
     keys::KeyFileArgs,
-    open::{FromArgs, OpenStore},
+    open::{FromArgs, OpenStore, tell_unreadable},
     paths::{NamedPaths, PathsOrAll},
     ui,
 };
@@ -45,7 +45,7 @@ impl SignCommand {
             }
             looked.listed
         };
-        let mut answer = listed.tell_unreadable(cx);
+        let mut answer = tell_unreadable(cx, &listed);
         let (mut signed, total) = (0, listed.narinfos.len());
         let (mut new, mut failed) = (BTreeMap::new(), BTreeMap::new());
         let mut narinfos = listed.narinfos;

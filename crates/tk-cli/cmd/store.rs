@@ -33,10 +33,8 @@ impl StoreCommand {
         let StoreCommand::Info { uri, json } = self;
         let uri = uri.unwrap_or_else(|| cx.store_uri());
         // What is remembered of a cache says nothing of how it is now.
-        let wish = OpenOptions {
-            refresh: true,
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::default();
+        wish.refresh = true;
         let opened = open(cx, &uri, &wish).await?;
         let info = opened.describe().await?;
         let store = opened.store();

@@ -1,10 +1,7 @@
 //! Machines that build for others, as the command line and nix.conf name them.
 
 use super::{BuildArgs, OpenOptions, open};
-use crate::{
-    CommandContext, keys,
-    settings::{path_var, state_folder},
-};
+use crate::{CommandContext, keys};
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{Access, access};
 use std::{env::consts, io, path::PathBuf, sync::Arc};
@@ -43,12 +40,12 @@ impl RemoteArgs {
         let mut all = match (&self.builders, self.builder.is_empty()) {
             (Some(text), _) => read(text, "--builders"),
             (None, false) => Machines::default(),
-            (None, true) => match cx.settings.get("builders") {
+            (None, true) => match cx.settings.nix_conf.get("builders") {
                 Some(text) => read(text, "builders of nix.conf"),
                 // Who names no machines needs no file of them.
                 None => Machines {
                     absent: Vec::new(),
-                    ..read(&format!("@{}", machines_file().display()), "nix.conf")
+                    ..read(&format!("@{}", machines_file(cx).display()), "nix.conf")
                 },
             },
         };
@@ -74,13 +71,13 @@ impl RemoteArgs {
                 "no machine is named; name some with --builder ssh-ng://host, --builders, or in nix.conf"
             );
         }
-        let substitute = cx.settings.is_on("builders-use-substitutes") == Some(true);
+        let substitute = cx.settings.nix_conf.is_on("builders-use-substitutes") == Some(true);
         let sign = self
             .builders_sign_key
             .iter()
             .map(|file| keys::secret(file).map(Arc::new));
         let connect = Arc::new(MachineOpener::new(cx, options));
-        let mut config = RemoteConfig::new(machines, connect, slots()?);
+        let mut config = RemoteConfig::new(machines, connect, slots(cx)?);
         config.keep_going = options.keep_going();
         config.builders_substitute = self.builders_use_substitutes || substitute;
         config.sign = sign.collect::<Result<_>>()?;
@@ -119,11 +116,8 @@ impl MachineOpener {
 
     async fn open(&self, machine: &Machine, connections: usize) -> Result<Connected> {
         let reference = machine.reference(connections).map_err(anyhow::Error::msg)?;
-        let wish = OpenOptions {
-            write: true,
-            build: self.options.clone(),
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::to_write();
+        self.options.apply(&self.cx, &mut wish);
         let opened = open(&self.cx, &reference.to_string(), &wish).await?;
         let info = opened.describe().await?;
         Ok(Connected {
@@ -147,20 +141,21 @@ impl Connect for MachineOpener {
 }
 
 /// Where slots are noted: with Nix's, if they may be written, else with those of this user.
-pub fn slots() -> Result<Slots> {
-    let state = path_var("NIX_STATE_DIR").unwrap_or_else(|| "/nix/var/nix".into());
+pub fn slots(cx: &CommandContext) -> Result<Slots> {
+    let environment = &cx.settings.environment;
+    let state = environment.nix_state();
     let nix = state.join("current-load");
     let writable = |folder: &PathBuf| access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok();
     Ok(Slots::new(match nix.exists() {
         true if writable(&nix) => nix,
         false if writable(&state) => nix,
-        _ => state_folder()?.join("current-load"),
+        _ => environment.state_folder()?.join("current-load"),
     }))
 }
 
 /// Nix's name of this system, or what nix.conf calls it.
 fn system(cx: &CommandContext) -> String {
-    if let Some(system) = cx.settings.get("system") {
+    if let Some(system) = cx.settings.nix_conf.get("system") {
         return system.to_owned();
     }
     let arch = match consts::ARCH {
@@ -176,7 +171,10 @@ fn system(cx: &CommandContext) -> String {
     format!("{arch}-{os}")
 }
 
-fn machines_file() -> PathBuf {
-    let conf = path_var("NIX_CONF_DIR").unwrap_or_else(|| "/etc/nix".into());
-    conf.join("machines")
+fn machines_file(cx: &CommandContext) -> PathBuf {
+    cx.settings
+        .environment
+        .conf_places()
+        .system
+        .with_file_name("machines")
 }

@@ -1,16 +1,12 @@
 //! The nix binary, and stores that build with it where they cannot build themselves.
 
-use super::{
-    BuildArgs, OpenOptions, OpenStore, Pick, local_config, open, pick, remote, take_store_dir,
-};
-use crate::{
-    CommandContext,
-    settings::{data_folder, path_var},
-};
+use super::{BuildArgs, OpenOptions, OpenStore, open};
+use crate::CommandContext;
 use anyhow::{Context as _, Result};
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use tk_daemon::{DaemonConfig, DaemonStore};
 use tk_nix::{EvalOptions, Nix, NixBuilder, NixConfig, NixVersion, StdioTransport};
+use tk_open::{AutoStore, local_config, take_store_dir};
 use tk_path::{StoreDir, StorePath};
 use tk_store::StoreReference;
 
@@ -123,11 +119,8 @@ impl NixOptions {
         build: &BuildArgs,
         nix: Nix,
     ) -> Result<(NixBuilder, OpenStore)> {
-        let wish = OpenOptions {
-            write: true,
-            build: build.clone(),
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::to_write();
+        build.apply(cx, &mut wish);
         let opened = match on_disk(cx)? {
             None => open(cx, &cx.store_uri(), &wish).await?,
             Some(reference) => by_stdio(cx, &nix, &reference, &wish)?.into(),
@@ -140,7 +133,7 @@ impl NixOptions {
 pub fn store_dir(cx: &CommandContext) -> Result<StoreDir> {
     let cwd = std::env::current_dir().context("finding the current directory")?;
     let reference = StoreReference::parse(&store_for_nix(cx)?, &cwd)?;
-    take_store_dir(&mut reference.settings())
+    Ok(take_store_dir(&cx.settings, &mut reference.settings())?)
 }
 
 /// The store of the command, if it is one on disk.
@@ -159,12 +152,12 @@ fn by_stdio(
     wish: &OpenOptions,
 ) -> Result<DaemonStore> {
     let mut settings = reference.settings();
-    let local = local_config(reference.path()?, &mut settings, wish)?;
+    let local = local_config(&cx.settings, reference.path()?, &mut settings, wish)?;
     let mut config = DaemonConfig::new(reference.to_string());
     config.dir = local.dir;
     config.real = Some(local.real);
     config.log_dir = Some(local.log);
-    config.settings = wish.build.to_settings(cx)?;
+    config.settings = wish.daemon.clone();
     // Each is a process.
     config.max_connections = 2;
     let transport = StdioTransport::new(nix.clone(), store_for_nix(cx)?);
@@ -184,14 +177,13 @@ fn store_for_nix(cx: &CommandContext) -> Result<String> {
             uri
         });
     }
-    let state = path_var("NIX_STATE_DIR");
-    let configured = state.is_some() || path_var("NIX_STORE_DIR").is_some();
-    let state = state.unwrap_or_else(|| "/nix/var/nix".into());
-    Ok(
-        match pick(&state, &remote::default_socket(&state), configured) {
-            Pick::System => "local".into(),
-            Pick::Daemon => "daemon".into(),
-            Pick::Own => data_folder()?.join("root").to_string_lossy().into_owned(),
-        },
-    )
+    let environment = &cx.settings.environment;
+    Ok(match AutoStore::of(environment) {
+        AutoStore::System => "local".into(),
+        AutoStore::Daemon => "daemon".into(),
+        AutoStore::Own => {
+            let root = environment.data_folder()?.join("root");
+            root.to_string_lossy().into_owned()
+        }
+    })
 }

@@ -1,27 +1,7 @@
-//! Opening stores behind a daemon's socket or over ssh.
-
-use super::{OpenOptions, OpenStore, STORE_SETTINGS, skip, take_store_dir};
-use crate::{CommandContext, settings::path_var};
-use anyhow::{Context as _, Result};
-use std::{
-    collections::BTreeMap,
-    env,
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
-use tk_daemon::{
-    DaemonConfig, DaemonStore, UnixTransport,
-    serve::{self, ServeConfig, ServeStore},
-    ssh::{HostKey, SshConfig, SshHost, SshStderr, SshTransport, split_options},
-    worker::ops::SetOptions,
-};
-use tk_store::{
-    StoreReference, StoreVariant,
-    log::{Level, LogEvent, strip_ansi},
-    reference::Settings,
-};
+use super::OpenOptions;
+use crate::CommandContext;
+use std::collections::BTreeMap;
+use tk_daemon::{serve::ServeBuildOptions, worker::ops::SetOptions};
 
 /// How a daemon is to build, in the words of Nix.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args)]
@@ -58,13 +38,14 @@ pub struct BuildArgs {
 impl BuildArgs {
     /// What a daemon is told. Nothing, so that it works by its own configuration, unless something
     /// was asked for; then, as the message has no blanks, the rest is nix.conf's.
-    pub fn to_settings(&self, cx: &CommandContext) -> Result<Option<SetOptions>> {
+    pub fn to_settings(&self, cx: &CommandContext) -> Option<SetOptions> {
         if *self == BuildArgs::default() {
-            return Ok(None);
+            return None;
         }
-        let configured = |key: &str| cx.settings.get(key);
+        let conf = &cx.settings.nix_conf;
+        let configured = |key: &str| conf.get(key);
         let number = |key: &str| configured(key).and_then(|text| text.parse().ok());
-        let yes = |key: &str| cx.settings.is_on(key) == Some(true);
+        let yes = |key: &str| conf.is_on(key) == Some(true);
         let jobs = match configured("max-jobs") {
             Some("auto") => std::thread::available_parallelism()
                 .ok()
@@ -86,10 +67,9 @@ impl BuildArgs {
         options.max_build_jobs = self.max_jobs.or(jobs).unwrap_or(1);
         options.max_silent_time = silent.unwrap_or(0).into();
         options.build_cores = self.cores.or(number("cores")).unwrap_or(0);
-        options.use_substitutes =
-            !self.no_substitute && cx.settings.is_on("substitute") != Some(false);
+        options.use_substitutes = !self.no_substitute && conf.is_on("substitute") != Some(false);
         options.overrides = overrides;
-        Ok(Some(options))
+        Some(options)
     }
 }
 
@@ -127,156 +107,19 @@ impl BuildArgs {
         own.into_iter().flatten().chain(given).collect()
     }
 
+    /// Has stores that are opened by `wish` build so.
+    pub fn apply(&self, cx: &CommandContext, wish: &mut OpenOptions) {
+        wish.daemon = self.to_settings(cx);
+        wish.serve = self.to_serve();
+    }
+
     /// The few that the serve protocol has.
-    fn to_serve(&self) -> serve::ServeBuildOptions {
+    fn to_serve(&self) -> ServeBuildOptions {
         let seconds = |given: Option<u32>| given.unwrap_or(0).into();
-        let mut options = serve::ServeBuildOptions::default();
+        let mut options = ServeBuildOptions::default();
         options.max_silent_time = seconds(self.max_silent_time);
         options.build_timeout = seconds(self.timeout);
         options.keep_failed = self.keep_failed;
         options
     }
 }
-
-/// The daemon that listens at the socket of `reference`, or at the default one.
-pub fn daemon(
-    cx: &CommandContext,
-    reference: &StoreReference,
-    settings: &mut Settings,
-    wish: &OpenOptions,
-) -> Result<OpenStore> {
-    let root = settings.take_path("root")?;
-    let below = |place: &str| root.as_ref().map(|root| root.join(place));
-    let state = settings.take_path("state")?.or(below("nix/var/nix"));
-    let state = state.or_else(|| path_var("NIX_STATE_DIR"));
-    let state = state.unwrap_or_else(|| "/nix/var/nix".into());
-    let socket = match reference.path()? {
-        Some(socket) => socket,
-        None => default_socket(&state),
-    };
-    let mut config = config(cx, reference.to_string(), settings, wish)?;
-    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    config.upload_connections = processors.min(config.max_connections);
-    let real = settings.take_path("real")?.or(below("nix/store"));
-    config.real = Some(real.unwrap_or_else(|| config.dir.as_str().into()));
-    let log = settings.take_path("log")?.or(below("nix/var/log/nix"));
-    let log = log.or_else(|| path_var("NIX_LOG_DIR"));
-    config.log_dir = Some(log.unwrap_or_else(|| "/nix/var/log/nix".into()));
-    skip(settings, STORE_SETTINGS);
-    skip(settings, REMOTE_SETTINGS);
-    let transport = Arc::new(UnixTransport::new(socket));
-    Ok(DaemonStore::new(transport, config).into())
-}
-
-/// Where a daemon with the state folder `state` listens, unless the user says otherwise.
-pub fn default_socket(state: &Path) -> PathBuf {
-    path_var("NIX_DAEMON_SOCKET_PATH").unwrap_or_else(|| state.join("daemon-socket/socket"))
-}
-
-/// The daemon at the other end of ssh.
-pub fn ssh_ng(
-    cx: &CommandContext,
-    reference: &StoreReference,
-    settings: &mut Settings,
-    wish: &OpenOptions,
-) -> Result<OpenStore> {
-    let transport = ssh(cx, SshConfig::worker(host(reference)?), settings)?;
-    let config = config(cx, reference.to_string(), settings, wish)?;
-    skip(settings, STORE_SETTINGS);
-    skip(settings, REMOTE_SETTINGS);
-    Ok(DaemonStore::new(Arc::new(transport), config).into())
-}
-
-/// The serve protocol at the other end of ssh.
-pub fn ssh_serve(
-    cx: &CommandContext,
-    reference: &StoreReference,
-    settings: &mut Settings,
-    wish: &OpenOptions,
-) -> Result<OpenStore> {
-    let transport = ssh(cx, SshConfig::serve(host(reference)?), settings)?;
-    let mut config = ServeConfig::new(reference.to_string());
-    config.dir = take_store_dir(settings)?;
-    if let Some(connections) = connections(settings)? {
-        config.max_connections = connections;
-    }
-    config.build = wish.build.to_serve();
-    skip(settings, STORE_SETTINGS);
-    skip(settings, REMOTE_SETTINGS);
-    skip(settings, &["log-fd"]);
-    Ok(ServeStore::new(Arc::new(transport), config).into())
-}
-
-fn host(reference: &StoreReference) -> Result<SshHost> {
-    let text = match &reference.variant {
-        StoreVariant::Specified { authority, .. } => authority.as_str(),
-        _ => "",
-    };
-    Ok(SshHost::parse(text)?)
-}
-
-fn ssh(
-    cx: &CommandContext,
-    mut config: SshConfig,
-    settings: &mut Settings,
-) -> Result<SshTransport> {
-    if let Some(options) = env::var("NIX_SSHOPTS").ok().filter(|text| !text.is_empty()) {
-        config.options = split_options(&options).context("NIX_SSHOPTS")?;
-    }
-    config.key = settings.take_path("ssh-key")?;
-    if let Some(key) = settings
-        .take("base64-ssh-public-host-key")
-        .filter(|key| !key.is_empty())
-    {
-        config.host_key = Some(HostKey::from_base64(&key).context("base64-ssh-public-host-key")?);
-    }
-    config.compress = settings.take_bool("compress")?.unwrap_or(false);
-    if let Some(program) = settings.take("remote-program") {
-        config.program = program;
-    }
-    config.remote_store = settings.take("remote-store").filter(|uri| !uri.is_empty());
-    let ui = cx.ui;
-    config.stderr = SshStderr::Log(Arc::new(move |event: LogEvent| {
-        if let LogEvent::Message { text, .. } = event {
-            ui.say(strip_ansi(&text));
-        }
-    }));
-    Ok(SshTransport::new(config))
-}
-
-fn config(
-    cx: &CommandContext,
-    uri: String,
-    settings: &mut Settings,
-    wish: &OpenOptions,
-) -> Result<DaemonConfig> {
-    let mut config = DaemonConfig::new(uri);
-    config.dir = take_store_dir(settings)?;
-    if let Some(connections) = connections(settings)? {
-        config.max_connections = connections;
-    }
-    if let Some(seconds) = settings.take_u64("max-connection-age")? {
-        config.max_connection_age = Duration::from_secs(seconds);
-    }
-    config.settings = wish.build.to_settings(cx)?;
-    let ui = cx.ui;
-    config.log = Arc::new(move |event: LogEvent| {
-        if let LogEvent::Message { level, text } = event
-            && level <= Level::Notice
-        {
-            ui.say(strip_ansi(&text));
-        }
-    });
-    Ok(config)
-}
-
-fn connections(settings: &mut Settings) -> Result<Option<usize>> {
-    let fault = "a whole number from 1 to 64";
-    let number = settings.take_with("max-connections", fault, |text| {
-        text.parse().ok().filter(|n| (1..=64).contains(n))
-    })?;
-    Ok(number)
-}
-
-/// Settings that are known, and that make no difference here.
-const REMOTE_SETTINGS: &[&str] = &["priority", "want-mass-query"];

@@ -7,7 +7,6 @@
 //! - [`Nix::eval`], [`Nix::targets`] evaluate; [`NixBuilder`] builds, and its [`NixBuildResult`] is the same
 //!   whatever the version of Nix.
 //! - [`repro`] tells whether a build gives the same again, and what makes it impure.
-//! - [`Substituter`] and [`configure`] are a cache, and nix.conf that names it.
 //! - [`shell`] keeps environments to work in: evaluated once for all processes, entered without nix.
 //! - [`NixFailure`] says what went wrong, as values: the derivation, its exit, its last lines, the likely
 //!   cause, and whether trying again may help.
@@ -38,11 +37,9 @@ mod failure;
 pub mod flake;
 mod installable;
 mod nix;
-pub mod nix_conf;
 mod process;
 pub mod repro;
 pub mod shell;
-mod substituter;
 
 pub use build::{NixBuildOptions, NixBuildResult, NixBuilder, StoreBuilder, or_cancelled};
 pub use build_tracker::BuildTracker;
@@ -53,7 +50,6 @@ pub use installable::{Installable, InstallableError, InstallableSource};
 pub use nix::{Flavour, Nix, NixConfig, NixVersion};
 pub use process::{Finished, Invocation, ending};
 pub use shell::{ExecResult, NixDevShell, ShellSession};
-pub use substituter::{CacheConfig, ConfiguredSubstituter, Substituter, configure};
 pub use tokio_util::sync::CancellationToken;
 
 /// The result of everything that runs nix.

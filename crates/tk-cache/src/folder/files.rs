@@ -7,6 +7,7 @@
 //! Files are not synced to the disk, as in Nix: what is promised holds when processes are killed,
 //! not when the power fails.
 
+use bytes::Bytes;
 use rustix::{
     buffer::spare_capacity,
     fs::{CWD, FlockOperation, Mode, OFlags, flock},
@@ -52,20 +53,27 @@ impl OpenFolder {
         Ok(OpenFolder(folder))
     }
 
-    /// The content of the file `name` of at most `limit` bytes; `None` if there is none.
-    pub(super) fn read(&self, name: &str, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    /// The content of the file `name` of at most `limit` bytes; `None` if there is none. It goes through
+    /// `buffer`, which is kept for the next: each has only the memory that it takes.
+    pub(super) fn read(
+        &self,
+        name: &str,
+        limit: usize,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Option<Bytes>> {
         let file = match rustix::fs::openat(&self.0, name, READ, Mode::empty()) {
             Ok(file) => File::from(file),
             Err(error) if error == rustix::io::Errno::NOENT => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         // Most fit, and files get their names when they are whole: what leaves room is all of it.
-        let mut content = Vec::with_capacity(SMALL);
-        let room = content.capacity();
-        match rustix::io::read(&file, spare_capacity(&mut content)) {
-            Ok(n) if n > 0 && n < room && n <= limit => Ok(Some(content)),
+        buffer.clear();
+        buffer.reserve(SMALL);
+        let room = buffer.capacity();
+        match rustix::io::read(&file, spare_capacity(buffer)) {
+            Ok(n) if n > 0 && n < room && n <= limit => Ok(Some(Bytes::copy_from_slice(buffer))),
             // It is large or empty, or is not a file.
-            _ => read_from_start(&file, limit).map(Some),
+            _ => Ok(Some(read_from_start(&file, limit)?.into())),
         }
     }
 }
@@ -270,16 +278,18 @@ mod tests {
     fn files_of_any_size_and_nothing_else_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let open = OpenFolder::open(folder.path()).unwrap();
-        assert_eq!(open.read("none", 9).unwrap(), None);
+        let mut buffer = Vec::new();
+        let mut read = |name: &str, limit| open.read(name, limit, &mut buffer);
+        assert_eq!(read("none", 9).unwrap(), None);
         for size in [0, 1, SMALL - 1, SMALL, SMALL + 1, 3 * SMALL] {
             let content: Vec<u8> = (0..size).map(|i| (i / 7) as u8).collect();
             fs::write(folder.path().join("file"), &content).unwrap();
             for limit in [size, size + 1, 10 * SMALL] {
-                let read = open.read("file", limit).unwrap();
-                assert!(read.as_ref() == Some(&content), "{size} of {limit}");
+                let found = read("file", limit).unwrap();
+                assert!(found.as_deref() == Some(&content), "{size} of {limit}");
             }
             if let Some(less) = size.checked_sub(1) {
-                let error = open.read("file", less).unwrap_err();
+                let error = read("file", less).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::FileTooLarge, "{size}");
             }
         }
@@ -287,7 +297,7 @@ mod tests {
         let fifo = folder.path().join("fifo");
         rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         for other in ["folder", "fifo"] {
-            let error = open.read(other, SMALL).unwrap_err().to_string();
+            let error = read(other, SMALL).unwrap_err().to_string();
             assert!(error.contains("not a regular file"), "{other}: {error}");
         }
     }

@@ -75,13 +75,11 @@ impl PushArgs {
             self.sign.keys()?
         };
         for uri in &self.push {
-            let wish = OpenOptions {
-                write: !dry_run,
-                dry_run,
-                compression: self.compression,
-                level: self.level,
-                ..OpenOptions::default()
-            };
+            let mut wish = OpenOptions::default();
+            wish.write = !dry_run;
+            wish.dry_run = dry_run;
+            wish.compression = self.compression;
+            wish.level = self.level;
             let cache = open(cx, uri, &wish).await?;
             let upstreams = self.upstream.open(cx, &cache).await?;
             places.push(PushTarget {

@@ -135,10 +135,8 @@ async fn named(
         return Ok(found.paths);
     }
     if store.is_none() {
-        let wish = OpenOptions {
-            dry_run: true,
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::default();
+        wish.dry_run = true;
         // The caches may know it as well.
         *store = open(cx, &cx.store_uri(), &wish).await.ok();
     }

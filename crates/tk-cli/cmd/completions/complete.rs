@@ -220,7 +220,11 @@ impl<'a> WordPlace<'a> {
             return;
         }
         if wants(arg, "URI") {
-            let configured = cx.settings.list("substituters").unwrap_or_default();
+            let configured = cx
+                .settings
+                .nix_conf
+                .list("substituters")
+                .unwrap_or_default();
             for uri in configured {
                 add(found, uri, "a substituter of nix.conf".into());
             }

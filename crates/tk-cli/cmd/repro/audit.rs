@@ -37,10 +37,7 @@ pub struct Audit {
 impl Audit {
     /// Runs the command.
     pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
-        let wish = OpenOptions {
-            write: true,
-            ..OpenOptions::default()
-        };
+        let wish = OpenOptions::to_write();
         let store = open(cx, &cx.store_uri(), &wish).await?.store();
         let nix = self
             .find_nix(cx, self.refs.all_in_store(store.dir()))

@@ -4,7 +4,6 @@ use crate::{
     build_log::LogPrinter,
     failure::tell_failure,
     open::{BuildArgs, NixOptions, OpenOptions, OpenStore, open},
-    settings::default_store_dir,
     ui,
 };
 use anyhow::Result;
@@ -75,7 +74,7 @@ impl ReproCheckCommand {
 
     async fn build_again(&self, cx: &CommandContext, told: &mut PrintedCounts) -> Result<()> {
         let build = self.build.keeping_failed();
-        let (builder, opened) = if self.refs.all_in_store(&default_store_dir()?) {
+        let (builder, opened) = if self.refs.all_in_store(&cx.settings.store_dir()?) {
             self.nix.builder_of_derivations(cx, &build).await?
         } else {
             self.nix.builder(cx, &build).await?
@@ -113,11 +112,9 @@ impl ReproCheckCommand {
     }
 
     async fn ask(&self, cx: &CommandContext, told: &mut PrintedCounts) -> Result<()> {
-        let wish = OpenOptions {
-            // What counts is what they have, not what they had.
-            refresh: true,
-            ..OpenOptions::default()
-        };
+        let mut wish = OpenOptions::default();
+        // What counts is what they have, not what they had.
+        wish.refresh = true;
         let mut uris = self.stores.clone();
         if uris.len() == 1 {
             uris.insert(0, cx.store_uri());

@@ -14,9 +14,11 @@
 //! file exists, since its folder may not be entered, the file that includes it counts for nothing.
 //! All this is what Nix 2.34 does (`configuration.cc`), and Nix 2.8 but for the last.
 
+#[cfg(feature = "substituter")]
 mod caches;
 mod read;
 
+#[cfg(feature = "substituter")]
 pub use caches::{Caches, Change, add, remove};
 pub use read::{
     ConfPlaces, DEFAULT_SUBSTITUTER, DEFAULT_TRUSTED_KEY, MAX_CONF_BYTES, MAX_FILES, MAX_INCLUDES,

@@ -1,0 +1,57 @@
+use std::error::Error;
+use tk_store::reference::ReferenceError;
+
+/// Why a store could not be opened, or why something that says how could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The URI names no store, or has a setting that cannot be. The caller's mistake.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// What was asked for makes no sense, whatever the store.
+    #[error("{0}")]
+    Invalid(String),
+    /// The store could not do what opening it takes.
+    #[error(transparent)]
+    Store(#[from] tk_store::Error),
+    /// What was being done, and what came of it.
+    #[error("{doing}")]
+    While {
+        /// What was being done: `cannot open the store file:///cache`.
+        doing: String,
+        /// Why it failed.
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+impl OpenError {
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        OpenError::Invalid(what.into())
+    }
+
+    /// The error and all its causes in one line, joined by `: `, with what others said in it escaped.
+    pub fn to_line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        tk_store::log::escape_controls(&line).into_owned()
+    }
+}
+
+/// Says what was being done when something failed.
+pub(crate) trait InContext<T> {
+    fn in_context(self, doing: impl FnOnce() -> String) -> Result<T, OpenError>;
+}
+
+impl<T, E: Into<Box<dyn Error + Send + Sync>>> InContext<T> for Result<T, E> {
+    fn in_context(self, doing: impl FnOnce() -> String) -> Result<T, OpenError> {
+        self.map_err(|error| OpenError::While {
+            doing: doing(),
+            source: error.into(),
+        })
+    }
+}

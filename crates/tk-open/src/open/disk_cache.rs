@@ -1,0 +1,59 @@
+//! What caches said before, in the user's cache folder.
+
+use super::OpenOptions;
+use crate::OpenSettings;
+use std::{path::Path, sync::Arc, time::Duration};
+use tk_cache::{
+    disk_cache::{DiskCache, DiskCacheConfig},
+    objects::NarInfoCache,
+};
+use tk_path::StoreDir;
+
+/// What the cache said before.
+pub fn known(
+    settings: &OpenSettings,
+    identity: &str,
+    dir: &StoreDir,
+    wish: &OpenOptions,
+) -> Option<Arc<dyn NarInfoCache>> {
+    // One for all caches, so that what is wrong with it is told once.
+    let shared = settings.disk_cache.get_or_init(|| disk_cache(settings));
+    let disk = shared.as_ref()?;
+    Some(if wish.refresh || settings.refresh {
+        disk.of_now(identity, dir)
+    } else {
+        disk.of(identity, dir)
+    })
+}
+
+/// What all caches said before. A machine without a folder for that works without.
+fn disk_cache(settings: &OpenSettings) -> Option<Arc<DiskCache>> {
+    let folder = settings.environment.cache_folder().ok()?;
+    let mut config = DiskCacheConfig {
+        nix: Some(folder.join("nix")),
+        observer: settings.observer.clone(),
+        ..DiskCacheConfig::default()
+    };
+    for (name, field) in [
+        ("narinfo-cache-positive-ttl", &mut config.positive),
+        ("narinfo-cache-negative-ttl", &mut config.negative),
+        ("narinfo-cache-meta-ttl", &mut config.info),
+    ] {
+        if let Some(seconds) = settings
+            .nix_conf
+            .get(name)
+            .and_then(|text| text.parse().ok())
+        {
+            *field = Duration::from_secs(seconds);
+        }
+    }
+    let file = folder.join(Path::new("tk-store/narinfo-v1.sqlite"));
+    match DiskCache::open(file, config) {
+        Ok(cache) => Some(cache),
+        Err(error) => {
+            let line = error.to_line();
+            settings.warn(format_args!("what caches say is not remembered: {line}"));
+            None
+        }
+    }
+}
