@@ -17,7 +17,7 @@ use std::{
     path::Path,
 };
 use tempfile::TempDir;
-use tk_nix::nix_conf::{ConfPlaces, NixConf};
+use tk_open::nix_conf::{ConfPlaces, NixConf};
 
 #[test]
 fn files_mean_what_they_mean_to_nix() {

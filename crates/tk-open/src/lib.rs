@@ -69,3 +69,8 @@ pub use tk_store::{
     SigCheck, Store, StoreExt,
     copy::{CopyOptions, CopyReport},
 };
+
+/// The program in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct ReadmeProgram;

@@ -66,6 +66,22 @@ fn a_folder_is_hashed_pushed_found_and_pulled() {
     assert_eq!(fs::read_to_string(real).unwrap(), "hello");
 }
 
+#[test]
+fn the_five_jobs_of_the_book_run() {
+    let temp = tempfile::tempdir().unwrap();
+    fs::create_dir(temp.path().join("site")).unwrap();
+    fs::write(temp.path().join("site/index.html"), "hello").unwrap();
+    let mut command = Command::new(example("five_jobs"));
+    let output = command.current_dir(temp.path()).output().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let book = fs::read_to_string(root.join("../../docs/embedding.md")).unwrap();
+    let shown = format!("```text\n{}\n```", stdout(&output));
+    assert!(book.contains(&shown), "{shown}");
+    let program = fs::read_to_string(root.join("examples/five_jobs.rs")).unwrap();
+    let (_, program) = program.split_once("\n\n").unwrap();
+    assert!(book.contains(program), "the book shows another program");
+}
+
 #[tokio::test]
 async fn default_settings_read_nothing_of_the_machine() {
     let temp = tempfile::tempdir().unwrap();

@@ -1,0 +1,52 @@
+//! Hashes the folder `site`, pushes it into a signed cache, finds it there, pulls it, and asks a daemon.
+
+use std::{error::Error, path::Path, sync::Arc};
+use tk_open::path::{Algorithm, Encoding};
+use tk_open::{OpenOptions, OpenSettings, Policy, SecretKey, StoreExt};
+use tk_open::{nar_hash, open, open_with, pull, push_folder};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    // Nothing of the environment. `OpenSettings::from_environment()` knows what Nix would know.
+    let settings = OpenSettings::default();
+    let here = std::env::current_dir()?.display().to_string();
+
+    // 1. The NAR hash of a folder.
+    let hash = nar_hash(Path::new("site"), Algorithm::Sha256)?;
+    println!("NAR hash {}", hash.to_text(Encoding::Nix32));
+
+    // 2. A folder goes into a signed cache, straight from where it lies.
+    let key = Arc::new(SecretKey::generate("example-1")?);
+    let uri = format!("file://{here}/cache");
+    let cache = open_with(&uri, &settings, &OpenOptions::to_write()).await?;
+    let path = push_folder("site", "site", &cache, &[key.clone()]).await?;
+
+    // 3. Is it cached, with all that it refers to?
+    let found = cache.look(&[path.clone()], true).await;
+    println!(
+        "{path}: {} there, {} absent",
+        found.listed.narinfos.len(),
+        found.absent.len()
+    );
+
+    // 4. It comes back into a store on disk, if somebody trusted has signed it.
+    let store = open_with("./store", &settings, &OpenOptions::to_write()).await?;
+    let trust = Policy::new([key.public()].into_iter().collect());
+    let report = pull(&cache, &store, [path.clone()], Arc::new(trust)).await?;
+    println!(
+        "pulled {}, failed {}",
+        report.copied.len(),
+        report.failed.len()
+    );
+
+    // 5. A daemon is asked what it knows.
+    if let Some(uri) = std::env::args().nth(1) {
+        let daemon = open(&uri, &settings).await?;
+        println!("the daemon speaks {:?}", daemon.describe().await?.version);
+        println!(
+            "it has the path: {}",
+            daemon.store().info(&path).await?.is_some()
+        );
+    }
+    Ok(())
+}
