@@ -17,7 +17,7 @@
 //! [`UNPINNED_FOR`].
 //!
 //! Files are impure by nature. Their SLOT has the search path too (`NIX_PATH` and so on), where that leads
-//! now, and variables named `NIXPKGS_…`; what nix says it read is looked at from then on (see `told`),
+//! now, and variables named `NIXPKGS_…`; what nix says it read is looked at from then on (see `eval_reads`),
 //! for expressions likewise. They count for [`UNPINNED_FOR`] only if the evaluation asked a server or a repository
 //! for something, if it was offline, or if there was too much to watch; else as long as all that is the
 //! same. What nix does not tell of, `getEnv` of other variables or `readFile` in folders without Nix code,

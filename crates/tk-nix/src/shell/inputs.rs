@@ -2,7 +2,7 @@
 //!
 //! Of a flake's own tree, and of the folder of a file, those files count that evaluation commonly reads
 //! (`READ`), and those that the code can mean that was evaluated (see `mentions`); of local inputs and of what the
-//! caller names the whole trees; and all that nix said it read (see `told`): each file of Nix code with
+//! caller names the whole trees; and all that nix said it read (see `eval_reads`): each file of Nix code with
 //! the files beside it that count in the same way, and what was copied to the store. Of a flake in a
 //! repository evaluation sees nothing but what git has, and the commit (see `git`).
 //!

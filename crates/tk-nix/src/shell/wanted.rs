@@ -11,7 +11,7 @@ use tk_path::{DerivedPath, StoreDir, StorePath};
 pub struct WantedEnvironment {
     /// The environment itself: a shell for development, or a set of packages.
     pub what: EnvironmentKind,
-    /// How it is evaluated. Its folder is that of the [`ShellConfig`].
+    /// How it is evaluated. Its folder is that of the [`ShellConfig`](super::ShellConfig).
     pub eval: EvalOptions,
     /// Files and folders that it depends on, beside those that are found.
     pub watch: Vec<PathBuf>,
