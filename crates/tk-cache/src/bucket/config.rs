@@ -289,14 +289,13 @@ fn s3_endpoint(environment: &CloudEnvironment, profile: Option<&str>) -> Result<
     let Some((name, text)) = found else {
         return Ok(None);
     };
-    match Url::parse(&text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") && url.query().is_none() => {
-            Ok(Some(url))
-        }
-        _ => Err(Error::invalid(format!(
-            "{name} is an http or https URL, not {text:?}"
-        ))),
-    }
+    let wrong = || Error::invalid(format!("{name} is an http or https URL, not {text:?}"));
+    server_url(&text).map(Some).ok_or_else(wrong)
+}
+
+fn server_url(text: &str) -> Option<Url> {
+    let url = Url::parse(text).ok()?;
+    (matches!(url.scheme(), "http" | "https") && url.query().is_none()).then_some(url)
 }
 
 /// A URL, or as Nix once wanted it, a bare host.
@@ -309,12 +308,8 @@ fn endpoint(parameter: &dyn Fn(&str) -> Option<String>) -> Result<Option<Url>> {
     } else {
         format!("{}://{text}", scheme(parameter)?)
     };
-    match Url::parse(&full) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") && url.query().is_none() => {
-            Ok(Some(url))
-        }
-        _ => Err(wrong("endpoint", &text, "an http or https URL")),
-    }
+    let wrong = || wrong("endpoint", &text, "an http or https URL");
+    server_url(&full).map(Some).ok_or_else(wrong)
 }
 
 fn scheme(parameter: &dyn Fn(&str) -> Option<String>) -> Result<String> {

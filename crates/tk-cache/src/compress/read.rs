@@ -1,6 +1,6 @@
 #[cfg(any(feature = "bzip2", feature = "gzip"))]
 use super::ahead::Members;
-use super::{CompressError, invalid, truncated};
+use crate::compress::{self, CompressError};
 use std::io::{self, BufRead, BufReader, Read};
 use tk_narinfo::Compression;
 
@@ -36,7 +36,7 @@ pub fn decoder<'a>(
         #[cfg(not(feature = "xz"))]
         Compression::Lzma | Compression::Lzip => return Err(CompressError::LeftOut(compression)),
         other => {
-            return Err(super::levels(other)
+            return Err(compress::levels(other)
                 .err()
                 .unwrap_or(CompressError::LeftOut(other)));
         }
@@ -123,7 +123,7 @@ impl<R: BufRead> Read for DeflateReader<R> {
             let (before_in, before_out) = (inflater.total_in(), inflater.total_out());
             let status = inflater
                 .decompress(input, out, FlushDecompress::None)
-                .map_err(|_| invalid("corrupt deflate stream"))?;
+                .map_err(|_| compress::invalid("corrupt deflate stream"))?;
             let consumed = (inflater.total_in() - before_in) as usize;
             let produced = (inflater.total_out() - before_out) as usize;
             self.input.consume(consumed);
@@ -132,7 +132,7 @@ impl<R: BufRead> Read for DeflateReader<R> {
                 return Ok(produced);
             }
             if starved && !self.ended {
-                return Err(truncated());
+                return Err(compress::truncated());
             }
         }
         Ok(0)
@@ -161,7 +161,7 @@ fn zstd_decoder<'a>(
         fn fill_buf(&mut self) -> io::Result<&[u8]> {
             let bytes = self.input.fill_buf()?;
             if bytes.is_empty() && !self.seen {
-                return Err(truncated());
+                return Err(compress::truncated());
             }
             self.seen = true;
             Ok(bytes)
@@ -241,8 +241,10 @@ mod brotli {
                 self.input.consume(consumed);
                 match result {
                     BrotliResult::ResultSuccess => self.ended = true,
-                    BrotliResult::ResultFailure => return Err(invalid("corrupt brotli stream")),
-                    BrotliResult::NeedsMoreInput if starved => return Err(truncated()),
+                    BrotliResult::ResultFailure => {
+                        return Err(compress::invalid("corrupt brotli stream"));
+                    }
+                    BrotliResult::NeedsMoreInput if starved => return Err(compress::truncated()),
                     BrotliResult::NeedsMoreInput | BrotliResult::NeedsMoreOutput => {}
                 }
                 if produced > 0 {
