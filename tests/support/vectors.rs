@@ -1,7 +1,6 @@
-//! The golden data: files made by real Nix and by other implementations, in a folder whose shape
-//! its own README describes. Files are found by folder and name pattern, never by a list of names.
+//! The golden data: files made by real Nix and by other implementations, in a folder of the shape
+//! that `tests/vectors/data/README.md` describes. Files are found by folder and name pattern, never by a list of names.
 
-use super::{skip, test_name};
 use serde_json::Value;
 use std::{
     env, fs,
@@ -22,28 +21,21 @@ pub struct Golden {
 }
 
 impl Vectors {
-    /// The folder `$TK_VECTORS`, or else the optional `shared/vectors` beside the project; without
-    /// one the test is skipped.
+    /// The folder `$TK_VECTORS`, or else the one that every clone has, `tests/vectors/data`.
     ///
     /// # Panics
-    /// When `$TK_VECTORS` is no folder: a slip in its name must not pass as a skip.
-    pub fn find() -> Option<Self> {
+    /// When it is not a folder: a slip in its name must not pass for a test.
+    pub fn find() -> Self {
         let root = match env::var_os("TK_VECTORS").filter(|dir| !dir.is_empty()) {
-            Some(dir) => {
-                let dir = PathBuf::from(dir);
-                assert!(dir.is_dir(), "TK_VECTORS={} is not a folder", dir.display());
-                dir
-            }
-            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/vectors"),
+            Some(dir) => PathBuf::from(dir),
+            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/data"),
         };
-        if root.is_dir() {
-            return Some(Vectors { root });
-        }
-        skip(
-            &test_name(),
-            "no golden data here; TK_VECTORS=DIR names a folder of it",
+        assert!(
+            root.is_dir(),
+            "TK_VECTORS={} is not a folder",
+            root.display()
         );
-        None
+        Vectors { root }
     }
 
     /// Where `name` is, be it there or not.

@@ -6,9 +6,7 @@ use tk_path::{Algorithm, Encoding, Hash, nix32};
 
 #[test]
 fn hashes() {
-    let Some(vectors) = Vectors::find() else {
-        return;
-    };
+    let vectors = Vectors::find();
     let rows = [
         "digest of a text",
         "printed, four encodings",
@@ -66,9 +64,7 @@ fn hashes() {
 
 #[test]
 fn nix32_digits() {
-    let Some(vectors) = Vectors::find() else {
-        return;
-    };
+    let vectors = Vectors::find();
     let rows = ["bytes to digits", "digits to bytes", "refused"];
     let mut tally = Tally::new("golden data: nix32", &rows);
     for item in vectors.items("derived/nix32.json") {

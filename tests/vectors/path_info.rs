@@ -13,9 +13,7 @@ use tk_path::{Algorithm, Hash, StoreDir, StorePath, scan::RefScanner};
 
 #[test]
 fn path_infos() {
-    let Some(vectors) = Vectors::find() else {
-        return;
-    };
+    let vectors = Vectors::find();
     let rows = [
         "v1, both directions",
         "v2, both directions",
@@ -67,9 +65,7 @@ fn path_infos() {
 
 #[test]
 fn stores_as_json() {
-    let Some(vectors) = Vectors::find() else {
-        return;
-    };
+    let vectors = Vectors::find();
     let rows = [
         "metadata, both directions",
         "hash and size of the contents",

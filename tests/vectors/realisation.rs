@@ -12,9 +12,7 @@ use tk_narinfo::{
 
 #[test]
 fn realisations() {
-    let Some(vectors) = Vectors::find() else {
-        return;
-    };
+    let vectors = Vectors::find();
     let rows = [WHOLE, UNKEYED, TEXT, SIGNED, LEGACY, LEGACY_IDS];
     let mut tally = Tally::new("golden data: realisations", &rows);
     for file in vectors.files("nix/libstore/realisation", ".json") {

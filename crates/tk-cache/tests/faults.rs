@@ -182,7 +182,7 @@ fn skip(name: &str, reason: &str) {
             .append(true)
             .open(file)
             .unwrap();
-        file.write_all(format!("{name}\t{reason}\n").as_bytes())
+        file.write_all(format!("{name}\t{reason}\t{name}\n").as_bytes())
             .unwrap();
     }
 }
