@@ -63,18 +63,4 @@ pub use binary_cache::{BinaryCache, BinaryCacheConfig};
 pub use folder::FolderObjects;
 pub use warning::{CacheWarning, CacheWarnings};
 
-use tk_store::Error;
-
-/// Runs `work` on a thread that may wait.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> tk_store::Result<T> + Send + 'static,
-) -> tk_store::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(error) => {
-            let error = std::io::Error::other(error);
-            Err(Error::io("waiting for a thread", error))
-        }
-    }
-}
+use tk_store::blocking;

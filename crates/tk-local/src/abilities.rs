@@ -63,7 +63,7 @@ impl Graph for LocalStore {
 
     async fn output_map(&self, drv: &StorePath) -> Result<BTreeMap<OutputName, Option<StorePath>>> {
         let path = drv.clone();
-        let found = self.run("looking for outputs", move |store| store.output_map(&path));
+        let found = self.run(move |store| store.output_map(&path));
         let (read, mut outputs) = found.await?;
         derivation::fill_in(self, drv, &read, self, &mut outputs).await?;
         Ok(outputs)
@@ -92,13 +92,13 @@ impl Roots for LocalStore {
             let add = |path| roots.add(&store.config.dir, path, &cancel);
             paths.iter().try_for_each(add)
         };
-        self.run("adding a root", add).await
+        self.run(add).await
     }
 
     async fn add_indirect_root(&self, link: &Path) -> Result<()> {
         let link = link.to_owned();
         let add = move |store: &LocalInner| store.add_indirect_root(&link);
-        self.run("adding a root", add).await
+        self.run(add).await
     }
 
     /// The link names the path below the store directory, as Nix's do, which leads nowhere where
@@ -107,11 +107,11 @@ impl Roots for LocalStore {
         let (path, link) = (path.clone(), link.to_owned());
         let roots = self.temp_roots().clone();
         let add = move |store: &LocalInner| store.add_perm_root(&roots, &path, &link);
-        self.run("adding a root", add).await
+        self.run(add).await
     }
 
     async fn roots(&self) -> Result<Vec<Root>> {
-        self.run("looking for roots", LocalInner::all_roots).await
+        self.run(LocalInner::all_roots).await
     }
 }
 
@@ -132,19 +132,14 @@ impl Logs for LocalStore {
 impl Realisations for LocalStore {
     async fn realisation(&self, id: &DrvOutput) -> Result<Option<UnkeyedRealisation>> {
         let id = id.clone();
-        self.run("looking for a realisation", move |store| {
-            store.db.realisation(&id)
-        })
-        .await
+        self.run(move |store| store.db.realisation(&id)).await
     }
 
     async fn register(&self, realisation: &Realisation, check: &SigCheck) -> Result<()> {
         check.check_realisation(realisation)?;
         let realisation = realisation.clone();
-        self.run("registering a realisation", move |store| {
-            store.db.register_realisation(&realisation)
-        })
-        .await
+        self.run(move |store| store.db.register_realisation(&realisation))
+            .await
     }
 
     async fn legacy_realisation(
@@ -152,10 +147,8 @@ impl Realisations for LocalStore {
         id: &legacy::LegacyDrvOutput,
     ) -> Result<Option<legacy::LegacyRealisation>> {
         let id = id.clone();
-        self.run("looking for a realisation", move |store| {
-            store.db.legacy_realisation(&id)
-        })
-        .await
+        self.run(move |store| store.db.legacy_realisation(&id))
+            .await
     }
 
     async fn register_legacy(
@@ -165,10 +158,8 @@ impl Realisations for LocalStore {
     ) -> Result<()> {
         check.check_legacy_realisation(realisation)?;
         let realisation = realisation.clone();
-        self.run("registering a realisation", move |store| {
-            store.db.register_legacy_realisation(&realisation)
-        })
-        .await
+        self.run(move |store| store.db.register_legacy_realisation(&realisation))
+            .await
     }
 }
 

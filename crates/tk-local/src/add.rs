@@ -10,7 +10,7 @@
 
 use crate::{
     Durability, LocalConfig, LocalStore,
-    inner::{LocalInner, blocking},
+    inner::LocalInner,
     lock::{Cancel, OutputLock},
     place::{Nursery, TempPlace, remove_left_over, sweep},
     receive::receive,
@@ -28,7 +28,7 @@ use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method, References, StorePath};
 use tk_store::{
     AddItem, AddItems, AddOptions, AddReport, ContentHasher, Error, Existing, NarCheck, NarStream,
-    Result, nar, progress::arriving,
+    Result, blocking, nar, progress::arriving,
 };
 
 /// Implements [`tk_store::Store::add`]: receives several paths at once, and registers them in groups.
@@ -96,7 +96,7 @@ pub(crate) async fn add_content(
             None => Ok(info),
         }
     };
-    let info = blocking("adding to the store", work).await;
+    let info = blocking(work).await;
     sweeping.await?;
     info
 }
@@ -206,7 +206,7 @@ impl LocalAdd<'_> {
             nar,
         };
         let inner = self.store.inner().clone();
-        let work = blocking("adding to the store", move || request.receive(&inner));
+        let work = blocking(move || request.receive(&inner));
         let done = work.map(move |outcome| {
             drop(end_on_drop);
             (n, path, outcome)
@@ -239,7 +239,7 @@ impl LocalAdd<'_> {
                 return Ok(());
             }
             let inner = self.store.inner().clone();
-            let committed = blocking("registering paths", move || inner.commit(group)).await?;
+            let committed = blocking(move || inner.commit(group)).await?;
             self.report.written += committed.bytes;
             for path in committed.paths {
                 self.open.remove(&path);

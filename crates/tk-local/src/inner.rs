@@ -98,20 +98,6 @@ impl LocalInner {
     }
 }
 
-/// Runs `work` on a blocking thread; its panics are the caller's.
-pub(crate) async fn blocking<T: Send + 'static>(
-    doing: &str,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(failure) => match failure.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(Error::io(doing, io::Error::other(cancelled))),
-        },
-    }
-}
-
 /// The folders that Nix expects (`LocalStore::LocalStore`).
 fn create_folders(config: &LocalConfig) -> Result<()> {
     let LocalConfig { real, state, .. } = config;

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::{
-    inner::{LocalInner, blocking},
+    inner::LocalInner,
     lock::{Cancel, lock_file_at},
 };
 use bzip2::{Compression, bufread::MultiBzDecoder, write::BzEncoder};
@@ -19,14 +19,14 @@ use std::{
 };
 use tk_path::StorePath;
 use tk_store::{
-    ByteStream, Error, Result,
+    ByteStream, Error, Result, blocking,
     nar::{self, BlockingNar, produce},
 };
 
 /// Implements [`tk_store::Logs::build_log`]: returns the log of `drv`, decompressed, or `None`.
 pub(crate) async fn read(store: &Arc<LocalInner>, drv: &StorePath) -> Result<Option<ByteStream>> {
     let (inner, drv) = (store.clone(), drv.clone());
-    let opened = blocking("reading a build log", move || open(&inner, &drv)).await?;
+    let opened = blocking(move || open(&inner, &drv)).await?;
     Ok(opened.map(|(mut log, place)| {
         produce(move |send| {
             loop {
@@ -60,7 +60,7 @@ pub(crate) async fn add(store: &Arc<LocalInner>, drv: &StorePath, log: ByteStrea
         }
         write(&place, log, &cancel)
     };
-    blocking("adding a build log", work).await
+    blocking(work).await
 }
 
 type LogReader = Box<dyn Read + Send>;

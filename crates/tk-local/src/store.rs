@@ -1,9 +1,4 @@
-use crate::{
-    LocalConfig, add,
-    db::Database,
-    inner::{LocalInner, blocking},
-    roots::TempRoots,
-};
+use crate::{LocalConfig, add, db::Database, inner::LocalInner, roots::TempRoots};
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use std::{
@@ -17,7 +12,7 @@ use tk_narinfo::{PathInfo, Signature};
 use tk_path::{Algorithm, HashPart, Method, References, StoreDir, StorePath};
 use tk_store::{
     AddContent, AddItems, AddOptions, AddReport, AddSignatures, Error, NarStream, Result, Store,
-    nar, own_thread,
+    blocking, nar, own_thread,
 };
 
 /// A store on disk, in Nix's format. Cheap to clone; all clones are the same open store.
@@ -42,7 +37,7 @@ impl LocalStore {
     /// other than 10.
     pub async fn open(config: LocalConfig) -> Result<Self> {
         Ok(Self::of(
-            blocking("opening the store", move || LocalInner::open(config, true)).await?,
+            blocking(move || LocalInner::open(config, true)).await?,
         ))
     }
 
@@ -52,7 +47,7 @@ impl LocalStore {
     /// Also when there is no store.
     pub async fn open_existing(config: LocalConfig) -> Result<Self> {
         Ok(Self::of(
-            blocking("opening the store", move || LocalInner::open(config, false)).await?,
+            blocking(move || LocalInner::open(config, false)).await?,
         ))
     }
 
@@ -82,14 +77,13 @@ impl LocalStore {
 
     /// Returns every valid path; an entry that names no path is an error.
     pub async fn all(&self) -> Result<BTreeSet<StorePath>> {
-        self.run("listing the store", |store| store.db.all()).await
+        self.run(|store| store.db.all()).await
     }
 
     /// The same, going on past entries that name no path: each of these with what is wrong. Older
     /// versions of Nix took names that are none any more.
     pub async fn all_readable(&self) -> Result<crate::db::ReadablePaths> {
-        self.run("listing the store", |store| store.db.all_readable())
-            .await
+        self.run(|store| store.db.all_readable()).await
     }
 
     /// The valid paths that refer to `path`, with itself if it does.
@@ -113,7 +107,7 @@ impl LocalStore {
     /// when a reference is neither valid nor among `infos`; [`Error::Invalid`] when they refer
     /// to each other in a circle.
     pub async fn register(&self, infos: Vec<PathInfo>) -> Result<()> {
-        self.run("registering paths", move |store| {
+        self.run(move |store| {
             for info in &infos {
                 let real = store.real_path(&info.path);
                 if let Err(e) = real.symlink_metadata() {
@@ -164,19 +158,17 @@ impl LocalStore {
         if own_thread::is_entered() {
             question(&self.inner.db)
         } else {
-            self.run("asking the store", |store| question(&store.db))
-                .await
+            self.run(|store| question(&store.db)).await
         }
     }
 
     /// Runs `work` on a blocking thread.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
-        doing: &'static str,
         work: impl FnOnce(&LocalInner) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = self.inner.clone();
-        blocking(doing, move || work(&inner)).await
+        blocking(move || work(&inner)).await
     }
 }
 
@@ -266,7 +258,7 @@ impl AddSignatures for LocalStore {
     ) -> Vec<(StorePath, Result<()>)> {
         let paths: Vec<_> = signatures.keys().cloned().collect();
         let add = move |store: &LocalInner| store.db.add_signatures(&signatures);
-        let added = self.run("adding signatures", add).await;
+        let added = self.run(add).await;
         let absent = match added {
             Ok(absent) => absent,
             Err(error) => return error.for_each(paths),

@@ -10,7 +10,7 @@ use tk_cache::BinaryCache;
 use tk_narinfo::{CacheInfo, PublicKey, SecretKey};
 use tk_path::StorePath;
 use tk_store::{
-    Error, Result, SigCheck, Store, StoreReference,
+    Error, Result, SigCheck, Store, StoreReference, blocking,
     copy::{self, CopyOptions, CopyReport},
 };
 
@@ -264,16 +264,6 @@ fn with_priority(text: &[u8], priority: i32) -> Vec<u8> {
     }
     new.extend(format!("Priority: {priority}\n").bytes());
     new
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(error) => Err(Error::io("waiting for a thread", io::Error::other(error))),
-    }
 }
 
 #[cfg(test)]

@@ -74,6 +74,7 @@ pub use error::{Error, Result};
 pub use fetching::{Fetching, Sources};
 pub use memory::MemoryStore;
 pub use nar::NarStream;
+pub use own_thread::blocking;
 pub use reference::{ReferenceError, StoreReference, StoreVariant};
 pub use several::SeveralStores;
 pub use socket::SocketName;

@@ -4,7 +4,22 @@
 //! back takes longer than a short question to a database. On a thread of its own a caller loses nothing by
 //! waiting.
 
-use std::cell::Cell;
+use crate::{Error, Result};
+use std::{cell::Cell, io, panic};
+
+/// Runs `work` on a thread of the runtime that may wait; a panic in it goes on in the caller.
+///
+/// # Errors
+/// Those of `work`; and when the runtime ends before the work begins.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|failure| match failure.try_into_panic() {
+        Ok(panic) => panic::resume_unwind(panic),
+        Err(ended) => Err(Error::io("waiting for a thread", io::Error::other(ended))),
+    })
+}
 
 /// Runs `work`: stores that it asks short questions answer on this thread.
 ///

@@ -1,5 +1,5 @@
 use crate::{
-    AddItems, AddOptions, AddReport, ContentHasher, Error, NarStream, Result, Store,
+    AddItems, AddOptions, AddReport, ContentHasher, Error, NarStream, Result, Store, blocking,
     nar::{self, BlockingNar},
     progress::Progress,
 };
@@ -10,7 +10,7 @@ use futures::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -75,8 +75,7 @@ impl TreeStore {
             }
             hasher.finish(&dir, &own_name, &References::default())
         };
-        let info = tokio::task::spawn_blocking(hash).await;
-        let info = info.map_err(|e| Error::io("waiting for a thread", io::Error::other(e)))??;
+        let info = blocking(hash).await?;
         self.insert(info.clone(), file, options);
         Ok(info)
     }

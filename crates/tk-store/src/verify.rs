@@ -1,5 +1,5 @@
 use crate::{
-    ContentHasher, Error, Result, Store,
+    ContentHasher, Error, Result, Store, blocking,
     nar::{self, BlockingNar},
 };
 use tk_nar::Validator;
@@ -168,7 +168,5 @@ pub async fn verify(store: &dyn Store, info: &PathInfo) -> Result<()> {
         }
         check.finish()
     };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| Error::io(format!("verifying {}", info.path), std::io::Error::other(e)))?
+    blocking(work).await
 }

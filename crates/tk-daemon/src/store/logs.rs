@@ -23,9 +23,7 @@ impl Logs for DaemonStore {
         let mut compressed = plain.clone().into_os_string();
         compressed.push(".bz2");
         let open = move || open_first(&[plain, compressed.into()]);
-        let opened = tokio::task::spawn_blocking(open).await;
-        let opened =
-            opened.map_err(|e| Error::io("reading a build log", io::Error::other(e)))??;
+        let opened = tk_store::blocking(open).await?;
         Ok(opened.map(|(file, path)| read(file, path)))
     }
 
