@@ -2,6 +2,7 @@
 //! machine is asked.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +24,7 @@ use tk_path::{
     Algorithm, BasicDerivation, Derivation, DerivedPath, HashPart, Method, NarHash, OutputsSpec,
     References, SingleDerivedPath, StoreDir, StorePath, modulo::Modulo,
 };
+use tk_store::conformance::file_nar;
 use tk_store::{
     Abilities, AddContent, AddItems, AddOptions, AddReport, Build, BuildMode, Error, MemoryStore,
     Missing, NarStream, Realisations, Result, SigCheck, Store, StoreExt, log::LogSink, nar,
@@ -301,7 +303,7 @@ async fn derivation(local: &MemoryStore, name: &str, kind: Kind) -> (StorePath, 
     let text = format!(r#"Derive([{output}],[],[],"sys","/bin/sh",[],[("out","")])"#);
     let mut drv = Derivation::parse_aterm(dir, name, text.as_bytes()).unwrap();
     drv.fill_outputs(&Modulo::new(dir.clone())).unwrap();
-    let file = nar_of(&drv.to_aterm(dir).unwrap());
+    let file = file_nar(&drv.to_aterm(dir).unwrap());
     let (none, file) = (References::default(), nar::from_bytes(file));
     let file_name = format!("{name}.drv");
     let added = local.add_content(&file_name, Method::Text, Algorithm::Sha256, &none, file);
@@ -376,7 +378,7 @@ impl Liar {
     }
 
     async fn put(&self, path: StorePath, references: BTreeSet<StorePath>) {
-        let content = nar_of(path.as_str().as_bytes());
+        let content = file_nar(path.as_str().as_bytes());
         let mut info = PathInfo::new(path, NarHash::digest(&content), content.len() as u64);
         info.references = references;
         self.put_content(info, content).await;
@@ -384,7 +386,7 @@ impl Liar {
 
     /// An output named `name` where its content belongs; nothing is added if it says so and has not.
     async fn put_addressed(&self, name: &str, references: BTreeSet<StorePath>) -> StorePath {
-        let content = nar_of(name.as_bytes());
+        let content = file_nar(name.as_bytes());
         let hash = NarHash::digest(&content);
         let file = tk_path::Hash::digest(Algorithm::Sha256, name.as_bytes());
         let (method, digest) = match self.way {
@@ -409,7 +411,7 @@ impl Liar {
         path
     }
 
-    async fn put_content(&self, info: PathInfo, content: Vec<u8>) {
+    async fn put_content(&self, info: PathInfo, content: Bytes) {
         let options = AddOptions::new(SigCheck::Skip);
         self.inner
             .add_one(info, nar::from_bytes(content), &options)
@@ -509,7 +511,7 @@ impl Store for Liar {
 
     async fn nar(&self, path: &StorePath) -> Result<NarStream> {
         match self.way {
-            Way::OtherContent => Ok(nar::from_bytes(nar_of(b"something else"))),
+            Way::OtherContent => Ok(nar::from_bytes(file_nar(b"something else"))),
             Way::FrozenLater => {
                 self.freeze().await;
                 self.inner.nar(path).await
@@ -531,10 +533,4 @@ impl fmt::Display for Liar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.uri)
     }
-}
-
-fn nar_of(content: &[u8]) -> Vec<u8> {
-    let mut encoder = tk_nar::Encoder::new(Vec::new());
-    encoder.file(false, content).unwrap();
-    encoder.finish().unwrap()
 }

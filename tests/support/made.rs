@@ -7,6 +7,7 @@ use std::path::Path;
 use tk_local::{LocalConfig, LocalStore};
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Hash, NarHash, StorePath};
+pub use tk_store::conformance::file_nar as nar_of;
 use tk_store::{SigCheck, Store, nar};
 
 /// Makes a store in `root`: paths with files of `sizes` bytes, of which each refers to itself and
@@ -15,11 +16,8 @@ pub fn fill(root: &Path, sizes: &[usize]) -> Vec<StorePath> {
     let mut paths: Vec<StorePath> = Vec::new();
     let mut items = Vec::new();
     for (i, &size) in sizes.iter().enumerate() {
-        let nar = nar_of(&noise(i as u64 + 1, size));
-        let name = format!("path-{i}");
-        let digest = Hash::digest(Algorithm::Sha256, name.as_bytes()).compress(20);
-        let path = StorePath::from_digest(&digest.try_into().unwrap(), &name).unwrap();
-        let mut info = PathInfo::new(path.clone(), NarHash::digest(&nar), nar.len() as u64);
+        let (mut info, nar) = sample(&format!("path-{i}"), &noise(i as u64 + 1, size));
+        let path = info.path.clone();
         for back in [1, 2, 7] {
             info.references
                 .extend(i.checked_sub(back).map(|j| paths[j].clone()));
@@ -38,6 +36,15 @@ pub fn fill(root: &Path, sizes: &[usize]) -> Vec<StorePath> {
     paths
 }
 
+/// A path that is a file of `content`, with its NAR.
+pub fn sample(name: &str, content: &[u8]) -> (PathInfo, Bytes) {
+    let nar = nar_of(content);
+    let digest = Hash::digest(Algorithm::Sha256, name.as_bytes()).compress(20);
+    let path = StorePath::from_digest(&digest.try_into().unwrap(), name).unwrap();
+    let info = PathInfo::new(path, NarHash::digest(&nar), nar.len() as u64);
+    (info, nar)
+}
+
 /// Bytes that no compression makes fewer.
 pub fn noise(seed: u64, size: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -50,24 +57,4 @@ pub fn noise(seed: u64, size: usize) -> Vec<u8> {
     }
     noise.truncate(size);
     noise
-}
-
-/// The NAR of a plain file.
-pub fn nar_of(content: &[u8]) -> Bytes {
-    let mut nar = Vec::new();
-    let words: [&[u8]; 7] = [
-        b"nix-archive-1",
-        b"(",
-        b"type",
-        b"regular",
-        b"contents",
-        content,
-        b")",
-    ];
-    for word in words {
-        nar.extend((word.len() as u64).to_le_bytes());
-        nar.extend(word);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    }
-    nar.into()
 }

@@ -29,6 +29,7 @@ use tk_daemon::{
     },
 };
 use tk_path::{DerivedPath, SingleDerivedPath, StoreDir, StorePath};
+use tk_store::conformance::file_nar;
 use tk_store::log::LogEvent;
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
@@ -397,25 +398,10 @@ fn framed_lengths() {
     assert_eq!(lengths, [MAX_FRAME, MAX_FRAME, 1]);
 }
 
-/// A NAR of one file.
-fn nar(contents: &[u8]) -> Vec<u8> {
-    let mut nar = Vec::new();
-    let mut string = |text: &[u8]| {
-        nar.extend((text.len() as u64).to_le_bytes());
-        nar.extend_from_slice(text);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    };
-    let words = ["nix-archive-1", "(", "type", "regular", "contents"];
-    words.iter().for_each(|word| string(word.as_bytes()));
-    string(contents);
-    string(b")");
-    nar
-}
-
 #[test]
 fn raw_nars() {
     for contents in [&b""[..], b"hello", &[7; 100_000]] {
-        let nar = nar(contents);
+        let nar = file_nar(contents);
         let stream = [&nar[..], &words(&[42]), &nar].concat();
         for slow in [false, true] {
             run(async {
@@ -438,7 +424,7 @@ fn raw_nars() {
             assert!(error.is_end(), "{end}: {error}");
         }
     }
-    let mut bad = nar(b"hello");
+    let mut bad = file_nar(b"hello").to_vec();
     bad[8] ^= 1;
     let mut reader = WireReader::new(&bad[..], worker());
     let error = run(NarRead::new(&mut reader).drain()).expect_err("no NAR");
@@ -458,11 +444,11 @@ fn items_within_frames() {
         (Version::minor(16), true)
     );
 
-    let nar = nar(b"hello");
+    let nar = file_nar(b"hello");
     let path = StorePath::parse("g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-foo").expect("a path");
     let hash = tk_path::NarHash::digest(&nar);
     let info = tk_narinfo::PathInfo::new(path, hash, nar.len() as u64);
-    let one = [encode(&item, &info).expect("an info"), nar.clone()].concat();
+    let one = [encode(&item, &info).expect("an info"), nar.to_vec()].concat();
     let data = [words(&[2]), one.clone(), one].concat();
     let mut bytes = Vec::new();
     for (header, chunk) in data

@@ -29,6 +29,7 @@ use tk_path::{
     Algorithm, BasicDerivation, Derivation, DerivationOutput, DerivedPath, Hash, HashPart, Inputs,
     NarHash, OutputName, OutputsSpec, SingleDerivedPath, StoreDir, StorePath,
 };
+use tk_store::conformance::file_nar;
 use tk_store::{
     Abilities, AddItem, AddItems, AddOptions, AddReport, Build, BuildMode, ClientSettings, Error,
     MemoryStore, NarStream, Result, Sessions, SigCheck, Store, StoreExt, conformance,
@@ -126,7 +127,7 @@ async fn a_nar_that_is_not_read_to_its_end_costs_its_connection() {
     let line = Line::new();
     let mut one = sample("one", []);
     // In several pieces: with the last of them a NAR is at its end.
-    one.1 = nar_of(&[7; 3 * BUFFER]);
+    one.1 = file_nar(&[7; 3 * BUFFER]);
     (one.0.nar_hash, one.0.nar_size) = (hash(&one.1), one.1.len() as u64);
     add(&*line.memory, std::slice::from_ref(&one)).await;
     let store = line.store();
@@ -279,7 +280,7 @@ async fn builds() {
         env: BTreeMap::new(),
     };
     let drv = derivation.path(store.dir()).unwrap();
-    let file = nar_of(&derivation.to_aterm(store.dir()).unwrap());
+    let file = file_nar(&derivation.to_aterm(store.dir()).unwrap());
     let mut info = PathInfo::new(drv.clone(), hash(&file), file.len() as u64);
     info.references = BTreeSet::new();
     let wanted = [
@@ -742,7 +743,7 @@ impl fmt::Display for WithFind {
 type Sample = (PathInfo, Bytes);
 
 fn sample(name: &str, references: impl IntoIterator<Item = StorePath>) -> Sample {
-    let nar = nar_of(format!("{name}\n").repeat(20).as_bytes());
+    let nar = file_nar(format!("{name}\n").repeat(20).as_bytes());
     let digest = Hash::digest(Algorithm::Sha256, name.as_bytes());
     let digest: [u8; 20] = digest.compress(20).try_into().unwrap();
     let path = StorePath::from_digest(&digest, name).unwrap();
@@ -765,12 +766,6 @@ fn item((info, nar): &Sample) -> Result<AddItem> {
 
 fn hash(nar: &[u8]) -> NarHash {
     NarHash::try_from(Hash::digest(Algorithm::Sha256, nar)).unwrap()
-}
-
-fn nar_of(content: &[u8]) -> Bytes {
-    let mut encoder = tk_nar::Encoder::new(Vec::new());
-    encoder.file(false, content).unwrap();
-    encoder.finish().unwrap().into()
 }
 
 const BUFFER: usize = 64 << 10;

@@ -24,7 +24,6 @@ use tk_daemon::{
         ops::{self, Request},
     },
 };
-use tk_nar::Encoder;
 use tk_narinfo::{
     PathInfo, Policy, SecretKey, Signature,
     build_result::{BuildResult, BuildStatus, KeyedBuildResult},
@@ -33,6 +32,7 @@ use tk_path::{
     Algorithm, BasicDerivation, ContentAddress, DerivedPath, Hash, Method, NarHash, OutputsSpec,
     References, SingleDerivedPath, StoreDir, StorePath,
 };
+use tk_store::conformance::file_nar;
 use tk_store::{
     Abilities, AddContent, AddItems, AddOptions, AddReport, Build, BuildMode, ClientSettings,
     Error, Fetching, Graph, MemoryStore, Missing, NarStream, Result, Sessions, SigCheck, Sources,
@@ -378,7 +378,7 @@ async fn content() {
             if minor < 25 && method == Method::Git {
                 continue;
             }
-            let (nar, expected) = (nar_of(&content), MemoryStore::default());
+            let (nar, expected) = (file_nar(&content), MemoryStore::default());
             let none = References::default();
             let add = |to| nar_add(to, method, algorithm, nar.clone(), &none);
             let expected = add(&expected as &dyn AddContent).await;
@@ -518,7 +518,7 @@ async fn building_what_is_there() {
     );
 
     let mut content = PathInfo::new(output.clone(), NarHash::from_bytes([0; 32]), 0);
-    let nar = nar_of(b"made");
+    let nar = file_nar(b"made");
     content.nar_hash = Hash::digest(Algorithm::Sha256, &nar).try_into().unwrap();
     content.nar_size = nar.len() as u64;
     store
@@ -582,7 +582,7 @@ async fn what_others_have_is_fetched() {
     let drv_path = add_derivation(&near, &drv).await;
     let output = drv.outputs["out"].path(&StoreDir::default(), "made", &"out".parse().unwrap());
     let output = output.unwrap().unwrap();
-    let nar = nar_of(b"made");
+    let nar = file_nar(b"made");
     let hash = NarHash::try_from(Hash::digest(Algorithm::Sha256, &nar)).unwrap();
     let mut made = PathInfo::new(output.clone(), hash, nar.len() as u64);
     made.sign(&StoreDir::default(), &key).unwrap();
@@ -1055,7 +1055,7 @@ async fn settings_about_signatures() {
             repair: false,
             dont_check_signatures: false,
         };
-        let data = stream::iter([Ok(Bytes::from(nar))]);
+        let data = stream::iter([Ok(nar)]);
         let mut connection = client.connection().await.unwrap();
         let added = connection.upload(&request, data, &()).await;
         assert_eq!(added.is_ok(), taken, "{name} {trust:?}: {added:?}");
@@ -1462,7 +1462,7 @@ impl Store for Builder {
         if path.name() == "absent" {
             return self.memory.nar(path).await;
         }
-        let begin = Bytes::from(nar_of(&[1; 4000])[..1000].to_vec());
+        let begin = file_nar(&[1; 4000]).slice(..1000);
         let fault = Error::io("reading", std::io::Error::other("the disk is gone"));
         Ok(stream::iter([Ok(begin), Err(fault)]).boxed())
     }
@@ -1493,15 +1493,9 @@ fn path(name: &str) -> StorePath {
     StorePath::parse(&base).unwrap()
 }
 
-fn nar_of(content: &[u8]) -> Vec<u8> {
-    let mut encoder = Encoder::new(Vec::new());
-    encoder.file(false, content).unwrap();
-    encoder.finish().unwrap()
-}
-
 /// A path that needs signatures, with its NAR.
-fn sample(name: &str, content: &[u8], references: &[&StorePath]) -> (PathInfo, Vec<u8>) {
-    let nar = nar_of(content);
+fn sample(name: &str, content: &[u8], references: &[&StorePath]) -> (PathInfo, Bytes) {
+    let nar = file_nar(content);
     let hash = Hash::digest(Algorithm::Sha256, &nar).try_into().unwrap();
     let mut info = PathInfo::new(path(name), hash, nar.len() as u64);
     info.references
@@ -1513,7 +1507,7 @@ async fn nar_add(
     to: &dyn AddContent,
     method: Method,
     algorithm: Algorithm,
-    nar: Vec<u8>,
+    nar: Bytes,
     references: &References,
 ) -> PathInfo {
     to.add_content(
@@ -1547,7 +1541,7 @@ fn fixed_output(name: &str, content: &[u8]) -> tk_path::Derivation {
 async fn add_derivation(store: &MemoryStore, drv: &tk_path::Derivation) -> StorePath {
     let text = drv.to_aterm(&StoreDir::default()).unwrap();
     let name = format!("{}.drv", drv.name);
-    let nar = nar::from_bytes(nar_of(&text));
+    let nar = nar::from_bytes(file_nar(&text));
     let none = References::default();
     let added = store
         .add_content(&name, Method::Text, Algorithm::Sha256, &none, nar)

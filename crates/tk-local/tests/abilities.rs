@@ -21,6 +21,7 @@ use tk_path::{
     Algorithm, ContentAddress, Derivation, DerivationOutput, Hash, InputOutputs, Inputs, Method,
     NarHash, OutputName, StoreDir, StorePath, modulo::Modulo,
 };
+use tk_store::conformance::file_nar;
 use tk_store::{Error, Graph, Logs, Realisations, Root, Roots, SigCheck, Store, StoreExt, nar};
 
 #[tokio::test]
@@ -243,7 +244,7 @@ async fn derivations_that_lie_are_refused() {
     let dir = store.dir().clone();
     let text = String::from_utf8(high.to_aterm(&dir).unwrap()).unwrap();
     let no_drv = |content: &[u8]| {
-        let nar = common::nar_of_file(content);
+        let nar = file_nar(content);
         let hash = NarHash::digest(&nar);
         let path = StorePath::from_digest(&[7; 20], "high.drv").unwrap();
         let info = PathInfo::new(path, hash, nar.len() as u64);
@@ -370,7 +371,7 @@ async fn add_all_drvs(store: &LocalStore, drvs: &[&Derivation]) {
 
 fn drv_sample(dir: &StoreDir, drv: &Derivation) -> common::Sample {
     let text = drv.to_aterm(dir).unwrap();
-    let nar = common::nar_of_file(&text);
+    let nar = file_nar(&text);
     let path = drv.path(dir).unwrap();
     let mut info = PathInfo::new(path, NarHash::digest(&nar), nar.len() as u64);
     info.references = drv.inputs.drvs.keys().cloned().collect();

@@ -335,15 +335,7 @@ mod tests {
 
     /// A hundred paths, each of which refers to the one before it.
     async fn chain() -> (MemoryStore, StorePath) {
-        let content: Vec<u8> = ["nix-archive-1", "(", "type", "directory", ")"]
-            .iter()
-            .flat_map(|word| {
-                let mut token = (word.len() as u64).to_le_bytes().to_vec();
-                token.extend(word.as_bytes());
-                token.resize(token.len().next_multiple_of(8), 0);
-                token
-            })
-            .collect();
+        let content = crate::conformance::file_nar(b"");
         let path = |n: usize| -> StorePath { format!("{n:032}-a").parse().unwrap() };
         let item = |n: usize| -> Result<AddItem> {
             let mut info = PathInfo::new(path(n), NarHash::digest(&content), content.len() as u64);

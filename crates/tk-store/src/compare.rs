@@ -95,13 +95,7 @@ impl Half {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tk_nar::Encoder;
-
-    fn nar(contents: &[u8]) -> Vec<u8> {
-        let mut encoder = Encoder::new(Vec::new());
-        encoder.file(false, contents).unwrap();
-        encoder.finish().unwrap()
-    }
+    use crate::conformance::file_nar as nar;
 
     /// In chunks of `size` bytes.
     fn stream(nar: &[u8], size: usize) -> NarStream {

@@ -88,6 +88,26 @@ where
     build_logs(&make().await).await;
 }
 
+/// Returns the NAR of a file that is not executable, for tests: written out word by word, so that they do not
+/// lean on the encoder.
+pub fn file_nar(content: &[u8]) -> Bytes {
+    let mut nar = Vec::new();
+    for token in [
+        b"nix-archive-1".as_slice(),
+        b"(",
+        b"type",
+        b"regular",
+        b"contents",
+        content,
+        b")",
+    ] {
+        nar.extend((token.len() as u64).to_le_bytes());
+        nar.extend(token);
+        nar.resize(nar.len().next_multiple_of(8), 0);
+    }
+    nar.into()
+}
+
 async fn empty_store(store: &dyn Store) {
     let (info, _) = sample(store.dir(), "absent", b"absent", []);
     let path = info.path.clone();
@@ -197,7 +217,7 @@ async fn failed_path_takes_its_referrers_along(store: &dyn Store) {
     let mut items: Vec<_> = chain.iter().map(|(i, n)| item(i, n)).collect();
     items[1] = Ok((
         chain[1].0.clone(),
-        nar::from_bytes(nar_of(b"something else")),
+        nar::from_bytes(file_nar(b"something else")),
     ));
     items.push(item(&alone, &alone_nar));
     let report = add(store, items).await;
@@ -323,7 +343,7 @@ async fn signatures(store: &dyn Store) {
 }
 
 async fn content_address(store: &dyn Store) {
-    let nar = nar_of(b"I am what I am");
+    let nar = file_nar(b"I am what I am");
     let nobody = TrustedKeys::from_iter([]);
     let check = SigCheck::Require(Arc::new(Policy {
         keys: nobody,
@@ -505,7 +525,7 @@ async fn add_drv(store: &dyn Store, mut drv: Derivation) -> StorePath {
     if let Some(out) = out.unwrap() {
         drv.env.insert("out".into(), store.dir().path(&out).into());
     }
-    let nar = nar_of(&drv.to_aterm(store.dir()).unwrap());
+    let nar = file_nar(&drv.to_aterm(store.dir()).unwrap());
     let path = drv.path(store.dir()).unwrap();
     let info = PathInfo::new(path.clone(), hash(&nar), nar.len() as u64);
     let report = add(store, vec![item(&info, &nar)]).await;
@@ -729,7 +749,7 @@ fn sample(
     content: &[u8],
     references: impl IntoIterator<Item = StorePath>,
 ) -> (PathInfo, Bytes) {
-    let nar = nar_of(content);
+    let nar = file_nar(content);
     let digest = Hash::digest(Algorithm::Sha256, format!("{dir}:{name}").as_bytes());
     let digest: [u8; 20] = digest.compress(20).try_into().unwrap();
     let path = StorePath::from_digest(&digest, name).unwrap();
@@ -740,23 +760,4 @@ fn sample(
 
 fn hash(nar: &[u8]) -> NarHash {
     NarHash::try_from(Hash::digest(Algorithm::Sha256, nar)).unwrap()
-}
-
-/// The NAR of a plain file, written out by hand so that the suite does not lean on the encoder.
-fn nar_of(content: &[u8]) -> Bytes {
-    let mut nar = Vec::new();
-    for token in [
-        b"nix-archive-1".as_slice(),
-        b"(",
-        b"type",
-        b"regular",
-        b"contents",
-        content,
-        b")",
-    ] {
-        nar.extend((token.len() as u64).to_le_bytes());
-        nar.extend(token);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    }
-    nar.into()
 }

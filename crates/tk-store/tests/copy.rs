@@ -12,6 +12,7 @@ use std::{
 };
 use tk_narinfo::{PathInfo, Policy, SecretKey, TrustedKeys};
 use tk_path::{Algorithm, Encoding, HashPart, Method, References, StoreDir, StorePath};
+use tk_store::conformance::file_nar;
 use tk_store::{
     Abilities, AddContent, AddItems, AddOptions, AddReport, Error, MemoryStore, NarStream, Result,
     SigCheck, Store, StoreExt, closure,
@@ -514,18 +515,6 @@ fn tree_nar() -> Vec<u8> {
         b")",
     ];
     tokens(tree)
-}
-
-fn file_nar(content: &[u8]) -> Vec<u8> {
-    tokens(&[
-        b"nix-archive-1",
-        b"(",
-        b"type",
-        b"regular",
-        b"contents",
-        content,
-        b")",
-    ])
 }
 
 fn tokens(tokens: &[&[u8]]) -> Vec<u8> {

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-use support::{Library, Upstream, file_nar};
+use support::{Library, Upstream};
 use tk_narinfo::{
     PathInfo, Policy, SecretKey, TrustedKeys,
     realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy},
@@ -15,6 +15,7 @@ use tk_path::{
     Algorithm, ContentAddress, Derivation, DerivationOutput, Hash, InputOutputs, Inputs, Method,
     NarHash, OutputName, OutputsSpec, StoreDir, StorePath, modulo::Modulo,
 };
+use tk_store::conformance::file_nar;
 use tk_store::{
     Abilities, AddOptions, AddSignatures, Error, Existing, MemoryStore, Realisations, SigCheck,
     Store, StoreExt,

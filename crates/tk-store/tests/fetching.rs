@@ -1,7 +1,6 @@
 //! A store that fetches what it lacks: one path that cannot be had costs no other.
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use std::{
     collections::BTreeSet,
     io,
@@ -9,6 +8,7 @@ use std::{
 };
 use tk_narinfo::PathInfo;
 use tk_path::{NarHash, StoreDir, StorePath};
+use tk_store::conformance::file_nar;
 use tk_store::{
     Abilities, AddOptions, Error, Fetching, MemoryStore, Result, SigCheck, Sources, Store,
     StoreExt,
@@ -22,7 +22,7 @@ fn path(name: &str) -> StorePath {
 
 /// Puts a path there whose references may be absent.
 async fn put(store: &MemoryStore, name: &str, references: &[&str]) {
-    let nar = nar_of(name);
+    let nar = file_nar(name.as_bytes());
     let mut info = PathInfo::new(path(name), NarHash::digest(&nar), nar.len() as u64);
     info.references
         .extend(references.iter().map(|name| path(name)));
@@ -30,12 +30,6 @@ async fn put(store: &MemoryStore, name: &str, references: &[&str]) {
     options.elsewhere = Arc::new(info.references.clone());
     let added = store.add_one(info, nar::from_bytes(nar), &options).await;
     added.unwrap();
-}
-
-fn nar_of(text: &str) -> Bytes {
-    let mut encoder = tk_nar::Encoder::new(Vec::new());
-    encoder.file(false, text.as_bytes()).unwrap();
-    encoder.finish().unwrap().into()
 }
 
 #[derive(Debug)]

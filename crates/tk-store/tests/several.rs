@@ -14,9 +14,10 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
 };
-use support::{Library, file_nar};
+use support::Library;
 use tk_narinfo::{PathInfo, Policy, SecretKey, TrustedKeys};
 use tk_path::{HashPart, NarHash, StoreDir, StorePath};
+use tk_store::conformance::file_nar;
 use tk_store::{
     Abilities, AddItems, AddOptions, AddReport, Error, MemoryStore, NarStream, Result,
     SeveralStores, SigCheck, Store, StoreExt, closure,

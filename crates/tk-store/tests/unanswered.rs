@@ -5,6 +5,7 @@ use futures::{StreamExt, stream::BoxStream};
 use std::{collections::BTreeSet, fmt, sync::Arc};
 use tk_narinfo::PathInfo;
 use tk_path::{HashPart, NarHash, StoreDir, StorePath};
+use tk_store::conformance::file_nar;
 use tk_store::{
     AddItems, AddOptions, AddReport, Closure, Error, MemoryStore, NarStream, Result, SigCheck,
     Store, StoreExt,
@@ -32,7 +33,7 @@ async fn what_is_left_unanswered_is_not_absent() {
 async fn a_path_that_is_in_no_report_is_not_added() {
     let (source, destination) = (full().await, silent().await);
     let skip = SigCheck::Skip;
-    let nar = nar::from_bytes(NAR.to_vec());
+    let nar = nar::from_bytes(file_nar(b""));
     let options = skip.clone().into();
     let added = destination.add_one(info(), nar, &options);
     assert!(added.await.is_err());
@@ -47,7 +48,7 @@ async fn a_path_that_is_in_no_report_is_not_added() {
 
 async fn full() -> MemoryStore {
     let store = MemoryStore::default();
-    let nar = nar::from_bytes(NAR.to_vec());
+    let nar = nar::from_bytes(file_nar(b""));
     let options = SigCheck::Skip.into();
     let added = store.add_one(info(), nar, &options);
     added.await.unwrap();
@@ -60,7 +61,8 @@ async fn silent() -> Silent {
 
 fn info() -> PathInfo {
     let path = StorePath::from_digest(&[7; 20], "path").unwrap();
-    PathInfo::new(path, NarHash::digest(NAR), NAR.len() as u64)
+    let nar = file_nar(b"");
+    PathInfo::new(path, NarHash::digest(&nar), nar.len() as u64)
 }
 
 /// Ends every list of answers before the first one.
@@ -102,8 +104,3 @@ impl fmt::Display for Silent {
         f.write_str("silent://")
     }
 }
-
-/// A plain file, empty.
-const NAR: &[u8] = b"\x0d\0\0\0\0\0\0\0nix-archive-1\0\0\0\x01\0\0\0\0\0\0\0(\0\0\0\0\0\0\0\
-\x04\0\0\0\0\0\0\0type\0\0\0\0\x07\0\0\0\0\0\0\0regular\0\x08\0\0\0\0\0\0\0contents\
-\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0)\0\0\0\0\0\0\0";

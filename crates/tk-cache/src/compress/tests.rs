@@ -1,6 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::io::{BufRead, BufReader, Read};
+pub(super) use tk_store::conformance::file_nar as small_nar;
 
 const ALL: [Compression; 6] = [
     Compression::None,
@@ -55,19 +56,6 @@ pub(super) fn hex(text: &str) -> Vec<u8> {
     let digits = text.as_bytes().chunks(2);
     let byte = |two| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap();
     digits.map(byte).collect()
-}
-
-/// The NAR of a file.
-pub(super) fn small_nar(content: &[u8]) -> Vec<u8> {
-    let mut nar = Vec::new();
-    let words = ["nix-archive-1", "(", "type", "regular", "contents"];
-    let words = words.iter().map(|word| word.as_bytes());
-    for word in words.chain([content, b")"]) {
-        nar.extend((word.len() as u64).to_le_bytes());
-        nar.extend(word);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    }
-    nar
 }
 
 /// Gives one byte a read.
@@ -242,7 +230,7 @@ fn nars_that_are_packed_several_times() {
     };
     for compression in ALL {
         let compressor = quick(compression, 1);
-        let mut packed = nar.clone();
+        let mut packed = nar.to_vec();
         for layers in 1..=5 {
             packed = encode(&compressor, &packed, 1 << 20, None);
             let got = unpack(compression, &packed);

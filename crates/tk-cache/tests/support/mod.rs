@@ -13,6 +13,7 @@ use std::{
 use tk_cache::{BinaryCache, BinaryCacheConfig};
 use tk_narinfo::{Compression, PathInfo};
 use tk_path::{Algorithm, Hash, NarHash, StorePath};
+pub use tk_store::conformance::file_nar as nar_of;
 use tk_store::{AddItem, AddReport, Result, SigCheck, Store, nar};
 
 /// A folder for a cache, and how that is to be opened.
@@ -98,25 +99,6 @@ pub fn chain(n: usize) -> Vec<(PathInfo, Bytes)> {
         chain.push((info, nar));
     }
     chain
-}
-
-/// The NAR of a plain file.
-pub fn nar_of(content: &[u8]) -> Bytes {
-    let mut nar = Vec::new();
-    for token in [
-        b"nix-archive-1".as_slice(),
-        b"(",
-        b"type",
-        b"regular",
-        b"contents",
-        content,
-        b")",
-    ] {
-        nar.extend((token.len() as u64).to_le_bytes());
-        nar.extend(token);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    }
-    nar.into()
 }
 
 /// All files below a folder, relative to it.

@@ -27,6 +27,7 @@ use std::{
 };
 use tk_narinfo::PathInfo;
 use tk_path::{NarHash, StoreDir, StorePath};
+use tk_store::conformance::file_nar;
 use tk_store::{
     Error, Result, SigCheck, Store, StoreExt,
     log::{ActivityType, LogEvent, LogField, ResultType},
@@ -164,7 +165,7 @@ async fn questions_within_questions() {
                     Op::NarFromPath => {
                         peer.body::<NarFromPath>().await;
                         peer.last(&()).await;
-                        peer.send(&nar_of(b"x")).await;
+                        peer.send(&file_nar(b"x")).await;
                     }
                     other => panic!("{other}"),
                 }
@@ -176,7 +177,7 @@ async fn questions_within_questions() {
         let store = &store;
         async move {
             let nar: Vec<Bytes> = store.nar(&path).await?.try_collect().await?;
-            assert_eq!(nar.concat(), nar_of(b"x"));
+            assert_eq!(nar.concat(), file_nar(b"x"));
             store.require_info(&path).await.map(drop)
         }
     });
@@ -276,16 +277,16 @@ async fn every_upload_for_itself() {
     });
     let mut items = Vec::new();
     for i in 0..6 {
-        let content = nar_of(&[i as u8; 2000]);
+        let content = file_nar(&[i as u8; 2000]);
         let stream = match i {
-            1 => nar::from_bytes(nar_of(b"a lie")),
+            1 => nar::from_bytes(file_nar(b"a lie")),
             _ => nar::from_bytes(content.clone()),
         };
         let info = PathInfo::new(path(i), NarHash::digest(&content), content.len() as u64);
         items.push(Ok((info, stream)));
     }
     // One that refers to the refused one.
-    let content = nar_of(b"referrer");
+    let content = file_nar(b"referrer");
     let mut referrer = PathInfo::new(path(6), NarHash::digest(&content), content.len() as u64);
     referrer.references = [path(3)].into();
     items.push(Ok((referrer, nar::from_bytes(content))));
@@ -314,7 +315,7 @@ async fn a_dropped_operation_poisons() {
                 Op::NarFromPath => {
                     peer.body::<NarFromPath>().await;
                     peer.last(&()).await;
-                    peer.send(&nar_of(&[1; 10_000])).await;
+                    peer.send(&file_nar(&[1; 10_000])).await;
                 }
                 Op::OptimiseStore => {
                     peer.body::<OptimiseStore>().await;
@@ -559,25 +560,6 @@ fn info(path: &StorePath) -> PathInfo {
 
 fn found(path: &StorePath) -> Option<UnkeyedPathInfo> {
     Some(info(path).into())
-}
-
-fn nar_of(content: &[u8]) -> Bytes {
-    let mut nar = Vec::new();
-    let words: [&[u8]; 7] = [
-        b"nix-archive-1",
-        b"(",
-        b"type",
-        b"regular",
-        b"contents",
-        content,
-        b")",
-    ];
-    for word in words {
-        nar.extend((word.len() as u64).to_le_bytes());
-        nar.extend(word);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    }
-    nar.into()
 }
 
 /// No test here takes long, unless it hangs.

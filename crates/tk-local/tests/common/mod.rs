@@ -5,6 +5,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::path::Path;
 use tk_local::{LocalConfig, LocalStore};
+use tk_nar::{EncodeError, Encoder};
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Hash, NarHash, StorePath};
 use tk_store::{AddReport, SigCheck, Store, nar};
@@ -54,7 +55,7 @@ pub fn chain(n: usize) -> Vec<Sample> {
 pub fn sample(name: &str, content: &[u8]) -> Sample {
     let digest = Hash::digest(Algorithm::Sha256, name.as_bytes());
     let digest: [u8; 20] = digest.compress(20).try_into().unwrap();
-    let nar = nar_of_folder(content);
+    let nar = nar_of_folder(content).unwrap();
     let hash = NarHash::try_from(Hash::digest(Algorithm::Sha256, &nar)).unwrap();
     let path = StorePath::from_digest(&digest, name).unwrap();
     Sample {
@@ -63,50 +64,15 @@ pub fn sample(name: &str, content: &[u8]) -> Sample {
     }
 }
 
-fn nar_of_folder(content: &[u8]) -> Bytes {
-    let mut nar = Vec::new();
-    let mut put = |tokens: &[&[u8]]| {
-        for token in tokens {
-            nar.extend((token.len() as u64).to_le_bytes());
-            nar.extend(*token);
-            nar.resize(nar.len().next_multiple_of(8), 0);
-        }
-    };
-    put(&[b"nix-archive-1", b"(", b"type", b"directory"]);
-    put(&[b"entry", b"(", b"name", b"file", b"node"]);
-    put(&[b"(", b"type", b"regular", b"contents", content, b")", b")"]);
-    put(&[b"entry", b"(", b"name", b"link", b"node"]);
-    put(&[b"(", b"type", b"symlink", b"target", b"file", b")", b")"]);
-    put(&[b"entry", b"(", b"name", b"run", b"node"]);
-    put(&[
-        b"(",
-        b"type",
-        b"regular",
-        b"executable",
-        b"",
-        b"contents",
-        b"#!",
-        b")",
-        b")",
-    ]);
-    put(&[b")"]);
-    nar.into()
-}
-
-pub fn nar_of_file(content: &[u8]) -> Bytes {
-    let mut nar = Vec::new();
-    for token in [
-        b"nix-archive-1".as_slice(),
-        b"(",
-        b"type",
-        b"regular",
-        b"contents",
-        content,
-        b")",
-    ] {
-        nar.extend((token.len() as u64).to_le_bytes());
-        nar.extend(token);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    }
-    nar.into()
+fn nar_of_folder(content: &[u8]) -> Result<Bytes, EncodeError> {
+    let mut nar = Encoder::new(Vec::new());
+    nar.directory()?;
+    nar.entry(b"file")?;
+    nar.file(false, content)?;
+    nar.entry(b"link")?;
+    nar.symlink(b"file")?;
+    nar.entry(b"run")?;
+    nar.file(true, b"#!")?;
+    nar.leave()?;
+    Ok(nar.finish()?.into())
 }

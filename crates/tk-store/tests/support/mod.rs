@@ -166,22 +166,3 @@ impl fmt::Display for Library {
         f.write_str("library://")
     }
 }
-
-/// The NAR of a plain file.
-pub fn file_nar(content: &[u8]) -> Bytes {
-    let mut nar = Vec::new();
-    for token in [
-        b"nix-archive-1".as_slice(),
-        b"(",
-        b"type",
-        b"regular",
-        b"contents",
-        content,
-        b")",
-    ] {
-        nar.extend((token.len() as u64).to_le_bytes());
-        nar.extend(token);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    }
-    nar.into()
-}
