@@ -10,6 +10,7 @@ mod driver;
 mod driver_remote;
 mod driver_repro;
 mod driver_shell;
+mod examples;
 mod local;
 mod network;
 mod nix;

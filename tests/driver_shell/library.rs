@@ -1,5 +1,9 @@
 //! The same as a library has it.
 
+#[path = "../../examples/enter_a_shell.rs"]
+#[allow(dead_code, reason = "a program's main")]
+mod enter_a_shell;
+
 use super::Bench;
 use std::{env, sync::Arc};
 use tk_daemon::{DaemonConfig, DaemonStore, UnixTransport};
@@ -103,12 +107,30 @@ async fn anything_that_can_be_built() {
     }
 }
 
-async fn builder(bench: &Bench) -> NixBuilder {
-    let daemon = &bench.daemon;
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example() {
+    let Some(bench) = Bench::start("2.34") else {
+        return;
+    };
+    let (nix, real) = (nix(&bench), Some(bench.daemon.store()));
+    let made = enter_a_shell::builder(nix, daemon(&bench), bench.path("example"), real);
+    let (builder, flake) = (
+        made.await.unwrap(),
+        format!("path:{}", bench.flake().display()),
+    );
+    let command = ["sh", "-c", "echo $GREETING"].map(str::to_owned);
+    let said = enter_a_shell::enter(&builder, &flake, &command).await;
+    assert_eq!(said.unwrap(), "good day\n");
+}
+
+fn daemon(bench: &Bench) -> DaemonStore {
     let mut config = DaemonConfig::new("daemon");
-    config.real = Some(daemon.store());
-    let store = DaemonStore::new(Arc::new(UnixTransport::new(daemon.socket())), config);
-    let abilities = Arc::new(store).abilities();
+    config.real = Some(bench.daemon.store());
+    DaemonStore::new(Arc::new(UnixTransport::new(bench.daemon.socket())), config)
+}
+
+fn nix(bench: &Bench) -> NixConfig {
+    let daemon = &bench.daemon;
     let uri = format!(
         "unix://{}?root={}",
         daemon.socket().display(),
@@ -124,11 +146,15 @@ async fn builder(bench: &Bench) -> NixBuilder {
         ("HOME".into(), Some(bench.path("home").into())),
     ]
     .into();
+    nix
+}
+
+async fn builder(bench: &Bench) -> NixBuilder {
     let (cache, state) = (bench.path("cache"), bench.path("state"));
     let mut config = ShellConfig::new(cache, state, "x86_64-linux".into(), bench.flake());
     config.variables = Variables::from([("PATH".into(), env::var_os("PATH").unwrap_or_default())]);
-    config.real_dir = Some(daemon.store());
+    config.real_dir = Some(bench.daemon.store());
     let shells = Shells::new(config);
-    let nix = Nix::find(nix).await.unwrap();
-    NixBuilder::new(nix, abilities).with_shells(shells)
+    let nix = Nix::find(nix(bench)).await.unwrap();
+    NixBuilder::new(nix, Arc::new(daemon(bench)).abilities()).with_shells(shells)
 }
