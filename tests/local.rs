@@ -2,7 +2,7 @@
 
 mod abilities;
 
-use crate::support::{Rig, Tally, VERSIONS, equal, rig};
+use crate::support::{Rig, Tally, VERSIONS, each_version, equal, rig};
 use futures::{StreamExt, TryStreamExt, stream};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
@@ -19,63 +19,63 @@ use tk_narinfo::{PathInfo, SecretKey};
 use tk_path::{Algorithm, Method, NarHash, References, StorePath};
 use tk_store::{AddContent, AddSignatures, Error, SigCheck, Store, StoreExt, nar, verify};
 
+each_version!(async ours_in_nix);
+
 /// A store filled by us is read, checked and written by each Nix.
-#[tokio::test(flavor = "multi_thread")]
-async fn ours_in_nix() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        let temp = TempDir::new().unwrap();
-        let root = temp.path().join("root");
-        let store = open(&root).await;
-        let infos = fill(&store, &temp.path().join("in")).await;
-        for info in &infos {
-            same_facts(&rig, &root, &store, info).await;
-        }
-        verify_with(&rig, &root);
-        nix_adds(&rig, &temp, &root, &store).await;
-        nix_copies(&rig, &temp, &root, &infos);
-        // A second process of ours, after Nix.
-        drop(store);
-        let store = open(&root).await;
-        assert!(store.all().await.unwrap().len() > infos.len());
-        verify_all(&store).await;
+async fn ours_in_nix(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    let temp = TempDir::new().unwrap();
+    let root = temp.path().join("root");
+    let store = open(&root).await;
+    let infos = fill(&store, &temp.path().join("in")).await;
+    for info in &infos {
+        same_facts(&rig, &root, &store, info).await;
     }
+    verify_with(&rig, &root);
+    nix_adds(&rig, &temp, &root, &store).await;
+    nix_copies(&rig, &temp, &root, &infos);
+    // A second process of ours, after Nix.
+    drop(store);
+    let store = open(&root).await;
+    assert!(store.all().await.unwrap().len() > infos.len());
+    verify_all(&store).await;
 }
 
+each_version!(async nix_in_ours);
+
 /// A store filled by each Nix is read and written by us.
-#[tokio::test(flavor = "multi_thread")]
-async fn nix_in_ours() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        let temp = TempDir::new().unwrap();
-        let root = temp.path().join("root");
-        let input = inputs(&temp.path().join("in"));
-        let mut paths = Vec::new();
-        for path in &input {
-            // With the tables of content-addressed derivations.
-            let args = ["--store", text(&root), "--add", text(path)];
-            let path = String::from_utf8(rig.run("nix-store", args)).unwrap();
-            paths.push(path.trim_end().to_owned());
-        }
-        assert!(
-            tables(&root)
-                .iter()
-                .any(|(_, name, _)| name == "Realisations")
-        );
-        let store = open(&root).await;
-        for (path, source) in paths.iter().zip(&input) {
-            let path = store.dir().parse(path).unwrap();
-            let info = store.require_info(&path).await.unwrap();
-            same_facts(&rig, &root, &store, &info).await;
-            let chunks: Vec<_> = store.nar(&path).await.unwrap().try_collect().await.unwrap();
-            let dumped = rig.run("nix-store", ["--dump", text(source)]);
-            assert!(chunks.concat() == dumped, "{path} with Nix {}", rig.version);
-        }
-        let before = store.all().await.unwrap().len();
-        let infos = fill(&store, &temp.path().join("more")).await;
-        assert!(store.all().await.unwrap().len() > before);
-        verify_with(&rig, &root);
-        for info in &infos {
-            same_facts(&rig, &root, &store, info).await;
-        }
+async fn nix_in_ours(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    let temp = TempDir::new().unwrap();
+    let root = temp.path().join("root");
+    let input = inputs(&temp.path().join("in"));
+    let mut paths = Vec::new();
+    for path in &input {
+        // With the tables of content-addressed derivations.
+        let args = ["--store", text(&root), "--add", text(path)];
+        let path = String::from_utf8(rig.run("nix-store", args)).unwrap();
+        paths.push(path.trim_end().to_owned());
+    }
+    assert!(
+        tables(&root)
+            .iter()
+            .any(|(_, name, _)| name == "Realisations")
+    );
+    let store = open(&root).await;
+    for (path, source) in paths.iter().zip(&input) {
+        let path = store.dir().parse(path).unwrap();
+        let info = store.require_info(&path).await.unwrap();
+        same_facts(&rig, &root, &store, &info).await;
+        let chunks: Vec<_> = store.nar(&path).await.unwrap().try_collect().await.unwrap();
+        let dumped = rig.run("nix-store", ["--dump", text(source)]);
+        assert!(chunks.concat() == dumped, "{path} with Nix {}", rig.version);
+    }
+    let before = store.all().await.unwrap().len();
+    let infos = fill(&store, &temp.path().join("more")).await;
+    assert!(store.all().await.unwrap().len() > before);
+    verify_with(&rig, &root);
+    for info in &infos {
+        same_facts(&rig, &root, &store, info).await;
     }
 }
 
@@ -127,79 +127,79 @@ async fn same_rows() {
     table.finish();
 }
 
+each_version!(async at_the_same_time);
+
 /// Both add at the same time, the same paths and others.
-#[tokio::test(flavor = "multi_thread")]
-async fn at_the_same_time() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        let temp = TempDir::new().unwrap();
-        let root = temp.path().join("root");
-        let input = inputs(&temp.path().join("in"));
-        let theirs: Vec<_> = input.iter().rev().take(6).chain(&input[..6]).collect();
-        let mut command = rig.command("nix-store");
-        command
-            .args(["--store", text(&root)])
-            .args(PLAIN)
-            .arg("--add")
-            .args(theirs);
-        let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
-        let store = open(&root).await;
-        let adds = input
-            .iter()
-            .map(|source| add_content(&store, source, Method::Nar, Algorithm::Sha256));
-        for added in futures::future::join_all(adds).await {
-            added.unwrap();
-        }
-        assert!(child.wait().unwrap().success(), "Nix {}", rig.version);
-        assert_eq!(store.all().await.unwrap().len(), input.len());
-        verify_all(&store).await;
-        verify_with(&rig, &root);
+async fn at_the_same_time(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    let temp = TempDir::new().unwrap();
+    let root = temp.path().join("root");
+    let input = inputs(&temp.path().join("in"));
+    let theirs: Vec<_> = input.iter().rev().take(6).chain(&input[..6]).collect();
+    let mut command = rig.command("nix-store");
+    command
+        .args(["--store", text(&root)])
+        .args(PLAIN)
+        .arg("--add")
+        .args(theirs);
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let store = open(&root).await;
+    let adds = input
+        .iter()
+        .map(|source| add_content(&store, source, Method::Nar, Algorithm::Sha256));
+    for added in futures::future::join_all(adds).await {
+        added.unwrap();
     }
+    assert!(child.wait().unwrap().success(), "Nix {}", rig.version);
+    assert_eq!(store.all().await.unwrap().len(), input.len());
+    verify_all(&store).await;
+    verify_with(&rig, &root);
 }
 
-/// Nix's collector respects what a process of ours has added, and what it is just unpacking.
-#[tokio::test(flavor = "multi_thread")]
-async fn collector() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        let temp = TempDir::new().unwrap();
-        let root = temp.path().join("root");
-        let store = open(&root).await;
-        let infos = fill(&store, &temp.path().join("in")).await;
-        // A path that is received, whose stream has not ended when the collector runs.
-        let (send, chunks) = futures::channel::mpsc::unbounded();
-        let (late, nar) = made_up("late", [infos[0].path.clone()]);
-        let (head, tail) = nar.split_at(nar.len() / 2);
-        send.unbounded_send(Ok(head.to_vec().into())).unwrap();
-        let adding = tokio::spawn({
-            let (store, late) = (store.clone(), late.clone());
-            async move {
-                store
-                    .add_one(late, chunks.boxed(), &SigCheck::Skip.into())
-                    .await
-            }
-        });
-        while !unpacking(&store) {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-        nix_store(&rig, &root, &["--gc"]);
-        let all: BTreeSet<_> = infos.iter().map(|info| info.path.clone()).collect();
-        assert_eq!(store.valid(&all).await.unwrap(), all, "Nix {}", rig.version);
-        send.unbounded_send(Ok(tail.to_vec().into())).unwrap();
-        drop(send);
-        adding.await.unwrap().unwrap();
-        verify(&store, &store.require_info(&late.path).await.unwrap())
-            .await
-            .unwrap();
+each_version!(async collector);
 
-        // Without a process that holds them they are garbage.
-        drop(store);
-        nix_store(&rig, &root, &["--gc"]);
-        let left: Vec<_> = root.join("nix/store").read_dir().unwrap().collect();
-        assert_eq!(left.len(), 1, "Nix {}: {left:?}", rig.version);
-        let store = open(&root).await;
-        assert!(store.all().await.unwrap().is_empty(), "Nix {}", rig.version);
-        for info in &infos {
-            assert!(!store.real_path(&info.path).exists());
+/// Nix's collector respects what a process of ours has added, and what it is just unpacking.
+async fn collector(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    let temp = TempDir::new().unwrap();
+    let root = temp.path().join("root");
+    let store = open(&root).await;
+    let infos = fill(&store, &temp.path().join("in")).await;
+    // A path that is received, whose stream has not ended when the collector runs.
+    let (send, chunks) = futures::channel::mpsc::unbounded();
+    let (late, nar) = made_up("late", [infos[0].path.clone()]);
+    let (head, tail) = nar.split_at(nar.len() / 2);
+    send.unbounded_send(Ok(head.to_vec().into())).unwrap();
+    let adding = tokio::spawn({
+        let (store, late) = (store.clone(), late.clone());
+        async move {
+            store
+                .add_one(late, chunks.boxed(), &SigCheck::Skip.into())
+                .await
         }
+    });
+    while !unpacking(&store) {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    nix_store(&rig, &root, &["--gc"]);
+    let all: BTreeSet<_> = infos.iter().map(|info| info.path.clone()).collect();
+    assert_eq!(store.valid(&all).await.unwrap(), all, "Nix {}", rig.version);
+    send.unbounded_send(Ok(tail.to_vec().into())).unwrap();
+    drop(send);
+    adding.await.unwrap().unwrap();
+    verify(&store, &store.require_info(&late.path).await.unwrap())
+        .await
+        .unwrap();
+
+    // Without a process that holds them they are garbage.
+    drop(store);
+    nix_store(&rig, &root, &["--gc"]);
+    let left: Vec<_> = root.join("nix/store").read_dir().unwrap().collect();
+    assert_eq!(left.len(), 1, "Nix {}: {left:?}", rig.version);
+    let store = open(&root).await;
+    assert!(store.all().await.unwrap().is_empty(), "Nix {}", rig.version);
+    for info in &infos {
+        assert!(!store.real_path(&info.path).exists());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Builds over the protocol: what fails and what does not, told in types, and the connection goes on.
 
-use crate::support::{RigDaemon, VERSIONS};
+use crate::support::{RigDaemon, each_version};
 use futures::TryStreamExt;
 use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 use tk_daemon::{
@@ -34,14 +34,13 @@ in rec {
 }
 "#;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn builds() {
-    for version in VERSIONS {
-        for trusted in [true, false] {
-            if let Some(daemon) = RigDaemon::start(version, trusted) {
-                one_by_one(&daemon).await;
-                all_at_once(&daemon).await;
-            }
+each_version!(async builds);
+
+async fn builds(version: &'static str) {
+    for trusted in [true, false] {
+        if let Some(daemon) = RigDaemon::start(version, trusted) {
+            one_by_one(&daemon).await;
+            all_at_once(&daemon).await;
         }
     }
 }

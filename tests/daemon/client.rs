@@ -1,24 +1,23 @@
 //! Our client and real daemons.
 
-use crate::support::{RigDaemon, VERSIONS};
+use crate::support::{RigDaemon, each_version};
 use std::{sync::Arc, time::Duration};
 use tk_daemon::{DaemonConfig, DaemonStore, UnixTransport, worker::Version};
-use tk_store::{GarbageCollector, GcAction, GcOptions, Graph, conformance};
+use tk_store::{GarbageCollector, GcAction, GcOptions, Graph, conformance as suite};
+
+each_version!(async conformance);
 
 /// The suite of all stores, with the daemon of each version and over older forms of the protocol.
-#[tokio::test(flavor = "multi_thread")]
-async fn conformance() {
-    for version in VERSIONS {
-        let Some(daemon) = RigDaemon::start(version, true) else {
-            continue;
-        };
-        conformance::run(|| emptied(&daemon, |_| {})).await;
-        // What it reads itself, and what the daemon sends.
-        conformance::run(|| emptied(&daemon, |config| config.real = Some(daemon.store()))).await;
-        // NARs over several connections: nothing goes before what it refers to.
-        conformance::run(|| emptied(&daemon, |config| config.upload_connections = 3)).await;
-        conformance::run_graph(|| emptied(&daemon, |_| {})).await;
-    }
+async fn conformance(version: &'static str) {
+    let Some(daemon) = RigDaemon::start(version, true) else {
+        return;
+    };
+    suite::run(|| emptied(&daemon, |_| {})).await;
+    // What it reads itself, and what the daemon sends.
+    suite::run(|| emptied(&daemon, |config| config.real = Some(daemon.store()))).await;
+    // NARs over several connections: nothing goes before what it refers to.
+    suite::run(|| emptied(&daemon, |config| config.upload_connections = 3)).await;
+    suite::run_graph(|| emptied(&daemon, |_| {})).await;
 }
 
 /// One connection, and every form in which paths are added.
@@ -28,7 +27,7 @@ async fn conformance_of_old_protocols() {
         return;
     };
     for minor in [18, 21, 24, 31] {
-        conformance::run(|| {
+        suite::run(|| {
             emptied(&daemon, |config| {
                 config.version = Version::minor(minor);
                 config.max_connections = 1;

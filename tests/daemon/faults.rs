@@ -1,6 +1,6 @@
 //! Connections that break, stall and lie at every byte, and daemons that die.
 
-use crate::support::{RigDaemon, VERSIONS, made::nar_of, report};
+use crate::support::{RigDaemon, VERSIONS, each_version, made::nar_of, report};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -62,96 +62,94 @@ fn what_the_daemon_says() {
     }
 }
 
+each_version!(async what_the_client_says);
+
 /// What the client says breaks off or stalls at each byte: never is a path there.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_client_says() {
-    for version in VERSIONS {
+async fn what_the_client_says(version: &'static str) {
+    let Some(daemon) = RigDaemon::start(version, true) else {
+        return;
+    };
+    let clean = open(&daemon, |_| {});
+    let before = clean.all_paths().await.unwrap();
+    let (info, nar) = sample("torn", b"torn apart in the middle");
+    let add = |store: DaemonStore| {
+        let item = (info.clone(), nar::from_bytes(nar.clone()));
+        async move {
+            let items = stream::iter([Ok(item)]).boxed();
+            let report = store.add(items, &SigCheck::Skip.into()).await;
+            report.is_ok_and(|report| report.failed.is_empty())
+        }
+    };
+    let length = {
+        let (other, nar) = sample("born", b"born in one piece, and as long.");
+        let counted = Torn::new(&daemon, Kind::Cut, usize::MAX);
+        let store = through(counted.clone());
+        let item = (other, nar::from_bytes(nar));
+        store
+            .add(stream::iter([Ok(item)]).boxed(), &SigCheck::Skip.into())
+            .await
+            .unwrap();
+        counted.written()
+    };
+    // The other sample is a little longer: every place is in the middle.
+    let cuts = (0..length - 16).map(|at| (Kind::Cut, at));
+    let stalls = (0..length - 16).step_by(23).map(|at| (Kind::Stall, at));
+    let tries = stream::iter(cuts.chain(stalls)).map(|(kind, at)| {
+        let store = through(Torn::new(&daemon, kind, at));
+        let added = tokio::time::timeout(Duration::from_secs(60), add(store));
+        added.map(move |added| (kind, at, added))
+    });
+    let mut tries = tries.buffer_unordered(8);
+    while let Some((kind, at, added)) = tries.next().await {
+        let added = added.unwrap_or_else(|_| panic!("{kind:?} at {at} hangs"));
+        assert!(
+            !added,
+            "{version}: {kind:?} at byte {at} of {length} was not noticed"
+        );
+    }
+    drop(tries);
+    // Those who serve the broken connections may need a moment to give up.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut after = clean.all_paths().await.unwrap();
+    after.retain(|path| path.name() != "born");
+    assert_eq!(after, before, "a path came out of a broken connection");
+    assert!(add(clean).await, "and nothing is in the way of the path");
+}
+
+each_version!(async a_daemon_that_is_killed);
+
+/// The daemon is killed while it takes paths: what it had not got whole is not there.
+async fn a_daemon_that_is_killed(version: &'static str) {
+    for several in [true, false] {
         let Some(daemon) = RigDaemon::start(version, true) else {
             continue;
         };
-        let clean = open(&daemon, |_| {});
-        let before = clean.all_paths().await.unwrap();
-        let (info, nar) = sample("torn", b"torn apart in the middle");
-        let add = |store: DaemonStore| {
-            let item = (info.clone(), nar::from_bytes(nar.clone()));
-            async move {
-                let items = stream::iter([Ok(item)]).boxed();
-                let report = store.add(items, &SigCheck::Skip.into()).await;
-                report.is_ok_and(|report| report.failed.is_empty())
-            }
-        };
-        let length = {
-            let (other, nar) = sample("born", b"born in one piece, and as long.");
-            let counted = Torn::new(&daemon, Kind::Cut, usize::MAX);
-            let store = through(counted.clone());
-            let item = (other, nar::from_bytes(nar));
+        let daemon = Arc::new(daemon);
+        let before = daemon.ask("nix", &["path-info", "--all"]);
+        let (info, nar) = sample("half", &[7; 3 << 20]);
+        let store = open(&daemon, |_| {});
+        let added = if several {
+            add_several(&store, &daemon, &info, &nar).await.map(drop)
+        } else {
+            let nar = dying(&daemon, BytesMut::new(), nar).boxed();
             store
-                .add(stream::iter([Ok(item)]).boxed(), &SigCheck::Skip.into())
+                .add(
+                    stream::iter([Ok((info, nar))]).boxed(),
+                    &SigCheck::Skip.into(),
+                )
                 .await
-                .unwrap();
-            counted.written()
+                .map(drop)
         };
-        // The other sample is a little longer: every place is in the middle.
-        let cuts = (0..length - 16).map(|at| (Kind::Cut, at));
-        let stalls = (0..length - 16).step_by(23).map(|at| (Kind::Stall, at));
-        let tries = stream::iter(cuts.chain(stalls)).map(|(kind, at)| {
-            let store = through(Torn::new(&daemon, kind, at));
-            let added = tokio::time::timeout(Duration::from_secs(60), add(store));
-            added.map(move |added| (kind, at, added))
-        });
-        let mut tries = tries.buffer_unordered(8);
-        while let Some((kind, at, added)) = tries.next().await {
-            let added = added.unwrap_or_else(|_| panic!("{kind:?} at {at} hangs"));
-            assert!(
-                !added,
-                "{version}: {kind:?} at byte {at} of {length} was not noticed"
-            );
-        }
-        drop(tries);
-        // Those who serve the broken connections may need a moment to give up.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let mut after = clean.all_paths().await.unwrap();
-        after.retain(|path| path.name() != "born");
-        assert_eq!(after, before, "a path came out of a broken connection");
-        assert!(add(clean).await, "and nothing is in the way of the path");
-    }
-}
-
-/// The daemon is killed while it takes paths: what it had not got whole is not there.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_is_killed() {
-    for version in VERSIONS {
-        for several in [true, false] {
-            let Some(daemon) = RigDaemon::start(version, true) else {
-                continue;
-            };
-            let daemon = Arc::new(daemon);
-            let before = daemon.ask("nix", &["path-info", "--all"]);
-            let (info, nar) = sample("half", &[7; 3 << 20]);
-            let store = open(&daemon, |_| {});
-            let added = if several {
-                add_several(&store, &daemon, &info, &nar).await.map(drop)
-            } else {
-                let nar = dying(&daemon, BytesMut::new(), nar).boxed();
-                store
-                    .add(
-                        stream::iter([Ok((info, nar))]).boxed(),
-                        &SigCheck::Skip.into(),
-                    )
-                    .await
-                    .map(drop)
-            };
-            assert!(
-                matches!(added, Err(Error::Io { .. })),
-                "{version}: {added:?}"
-            );
-            assert!(
-                store.all_paths().await.is_err(),
-                "there is no daemon any more"
-            );
-            let after = daemon.sh("NIX_REMOTE=local nix path-info --all");
-            assert_eq!(after.stdout.trim_end(), before, "{version}");
-        }
+        assert!(
+            matches!(added, Err(Error::Io { .. })),
+            "{version}: {added:?}"
+        );
+        assert!(
+            store.all_paths().await.is_err(),
+            "there is no daemon any more"
+        );
+        let after = daemon.sh("NIX_REMOTE=local nix path-info --all");
+        assert_eq!(after.stdout.trim_end(), before, "{version}");
     }
 }
 

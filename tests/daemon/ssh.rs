@@ -1,7 +1,7 @@
 //! Stores over ssh beside real Nix, both ways: its clients and our servers, our clients and its
 //! servers. What ssh would run on another machine runs on this one (tests/rig/fake-ssh).
 
-use crate::support::{Rig, Tally, VERSIONS, rig, skip, test_name};
+use crate::support::{Rig, Tally, VERSIONS, each_version, rig, skip, test_name};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::{
     collections::BTreeSet,
@@ -32,75 +32,76 @@ use tk_path::{
     Algorithm, DerivedPath, Hash, NarHash, OutputName, OutputsSpec, SingleDerivedPath, StoreDir,
     StorePath,
 };
+use tk_store::conformance::file_nar;
 use tk_store::{
     Build, BuildMode, Error, SigCheck, Store, StoreExt, closure, log::LogEvent, nar, verify,
 };
 use tokio::io::AsyncWriteExt;
 
+each_version!(async real_clients_of_our_servers);
+
 /// Each Nix copies to and from a store of ours, and asks about it.
-#[tokio::test(flavor = "multi_thread")]
-async fn real_clients_of_our_servers() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        for scheme in ["ssh", "ssh-ng"] {
-            let far = FarEnd::new();
-            let source = far.path("source");
-            let chain = fill(&source, 4).await;
-            let top = full(&chain[3].0.path);
-            let uri = far.uri(scheme);
-            let place = format!("{scheme}:// with Nix {}", rig.version);
+async fn real_clients_of_our_servers(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    for scheme in ["ssh", "ssh-ng"] {
+        let far = FarEnd::new();
+        let source = far.path("source");
+        let chain = fill(&source, 4).await;
+        let top = full(&chain[3].0.path);
+        let uri = far.uri(scheme);
+        let place = format!("{scheme}:// with Nix {}", rig.version);
 
-            far.nix(
-                &rig,
-                "nix",
-                &[
-                    "copy",
-                    "--no-check-sigs",
-                    "--from",
-                    &source,
-                    "--to",
-                    &uri,
-                    &top,
-                ],
-            );
-            let ours = open(&far.path("ours")).await;
-            for (info, _) in &chain {
-                let found = ours.require_info(&info.path).await.unwrap();
-                verify(&ours, &found).await.unwrap();
-                assert_eq!(found.references, info.references, "{place}");
-                assert_eq!(found.signatures, info.signatures, "{place}");
-            }
-
-            let all: BTreeSet<_> = chain.iter().map(|(info, _)| full(&info.path)).collect();
-            let lines = |text: String| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
-            let listed = far.nix(&rig, "nix", &["path-info", "-r", "--store", &uri, &top]);
-            assert_eq!(lines(listed), all, "{place}");
-            let listed = far.nix(&rig, "nix-store", &["--store", &uri, "-qR", &top]);
-            assert_eq!(lines(listed), all, "{place}");
-
-            let back = far.path("back");
-            far.nix(
-                &rig,
-                "nix",
-                &[
-                    "copy",
-                    "--no-check-sigs",
-                    "--from",
-                    &uri,
-                    "--to",
-                    &back,
-                    &top,
-                ],
-            );
-            let checked = far.nix(
-                &rig,
-                "nix-store",
-                &["--store", &back, "--verify-path", &top],
-            );
-            assert_eq!(checked, "", "{place}");
-            let listed = far.nix(&rig, "nix-store", &["--store", &back, "-qR", &top]);
-            assert_eq!(lines(listed), all, "{place}");
-            far.end();
+        far.nix(
+            &rig,
+            "nix",
+            &[
+                "copy",
+                "--no-check-sigs",
+                "--from",
+                &source,
+                "--to",
+                &uri,
+                &top,
+            ],
+        );
+        let ours = open(&far.path("ours")).await;
+        for (info, _) in &chain {
+            let found = ours.require_info(&info.path).await.unwrap();
+            verify(&ours, &found).await.unwrap();
+            assert_eq!(found.references, info.references, "{place}");
+            assert_eq!(found.signatures, info.signatures, "{place}");
         }
+
+        let all: BTreeSet<_> = chain.iter().map(|(info, _)| full(&info.path)).collect();
+        let lines = |text: String| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+        let listed = far.nix(&rig, "nix", &["path-info", "-r", "--store", &uri, &top]);
+        assert_eq!(lines(listed), all, "{place}");
+        let listed = far.nix(&rig, "nix-store", &["--store", &uri, "-qR", &top]);
+        assert_eq!(lines(listed), all, "{place}");
+
+        let back = far.path("back");
+        far.nix(
+            &rig,
+            "nix",
+            &[
+                "copy",
+                "--no-check-sigs",
+                "--from",
+                &uri,
+                "--to",
+                &back,
+                &top,
+            ],
+        );
+        let checked = far.nix(
+            &rig,
+            "nix-store",
+            &["--store", &back, "--verify-path", &top],
+        );
+        assert_eq!(checked, "", "{place}");
+        let listed = far.nix(&rig, "nix-store", &["--store", &back, "-qR", &top]);
+        assert_eq!(lines(listed), all, "{place}");
+        far.end();
     }
 }
 
@@ -228,41 +229,41 @@ async fn our_client_of_real_servers() {
     table.finish();
 }
 
+each_version!(async our_daemon_store_over_ssh);
+
 /// Our client of the worker protocol over ssh.
-#[tokio::test(flavor = "multi_thread")]
-async fn our_daemon_store_over_ssh() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        let far = FarEnd::new();
-        let transport = SshTransport::new(far.real(&rig, "nix-daemon", SshConfig::worker));
-        let mut config = DaemonConfig::new("ssh-ng://far");
-        config.max_connections = 1;
-        let store = DaemonStore::new(Arc::new(transport), config);
-        let chain = chain(4);
-        let paths: BTreeSet<_> = chain.iter().map(|(info, _)| info.path.clone()).collect();
-        let report = store
-            .add(items(&chain), &SigCheck::Skip.into())
-            .await
-            .unwrap();
-        assert_eq!(report.added.len(), 4, "{:?}", report.failed);
-        let found = closure(&store, [chain[3].0.path.clone()]).await.unwrap();
-        assert_eq!(found.infos.into_keys().collect::<BTreeSet<_>>(), paths);
-        for (info, content) in &chain {
-            let nar = store.nar(&info.path).await.unwrap();
-            assert_eq!(
-                nar.try_collect::<Vec<_>>().await.unwrap().concat(),
-                *content
-            );
-        }
-        assert_eq!(store.valid(&paths).await.unwrap(), paths);
+async fn our_daemon_store_over_ssh(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    let far = FarEnd::new();
+    let transport = SshTransport::new(far.real(&rig, "nix-daemon", SshConfig::worker));
+    let mut config = DaemonConfig::new("ssh-ng://far");
+    config.max_connections = 1;
+    let store = DaemonStore::new(Arc::new(transport), config);
+    let chain = chain(4);
+    let paths: BTreeSet<_> = chain.iter().map(|(info, _)| info.path.clone()).collect();
+    let report = store
+        .add(items(&chain), &SigCheck::Skip.into())
+        .await
+        .unwrap();
+    assert_eq!(report.added.len(), 4, "{:?}", report.failed);
+    let found = closure(&store, [chain[3].0.path.clone()]).await.unwrap();
+    assert_eq!(found.infos.into_keys().collect::<BTreeSet<_>>(), paths);
+    for (info, content) in &chain {
+        let nar = store.nar(&info.path).await.unwrap();
         assert_eq!(
-            far.calls(),
-            1,
-            "Nix {}: all of it on one connection",
-            rig.version
+            nar.try_collect::<Vec<_>>().await.unwrap().concat(),
+            *content
         );
-        drop(store);
-        far.end();
     }
+    assert_eq!(store.valid(&paths).await.unwrap(), paths);
+    assert_eq!(
+        far.calls(),
+        1,
+        "Nix {}: all of it on one connection",
+        rig.version
+    );
+    drop(store);
+    far.end();
 }
 
 /// `localhost` is this machine, which needs no ssh; our servers pass on to it, as Nix's do.
@@ -296,41 +297,41 @@ async fn this_machine_without_ssh() {
     far.end();
 }
 
+each_version!(async substitution_on_the_far_side);
+
 /// Our servers fetch from the substituters of their nix.conf what a client wants substituted: here the
 /// client's own content is damaged, so that nothing of it may be sent.
-#[tokio::test]
-async fn substitution_on_the_far_side() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        for (scheme, name) in [("ssh", "serve-ssh"), ("ssh-ng", "daemon")] {
-            let far = FarEnd::new();
-            let [source, good] = ["source", "good"].map(|name| far.path(name));
-            let chain = fill(&source, 3).await;
-            fill(&good, 3).await;
-            let top = &chain[2].0.path;
-            let file = PathBuf::from(format!("{source}{}", full(top)));
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
-            fs::write(&file, "damaged").unwrap();
-            let program = far.server(name);
-            let line = format!(
-                "export NIX_CONFIG='substituters = local?root={good}
+async fn substitution_on_the_far_side(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    for (scheme, name) in [("ssh", "serve-ssh"), ("ssh-ng", "daemon")] {
+        let far = FarEnd::new();
+        let [source, good] = ["source", "good"].map(|name| far.path(name));
+        let chain = fill(&source, 3).await;
+        fill(&good, 3).await;
+        let top = &chain[2].0.path;
+        let file = PathBuf::from(format!("{source}{}", full(top)));
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(&file, "damaged").unwrap();
+        let program = far.server(name);
+        let line = format!(
+            "export NIX_CONFIG='substituters = local?root={good}
 require-sigs = false'
 exec {program} \"$@\""
-            );
-            let program = far.script("fetching", &line);
-            let uri = format!("{scheme}://far?remote-program={}", program.display());
-            let copy = ["copy", "--no-check-sigs", "--from", &source, "--to", &uri];
-            let top = full(top);
-            // All that 2.8 tells a daemon about it.
-            let option = ["--option", "builders-use-substitutes", "true"];
-            let words = [&copy[..], &option, &["--substitute-on-destination", &top]].concat();
-            far.nix(&rig, "nix", &words);
-            let ours = open(&far.path("ours")).await;
-            for (info, _) in &chain {
-                let found = ours.require_info(&info.path).await.unwrap();
-                verify(&ours, &found).await.unwrap();
-            }
-            far.end();
+        );
+        let program = far.script("fetching", &line);
+        let uri = format!("{scheme}://far?remote-program={}", program.display());
+        let copy = ["copy", "--no-check-sigs", "--from", &source, "--to", &uri];
+        let top = full(top);
+        // All that 2.8 tells a daemon about it.
+        let option = ["--option", "builders-use-substitutes", "true"];
+        let words = [&copy[..], &option, &["--substitute-on-destination", &top]].concat();
+        far.nix(&rig, "nix", &words);
+        let ours = open(&far.path("ours")).await;
+        for (info, _) in &chain {
+            let found = ours.require_info(&info.path).await.unwrap();
+            verify(&ours, &found).await.unwrap();
         }
+        far.end();
     }
 }
 
@@ -697,11 +698,7 @@ fn chain_named(name: &str, n: usize) -> Vec<(PathInfo, Vec<u8>)> {
     let mut chain: Vec<(PathInfo, Vec<u8>)> = Vec::new();
     for i in 0..n {
         let name = format!("{name}-{i}");
-        let mut encoder = tk_nar::Encoder::new(Vec::new());
-        encoder
-            .file(false, name.repeat(50 * (i % 7 + 1)).as_bytes())
-            .unwrap();
-        let nar = encoder.finish().unwrap();
+        let nar = file_nar(name.repeat(50 * (i % 7 + 1)).as_bytes()).to_vec();
         let digest = Hash::digest(Algorithm::Sha256, name.as_bytes()).compress(20);
         let path = StorePath::from_digest(&digest.try_into().unwrap(), &name).unwrap();
         let hash = NarHash::try_from(Hash::digest(Algorithm::Sha256, &nar)).unwrap();

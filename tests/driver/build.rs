@@ -1,7 +1,7 @@
 //! Builds give the same results whatever the version.
 
 use super::{Project, Table, read, steady, with_each};
-use crate::support::VERSIONS;
+use crate::support::{VERSIONS, each_version};
 use serde_json::json;
 use std::sync::Mutex;
 
@@ -54,77 +54,75 @@ fn facts(version: &str, project: &Project) {
     assert_eq!(result["outputs"], json!({ "out": path }), "{version}");
 }
 
+each_version!(floating_outputs_and_rebuilds);
+
 /// Outputs whose paths are known only afterwards, links to outputs as roots, and building again.
-#[test]
-fn floating_outputs_and_rebuilds() {
-    for version in VERSIONS {
-        let Some(project) = Project::start(version) else {
-            continue;
-        };
-        let (status, value) = project.json("build path:.#floating --json");
-        assert_eq!(
-            (status, &value[0]["status"]),
-            (0, &json!("Built")),
-            "{value}"
-        );
-        let path = value[0]["storePath"].as_str().unwrap();
-        assert_eq!(project.daemon.ask("cat", &[path]), "floating");
-        let (status, value) = project.json("build path:.#floating --json");
-        assert_eq!((status, value[0]["storePath"].as_str()), (0, Some(path)));
+fn floating_outputs_and_rebuilds(version: &'static str) {
+    let Some(project) = Project::start(version) else {
+        return;
+    };
+    let (status, value) = project.json("build path:.#floating --json");
+    assert_eq!(
+        (status, &value[0]["status"]),
+        (0, &json!("Built")),
+        "{value}"
+    );
+    let path = value[0]["storePath"].as_str().unwrap();
+    assert_eq!(project.daemon.ask("cat", &[path]), "floating");
+    let (status, value) = project.json("build path:.#floating --json");
+    assert_eq!((status, value[0]["storePath"].as_str()), (0, Some(path)));
 
-        let done = project.run("build path:.#plain --out-link result");
-        assert_eq!(done.status, 0, "{done:?}");
-        for words in [
-            "building /nix/store/",
-            "plain> building",
-            "built 1 derivation",
-        ] {
-            assert!(done.stderr.contains(words), "{version}: {words}: {done:?}");
-        }
-        assert_eq!(project.daemon.ask("cat", &[done.stdout.trim()]), "content");
-        let link = project.folder.join("result").read_link().unwrap();
-        assert_eq!(link.display().to_string(), done.stdout.trim(), "{version}");
-        let roots = project.daemon.ask("nix-store", &["--gc", "--print-roots"]);
-        assert!(roots.contains("project/result"), "{version}: {roots}");
-
-        let again = project.run("build path:.#plain");
-        assert!(
-            again.stderr.contains("built nothing"),
-            "{version}: {again:?}"
-        );
-        let rebuilt = project.run("build path:.#plain --rebuild");
-        assert_eq!(rebuilt.status, 0, "{version}: {rebuilt:?}");
-        assert!(
-            rebuilt.stderr.contains("plain> building"),
-            "{version}: {rebuilt:?}"
-        );
+    let done = project.run("build path:.#plain --out-link result");
+    assert_eq!(done.status, 0, "{done:?}");
+    for words in [
+        "building /nix/store/",
+        "plain> building",
+        "built 1 derivation",
+    ] {
+        assert!(done.stderr.contains(words), "{version}: {words}: {done:?}");
     }
+    assert_eq!(project.daemon.ask("cat", &[done.stdout.trim()]), "content");
+    let link = project.folder.join("result").read_link().unwrap();
+    assert_eq!(link.display().to_string(), done.stdout.trim(), "{version}");
+    let roots = project.daemon.ask("nix-store", &["--gc", "--print-roots"]);
+    assert!(roots.contains("project/result"), "{version}: {roots}");
+
+    let again = project.run("build path:.#plain");
+    assert!(
+        again.stderr.contains("built nothing"),
+        "{version}: {again:?}"
+    );
+    let rebuilt = project.run("build path:.#plain --rebuild");
+    assert_eq!(rebuilt.status, 0, "{version}: {rebuilt:?}");
+    assert!(
+        rebuilt.stderr.contains("plain> building"),
+        "{version}: {rebuilt:?}"
+    );
 }
 
+each_version!(without_a_daemon);
+
 /// A store on disk without a daemon builds by a nix-daemon that lives as long as the build.
-#[test]
-fn without_a_daemon() {
-    for version in VERSIONS {
-        let Some(project) = Project::start(version) else {
-            continue;
-        };
-        // The daemon's own store, opened without it.
-        let done = project.run("build path:.#refers --store local --json");
-        assert_eq!(done.status, 0, "{version}: {done:?}");
-        assert!(!done.stdout.contains("AlreadyValid"), "{version}: {done:?}");
-        project.ends("nix-daemon --stdio");
-        let plain = project.run("build path:.#plain --store local");
-        let path = plain.stdout.trim();
-        assert_eq!(
-            read(
-                project
-                    .daemon
-                    .store()
-                    .join(path.rsplit('/').next().unwrap())
-            ),
-            "content\n"
-        );
-    }
+fn without_a_daemon(version: &'static str) {
+    let Some(project) = Project::start(version) else {
+        return;
+    };
+    // The daemon's own store, opened without it.
+    let done = project.run("build path:.#refers --store local --json");
+    assert_eq!(done.status, 0, "{version}: {done:?}");
+    assert!(!done.stdout.contains("AlreadyValid"), "{version}: {done:?}");
+    project.ends("nix-daemon --stdio");
+    let plain = project.run("build path:.#plain --store local");
+    let path = plain.stdout.trim();
+    assert_eq!(
+        read(
+            project
+                .daemon
+                .store()
+                .join(path.rsplit('/').next().unwrap())
+        ),
+        "content\n"
+    );
 }
 
 #[test]

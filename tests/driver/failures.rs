@@ -1,7 +1,7 @@
 //! What fails is told as values, soon, and leaves no process behind.
 
 use super::{Project, Table, read, with_each};
-use crate::support::VERSIONS;
+use crate::support::{VERSIONS, each_version};
 use serde_json::{Value, json};
 
 #[test]
@@ -202,46 +202,45 @@ fn endless_evaluation_is_given_up() {
     project.ends("f 60 + 4711");
 }
 
+each_version!(told_within_a_second);
+
 /// Each kind is told within a second of what happened: in one of some tries, since the machine may be
 /// busy with anything else.
-#[test]
-fn told_within_a_second() {
-    for version in VERSIONS {
-        let Some(project) = Project::start(version) else {
-            continue;
-        };
-        for (attr, options, limit) in [
-            ("exit3", "", 0.0),
-            ("killed", "", 0.0),
-            ("noOutput", "", 0.0),
-            ("fixed", "", 0.0),
-            ("endless", "--option max-build-log-size 10000", 0.0),
-            ("sleeps", "--timeout 2", 2.0),
-            ("sleeps", "--max-silent-time 2", 2.0),
-            ("throws", "", 0.0),
-            ("unknown", "", 0.0),
-        ] {
-            let mut took = Vec::new();
-            let quick = (0..TRIES).any(|i| {
-                // Another derivation each time: a failure may be remembered.
-                project.write("flake.nix", &TIMED.replace("TRY", &i.to_string()));
-                let begun = seconds();
-                let line = format!("build path:.#{attr} --json --no-log {options}");
-                let (status, value) = project.json(&line);
-                let told = seconds();
-                assert_eq!(status, 1, "{version}: {value}");
-                let log = value[0]["failure"]["log"].as_array().unwrap();
-                let mut lines = log.iter().filter_map(Value::as_str);
-                // What happened came right after the builder's first line, or the whole of it is
-                // counted.
-                let at = lines.find_map(|line| line.strip_prefix("at "));
-                let at = at.map(|at| at.parse().unwrap_or_else(|_| panic!("{value}")));
-                assert_eq!(at.is_some(), BUILT.contains(&attr), "{version}: {value}");
-                took.push(told - at.unwrap_or(begun) - limit);
-                took.last().is_some_and(|took| *took < 1.0)
-            });
-            assert!(quick, "{version}: {attr} {options} after {took:?} s");
-        }
+fn told_within_a_second(version: &'static str) {
+    let Some(project) = Project::start(version) else {
+        return;
+    };
+    for (attr, options, limit) in [
+        ("exit3", "", 0.0),
+        ("killed", "", 0.0),
+        ("noOutput", "", 0.0),
+        ("fixed", "", 0.0),
+        ("endless", "--option max-build-log-size 10000", 0.0),
+        ("sleeps", "--timeout 2", 2.0),
+        ("sleeps", "--max-silent-time 2", 2.0),
+        ("throws", "", 0.0),
+        ("unknown", "", 0.0),
+    ] {
+        let mut took = Vec::new();
+        let quick = (0..TRIES).any(|i| {
+            // Another derivation each time: a failure may be remembered.
+            project.write("flake.nix", &TIMED.replace("TRY", &i.to_string()));
+            let begun = seconds();
+            let line = format!("build path:.#{attr} --json --no-log {options}");
+            let (status, value) = project.json(&line);
+            let told = seconds();
+            assert_eq!(status, 1, "{version}: {value}");
+            let log = value[0]["failure"]["log"].as_array().unwrap();
+            let mut lines = log.iter().filter_map(Value::as_str);
+            // What happened came right after the builder's first line, or the whole of it is
+            // counted.
+            let at = lines.find_map(|line| line.strip_prefix("at "));
+            let at = at.map(|at| at.parse().unwrap_or_else(|_| panic!("{value}")));
+            assert_eq!(at.is_some(), BUILT.contains(&attr), "{version}: {value}");
+            took.push(told - at.unwrap_or(begun) - limit);
+            took.last().is_some_and(|took| *took < 1.0)
+        });
+        assert!(quick, "{version}: {attr} {options} after {took:?} s");
     }
 }
 

@@ -1,5 +1,5 @@
 use super::{Lab, count, wait_for};
-use crate::support::{RigDaemon, VERSIONS};
+use crate::support::{RigDaemon, each_version};
 use std::{env::consts, fs, sync::Arc, thread};
 
 const GRAPH: &str = r#"
@@ -21,113 +21,111 @@ in rec {
 }
 "#;
 
+each_version!(builds_on_other_versions);
+
 /// A graph of derivations, whatever the machine's version: outputs arrive, are what real Nix takes for
 /// right, and are not built again.
-#[test]
-fn builds_on_other_versions() {
-    for version in VERSIONS {
-        let (Some(lab), Some(builder)) = (Lab::new(), RigDaemon::start(version, true)) else {
-            continue;
-        };
-        lab.host("alpha", &builder);
-        let top = lab.instantiate(GRAPH, "top");
-        let lib = lab.instantiate(GRAPH, "lib");
-        let wanted = [format!("{top}^out"), format!("{lib}^*")];
-        let machine = ["--builder", "ssh-ng://alpha - - 4"];
-        let args = [&wanted[0], &wanted[1], machine[0], machine[1]];
-        let (results, said) = lab.build(&args, 0);
-        assert_eq!(results.len(), 2, "{version}: {results:?}");
-        for result in &results {
-            assert_eq!(result["status"], "Built", "{version}: {result}");
-            assert_eq!(result["machine"], "ssh-ng://alpha", "{version}: {result}");
-        }
-        assert!(said.contains("base> said by base"), "{version}: {said}");
-        let out = results[0]["outputs"]["out"].as_str().unwrap();
-        let dev = results[1]["outputs"]["dev"].as_str().unwrap();
-        assert_eq!(results[0]["drvPath"], top.as_str());
-
-        let (source, place) = (&lab.source, format!("{version}: {said}"));
-        source.ask("nix-store", &["--verify-path", out, dev]);
-        let content = source.ask("cat", &[out]);
-        assert!(content.starts_with(&format!("{dev}\nfixed")), "{place}");
-        let deriver = source.ask("nix-store", &["-q", "--deriver", out]);
-        assert_eq!(deriver, top, "{place}");
-        let closure = |at: &RigDaemon| at.ask("nix-store", &["-qR", out]);
-        assert_eq!(closure(source), closure(&builder), "{place}");
-        // What nobody wanted stayed there.
-        let checked = source.run("nix-store", &["--verify", "--check-contents"]);
-        assert_eq!(checked.status, 0, "{checked:?}");
-
-        // The logs are here, as after a build of Nix's own.
-        let base = lab.instantiate(GRAPH, "base");
-        assert_eq!(
-            source.ask("nix", &["log", &base]),
-            "said by base",
-            "{place}"
-        );
-        let ours = lab.tk(&["log", &base]);
-        assert_eq!(ours.stdout, "said by base\n", "{ours:?}");
-
-        let calls = lab.calls("alpha");
-        let (results, _) = lab.build(&args, 0);
-        assert_eq!(results[0]["status"], "AlreadyValid", "{results:?}");
-        assert_eq!(results[1]["outputs"]["dev"], dev);
-        assert_eq!(lab.calls("alpha"), calls, "nothing was left to ask");
-
-        // Gone here and there at the machine: fetched, not built.
-        source.ask("nix-store", &["--delete", out]);
-        let (results, said) = lab.build(&args, 0);
-        assert_eq!(results[0]["status"], "AlreadyValid", "{said}");
-        source.ask("nix-store", &["--verify-path", out]);
+fn builds_on_other_versions(version: &'static str) {
+    let (Some(lab), Some(builder)) = (Lab::new(), RigDaemon::start(version, true)) else {
+        return;
+    };
+    lab.host("alpha", &builder);
+    let top = lab.instantiate(GRAPH, "top");
+    let lib = lab.instantiate(GRAPH, "lib");
+    let wanted = [format!("{top}^out"), format!("{lib}^*")];
+    let machine = ["--builder", "ssh-ng://alpha - - 4"];
+    let args = [&wanted[0], &wanted[1], machine[0], machine[1]];
+    let (results, said) = lab.build(&args, 0);
+    assert_eq!(results.len(), 2, "{version}: {results:?}");
+    for result in &results {
+        assert_eq!(result["status"], "Built", "{version}: {result}");
+        assert_eq!(result["machine"], "ssh-ng://alpha", "{version}: {result}");
     }
+    assert!(said.contains("base> said by base"), "{version}: {said}");
+    let out = results[0]["outputs"]["out"].as_str().unwrap();
+    let dev = results[1]["outputs"]["dev"].as_str().unwrap();
+    assert_eq!(results[0]["drvPath"], top.as_str());
+
+    let (source, place) = (&lab.source, format!("{version}: {said}"));
+    source.ask("nix-store", &["--verify-path", out, dev]);
+    let content = source.ask("cat", &[out]);
+    assert!(content.starts_with(&format!("{dev}\nfixed")), "{place}");
+    let deriver = source.ask("nix-store", &["-q", "--deriver", out]);
+    assert_eq!(deriver, top, "{place}");
+    let closure = |at: &RigDaemon| at.ask("nix-store", &["-qR", out]);
+    assert_eq!(closure(source), closure(&builder), "{place}");
+    // What nobody wanted stayed there.
+    let checked = source.run("nix-store", &["--verify", "--check-contents"]);
+    assert_eq!(checked.status, 0, "{checked:?}");
+
+    // The logs are here, as after a build of Nix's own.
+    let base = lab.instantiate(GRAPH, "base");
+    assert_eq!(
+        source.ask("nix", &["log", &base]),
+        "said by base",
+        "{place}"
+    );
+    let ours = lab.tk(&["log", &base]);
+    assert_eq!(ours.stdout, "said by base\n", "{ours:?}");
+
+    let calls = lab.calls("alpha");
+    let (results, _) = lab.build(&args, 0);
+    assert_eq!(results[0]["status"], "AlreadyValid", "{results:?}");
+    assert_eq!(results[1]["outputs"]["dev"], dev);
+    assert_eq!(lab.calls("alpha"), calls, "nothing was left to ask");
+
+    // Gone here and there at the machine: fetched, not built.
+    source.ask("nix-store", &["--delete", out]);
+    let (results, said) = lab.build(&args, 0);
+    assert_eq!(results[0]["status"], "AlreadyValid", "{said}");
+    source.ask("nix-store", &["--verify-path", out]);
 }
+
+each_version!(untrusted_accounts);
 
 /// An account that is not trusted still builds what proves itself; where that does not do, it is told what
 /// to change, and a machine that trusts it takes over.
-#[test]
-fn untrusted_accounts() {
-    for version in VERSIONS {
-        let source = RigDaemon::start("2.34", true);
-        let (Some(source), Some(wary)) = (source, RigDaemon::start(version, false)) else {
-            continue;
-        };
-        let lab = Lab::with(source);
-        lab.host("wary", &wary);
-        let top = format!("{}^out", lab.instantiate(GRAPH, "top"));
-        let (results, said) = lab.build(&[&top, "--builder", "ssh-ng://wary"], 0);
-        assert_eq!(results[0]["machine"], "ssh-ng://wary", "{version}: {said}");
-        let advice = "add it to trusted-users in the nix.conf of that machine";
-        assert!(
-            said.contains("the account at ssh-ng://wary is not trusted there"),
-            "{said}"
-        );
-        assert!(said.contains(advice), "{version}: {said}");
-        let out = results[0]["outputs"]["out"].as_str().unwrap();
-        lab.source.ask("nix-store", &["--verify-path", out]);
+fn untrusted_accounts(version: &'static str) {
+    let source = RigDaemon::start("2.34", true);
+    let (Some(source), Some(wary)) = (source, RigDaemon::start(version, false)) else {
+        return;
+    };
+    let lab = Lab::with(source);
+    lab.host("wary", &wary);
+    let top = format!("{}^out", lab.instantiate(GRAPH, "top"));
+    let (results, said) = lab.build(&[&top, "--builder", "ssh-ng://wary"], 0);
+    assert_eq!(results[0]["machine"], "ssh-ng://wary", "{version}: {said}");
+    let advice = "add it to trusted-users in the nix.conf of that machine";
+    assert!(
+        said.contains("the account at ssh-ng://wary is not trusted there"),
+        "{said}"
+    );
+    assert!(said.contains(advice), "{version}: {said}");
+    let out = results[0]["outputs"]["out"].as_str().unwrap();
+    lab.source.ask("nix-store", &["--verify-path", out]);
 
-        // An input that nobody signed, and that cannot be built there.
-        let input = lab.instantiate(LONELY, "input");
-        let input = lab.source.ask("nix-store", &["-r", &input]);
-        let code = LONELY.replace("@INPUT@", &input);
-        let drv = format!("{}^out", lab.instantiate(&code, "needs"));
-        let (results, said) = lab.build(&[&drv, "--builder", "ssh-ng://wary"], 2);
-        assert_eq!(results[0]["success"], false, "{version}: {results:?}");
-        assert!(said.contains(advice), "{version}: {said}");
-        assert!(
-            results[0]["errorMsg"].as_str().unwrap().contains(advice),
-            "{version}: {results:?}"
-        );
-        if version != "2.26" {
-            continue;
-        }
-        let Some(kind) = RigDaemon::start(version, true) else {
-            continue;
-        };
-        lab.host("kind", &kind);
-        let machines = "ssh-ng://wary - - 1 100\nssh-ng://kind";
-        let (results, said) = lab.build(&[&drv, "--builders", machines], 0);
-        assert_eq!(results[0]["machine"], "ssh-ng://kind", "{said}");
+    // An input that nobody signed, and that cannot be built there.
+    let input = lab.instantiate(LONELY, "input");
+    let input = lab.source.ask("nix-store", &["-r", &input]);
+    let code = LONELY.replace("@INPUT@", &input);
+    let drv = format!("{}^out", lab.instantiate(&code, "needs"));
+    let (results, said) = lab.build(&[&drv, "--builder", "ssh-ng://wary"], 2);
+    assert_eq!(results[0]["success"], false, "{version}: {results:?}");
+    assert!(said.contains(advice), "{version}: {said}");
+    assert!(
+        results[0]["errorMsg"].as_str().unwrap().contains(advice),
+        "{version}: {results:?}"
+    );
+    if version != "2.26" {
+        return;
     }
+    let Some(kind) = RigDaemon::start(version, true) else {
+        return;
+    };
+    lab.host("kind", &kind);
+    let machines = "ssh-ng://wary - - 1 100\nssh-ng://kind";
+    let (results, said) = lab.build(&[&drv, "--builders", machines], 0);
+    assert_eq!(results[0]["machine"], "ssh-ng://kind", "{said}");
 }
 
 const LONELY: &str = r#"

@@ -1,7 +1,7 @@
 //! What makes builds impure, in flakes that real Nix evaluates.
 
 use super::Bench;
-use crate::{cli::Machine, support::VERSIONS};
+use crate::{cli::Machine, support::each_version};
 use std::{fs, path::Path};
 
 const FLAKE: &str = r#"{
@@ -41,26 +41,25 @@ fn kinds(bench: &Bench, line: &str) -> (i32, Vec<String>) {
     (status, told.collect())
 }
 
-#[test]
-fn audits() {
-    for version in VERSIONS {
-        let Some(bench) = Bench::start(version) else {
-            continue;
-        };
-        let folder = bench.daemon.folder();
-        let (flake, dep) = (folder.join("flake"), folder.join("dep"));
-        for (place, file, text) in [(&dep, "file", "dep"), (&flake, "flake.nix", FLAKE)] {
-            let text = text
-                .replace("DEP", &dep.to_string_lossy())
-                .replace("TAG", &bench.tag);
-            fs::create_dir_all(place).unwrap();
-            fs::write(place.join(file), text).unwrap();
-        }
-        unlocked(&bench, &flake);
-        locked(&bench, &flake);
-        in_git(&bench, &flake);
-        without_nix(&bench, &flake);
+each_version!(audits);
+
+fn audits(version: &'static str) {
+    let Some(bench) = Bench::start(version) else {
+        return;
+    };
+    let folder = bench.daemon.folder();
+    let (flake, dep) = (folder.join("flake"), folder.join("dep"));
+    for (place, file, text) in [(&dep, "file", "dep"), (&flake, "flake.nix", FLAKE)] {
+        let text = text
+            .replace("DEP", &dep.to_string_lossy())
+            .replace("TAG", &bench.tag);
+        fs::create_dir_all(place).unwrap();
+        fs::write(place.join(file), text).unwrap();
     }
+    unlocked(&bench, &flake);
+    locked(&bench, &flake);
+    in_git(&bench, &flake);
+    without_nix(&bench, &flake);
 }
 
 fn unlocked(bench: &Bench, flake: &Path) {

@@ -4,7 +4,7 @@
 mod audit;
 mod stores;
 
-use crate::support::{RigDaemon, VERSIONS, daemon::quote, report};
+use crate::support::{RigDaemon, VERSIONS, daemon::quote, each_version, report};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -266,109 +266,106 @@ fn words(bench: &Bench) {
     assert!(err.contains("exit status 3"), "{version}: {err}");
 }
 
-#[test]
-fn several_outputs_and_rounds() {
-    for version in VERSIONS {
-        let Some(bench) = Bench::start(version) else {
-            continue;
-        };
-        let (status, several) = bench.json("repro check -f default.nix -A several --json");
-        assert_eq!(status, 0, "{version}: {several:?}");
-        let outputs: Vec<_> = several
-            .iter()
-            .map(|v| (&v["output"], &v["reproducible"]))
-            .collect();
-        assert_eq!(outputs.len(), 2, "{version}: {outputs:?}");
+each_version!(several_outputs_and_rounds);
+
+fn several_outputs_and_rounds(version: &'static str) {
+    let Some(bench) = Bench::start(version) else {
+        return;
+    };
+    let (status, several) = bench.json("repro check -f default.nix -A several --json");
+    assert_eq!(status, 0, "{version}: {several:?}");
+    let outputs: Vec<_> = several
+        .iter()
+        .map(|v| (&v["output"], &v["reproducible"]))
+        .collect();
+    assert_eq!(outputs.len(), 2, "{version}: {outputs:?}");
+    assert!(
+        outputs.iter().all(|(_, same)| **same == true),
+        "{version}: {outputs:?}"
+    );
+
+    let (status, multi) = bench.json("repro check -f default.nix -A multi --json");
+    assert_eq!(status, 1, "{version}");
+    let of = |output| multi.iter().find(|v| v["output"] == output).unwrap();
+    assert_eq!(of("dev")["reproducible"], false, "{version}: {multi:?}");
+    assert_eq!(of("dev")["differenceCount"], 1, "{version}: {multi:?}");
+    for output in ["doc", "out"] {
+        // Nix compares up to the first output that differs.
+        let verdict = of(output);
+        assert_eq!(
+            verdict["reproducible"],
+            Value::Null,
+            "{version}: {verdict:#}"
+        );
         assert!(
-            outputs.iter().all(|(_, same)| **same == true),
-            "{version}: {outputs:?}"
+            verdict["note"].as_str().unwrap().contains("another output"),
+            "{verdict:#}"
         );
-
-        let (status, multi) = bench.json("repro check -f default.nix -A multi --json");
-        assert_eq!(status, 1, "{version}");
-        let of = |output| multi.iter().find(|v| v["output"] == output).unwrap();
-        assert_eq!(of("dev")["reproducible"], false, "{version}: {multi:?}");
-        assert_eq!(of("dev")["differenceCount"], 1, "{version}: {multi:?}");
-        for output in ["doc", "out"] {
-            // Nix compares up to the first output that differs.
-            let verdict = of(output);
-            assert_eq!(
-                verdict["reproducible"],
-                Value::Null,
-                "{version}: {verdict:#}"
-            );
-            assert!(
-                verdict["note"].as_str().unwrap().contains("another output"),
-                "{verdict:#}"
-            );
-        }
-
-        let (status, fixed) = bench.json("repro check -f default.nix -A fixed --json");
-        assert_eq!(
-            (status, &fixed[0]["reproducible"]),
-            (0, &true.into()),
-            "{fixed:?}"
-        );
-
-        // Each third build differs from those before: the second of these, where the first does not.
-        let (status, twice) = bench.json("repro check -f default.nix -A later --json");
-        assert_eq!(
-            (status, &twice[0]["reproducible"]),
-            (0, &true.into()),
-            "{version}: {twice:?}"
-        );
-        let (status, more) = bench.json("repro check -f default.nix -A later --json --rounds 9");
-        let place = format!("{version}: {more:?}");
-        assert_eq!(
-            (status, &more[0]["reproducible"]),
-            (1, &false.into()),
-            "{place}"
-        );
-        assert_eq!(more[0]["differences"][0]["right"], "1\\n", "{place}");
-        assert_eq!(more[0]["compared"], serde_json::json!([0, 2]), "{place}");
-        assert_eq!(more[0]["narHashes"].as_array().unwrap().len(), 3, "{place}");
     }
+
+    let (status, fixed) = bench.json("repro check -f default.nix -A fixed --json");
+    assert_eq!(
+        (status, &fixed[0]["reproducible"]),
+        (0, &true.into()),
+        "{fixed:?}"
+    );
+
+    // Each third build differs from those before: the second of these, where the first does not.
+    let (status, twice) = bench.json("repro check -f default.nix -A later --json");
+    assert_eq!(
+        (status, &twice[0]["reproducible"]),
+        (0, &true.into()),
+        "{version}: {twice:?}"
+    );
+    let (status, more) = bench.json("repro check -f default.nix -A later --json --rounds 9");
+    let place = format!("{version}: {more:?}");
+    assert_eq!(
+        (status, &more[0]["reproducible"]),
+        (1, &false.into()),
+        "{place}"
+    );
+    assert_eq!(more[0]["differences"][0]["right"], "1\\n", "{place}");
+    assert_eq!(more[0]["compared"], serde_json::json!([0, 2]), "{place}");
+    assert_eq!(more[0]["narHashes"].as_array().unwrap().len(), 3, "{place}");
 }
 
-#[test]
-fn content_addressed() {
-    for version in VERSIONS {
-        let Some(bench) = Bench::start(version) else {
-            continue;
-        };
-        let attrs = "-A caSame -A caDiffers -A caDependent -A deferred";
-        let line = format!("repro check -f default.nix --json {attrs}");
-        let (status, verdicts) = bench.json(&line);
-        assert_eq!(status, 1, "{version}: {verdicts:?}");
-        let told: Vec<_> = verdicts
-            .iter()
-            .map(|v| {
-                let name = v["path"].as_str().unwrap_or("?");
-                let name = name
-                    .split_once(&format!("{}-", bench.tag))
-                    .map_or(name, |(_, n)| n);
-                format!("{name} {} {}", v["reproducible"], v["differenceCount"])
-            })
-            .collect();
-        let expected = [
-            "ca-same true 0",
-            "ca-differs-dev true 0",
-            "ca-differs false 1",
-            "ca-dependent false 1",
-            "deferred false 1",
-        ];
-        assert_eq!(told, expected, "{version}: {verdicts:#?}");
-        for verdict in &verdicts[3..] {
-            assert_eq!(
-                verdict["differences"][0]["offset"], 5,
-                "{version}: {verdict:#}"
-            );
-        }
-        // Not taken from what was built before.
-        let (status, again) = bench.json("repro check -f default.nix --json -A caDiffers");
-        assert_eq!(status, 1, "{version}");
-        let right =
-            &again.iter().find(|v| v["output"] == "out").unwrap()["differences"][0]["right"];
-        assert_eq!(right, "2\\n", "{version}: {again:?}");
+each_version!(content_addressed);
+
+fn content_addressed(version: &'static str) {
+    let Some(bench) = Bench::start(version) else {
+        return;
+    };
+    let attrs = "-A caSame -A caDiffers -A caDependent -A deferred";
+    let line = format!("repro check -f default.nix --json {attrs}");
+    let (status, verdicts) = bench.json(&line);
+    assert_eq!(status, 1, "{version}: {verdicts:?}");
+    let told: Vec<_> = verdicts
+        .iter()
+        .map(|v| {
+            let name = v["path"].as_str().unwrap_or("?");
+            let name = name
+                .split_once(&format!("{}-", bench.tag))
+                .map_or(name, |(_, n)| n);
+            format!("{name} {} {}", v["reproducible"], v["differenceCount"])
+        })
+        .collect();
+    let expected = [
+        "ca-same true 0",
+        "ca-differs-dev true 0",
+        "ca-differs false 1",
+        "ca-dependent false 1",
+        "deferred false 1",
+    ];
+    assert_eq!(told, expected, "{version}: {verdicts:#?}");
+    for verdict in &verdicts[3..] {
+        assert_eq!(
+            verdict["differences"][0]["offset"], 5,
+            "{version}: {verdict:#}"
+        );
     }
+    // Not taken from what was built before.
+    let (status, again) = bench.json("repro check -f default.nix --json -A caDiffers");
+    assert_eq!(status, 1, "{version}");
+    let right = &again.iter().find(|v| v["output"] == "out").unwrap()["differences"][0]["right"];
+    assert_eq!(right, "2\\n", "{version}: {again:?}");
 }

@@ -2,7 +2,7 @@
 //! realisations.
 
 use super::{PLAIN, add_content, database, fill, nix_store, open, text};
-use crate::support::{Rig, Tally, VERSIONS, equal, rig};
+use crate::support::{Rig, Tally, VERSIONS, each_version, equal, rig};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 use std::{
@@ -129,204 +129,204 @@ async fn derivations_that_lie() {
     table.finish();
 }
 
+each_version!(async roots);
+
 /// Roots that we make keep paths from Nix's collector, and are listed by both alike.
-#[tokio::test(flavor = "multi_thread")]
-async fn roots() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        let temp = TempDir::new().unwrap();
-        let root = temp.path().join("root");
-        let store = open(&root).await;
-        let infos = fill(&store, &temp.path().join("in")).await;
-        let at = |name: &str| temp.path().join(name);
-        let full = |i: usize| store.dir().path(&infos[i].path);
-        store
-            .add_perm_root(&infos[0].path, &at("ours"))
-            .await
-            .unwrap();
-        symlink(full(1), at("indirect")).unwrap();
-        store.add_indirect_root(&at("indirect")).await.unwrap();
-        nix_store(
-            &rig,
-            &root,
-            &[
-                "--add-root",
-                text(&at("theirs")),
-                "--indirect",
-                "-r",
-                &full(2),
-            ],
-        );
-        symlink(full(3), root.join("nix/var/nix/gcroots/direct")).unwrap();
-        fs::write(
-            root.join("nix/var/nix/gcroots")
-                .join(infos[4].path.as_str()),
-            "",
-        )
+async fn roots(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    let temp = TempDir::new().unwrap();
+    let root = temp.path().join("root");
+    let store = open(&root).await;
+    let infos = fill(&store, &temp.path().join("in")).await;
+    let at = |name: &str| temp.path().join(name);
+    let full = |i: usize| store.dir().path(&infos[i].path);
+    store
+        .add_perm_root(&infos[0].path, &at("ours"))
+        .await
         .unwrap();
-        fs::create_dir_all(root.join("nix/var/nix/profiles/per-user/me")).unwrap();
-        symlink(
-            full(5),
-            root.join("nix/var/nix/profiles/per-user/me/profile-1"),
-        )
-        .unwrap();
+    symlink(full(1), at("indirect")).unwrap();
+    store.add_indirect_root(&at("indirect")).await.unwrap();
+    nix_store(
+        &rig,
+        &root,
+        &[
+            "--add-root",
+            text(&at("theirs")),
+            "--indirect",
+            "-r",
+            &full(2),
+        ],
+    );
+    symlink(full(3), root.join("nix/var/nix/gcroots/direct")).unwrap();
+    fs::write(
+        root.join("nix/var/nix/gcroots")
+            .join(infos[4].path.as_str()),
+        "",
+    )
+    .unwrap();
+    fs::create_dir_all(root.join("nix/var/nix/profiles/per-user/me")).unwrap();
+    symlink(
+        full(5),
+        root.join("nix/var/nix/profiles/per-user/me/profile-1"),
+    )
+    .unwrap();
 
-        let told = nix_store(&rig, &root, &["--gc", "--print-roots"]);
-        let told: BTreeSet<_> = told
-            .lines()
-            .filter_map(|line| line.split_once(" -> "))
-            // 2.34 quotes them.
-            .map(|(link, path)| (link.trim_matches('"'), path))
-            .collect();
-        let found = store.roots().await.unwrap();
-        let found: Vec<_> = found
+    let told = nix_store(&rig, &root, &["--gc", "--print-roots"]);
+    let told: BTreeSet<_> = told
+        .lines()
+        .filter_map(|line| line.split_once(" -> "))
+        // 2.34 quotes them.
+        .map(|(link, path)| (link.trim_matches('"'), path))
+        .collect();
+    let found = store.roots().await.unwrap();
+    let found: Vec<_> = found
+        .iter()
+        .map(|root| (root.link.as_str(), store.dir().path(&root.target)))
+        .collect();
+    let of_processes = |link: &str| link.starts_with("/proc") || link.starts_with('{');
+    let files = |roots: BTreeSet<(&str, &str)>| -> BTreeSet<(String, String)> {
+        let files = roots.into_iter().filter(|(link, _)| !of_processes(link));
+        files.map(|(l, t)| (l.to_owned(), t.to_owned())).collect()
+    };
+    let found = files(
+        found
             .iter()
-            .map(|root| (root.link.as_str(), store.dir().path(&root.target)))
-            .collect();
-        let of_processes = |link: &str| link.starts_with("/proc") || link.starts_with('{');
-        let files = |roots: BTreeSet<(&str, &str)>| -> BTreeSet<(String, String)> {
-            let files = roots.into_iter().filter(|(link, _)| !of_processes(link));
-            files.map(|(l, t)| (l.to_owned(), t.to_owned())).collect()
-        };
-        let found = files(
-            found
-                .iter()
-                .map(|(link, path)| (*link, path.as_str()))
-                .collect(),
-        );
-        assert_eq!(found, files(told), "Nix {}", rig.version);
-        assert_eq!(found.len(), 6, "Nix {}", rig.version);
+            .map(|(link, path)| (*link, path.as_str()))
+            .collect(),
+    );
+    assert_eq!(found, files(told), "Nix {}", rig.version);
+    assert_eq!(found.len(), 6, "Nix {}", rig.version);
 
-        let all: BTreeSet<_> = infos.iter().map(|info| info.path.clone()).collect();
-        let live: BTreeSet<_> = infos[..6].iter().map(|info| info.path.clone()).collect();
-        drop(store);
-        nix_store(&rig, &root, &["--gc"]);
-        let store = open(&root).await;
-        let left = store.valid(&all).await.unwrap();
-        assert_eq!(left, live, "Nix {}", rig.version);
-    }
+    let all: BTreeSet<_> = infos.iter().map(|info| info.path.clone()).collect();
+    let live: BTreeSet<_> = infos[..6].iter().map(|info| info.path.clone()).collect();
+    drop(store);
+    nix_store(&rig, &root, &["--gc"]);
+    let store = open(&root).await;
+    let left = store.valid(&all).await.unwrap();
+    assert_eq!(left, live, "Nix {}", rig.version);
 }
+
+each_version!(async logs);
 
 /// A log that we keep is printed by Nix, and the log of a build by Nix is read by us.
-#[tokio::test(flavor = "multi_thread")]
-async fn logs() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        let temp = TempDir::new().unwrap();
-        let root = temp.path().join("root");
-        let drvs = instantiate(&rig, &temp, &root);
-        let store = open(&root).await;
-        let drv = &drvs["top"];
-        let text_of_log = "first line\nsecond line \u{e4}\n".repeat(5000);
-        let log = nar::from_bytes(text_of_log.clone());
-        store.add_build_log(drv, log).await.unwrap();
-        let full = store.dir().path(drv);
-        // Without a pager.
-        for told in [
-            nix_store(&rig, &root, &["--read-log", &full]),
-            String::from_utf8(rig.run(
-                "nix",
-                [&PLAIN[..], &["log", "--store", text(&root), &full]].concat(),
-            ))
-            .unwrap(),
-        ] {
-            assert_eq!(
-                told.trim_end(),
-                text_of_log.trim_end(),
-                "Nix {}",
-                rig.version
-            );
-        }
-
-        let built = Built::new(&rig);
-        let theirs = open(&built.root()).await;
-        let drv = StorePath::parse(&built.resolved(&theirs).await).unwrap();
-        assert_eq!(read_log(&theirs, &drv).await, b"a line of the log\n");
-        // And through a cache.
-        let config = BinaryCacheConfig {
-            create: true,
-            ..BinaryCacheConfig::default()
-        };
-        let cache = BinaryCache::open_folder(temp.path().join("cache"), config);
-        let cache = cache.await.unwrap();
-        // Nix 2.8 looks for the derivation first.
-        copy(&theirs, &cache, [drv.clone()]).await;
-        let log = theirs.build_log(&drv).await.unwrap().unwrap();
-        cache.add_build_log(&drv, log).await.unwrap();
-        let uri = cache.to_string();
-        let drv = theirs.dir().path(&drv);
-        let told = rig.run("nix", ["log", "--store", &uri, &drv]);
-        assert_eq!(told, b"a line of the log\n", "Nix {}", rig.version);
+async fn logs(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    let temp = TempDir::new().unwrap();
+    let root = temp.path().join("root");
+    let drvs = instantiate(&rig, &temp, &root);
+    let store = open(&root).await;
+    let drv = &drvs["top"];
+    let text_of_log = "first line\nsecond line \u{e4}\n".repeat(5000);
+    let log = nar::from_bytes(text_of_log.clone());
+    store.add_build_log(drv, log).await.unwrap();
+    let full = store.dir().path(drv);
+    // Without a pager.
+    for told in [
+        nix_store(&rig, &root, &["--read-log", &full]),
+        String::from_utf8(rig.run(
+            "nix",
+            [&PLAIN[..], &["log", "--store", text(&root), &full]].concat(),
+        ))
+        .unwrap(),
+    ] {
+        assert_eq!(
+            told.trim_end(),
+            text_of_log.trim_end(),
+            "Nix {}",
+            rig.version
+        );
     }
+
+    let built = Built::new(&rig);
+    let theirs = open(&built.root()).await;
+    let drv = StorePath::parse(&built.resolved(&theirs).await).unwrap();
+    assert_eq!(read_log(&theirs, &drv).await, b"a line of the log\n");
+    // And through a cache.
+    let config = BinaryCacheConfig {
+        create: true,
+        ..BinaryCacheConfig::default()
+    };
+    let cache = BinaryCache::open_folder(temp.path().join("cache"), config);
+    let cache = cache.await.unwrap();
+    // Nix 2.8 looks for the derivation first.
+    copy(&theirs, &cache, [drv.clone()]).await;
+    let log = theirs.build_log(&drv).await.unwrap().unwrap();
+    cache.add_build_log(&drv, log).await.unwrap();
+    let uri = cache.to_string();
+    let drv = theirs.dir().path(&drv);
+    let told = rig.run("nix", ["log", "--store", &uri, &drv]);
+    assert_eq!(told, b"a line of the log\n", "Nix {}", rig.version);
 }
+
+each_version!(async realisations);
 
 /// Realisations that Nix made are read from its database and its cache, and those that we register
 /// are known to Nix.
-#[tokio::test(flavor = "multi_thread")]
-async fn realisations() {
-    for rig in VERSIONS.into_iter().filter_map(rig) {
-        let built = Built::new(&rig);
-        let theirs = open(&built.root()).await;
-        let config = BinaryCacheConfig::default();
-        let cache = BinaryCache::open_folder(built.temp.path().join("cache"), config);
-        let cache = cache.await.unwrap();
-        // A store with the tables of realisations, which real Nix makes.
-        let fresh = built.temp.path().join("fresh");
-        rig.run(
-            "nix-store",
-            [
-                "--store",
-                text(&fresh),
-                "--add",
-                text(&built.temp.path().join("t.nix")),
-            ],
-        );
-        let store = open(&fresh).await;
-        let told: Value = serde_json::from_slice(&built.told).unwrap();
-        let told: Vec<_> = told
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(legacy::LegacyRealisation::from_json)
-            .collect();
-        let [Ok(told)] = &told[..] else {
-            panic!("Nix {} said {told:?}", rig.version)
-        };
-        let found = theirs.legacy_realisation(&told.id).await.unwrap();
-        assert_eq!(found.as_ref(), Some(told), "Nix {}", rig.version);
-        let in_cache = cache.legacy_realisation(&told.id).await.unwrap();
-        assert_eq!(in_cache.as_ref(), Some(told), "Nix {}", rig.version);
-
-        copy(&theirs, &store, [built.drv.clone(), told.out_path.clone()]).await;
-        for (id, path) in &told.dependent {
-            let needed = legacy::LegacyRealisation::new(id.clone(), path.clone());
-            store
-                .register_legacy(&needed, &SigCheck::Skip)
-                .await
-                .unwrap();
-        }
-        let key = tk_narinfo::SecretKey::generate("test-1").unwrap();
-        let mut signed = told.clone();
-        signed.sign(&key);
-        store
-            .register_legacy(&signed, &SigCheck::Skip)
-            .await
-            .unwrap();
-        let drv = store.dir().path(&built.drv);
-        let output = match rig.version {
-            "2.8" => drv,
-            _ => format!("{drv}^out"),
-        };
-        let args = [
-            "realisation",
-            "info",
+async fn realisations(version: &'static str) {
+    let Some(rig) = rig(version) else { return };
+    let built = Built::new(&rig);
+    let theirs = open(&built.root()).await;
+    let config = BinaryCacheConfig::default();
+    let cache = BinaryCache::open_folder(built.temp.path().join("cache"), config);
+    let cache = cache.await.unwrap();
+    // A store with the tables of realisations, which real Nix makes.
+    let fresh = built.temp.path().join("fresh");
+    rig.run(
+        "nix-store",
+        [
             "--store",
             text(&fresh),
-            "--json",
-            &output,
-        ];
-        let known: Value = serde_json::from_slice(&rig.run("nix", args)).unwrap();
-        let known = legacy::LegacyRealisation::from_json(&known[0]);
-        assert_eq!(known, Ok(signed), "Nix {}", rig.version);
+            "--add",
+            text(&built.temp.path().join("t.nix")),
+        ],
+    );
+    let store = open(&fresh).await;
+    let told: Value = serde_json::from_slice(&built.told).unwrap();
+    let told: Vec<_> = told
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(legacy::LegacyRealisation::from_json)
+        .collect();
+    let [Ok(told)] = &told[..] else {
+        panic!("Nix {} said {told:?}", rig.version)
+    };
+    let found = theirs.legacy_realisation(&told.id).await.unwrap();
+    assert_eq!(found.as_ref(), Some(told), "Nix {}", rig.version);
+    let in_cache = cache.legacy_realisation(&told.id).await.unwrap();
+    assert_eq!(in_cache.as_ref(), Some(told), "Nix {}", rig.version);
+
+    copy(&theirs, &store, [built.drv.clone(), told.out_path.clone()]).await;
+    for (id, path) in &told.dependent {
+        let needed = legacy::LegacyRealisation::new(id.clone(), path.clone());
+        store
+            .register_legacy(&needed, &SigCheck::Skip)
+            .await
+            .unwrap();
     }
+    let key = tk_narinfo::SecretKey::generate("test-1").unwrap();
+    let mut signed = told.clone();
+    signed.sign(&key);
+    store
+        .register_legacy(&signed, &SigCheck::Skip)
+        .await
+        .unwrap();
+    let drv = store.dir().path(&built.drv);
+    let output = match rig.version {
+        "2.8" => drv,
+        _ => format!("{drv}^out"),
+    };
+    let args = [
+        "realisation",
+        "info",
+        "--store",
+        text(&fresh),
+        "--json",
+        &output,
+    ];
+    let known: Value = serde_json::from_slice(&rig.run("nix", args)).unwrap();
+    let known = legacy::LegacyRealisation::from_json(&known[0]);
+    assert_eq!(known, Ok(signed), "Nix {}", rig.version);
 }
 
 /// What real Nix built in a store of its own, and copied to a cache.

@@ -2,20 +2,20 @@
 
 use crate::{
     cli::Machine,
-    support::{RigDaemon, VERSIONS},
+    support::{RigDaemon, each_version},
 };
 
+each_version!(an_output_is_found_by_its_derivation);
+
 /// In a store on disk, and in a cache that Nix wrote.
-#[test]
-fn an_output_is_found_by_its_derivation() {
-    for version in VERSIONS {
-        let Some(daemon) = RigDaemon::start(version, true) else {
-            continue;
-        };
-        let folder = daemon.folder();
-        std::fs::write(folder.join("d.nix"), EXPRESSION).unwrap();
-        let made = daemon.sh(&format!(
-            "cd {}; set -e
+fn an_output_is_found_by_its_derivation(version: &'static str) {
+    let Some(daemon) = RigDaemon::start(version, true) else {
+        return;
+    };
+    let folder = daemon.folder();
+    std::fs::write(folder.join("d.nix"), EXPRESSION).unwrap();
+    let made = daemon.sh(&format!(
+        "cd {}; set -e
              export NIX_CONFIG='experimental-features = nix-command flakes ca-derivations'
              drv=$(nix-instantiate d.nix)
              out=$(nix-store -r $drv)
@@ -23,28 +23,27 @@ fn an_output_is_found_by_its_derivation() {
              nix copy --to file://$PWD/his $outputs >&2
              nix copy --derivation --to file://$PWD/his $drv >&2
              echo $drv $out",
-            folder.display()
-        ));
-        assert_eq!(made.status, 0, "{version}: {made:?}");
-        let (drv, out) = made.stdout.trim().split_once(' ').expect("two paths");
-        let machine = Machine::new();
-        let store = format!("local?root={}", daemon.state().display());
-        let mine = machine.cache("mine");
-        assert_eq!(
-            machine.ok(&format!("push {drv}^out --store {store} --to {mine}")),
-            out,
-            "{version}"
-        );
-        let his = format!("file://{}", folder.join("his").display());
-        let pulled = format!("pull {drv}^out --from {his} --to ./dst --no-check-sigs");
-        assert_eq!(machine.ok(&pulled), out, "{version}");
-        let real = machine.home().join("dst").join(out.trim_start_matches('/'));
-        assert_eq!(std::fs::read(real).unwrap(), b"1\n");
-        // What was pushed is known there by the derivation as well, once that is there.
-        machine.ok(&format!("copy {drv} --from {store} --to {mine}"));
-        let again = format!("pull {drv}^* --from {mine} --to ./again --no-check-sigs");
-        assert_eq!(machine.ok(&again), out, "{version}");
-    }
+        folder.display()
+    ));
+    assert_eq!(made.status, 0, "{version}: {made:?}");
+    let (drv, out) = made.stdout.trim().split_once(' ').expect("two paths");
+    let machine = Machine::new();
+    let store = format!("local?root={}", daemon.state().display());
+    let mine = machine.cache("mine");
+    assert_eq!(
+        machine.ok(&format!("push {drv}^out --store {store} --to {mine}")),
+        out,
+        "{version}"
+    );
+    let his = format!("file://{}", folder.join("his").display());
+    let pulled = format!("pull {drv}^out --from {his} --to ./dst --no-check-sigs");
+    assert_eq!(machine.ok(&pulled), out, "{version}");
+    let real = machine.home().join("dst").join(out.trim_start_matches('/'));
+    assert_eq!(std::fs::read(real).unwrap(), b"1\n");
+    // What was pushed is known there by the derivation as well, once that is there.
+    machine.ok(&format!("copy {drv} --from {store} --to {mine}"));
+    let again = format!("pull {drv}^* --from {mine} --to ./again --no-check-sigs");
+    assert_eq!(machine.ok(&again), out, "{version}");
 }
 
 /// One that depends on another, so that the names of both are made from two derivations.

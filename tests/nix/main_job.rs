@@ -3,103 +3,99 @@
 
 use crate::{
     cli::Machine,
-    support::{Rig, VERSIONS, rig},
+    support::{Rig, VERSIONS, each_version, rig},
 };
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 /// The compressions that all of the three versions write.
 const COMPRESSIONS: [&str; 6] = ["none", "xz", "zstd", "bzip2", "gzip", "br"];
 
-#[test]
-fn every_nix_takes_what_we_push() {
-    for version in VERSIONS {
-        let Some(builder) = rig(version) else {
-            continue;
-        };
-        let machine = Machine::new();
-        let closure = build(&builder, &machine);
-        let key = machine.ok("key generate main-job-1 --secret s --public p");
-        let store = machine.home().join("built").display().to_string();
+each_version!(every_nix_takes_what_we_push);
+
+fn every_nix_takes_what_we_push(version: &'static str) {
+    let Some(builder) = rig(version) else { return };
+    let machine = Machine::new();
+    let closure = build(&builder, &machine);
+    let key = machine.ok("key generate main-job-1 --secret s --public p");
+    let store = machine.home().join("built").display().to_string();
+    for compression in COMPRESSIONS {
+        let cache = machine.cache(compression);
+        let root = &closure.root;
+        let push = format!(
+            "push {root} --from {store} --to {cache} --sign-key s --compression {compression} --listing"
+        );
+        assert_eq!(machine.ok(&push), *root);
+        assert_eq!(paths(&machine, &cache), closure.paths);
+    }
+    for reader in VERSIONS {
+        let Some(reader) = rig(reader) else { return };
         for compression in COMPRESSIONS {
+            let place = machine
+                .home()
+                .join(format!("{}-{compression}", reader.version));
             let cache = machine.cache(compression);
-            let root = &closure.root;
-            let push = format!(
-                "push {root} --from {store} --to {cache} --sign-key s --compression {compression} --listing"
+            takes(&reader, &place, &cache, &closure.root, &key);
+            let ours = machine.ok(&format!("path-info --all --store {}", place.display()));
+            assert_eq!(
+                ours.lines().map(String::from).collect::<BTreeSet<_>>(),
+                closure.paths
             );
-            assert_eq!(machine.ok(&push), *root);
-            assert_eq!(paths(&machine, &cache), closure.paths);
+            machine.ok(&format!(
+                "verify --all --trusted-key p --store {}",
+                place.display()
+            ));
         }
-        for reader in VERSIONS {
-            let Some(reader) = rig(reader) else { continue };
-            for compression in COMPRESSIONS {
-                let place = machine
-                    .home()
-                    .join(format!("{}-{compression}", reader.version));
-                let cache = machine.cache(compression);
-                takes(&reader, &place, &cache, &closure.root, &key);
-                let ours = machine.ok(&format!("path-info --all --store {}", place.display()));
-                assert_eq!(
-                    ours.lines().map(String::from).collect::<BTreeSet<_>>(),
-                    closure.paths
-                );
-                machine.ok(&format!(
-                    "verify --all --trusted-key p --store {}",
-                    place.display()
-                ));
-            }
-            refuses_without_the_key(&reader, &machine, &closure.root);
-        }
+        refuses_without_the_key(&reader, &machine, &closure.root);
     }
 }
 
-#[test]
-fn we_take_what_every_nix_pushes() {
-    for version in VERSIONS {
-        let Some(writer) = rig(version) else { continue };
-        let machine = Machine::new();
-        let closure = build(&writer, &machine);
-        machine.ok("key generate main-job-1 --secret s --public p");
-        machine.ok("key generate other-1 --secret s2 --public p2");
-        let built = machine.home().join("built");
-        for compression in COMPRESSIONS {
-            let cache = machine.cache(compression);
-            let to = format!(
-                "{cache}?compression={compression}&secret-key={}&write-nar-listing=true",
-                machine.home().join("s").display()
-            );
-            nix(
-                &writer,
-                &built,
-                &["copy", "--no-check-sigs", "--to", &to, &closure.root],
-            );
-            assert_eq!(paths(&machine, &cache), closure.paths);
-            machine.ok(&format!("verify --all --trusted-key p --store {cache}"));
-            machine.fails(1, &format!("verify --all --trusted-key p2 --store {cache}"));
+each_version!(we_take_what_every_nix_pushes);
 
-            let pull = format!(
-                "pull {} --from {cache} --to ./{compression}-store",
-                closure.root
-            );
-            machine.fails(1, &format!("{pull} --trusted-key p2"));
-            assert_eq!(
-                machine.ok(&format!(
-                    "{pull} --trusted-key p --out-link r-{compression}"
-                )),
-                closure.root
-            );
-            let place = machine.home().join(format!("{compression}-store"));
-            let text =
-                fs::read_to_string(machine.home().join(format!("r-{compression}/text"))).unwrap();
-            assert_eq!(text, closure.text);
-            for reader in VERSIONS {
-                let Some(reader) = rig(reader) else { continue };
-                opens(&reader, &place, &closure);
-            }
-            let listed = machine.ok(&format!("ls -R {} --store {cache}", closure.root));
-            assert_eq!(listed, "bin\nbin/tool\nempty\nlink\ntext");
-            let text = machine.ok(&format!("cat {}/text --store {cache}", closure.root));
-            assert_eq!(text, closure.text.trim_end());
+fn we_take_what_every_nix_pushes(version: &'static str) {
+    let Some(writer) = rig(version) else { return };
+    let machine = Machine::new();
+    let closure = build(&writer, &machine);
+    machine.ok("key generate main-job-1 --secret s --public p");
+    machine.ok("key generate other-1 --secret s2 --public p2");
+    let built = machine.home().join("built");
+    for compression in COMPRESSIONS {
+        let cache = machine.cache(compression);
+        let to = format!(
+            "{cache}?compression={compression}&secret-key={}&write-nar-listing=true",
+            machine.home().join("s").display()
+        );
+        nix(
+            &writer,
+            &built,
+            &["copy", "--no-check-sigs", "--to", &to, &closure.root],
+        );
+        assert_eq!(paths(&machine, &cache), closure.paths);
+        machine.ok(&format!("verify --all --trusted-key p --store {cache}"));
+        machine.fails(1, &format!("verify --all --trusted-key p2 --store {cache}"));
+
+        let pull = format!(
+            "pull {} --from {cache} --to ./{compression}-store",
+            closure.root
+        );
+        machine.fails(1, &format!("{pull} --trusted-key p2"));
+        assert_eq!(
+            machine.ok(&format!(
+                "{pull} --trusted-key p --out-link r-{compression}"
+            )),
+            closure.root
+        );
+        let place = machine.home().join(format!("{compression}-store"));
+        let text =
+            fs::read_to_string(machine.home().join(format!("r-{compression}/text"))).unwrap();
+        assert_eq!(text, closure.text);
+        for reader in VERSIONS {
+            let Some(reader) = rig(reader) else { return };
+            opens(&reader, &place, &closure);
         }
+        let listed = machine.ok(&format!("ls -R {} --store {cache}", closure.root));
+        assert_eq!(listed, "bin\nbin/tool\nempty\nlink\ntext");
+        let text = machine.ok(&format!("cat {}/text --store {cache}", closure.root));
+        assert_eq!(text, closure.text.trim_end());
     }
 }
 
