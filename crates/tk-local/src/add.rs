@@ -16,19 +16,21 @@ use crate::{
     receive::receive,
     roots::TempRoots,
 };
-use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{HashMap, VecDeque},
     fs::File,
-    pin::Pin,
+    future::poll_fn,
+    iter,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    task::Poll,
 };
 use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Method, References, StorePath};
 use tk_store::{
-    AddItem, AddItems, AddOptions, AddReport, ContentHasher, Error, Existing, NarCheck, NarStream,
-    Result, blocking, nar, progress::arriving,
+    AddId, AddItem, AddItems, AddOptions, AddReport, AddSchedule, ContentHasher, Error, Existing,
+    NarCheck, NarStream, RequiredReferences, Result, add_batches, blocking, nar,
+    progress::arriving,
 };
 
 /// Implements [`tk_store::Store::add`]: receives several paths at once, and registers them in groups.
@@ -41,20 +43,18 @@ pub(crate) async fn add(
     let sweeping = sweep_once(store.inner());
     let cancel = Cancel::default();
     let _cancel_on_drop = cancel.on_drop();
+    let dir = &store.config().dir;
     let mut adding = LocalAdd {
         store,
         options,
         cancel,
+        schedule: AddSchedule::new(dir, store, options, RequiredReferences::All),
+        queue: VecDeque::new(),
         running: FuturesUnordered::new(),
-        received: BTreeMap::new(),
-        open: BTreeSet::new(),
-        failed: BTreeSet::new(),
-        next: 0,
-        report: AddReport::default(),
     };
     let outcome = adding.run(items).await;
     sweeping.await?;
-    outcome.map(|()| adding.report)
+    outcome.map(|()| adding.schedule.take_report())
 }
 
 /// Implements [`tk_store::AddContent::add_content`]: the path is named once the content was read.
@@ -106,14 +106,10 @@ struct LocalAdd<'a> {
     store: &'a LocalStore,
     options: &'a AddOptions,
     cancel: Cancel,
+    schedule: AddSchedule<Received>,
+    /// What waits to be received, references first.
+    queue: VecDeque<(AddId, AddItem)>,
     running: FuturesUnordered<BoxFuture<'static, ReceivedPath>>,
-    /// What waits for a commit, by its place in the order of arrival.
-    received: BTreeMap<usize, Received>,
-    /// The paths of `running` and `received`.
-    open: BTreeSet<StorePath>,
-    failed: BTreeSet<StorePath>,
-    next: usize,
-    report: AddReport,
 }
 
 /// Content that is verified and has not got its name yet.
@@ -126,28 +122,33 @@ pub(crate) struct Received {
     bytes: u64,
 }
 
-/// A path that was received: its place in the order of arrival, and `None` if it was valid already.
-type ReceivedPath = (usize, StorePath, Result<Option<Received>>);
+/// A path that was received: `None` if it was valid already.
+type ReceivedPath = (AddId, Result<Option<Received>>);
 
 enum AddStep {
-    Item(Option<Result<AddItem>>),
+    Items(Option<(Vec<AddItem>, Result<()>)>),
     Done(ReceivedPath),
 }
 
 impl LocalAdd<'_> {
-    async fn run(&mut self, mut items: AddItems<'_>) -> Result<()> {
+    async fn run(&mut self, items: AddItems<'_>) -> Result<()> {
+        let mut items = add_batches(items);
         let mut more = true;
         let mut ended = Ok(());
         while more || !self.running.is_empty() {
-            let accept = more && self.has_room();
-            match std::future::poll_fn(|cx| self.poll_step(&mut items, accept, cx)).await {
-                AddStep::Item(Some(Ok((info, nar)))) => self.begin(info, nar),
-                AddStep::Item(Some(Err(error))) => {
-                    // What was begun is brought to its end, so that it need not be done again.
-                    ended = Err(error);
-                    more = false;
+            let accept = more && self.queue.is_empty() && self.has_room();
+            let step = poll_fn(|cx| match self.running.poll_next_unpin(cx) {
+                Poll::Ready(Some(done)) => Poll::Ready(AddStep::Done(done)),
+                _ if accept => items.poll_next_unpin(cx).map(AddStep::Items),
+                _ => Poll::Pending,
+            });
+            match step.await {
+                AddStep::Items(Some((batch, end))) => {
+                    // What came before an error is brought to its end, so that it need not be done again.
+                    (more, ended) = (end.is_ok(), end);
+                    self.accept(batch).await?;
                 }
-                AddStep::Item(None) => more = false,
+                AddStep::Items(None) => more = false,
                 AddStep::Done(done) => {
                     self.done(done);
                     // Each commit is a transaction: what else has arrived goes into the same one.
@@ -157,48 +158,43 @@ impl LocalAdd<'_> {
                     self.commit().await?;
                 }
             }
+            self.start();
         }
         ended
     }
 
     fn has_room(&self) -> bool {
-        self.running.len() < self.store.config().jobs.get() && self.received.len() < MAX_WAITING
+        self.running.len() < self.store.config().jobs.get() && self.schedule.waiting() < MAX_WAITING
     }
 
-    fn poll_step(
-        &mut self,
-        items: &mut AddItems<'_>,
-        accept: bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<AddStep> {
-        if let Poll::Ready(Some(done)) = Pin::new(&mut self.running).poll_next(cx) {
-            return Poll::Ready(AddStep::Done(done));
+    async fn accept(&mut self, batch: Vec<AddItem>) -> Result<()> {
+        let unknown = self.schedule.unknown(&batch);
+        let inner = self.store.inner().clone();
+        let valid = blocking(move || inner.db.valid(&unknown)).await?;
+        self.schedule.note_present(valid);
+        for item in batch {
+            // Signatures are checked by the threads that receive.
+            if let Some(id) = self.schedule.accept_unchecked(&item.0) {
+                self.queue.push_back((id, item));
+            }
         }
-        if accept {
-            items.as_mut().poll_next(cx).map(AddStep::Item)
-        } else {
-            Poll::Pending
+        Ok(())
+    }
+
+    /// Receives what is queued, as far as there is room.
+    fn start(&mut self) {
+        while self.has_room()
+            && let Some((id, (info, nar))) = self.queue.pop_front()
+        {
+            if self.schedule.begin(id, None) {
+                self.receive(id, info, nar);
+            }
         }
     }
 
-    fn begin(&mut self, info: PathInfo, nar: NarStream) {
-        let path = info.path.clone();
-        if self.open.contains(&path) {
-            return;
-        }
-        if let Some(reference) = info.references.intersection(&self.failed).next() {
-            let error = self.store.inner().missing(&path, reference);
-            return self.fail(path, error);
-        }
-        self.failed.remove(&path);
-        self.open.insert(path.clone());
-        let n = self.next;
-        self.next += 1;
-        // References that are being added just now are waited for later, by `take_ready`.
-        let needed = info.references.iter().filter(|r| !self.open.contains(*r));
+    fn receive(&mut self, id: AddId, info: PathInfo, nar: NarStream) {
         let (nar, end_on_drop) = nar::until_dropped(arriving(nar, &self.options.progress));
         let request = ReceiveRequest {
-            needed: needed.cloned().collect(),
             options: self.options.clone(),
             cancel: self.cancel.clone(),
             roots: self.store.temp_roots().clone(),
@@ -209,73 +205,41 @@ impl LocalAdd<'_> {
         let work = blocking(move || request.receive(&inner));
         let done = work.map(move |outcome| {
             drop(end_on_drop);
-            (n, path, outcome)
+            (id, outcome)
         });
         self.running.push(done.boxed());
     }
 
-    fn done(&mut self, (n, path, outcome): ReceivedPath) {
+    fn done(&mut self, (id, outcome): ReceivedPath) {
         match outcome {
-            Ok(Some(received)) => drop(self.received.insert(n, received)),
-            Ok(None) => {
-                self.open.remove(&path);
-                self.options.note_added(&mut self.report, path);
-            }
-            Err(error) => self.fail(path, error),
+            Ok(Some(received)) => self.schedule.prepared(id, received),
+            Ok(None) => self.schedule.added(id),
+            Err(error) => self.schedule.fail(id, error),
         }
     }
 
-    fn fail(&mut self, path: StorePath, error: Error) {
-        self.open.remove(&path);
-        self.failed.insert(path.clone());
-        self.report.failed.push((path, error));
-    }
-
-    /// Commits what has all its references, until nothing has.
+    /// Commits what has all its references, or goes with them.
     async fn commit(&mut self) -> Result<()> {
-        loop {
-            let group = self.take_ready();
-            if group.is_empty() {
-                return Ok(());
-            }
-            let inner = self.store.inner().clone();
-            let committed = blocking(move || inner.commit(group)).await?;
-            self.report.written += committed.bytes;
-            for path in committed.paths {
-                self.open.remove(&path);
-                self.options.note_added(&mut self.report, path);
-            }
-            for (path, error) in committed.failed {
-                self.fail(path, error);
-            }
+        let mut ids = HashMap::new();
+        let ready = iter::from_fn(|| self.schedule.next(Some(GROUP)));
+        let group = ready.map(|(id, received)| {
+            ids.insert(received.info.path.clone(), id);
+            received
+        });
+        let group: Vec<_> = group.collect();
+        if group.is_empty() {
+            return Ok(());
         }
-    }
-
-    /// Takes what can be committed, in order; fails what refers to a failed path.
-    fn take_ready(&mut self) -> Vec<Received> {
-        let mut group = Vec::new();
-        let mut taken = BTreeSet::new();
-        for (n, received) in std::mem::take(&mut self.received) {
-            let info = &received.info;
-            if let Some(reference) = info.references.intersection(&self.failed).next() {
-                let error = self.store.inner().missing(&info.path, reference);
-                let path = info.path.clone();
-                self.fail(path, error);
-                continue;
-            }
-            let waits = |r: &StorePath| *r != info.path && self.open.contains(r);
-            if info
-                .references
-                .iter()
-                .any(|r| waits(r) && !taken.contains(r))
-            {
-                self.received.insert(n, received);
-            } else {
-                taken.insert(info.path.clone());
-                group.push(received);
-            }
+        let inner = self.store.inner().clone();
+        let committed = blocking(move || inner.commit(group)).await?;
+        self.schedule.wrote(committed.bytes);
+        for path in committed.paths {
+            self.schedule.added(ids[&path]);
         }
-        group
+        for (path, error) in committed.failed {
+            self.schedule.fail(ids[&path], error);
+        }
+        Ok(())
     }
 }
 
@@ -283,8 +247,6 @@ impl LocalAdd<'_> {
 struct ReceiveRequest {
     info: PathInfo,
     nar: NarStream,
-    /// References that nobody is adding just now.
-    needed: Vec<StorePath>,
     options: AddOptions,
     cancel: Cancel,
     roots: Arc<TempRoots>,
@@ -296,37 +258,17 @@ impl ReceiveRequest {
         let ReceiveRequest {
             mut info,
             nar,
-            needed,
             options,
             cancel,
             roots,
         } = self;
-        let keep = options.existing == Existing::Keep;
-        if keep && store.is_valid(&info.path)? {
-            return Ok(None);
-        }
-        options.check.check(&store.config.dir, &info)?;
-        let present = store.db.valid(&needed)?;
-        if let Some(reference) = needed
-            .iter()
-            .find(|r| **r != info.path && !present.contains(*r))
-        {
-            return Err(store.missing(&info.path, reference));
-        }
-        if let Some(ca) = &info.ca
-            && !info.is_content_addressed(&store.config.dir)
-        {
-            return Err(Error::invalid(format!(
-                "{} claims the content address {ca}, which implies another store path",
-                info.path
-            )));
-        }
+        options.check_metadata(&store.config.dir, &info)?;
         // First the root, so that no collector takes the path any more; then the lock, so that nobody
         // else makes it; then a second look, since somebody may have made it before the lock.
         roots.add(&store.config.dir, &info.path, &cancel)?;
         let lock = OutputLock::acquire(&store.real_path(&info.path), &cancel)?;
         let replaces = store.is_valid(&info.path)?;
-        if keep && replaces {
+        if replaces && options.existing == Existing::Keep {
             return Ok(None);
         }
         let place = store.place(&cancel)?;
@@ -497,3 +439,6 @@ fn sweep_once(store: &Arc<LocalInner>) -> impl Future<Output = Result<()>> + use
 
 /// Paths that may be received and wait for others; each holds two open files.
 const MAX_WAITING: usize = 128;
+
+/// The lane of all commits: a group goes into its transaction in order, references first.
+const GROUP: usize = 0;

@@ -71,9 +71,6 @@ impl Policy {
         verdicts: Result<BTreeMap<&str, SignatureVerdict>, SignatureError>,
         false_address: bool,
     ) -> Result<(), Untrusted> {
-        if self.threshold == 0 {
-            return Ok(());
-        }
         let (verdicts, source) = match verdicts {
             Ok(verdicts) => (verdicts, None),
             Err(error) => (BTreeMap::new(), Some(Box::new(error))),

@@ -76,10 +76,9 @@ impl Closure {
                 order.push(info);
                 continue;
             }
-            match state.get(path) {
-                Some(Visit::Done) => continue,
-                Some(Visit::Open) => return Err(circle(path)),
-                None => {}
+            // It may have been put on the stack by several paths before it was visited.
+            if state.contains_key(path) {
+                continue;
             }
             state.insert(path, Visit::Open);
             stack.push((path, false));

@@ -361,9 +361,15 @@ async fn content_address(store: &dyn Store) {
     let mut lie = info.clone();
     lie.path = StorePath::from_digest(&[7; 20], "self-evident").unwrap();
     let added = store
-        .add_one(lie, nar::from_bytes(nar.clone()), &check.clone().into())
+        .add_one(
+            lie.clone(),
+            nar::from_bytes(nar.clone()),
+            &check.clone().into(),
+        )
         .await;
     assert!(matches!(added, Err(Error::Untrusted { .. })), "{added:?}");
+    // Nor where nobody has to sign: the address would vouch for the path later.
+    refused(store, &lie, nar::from_bytes(nar.clone()), "a false address").await;
     store
         .add_one(info.clone(), nar::from_bytes(nar), &check.clone().into())
         .await

@@ -37,6 +37,7 @@
 //! tokio runtime, blocking work on its blocking threads.
 
 mod abilities;
+mod add_schedule;
 pub mod closure;
 mod compare;
 #[cfg(feature = "conformance")]
@@ -66,6 +67,7 @@ pub use abilities::{
     GcReport, Graph, Logs, Maintain, Missing, Realisations, Root, Roots, Sessions,
     SubstitutablePathInfo, Substitute,
 };
+pub use add_schedule::{AddId, AddSchedule, RequiredReferences, add_batches};
 pub use closure::{Closure, closure};
 pub use compare::{Compared, compare};
 pub use content::ContentHasher;

@@ -54,7 +54,7 @@ impl MemoryStore {
         if keep && self.paths().contains_key(&info.path) {
             return Ok(0);
         }
-        options.check.check(&self.dir, &info)?;
+        options.check_metadata(&self.dir, &info)?;
         self.require_references(&info, &options.elsewhere)?;
         let mut verify = NarCheck::new(&info, self.to_string());
         let mut nar = arriving(nar, &options.progress);

@@ -77,8 +77,9 @@ pub trait Store: Debug + Display + Send + Sync {
     ///
     /// Each NAR is checked against the hash and size of its metadata, each path against the
     /// signatures that `options` demand. A path that fails does not stop the others, but those
-    /// that refer to it fail too. A path that is there already counts as added; whether it is
-    /// left as it is say `options` as well.
+    /// that refer to it fail too, unless it is there already. A path that is there already counts
+    /// as added; whether it is left as it is say `options` as well. [`AddSchedule`](crate::AddSchedule)
+    /// keeps the order for those who write a store.
     ///
     /// # Errors
     /// Only what ends the whole operation (the store cannot be written or cannot do what
@@ -162,6 +163,19 @@ impl AddOptions {
             elsewhere: Arc::default(),
             progress: Arc::new(()),
             asked: Arc::default(),
+        }
+    }
+
+    /// Whether `info` may be added to a store with directory `dir`: its signatures suffice, and a
+    /// content address that it claims makes its path.
+    pub fn check_metadata(&self, dir: &StoreDir, info: &PathInfo) -> Result<()> {
+        self.check.check(dir, info)?;
+        match &info.ca {
+            Some(ca) if !info.is_content_addressed(dir) => Err(Error::invalid(format!(
+                "{} claims the content address {ca}, which implies another store path",
+                info.path
+            ))),
+            _ => Ok(()),
         }
     }
 

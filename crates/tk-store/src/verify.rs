@@ -1,7 +1,10 @@
 use crate::{
-    ContentHasher, Error, Result, Store, blocking,
+    ContentHasher, Error, NarStream, Result, Store, blocking,
     nar::{self, BlockingNar},
 };
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use std::mem;
 use tk_nar::Validator;
 use tk_narinfo::PathInfo;
 use tk_path::{
@@ -74,9 +77,29 @@ impl NarCheck {
         }
     }
 
+    /// `nar` as long as it is what the metadata says. One chunk is kept back, so that nobody has got
+    /// all of a NAR that turns out to be wrong; of a NAR in one chunk, nothing.
+    pub fn stream(self, nar: NarStream) -> NarStream {
+        let next = |state: Option<(NarStream, NarCheck, Bytes)>| async move {
+            let Some((mut nar, mut check, mut held)) = state else {
+                return Ok(None);
+            };
+            while let Some(chunk) = nar.try_next().await? {
+                check.update(&chunk)?;
+                let ready = mem::replace(&mut held, chunk);
+                if !ready.is_empty() {
+                    return Ok(Some((ready, Some((nar, check, held)))));
+                }
+            }
+            check.finish()?;
+            Ok(Some((held, None)))
+        };
+        stream::try_unfold(Some((nar, self, Bytes::new())), next).boxed()
+    }
+
     /// Ends the NAR: `Ok` if it is complete and what the metadata says.
     pub fn finish(mut self) -> Result<()> {
-        let hasher = std::mem::replace(&mut self.hasher, Hasher::new(Algorithm::Sha256));
+        let hasher = mem::replace(&mut self.hasher, Hasher::new(Algorithm::Sha256));
         let bytes = hasher.bytes();
         // The size first: it explains a cut NAR better than the hash does.
         if self.size != 0 && self.size != bytes {
@@ -87,7 +110,7 @@ impl NarCheck {
         if self.hash != actual {
             return Err(self.mismatch("NAR hash", self.hash.to_string(), actual.to_string()));
         }
-        if let Err(error) = std::mem::take(&mut self.grammar).finish() {
+        if let Err(error) = mem::take(&mut self.grammar).finish() {
             return Err(self.malformed(error));
         }
         let Some((claimed, claim)) = self.claim.take() else {

@@ -4,7 +4,7 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 use support::{Library, Upstream};
 use tk_narinfo::{
@@ -17,8 +17,9 @@ use tk_path::{
 };
 use tk_store::conformance::file_nar;
 use tk_store::{
-    Abilities, AddOptions, AddSignatures, Error, Existing, MemoryStore, Realisations, SigCheck,
-    Store, StoreExt,
+    Abilities, AddOptions, AddSignatures, Error, Existing, MemoryStore, NarCheck, Realisations,
+    SigCheck, Store, StoreExt,
+    closure::missing_closure,
     copy::{
         CopyOptions, CopyReport, OutputPaths, Plan, Reach, Unanswered, Upstreams, Warning, logs,
         plan,
@@ -383,6 +384,72 @@ async fn derivers_are_those_of_all_that_was_looked_at() {
     copy(&made, &dst, &paths[..1], &keep()).await;
     let Plan { derivers, .. } = plan(&*made, &dst, &set(&paths), &keep()).await.unwrap();
     assert_eq!(derivers, set(&[drv("maker-0"), drv("maker-1")]));
+}
+
+/// What a store knows of itself is no business of the next one.
+#[tokio::test]
+async fn what_only_the_source_can_know_stays_there() {
+    let (src, paths) = chain(1).await;
+    let mut info = src.require_info(&paths[0]).await.unwrap();
+    (info.ultimate, info.registration_time) = (true, 1_700_000_000);
+    let mut replace = AddOptions::new(SigCheck::Skip);
+    replace.existing = Existing::Replace;
+    let nar = src.nar(&paths[0]).await.unwrap();
+    src.add_one(info, nar, &replace).await.unwrap();
+    let dst = MemoryStore::default();
+    copy(&src, &dst, &paths, &keep()).await;
+    let copied = dst.require_info(&paths[0]).await.unwrap();
+    assert!(!copied.ultimate);
+    assert_eq!(copied.registration_time, 0);
+}
+
+#[tokio::test]
+async fn an_upstream_has_no_say_on_paths_that_it_was_not_asked_about() {
+    let (src, paths) = chain(2).await;
+    let dst = MemoryStore::default();
+    copy(&src, &dst, &paths[..1], &keep()).await;
+    let mut options = upstreams(Upstreams {
+        caches: vec![Upstream::talkative(&paths)],
+        ..Upstreams::default()
+    });
+    options.existing = Existing::Replace;
+    let plan = plan(&*src, &dst, &set(&paths[1..]), &options)
+        .await
+        .unwrap();
+    assert_eq!(plan.upstream, set(&paths[1..]));
+    let missing: Vec<_> = plan.missing.iter().map(|info| &info.path).collect();
+    assert_eq!(missing, [&paths[0]], "what is replaced is sent");
+}
+
+#[tokio::test]
+async fn what_is_found_present_is_told() {
+    let (src, paths) = chain(3).await;
+    let dst = MemoryStore::default();
+    copy(&src, &dst, &paths[..2], &keep()).await;
+    let missing = missing_closure(&*src, &dst, [paths[2].clone()], &SigCheck::Skip);
+    let (missing, present) = missing.await.unwrap();
+    assert!(missing.infos.keys().eq(&paths[2..]));
+    assert_eq!(present, set(&paths[1..2]));
+}
+
+#[tokio::test]
+async fn a_copy_of_nothing_tidies_the_destination() {
+    let (src, paths) = chain(1).await;
+    let dst = Upstream::with(&paths);
+    copy(&src, &*dst, &paths, &keep()).await;
+    assert_eq!(dst.tidied.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn an_endless_nar_is_not_read_to_its_end() {
+    let nar = file_nar(&[0; 5000]);
+    let path = StorePath::from_digest(&[1; 20], "endless").unwrap();
+    // The grammar still expects thousands of bytes.
+    let info = PathInfo::new(path, NarHash::digest(&nar), 1000);
+    let mut check = NarCheck::new(&info, "test://");
+    check.update(&nar[..1000]).unwrap();
+    let longer = check.update(&nar[1000..1001]);
+    assert!(matches!(longer, Err(Error::Mismatch { .. })), "{longer:?}");
 }
 
 /// Paths, each of which refers to the one before it, with no content address to stand by.

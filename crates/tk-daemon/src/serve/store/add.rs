@@ -13,21 +13,21 @@ use crate::{
     serve::commands::{AddToStoreNar, QueryValidPaths},
     values::Done,
 };
-use bytes::Bytes;
 use futures::{
     StreamExt,
     future::{Either, select},
 };
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::VecDeque,
+    convert::Infallible,
     pin::pin,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 use tk_narinfo::PathInfo;
 use tk_path::StorePath;
 use tk_store::{
-    AddItem, AddItems, AddOptions, AddReport, Error, Existing, NarCheck, NarStream, Result,
-    progress::arriving,
+    AddId, AddItem, AddItems, AddOptions, AddReport, AddSchedule, Error, Existing, NarCheck,
+    NarStream, RequiredReferences, Result, add_batches, progress::arriving,
 };
 use tokio::sync::mpsc;
 
@@ -42,28 +42,24 @@ pub(super) async fn add(
             "cannot replace what it has: the serve protocol has no command for it; use ssh-ng://",
         ));
     }
+    let dir = &store.config.dir;
+    let schedule = AddSchedule::new(dir, store, options, RequiredReferences::All);
+    let state = ServeAddState {
+        schedule,
+        open: VecDeque::new(),
+        answered: 0,
+    };
     let adding = ServeAdd {
         store,
         options,
-        state: Mutex::default(),
+        state: Mutex::new(state),
     };
-    let mut batches = items.ready_chunks(BATCH);
-    while let Some(batch) = batches.next().await {
-        let mut items = VecDeque::with_capacity(batch.len());
-        let mut ended = Ok(());
-        for item in batch {
-            match item {
-                Ok(item) => items.push_back(item),
-                Err(error) => {
-                    ended = Err(error);
-                    break;
-                }
-            }
-        }
-        adding.add_batch(items).await?;
+    let mut batches = add_batches(items);
+    while let Some((batch, ended)) = batches.next().await {
+        adding.add_batch(batch.into()).await?;
         ended?;
     }
-    let report = std::mem::take(&mut adding.state().report);
+    let report = adding.state().schedule.take_report();
     Ok(report)
 }
 
@@ -74,23 +70,31 @@ struct ServeAdd<'a> {
     state: Mutex<ServeAddState>,
 }
 
-#[derive(Default)]
 struct ServeAddState {
-    report: AddReport,
-    /// Paths that are valid, or will be when what was sent is answered.
-    valid: BTreeSet<StorePath>,
-    /// What was sent as a whole and not answered, in order: path and NAR size.
-    open: VecDeque<(StorePath, u64)>,
+    /// Nothing is ever prepared: items are accepted when it is their turn to be sent.
+    schedule: AddSchedule<Infallible>,
+    /// What was sent as a whole and not answered, in order, with the path and the NAR size.
+    open: VecDeque<(AddId, StorePath, u64)>,
     /// Answers on the connection at hand.
     answered: usize,
 }
 
 impl ServeAdd<'_> {
     async fn add_batch(&self, mut items: VecDeque<AddItem>) -> Result<()> {
-        let questions = self.questions(&items);
+        let unknown = self.state().schedule.unknown(&items);
+        let question = |paths| QueryValidPaths {
+            // They are to be kept.
+            lock: true,
+            substitute: false,
+            paths,
+        };
+        let questions: Vec<_> = super::batches(unknown, super::VALID)
+            .map(question)
+            .collect();
         let replies = self.store.pool.get().await?.call_all(&questions).await?;
-        self.state().valid.extend(replies.into_iter().flatten());
-        items.retain(|(info, _)| !self.is_there(&info.path));
+        let there = replies.into_iter().flatten();
+        self.state().schedule.note_present(there);
+        items.retain(|(info, _)| !self.state().schedule.keeps(&info.path));
         while !items.is_empty() {
             let mut connection = self.store.pool.get().await?;
             self.state().answered = 0;
@@ -106,32 +110,6 @@ impl ServeAdd<'_> {
         Ok(())
     }
 
-    /// Which of the paths, and of what they refer to, are valid; they are to be kept.
-    fn questions(&self, items: &VecDeque<AddItem>) -> Vec<QueryValidPaths> {
-        let named = |(info, _): &AddItem| {
-            let references = info.references.iter().cloned();
-            references.chain([info.path.clone()]).collect::<Vec<_>>()
-        };
-        let mut paths: BTreeSet<_> = items.iter().flat_map(named).collect();
-        paths.retain(|path| !self.state().valid.contains(path));
-        let question = |paths| QueryValidPaths {
-            lock: true,
-            substitute: false,
-            paths,
-        };
-        super::batches(paths, super::VALID).map(question).collect()
-    }
-
-    /// Whether `path` need not be sent.
-    fn is_there(&self, path: &StorePath) -> bool {
-        let mut state = self.state();
-        let there = state.valid.contains(path);
-        if there {
-            self.options.note_added(&mut state.report, path.clone());
-        }
-        there
-    }
-
     /// Sends items until there are none, or until one breaks off. Whether the connection is clean.
     async fn send_all(
         &self,
@@ -144,26 +122,22 @@ impl ServeAdd<'_> {
             // Dropped at the end: then the reader knows that nothing more comes.
             let sent = sent;
             while let Some((info, nar)) = items.pop_front() {
-                // The same path twice in one batch.
-                if self.state().valid.contains(&info.path) {
+                let Some(id) = self.accept(&info) else {
                     continue;
-                }
-                if let Err(error) = self.admit(&info) {
-                    self.state().report.failed.push((info.path, error));
-                    continue;
-                }
+                };
                 // A place for the answer first, lest more be open than is bearable.
                 let Ok(place) = output.wait_for(Box::pin(sent.reserve())).await? else {
                     break;
                 };
                 match self.send(output, &info, nar).await? {
                     Sent::All => {
-                        self.state().sent(info);
+                        let sent = (id, info.path, info.nar_size);
+                        self.state().open.push_back(sent);
                         place.send(());
                     }
-                    Sent::Nothing(error) => self.state().report.failed.push((info.path, error)),
+                    Sent::Nothing(error) => self.state().schedule.fail(id, error),
                     Sent::Part(error) => {
-                        self.state().report.failed.push((info.path, error));
+                        self.state().schedule.fail(id, error);
                         // The server still waits for the rest of that NAR, so no other request can follow
                         // it.
                         return output.flush().await.map(|()| false);
@@ -175,7 +149,7 @@ impl ServeAdd<'_> {
         let read = async {
             while open.recv().await.is_some() {
                 let Done = input.reply().await?;
-                self.state().answered(self.options);
+                self.state().answered();
             }
             Ok(())
         };
@@ -186,34 +160,18 @@ impl ServeAdd<'_> {
         }
     }
 
-    /// Whether the path may be added after those that were sent.
-    fn admit(&self, info: &PathInfo) -> Result<()> {
-        let dir = &self.store.config.dir;
-        self.options.check.check(dir, info)?;
-        if let Some(ca) = &info.ca
-            && !info.is_content_addressed(dir)
-        {
-            return Err(Error::invalid(format!(
-                "{} claims the content address {ca}, which implies another store path",
-                info.path
-            )));
-        }
-        let state = self.state();
-        let absent = |r: &&StorePath| **r != info.path && !state.valid.contains(*r);
-        if let Some(reference) = info.references.iter().find(absent) {
-            return Err(Error::MissingReference {
-                path: info.path.clone(),
-                reference: reference.clone(),
-                store: self.store.to_string(),
-            });
-        }
-        match info.nar_size {
-            0 => Err(self.store.unsupported(format!(
+    /// Accepts the path if it may be added after those that were sent.
+    fn accept(&self, info: &PathInfo) -> Option<AddId> {
+        let schedule = &mut self.state().schedule;
+        let id = schedule.accept(info)?;
+        if info.nar_size == 0 {
+            let error = self.store.unsupported(format!(
                 "cannot take {}, whose NAR size is not known (the serve protocol)",
                 info.path
-            ))),
-            _ => Ok(()),
+            ));
+            schedule.fail(id, error);
         }
+        schedule.begin(id, None).then_some(id)
     }
 
     /// Sends one path. Of its NAR one chunk is kept back until all of it is known to be right; what
@@ -224,43 +182,27 @@ impl ServeAdd<'_> {
         info: &PathInfo,
         nar: NarStream,
     ) -> Result<Sent> {
-        let mut nar = arriving(nar, &self.options.progress);
         let mut info = info.clone();
         // What another store knew of itself.
         (info.ultimate, info.registration_time) = (false, 0);
-        let mut check = NarCheck::new(&info, "its source");
+        let nar = NarCheck::new(&info, "its source").stream(nar);
+        let mut nar = arriving(nar, &self.options.progress);
         let head = AddToStoreNar { info };
-        let mut held = Bytes::new();
         let mut begun = false;
-        let broken = |begun, error| {
-            if begun {
-                Sent::Part(error)
-            } else {
-                Sent::Nothing(error)
-            }
-        };
         while let Some(chunk) = output.wait_for(nar.next()).await? {
-            let checked = chunk.and_then(|chunk| check.update(&chunk).map(|()| chunk));
-            let chunk = match checked {
-                Ok(chunk) => chunk,
-                Err(error) => return Ok(broken(begun, error)),
-            };
-            let ready = std::mem::replace(&mut held, chunk);
-            if !ready.is_empty() {
-                if !begun {
-                    output.request(&head)?;
-                    begun = true;
+            match chunk {
+                Ok(chunk) => {
+                    if !begun {
+                        output.request(&head)?;
+                        begun = true;
+                    }
+                    output.bytes(chunk).await?;
                 }
-                output.bytes(ready).await?;
+                Err(error) if begun => return Ok(Sent::Part(error)),
+                Err(error) => return Ok(Sent::Nothing(error)),
             }
         }
-        if let Err(error) = check.finish() {
-            return Ok(broken(begun, error));
-        }
-        if !begun {
-            output.request(&head)?;
-        }
-        output.bytes(held).await.map(|()| Sent::All)
+        Ok(Sent::All)
     }
 
     fn state(&self) -> MutexGuard<'_, ServeAddState> {
@@ -279,36 +221,25 @@ enum Sent {
 }
 
 impl ServeAddState {
-    /// What refers to it may follow.
-    fn sent(&mut self, info: PathInfo) {
-        self.valid.insert(info.path.clone());
-        self.open.push_back((info.path, info.nar_size));
-    }
-
     /// The server has taken the path that was sent first.
-    fn answered(&mut self, options: &AddOptions) {
+    fn answered(&mut self) {
         self.answered += 1;
-        if let Some((path, size)) = self.open.pop_front() {
-            options.note_added(&mut self.report, path);
-            self.report.written += size;
+        if let Some((id, _, size)) = self.open.pop_front() {
+            self.schedule.added(id);
+            self.schedule.wrote(size);
         }
     }
 
     /// The server has ended: what it did not answer is lost.
     fn give_up(&mut self, error: &Error) {
         let line = error.to_line();
-        for (path, _) in std::mem::take(&mut self.open) {
-            self.valid.remove(&path);
-            let error = Error::io(
-                format!("adding {path}"),
-                std::io::Error::other(line.clone()),
-            );
-            self.report.failed.push((path, error));
+        for (id, path, _) in std::mem::take(&mut self.open) {
+            let source = std::io::Error::other(line.clone());
+            let error = Error::io(format!("adding {path}"), source);
+            self.schedule.fail(id, error);
         }
     }
 }
 
-/// Paths that are asked about at once.
-const BATCH: usize = 1024;
 /// Paths that may be sent before the first of them is answered.
 const UPLOADS: usize = 64;
