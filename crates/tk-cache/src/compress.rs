@@ -29,6 +29,7 @@
 //! asks for that much, 8 MiB with Nix's default levels. How much comes out of a small input is not
 //! limited here; the caller stops at the size that the metadata promises.
 
+#[cfg(any(feature = "bzip2", feature = "gzip"))]
 mod ahead;
 #[cfg(any(feature = "xz", feature = "zstd"))]
 mod frames;

@@ -16,37 +16,30 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("NAR hash {}", hash.to_text(Encoding::Nix32));
 
     // 2. A folder goes into a signed cache, straight from where it lies.
-    let key = Arc::new(SecretKey::generate("example-1")?);
+    let keys = [Arc::new(SecretKey::generate("example-1")?)];
     let uri = format!("file://{here}/cache");
     let cache = open_with(&uri, &settings, &OpenOptions::to_write()).await?;
-    let path = push_folder("site", "site", &cache, &[key.clone()]).await?;
+    let path = push_folder("site", "site", &cache, &keys).await?;
 
     // 3. Is it cached, with all that it refers to?
-    let found = cache.look(&[path.clone()], true).await;
-    println!(
-        "{path}: {} there, {} absent",
-        found.listed.narinfos.len(),
-        found.absent.len()
-    );
+    let paths = [path];
+    let found = cache.look(&paths, true).await;
+    let (there, absent) = (found.listed.narinfos.len(), found.absent.len());
+    println!("{}: {there} there, {absent} absent", paths[0]);
 
     // 4. It comes back into a store on disk, if somebody trusted has signed it.
     let store = open_with("./store", &settings, &OpenOptions::to_write()).await?;
-    let trust = Policy::new([key.public()].into_iter().collect());
-    let report = pull(&cache, &store, [path.clone()], Arc::new(trust)).await?;
-    println!(
-        "pulled {}, failed {}",
-        report.copied.len(),
-        report.failed.len()
-    );
+    let trust = Policy::new(keys.iter().map(|key| key.public()).collect());
+    let report = pull(&cache, &store, paths.clone(), Arc::new(trust)).await?;
+    let (pulled, failed) = (report.copied.len(), report.failed.len());
+    println!("pulled {pulled}, failed {failed}");
 
     // 5. A daemon is asked what it knows.
     if let Some(uri) = std::env::args().nth(1) {
         let daemon = open(&uri, &settings).await?;
         println!("the daemon speaks {:?}", daemon.describe().await?.version);
-        println!(
-            "it has the path: {}",
-            daemon.store().info(&path).await?.is_some()
-        );
+        let info = daemon.store().info(&paths[0]).await?;
+        println!("it has the path: {}", info.is_some());
     }
     Ok(())
 }
