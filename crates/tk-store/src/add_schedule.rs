@@ -474,7 +474,9 @@ mod tests {
             assert_eq!(replaced.is_some(), existing == Existing::Replace);
             assert_eq!(schedule.accept(&there), None);
             // What is there stays if its replacement fails.
-            replaced.map(|id| schedule.fail(id, Error::invalid("no")));
+            if let Some(id) = replaced {
+                schedule.fail(id, Error::invalid("no"));
+            }
             let first = schedule.accept(&new).unwrap();
             assert_eq!(schedule.accept(&new), None);
             schedule.fail(first, Error::invalid("no"));
