@@ -104,4 +104,4 @@ async fn default_settings_read_nothing_of_the_machine() {
     assert!(error.contains("no kind of store 'nothing://'"), "{error}");
 }
 
-const SITE: &str = "sha256-V6ytnmIbNq5TVkPHcOSOuzg9kUAbkSK2rEUEBYv2dRU=";
+const SITE: &str = "sha256-A1FHMpX1WxUiAX/W9fAq08Duc9r/0w/427OwFMntv0w=";
