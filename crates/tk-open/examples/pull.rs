@@ -1,4 +1,5 @@
-//! Fetches a store path and all it refers to from a cache into a store, if KEY (name:base64) has signed it.
+//! Fetches a store path and all it refers to from a cache into a store. What its content does not prove, KEY
+//! (name:base64) must have signed.
 
 use std::{error::Error, sync::Arc};
 use tk_open::{OpenOptions, OpenSettings, Policy, keys::read_public_key, open, open_with, pull};

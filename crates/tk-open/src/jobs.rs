@@ -58,7 +58,7 @@ pub async fn push_folder(
 }
 
 /// Fetches `paths` and all they refer to into the store `to`, as far as it lacks them. `trust` says who must
-/// have signed them ([`OpenSettings::trusted_keys`](crate::OpenSettings::trusted_keys) has Nix's answer).
+/// have signed what is not content-addressed ([`OpenSettings::trusted_keys`](crate::OpenSettings::trusted_keys) has Nix's answer).
 ///
 /// Returns what was copied, and in `failed` what could not be, path by path. Nothing becomes visible in `to`
 /// before its signatures and its hash are checked.
