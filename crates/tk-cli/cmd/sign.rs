@@ -38,7 +38,11 @@ impl SignCommand {
             opened.all().await?
         } else {
             let roots = NamedPaths::find(&opened, &texts).await?.paths;
-            let looked = opened.look(&roots, self.recursive).await;
+            let looked = if self.recursive {
+                opened.look_at_closure(&roots).await
+            } else {
+                opened.look(&roots).await
+            };
             if let Some(path) = looked.absent.into_iter().next() {
                 let store = store.to_string();
                 return Err(tk_store::Error::NotFound { path, store }.into());

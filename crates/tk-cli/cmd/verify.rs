@@ -64,7 +64,11 @@ impl VerifyCommand {
             }
         } else {
             let roots = NamedPaths::find(&opened, &texts).await?.paths;
-            opened.look(&roots, self.recursive).await
+            if self.recursive {
+                opened.look_at_closure(&roots).await
+            } else {
+                opened.look(&roots).await
+            }
         };
         let store = opened.store();
         let Looked { listed, absent } = looked;

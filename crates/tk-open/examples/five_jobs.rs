@@ -23,7 +23,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // 3. Is it cached, with all that it refers to?
     let paths = [path];
-    let found = cache.look(&paths, true).await;
+    let found = cache.look_at_closure(&paths).await;
     let (there, absent) = (found.listed.narinfos.len(), found.absent.len());
     println!("{}: {there} there, {absent} absent", paths[0]);
 

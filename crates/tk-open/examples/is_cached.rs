@@ -12,7 +12,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let dir = cache.store().dir().clone();
     let paths = paths.iter().map(|path| dir.parse(path));
     let found = cache
-        .look(&paths.collect::<Result<Vec<StorePath>, _>>()?, true)
+        .look_at_closure(&paths.collect::<Result<Vec<StorePath>, _>>()?)
         .await;
     // What could not be asked is neither there nor absent.
     if let Some((_, error)) = found.listed.unreadable.into_iter().next() {

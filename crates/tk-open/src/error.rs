@@ -31,14 +31,7 @@ impl OpenError {
 
     /// The error and all its causes in one line, joined by `: `, with what others said in it escaped.
     pub fn to_line(&self) -> String {
-        let mut line = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
-        tk_store::log::escape_controls(&line).into_owned()
+        tk_store::error_line(self)
     }
 }
 

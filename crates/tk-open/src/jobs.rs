@@ -10,7 +10,7 @@ use tk_nar::fs::{Dump, DumpError, DumpOptions};
 use tk_narinfo::{Policy, SecretKey};
 use tk_path::{Algorithm, Hash, Hasher, Method, StorePath};
 use tk_store::{
-    MemoryStore, Result, SigCheck, Store, TreeStore,
+    Abilities, MemoryStore, Result, SigCheck, Store, TreeStore,
     copy::{CopyOptions, CopyReport, plan, sign_present},
 };
 
@@ -27,9 +27,8 @@ pub async fn push(
     paths: impl IntoIterator<Item = StorePath>,
     keys: &[Arc<SecretKey>],
 ) -> Result<CopyReport> {
-    let mut options = CopyOptions::new(SigCheck::Skip);
-    options.sign = keys.iter().chain(cache.signing_keys()).cloned().collect();
-    copy(from.store(), cache, paths.into_iter().collect(), &options).await
+    let (to, roots) = (&cache.abilities(), paths.into_iter().collect());
+    copy(&from.store(), to, &roots, &signing(cache, keys)).await
 }
 
 /// Puts a file or folder into a binary cache, straight from where it lies, and returns its store path. Its
@@ -48,10 +47,9 @@ pub async fn push_folder(
     let (how, dump) = ((Method::Nar, Algorithm::Sha256), DumpOptions::default());
     let info = trees.read(folder.into(), dump, name, how, Arc::new(()));
     let path = info.await?.path;
-    let mut options = CopyOptions::new(SigCheck::Skip);
-    options.sign = keys.iter().chain(cache.signing_keys()).cloned().collect();
-    let report = copy(Arc::new(trees), cache, [path.clone()].into(), &options);
-    match report.await?.failed.into_iter().next() {
+    let (trees, roots): (Arc<dyn Store>, _) = (Arc::new(trees), [path.clone()].into());
+    let report = copy(&trees, &cache.abilities(), &roots, &signing(cache, keys)).await?;
+    match report.failed.into_iter().next() {
         Some((_, error)) => Err(error),
         None => Ok(path),
     }
@@ -73,8 +71,14 @@ pub async fn pull(
 ) -> Result<CopyReport> {
     let check = SigCheck::Require(trust);
     let from = from.clone().preferring(&check);
-    let options = CopyOptions::new(check);
-    copy(from.store(), to, paths.into_iter().collect(), &options).await
+    let roots = paths.into_iter().collect();
+    copy(
+        &from.store(),
+        &to.abilities(),
+        &roots,
+        &CopyOptions::new(check),
+    )
+    .await
 }
 
 /// The hash of the NAR of a file, folder or link: with SHA-256 what `nix hash path` prints. Blocks, and needs
@@ -90,16 +94,23 @@ pub fn nar_hash(path: &Path, algorithm: Algorithm) -> Result<Hash, DumpError> {
     Ok(hasher.finish())
 }
 
-async fn copy(
-    from: Arc<dyn Store>,
-    to: &OpenStore,
-    roots: BTreeSet<StorePath>,
+/// How a cache is filled: it takes what it is given, signed with `keys` and its own.
+fn signing(cache: &OpenStore, keys: &[Arc<SecretKey>]) -> CopyOptions {
+    let mut options = CopyOptions::new(SigCheck::Skip);
+    options.sign = keys.iter().chain(cache.signing_keys()).cloned().collect();
+    options
+}
+
+/// Copies what `to` lacks of `roots` and all they refer to, and signs there what it has.
+pub(crate) async fn copy(
+    from: &Arc<dyn Store>,
+    to: &Abilities,
+    roots: &BTreeSet<StorePath>,
     options: &CopyOptions,
 ) -> Result<CopyReport> {
-    let store = to.store();
-    let plan = plan(&*from, &*store, &roots, options).await?;
+    let plan = plan(&**from, &*to.store, roots, options).await?;
     let signatures = plan.signatures.clone();
-    let mut report = plan.run(&from, &*store, Arc::new(())).await?;
-    sign_present(&to.abilities(), signatures, &mut report).await;
+    let mut report = plan.run(from, &*to.store, Arc::new(())).await?;
+    sign_present(to, signatures, &mut report).await;
     Ok(report)
 }

@@ -8,12 +8,12 @@
 //! use tk_open::{OpenSettings, open};
 //! # async fn example(path: tk_open::StorePath) -> Result<(), tk_open::OpenError> {
 //! let cache = open("https://cache.nixos.org", &OpenSettings::default()).await?;
-//! let found = cache.look(&[path], true).await;
+//! let found = cache.look_at_closure(&[path]).await;
 //! println!("{} paths, {} absent", found.listed.narinfos.len(), found.absent.len());
 //! # Ok(()) }
 //! ```
 //!
-//! The common jobs are a call each: [`OpenStore::look`] (is a closure in a cache?), [`push`],
+//! The common jobs are a call each: [`OpenStore::look_at_closure`] (is all of it in a cache?), [`push`],
 //! [`push_folder`], [`pull`], [`nar_hash`], and all questions of [`Store`]. The `examples/` of this crate
 //! are programs that do them. The crates below are here as modules: [`nar`], [`path`], [`narinfo`],
 //! [`store`], [`cache`].

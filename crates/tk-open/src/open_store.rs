@@ -213,10 +213,19 @@ impl OpenStore {
         Ok(listed)
     }
 
-    /// What the store says of `paths`, and of all they refer to if `closure`. What cannot be read
-    /// does not end the others.
-    pub async fn look(&self, paths: &[StorePath], closure: bool) -> Looked {
-        let checker = Checker::new(vec![self.narinfos()]).closure(closure);
+    /// What the store says of `paths`. What cannot be read does not end the others.
+    pub async fn look(&self, paths: &[StorePath]) -> Looked {
+        self.looked(Checker::new(vec![self.narinfos()]), paths)
+            .await
+    }
+
+    /// What the store says of `paths` and of all they refer to, as [`OpenStore::look`].
+    pub async fn look_at_closure(&self, paths: &[StorePath]) -> Looked {
+        let checker = Checker::new(vec![self.narinfos()]).closure(true);
+        self.looked(checker, paths).await
+    }
+
+    async fn looked(&self, checker: Checker, paths: &[StorePath]) -> Looked {
         let mut looked = Looked::default();
         let paths = paths.to_vec();
         let mut answers = checker.check(futures::stream::iter(paths));

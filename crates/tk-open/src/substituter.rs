@@ -1,4 +1,7 @@
-use crate::nix_conf::{self, Caches, Change};
+use crate::{
+    jobs::copy,
+    nix_conf::{self, Caches, Change},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -11,7 +14,7 @@ use tk_narinfo::{CacheInfo, PublicKey, SecretKey};
 use tk_path::StorePath;
 use tk_store::{
     Error, Result, SigCheck, Store, StoreReference, blocking,
-    copy::{self, CopyOptions, CopyReport},
+    copy::{CopyOptions, CopyReport},
 };
 
 /// A binary cache that is filled from a store here, and that nix can be made to fetch from.
@@ -83,16 +86,16 @@ impl Substituter {
         Ok(self.cache.valid(&one).await?.contains(path))
     }
 
-    /// Puts `path` there with its closure; what is there is not sent again.
+    /// Puts `path` there with its closure; what is there is not sent again, but signed if it lacks the
+    /// signature.
     ///
     /// # Errors
     /// The first path that could not be put there is the error.
     pub async fn upload(&self, path: &StorePath) -> Result<CopyReport> {
         let mut options = CopyOptions::new(SigCheck::Skip);
         options.sign = self.sign.clone();
-        let (roots, cache) = ([path.clone()].into(), &*self.cache);
-        let plan = copy::plan(&*self.source, cache, &roots, &options).await?;
-        let mut report = plan.run(&self.source, cache, Arc::new(())).await?;
+        let roots = [path.clone()].into();
+        let mut report = copy(&self.source, &self.cache.abilities(), &roots, &options).await?;
         if report.failed.is_empty() {
             Ok(report)
         } else {

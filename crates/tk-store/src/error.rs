@@ -213,13 +213,18 @@ impl Error {
     /// The error and all its sources in one line, joined by `: `, with what others said in it escaped
     /// ([`escape_controls`]).
     pub fn to_line(&self) -> String {
-        let mut line = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            line.push_str(": ");
-            line.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        escape_controls(&line).into_owned()
+        error_line(self)
     }
+}
+
+/// Any error and all its sources in one line, as [`Error::to_line`].
+pub fn error_line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    escape_controls(&line).into_owned()
 }

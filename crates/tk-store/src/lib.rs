@@ -72,7 +72,7 @@ pub use closure::{Closure, closure};
 pub use compare::{Compared, compare};
 pub use content::ContentHasher;
 pub use describe::{Describe, StoreDescription};
-pub use error::{Error, Result};
+pub use error::{Error, Result, error_line};
 pub use fetching::{Fetching, Sources};
 pub use memory::MemoryStore;
 pub use nar::NarStream;
