@@ -16,7 +16,8 @@ use tk_store::StoreReference;
 
 /// Opens the store that `uri` names.
 pub async fn open(cx: &CommandContext, uri: &str, wish: &OpenOptions) -> Result<OpenStore> {
-    Ok(tk_open::open_with(uri, &cx.settings, &within_threads(cx, wish)).await?)
+    let opened = tk_open::open_with(uri, &cx.settings, &within_threads(cx, wish)).await;
+    opened.map_err(|error| anyhow::Error::from_boxed(error.into_boxed()))
 }
 
 /// Opens the stores that `uris` name, as one to read from.
@@ -25,7 +26,8 @@ pub async fn open_several(
     uris: &[String],
     wish: &OpenOptions,
 ) -> Result<OpenStore> {
-    Ok(tk_open::open_several(uris, &cx.settings, &within_threads(cx, wish)).await?)
+    let opened = tk_open::open_several(uris, &cx.settings, &within_threads(cx, wish)).await;
+    opened.map_err(|error| anyhow::Error::from_boxed(error.into_boxed()))
 }
 
 /// The same wish, where no more is done at once than there are threads for.

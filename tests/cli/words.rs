@@ -278,6 +278,8 @@ fn a_report_comes_also_when_all_fails() {
     machine.write("file", "x");
     let cache = machine.cache("cache");
     machine.ok(&format!("push file --to {cache}"));
+    let other = machine.cache("other");
+    machine.write("other/nix-cache-info", "StoreDir: /other/store\n");
     for (line, status, kind) in [
         (
             format!("pull {absent} --from {nowhere} --json --to ./n"),
@@ -296,6 +298,12 @@ fn a_report_comes_also_when_all_fails() {
         ),
         (format!("verify {absent} --store {nowhere} --json"), 2, "io"),
         (format!("path-info --all --store {nowhere} --json"), 2, "io"),
+        (
+            format!("path-info --all --store {other} --json"),
+            2,
+            "storeDir",
+        ),
+        (format!("push file --to {other} --json"), 2, "storeDir"),
     ] {
         let done = machine.run(&line);
         assert_eq!(done.status, status, "{line}: {done:?}");

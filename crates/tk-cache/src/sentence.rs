@@ -25,7 +25,8 @@ pub(crate) fn one_line(text: &str) -> String {
     shown.take(MAX_CHARACTERS).collect()
 }
 
-/// The content of the first element `name`, at any depth and in any case of letters.
+/// The content of the first element `name`, at any depth. A page for people with `<code>` in it is not a
+/// service that says `<Code>`.
 pub(crate) fn element(markup: &str, name: &str) -> Option<String> {
     let (_, content) = elements(markup, &[name]).next()?;
     Some(unescaped(content))
@@ -51,11 +52,7 @@ pub(crate) fn elements<'a>(
                 Event::Eof => return None,
                 _ => continue,
             };
-            let is = |name: &&str| {
-                tag.local_name()
-                    .as_ref()
-                    .eq_ignore_ascii_case(name.as_bytes())
-            };
+            let is = |name: &&str| tag.local_name().as_ref() == name.as_bytes();
             if names.iter().any(is) {
                 let content = reader.read_to_end(tag.name()).ok()?;
                 let end = mark + reader.buffer_position() as usize;
@@ -74,7 +71,8 @@ fn said_in(markup: &str) -> String {
         (None, Some(message)) => return message,
         _ => {}
     }
-    let title = element(markup, "title");
+    let title = ["title", "TITLE", "Title"];
+    let title = title.iter().find_map(|name| element(markup, name));
     title.unwrap_or_else(|| unescaped(&without_tags(markup)))
 }
 
@@ -114,7 +112,12 @@ mod tests {
                 "<html><head><title>Sign in</title></head><body>…</body></html>",
                 "Sign in",
             ),
+            ("<HTML><TITLE>Gone</TITLE></HTML>", "Gone"),
             ("<p>one</p><p>two", "one two"),
+            (
+                "<title>Error 404</title><p>The URL <code>/x</code> was not found.",
+                "Error 404",
+            ),
             ("{\n  \"error\": \"no\"\n}", "{ \"error\": \"no\" }"),
             ("nix-archive-1\0\0\0", ""),
             ("a < b", "a < b"),
@@ -130,11 +133,12 @@ mod tests {
         for (markup, expected) in [
             ("<a><b>x &#38; y&#x21;</b></a>", Some("x & y!")),
             ("\u{feff}<a><b n='1'>x</b><b>y</b></a>", Some("x")),
-            ("<s:a xmlns:s='s'><s:B>x &who; y</s:B>", Some("x &who; y")),
+            ("<s:a xmlns:s='s'><s:b>x &who; y</s:b>", Some("x &who; y")),
             ("<!doctype html><meta x=y><p><b>x</b>", Some("x")),
             ("<a><!-- <b>x</b> --></a>", None),
             ("<a><b>x", None),
             ("<a><b/></a>", None),
+            ("<a><B>x</B></a>", None),
             ("no markup", None),
         ] {
             assert_eq!(element(markup, "b").as_deref(), expected, "{markup}");

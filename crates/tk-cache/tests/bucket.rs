@@ -5,6 +5,7 @@ mod s3;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use rustix::fs::{FlockOperation, flock};
 use s3::{BUCKET, KEY, REGION, Reply, Request, S3, SECRET};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -651,6 +652,11 @@ async fn killed(s3: &S3, journal: Journal, whole: &Bytes, parts: usize) {
     let uploading = cache.upload(upload("nar/a", stuck, Some(&journal)));
     let arrived = until(|| journal_parts(&journal) == parts);
     futures::future::select(uploading, std::pin::pin!(arrived)).await;
+    // A process that another test starts holds the lock of the file, too, until it has become its program.
+    let file = std::fs::File::open(journal.path()).unwrap();
+    drop(journal);
+    until(|| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()).await;
+    flock(&file, FlockOperation::Unlock).unwrap();
 }
 
 /// Parts that are noted, also of uploads that are under way.

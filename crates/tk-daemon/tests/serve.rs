@@ -179,6 +179,64 @@ async fn questions_cut_at_every_byte() {
     }
 }
 
+/// The line breaks once, and the rest goes over another: each path is told of once, and what refers to one
+/// that was on its way is not sent in vain.
+#[tokio::test(start_paused = true)]
+async fn a_path_on_its_way_when_the_line_breaks_is_lost_and_told() {
+    let samples: Vec<_> = {
+        let [one, two] = ["one", "two"].map(|name| sample(name, []));
+        let three = sample("three", [two.0.path.clone()]);
+        [one, two, three, sample("four", [])].into()
+    };
+    let adding = async |fault| {
+        let mut line = Line::new();
+        line.fault = fault;
+        let pieces = |nar: &Bytes| {
+            let pieces: Vec<_> = nar.chunks(50).map(Bytes::copy_from_slice).collect();
+            // One round trip a piece: what was sent before is answered meanwhile.
+            let wait = |piece| async move {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                Ok(piece)
+            };
+            stream::iter(pieces).then(wait).boxed()
+        };
+        let items = samples
+            .iter()
+            .map(|(info, nar)| Ok((info.clone(), pieces(nar))));
+        let items = stream::iter(items.collect::<Vec<_>>()).boxed();
+        let report = line.store().add(items, &SigCheck::Skip.into()).await;
+        (report, line.asked.load(Ordering::Relaxed), line.errors())
+    };
+    let (whole, asked, _) = adding(Fault::None).await;
+    assert_eq!(whole.unwrap().added.len(), 4);
+    let mut lost = 0;
+    for at in 0..asked {
+        let (report, ..) = adding(Fault::CutQuestionsOnce(at)).await;
+        // Before the first answer it ends the whole.
+        let Ok(report) = report else { continue };
+        let failed = report.failed.iter().map(|(path, _)| path);
+        let mut told: Vec<_> = report.added.iter().chain(failed).collect();
+        told.sort();
+        let mut all: Vec<_> = samples.iter().map(|(info, _)| &info.path).collect();
+        all.sort();
+        assert_eq!(told, all, "cut at {at}: {report:?}");
+        let failed = |n: usize| {
+            let path = &samples[n].0.path;
+            report.failed.iter().find(|(failed, _)| failed == path)
+        };
+        if failed(1).is_some() {
+            lost += 1;
+            let three = failed(2).map(|(_, error)| error);
+            let is_told = matches!(
+                three,
+                Some(Error::MissingReference { .. } | Error::Io { .. })
+            );
+            assert!(is_told, "cut at {at}: {three:?}");
+        }
+    }
+    assert!(lost > 0, "never on its way");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_server_that_says_nothing() {
     for at in [0, 8, 16, 24, 100] {
@@ -483,6 +541,8 @@ enum Fault {
     None,
     CutAnswers(usize),
     CutQuestions(usize),
+    /// The same, and the next line is whole.
+    CutQuestionsOnce(usize),
     /// Nothing comes after so many bytes of answers.
     Stall(usize),
     /// One bit of this byte is another.
@@ -579,6 +639,12 @@ impl Line {
                         over = true;
                     }
                     Fault::CutQuestions(at) if questions && at < start + n => {
+                        bytes.truncate(keep(at));
+                        over = true;
+                    }
+                    Fault::CutQuestionsOnce(at)
+                        if questions && (start..start + n).contains(&at) =>
+                    {
                         bytes.truncate(keep(at));
                         over = true;
                     }

@@ -145,8 +145,8 @@ impl LocalAdd<'_> {
             match step.await {
                 AddStep::Items(Some((batch, end))) => {
                     // What came before an error is brought to its end, so that it need not be done again.
-                    (more, ended) = (end.is_ok(), end);
-                    self.accept(batch).await?;
+                    ended = self.accept(batch).await.and(end);
+                    more = ended.is_ok();
                 }
                 AddStep::Items(None) => more = false,
                 AddStep::Done(done) => {

@@ -29,6 +29,16 @@ impl OpenError {
         OpenError::Invalid(what.into())
     }
 
+    /// The error as it stands among the causes of another: that of the store itself, where there is one, so
+    /// that its class can be found.
+    pub fn into_boxed(self) -> Box<dyn Error + Send + Sync> {
+        match self {
+            OpenError::Reference(error) => error.into(),
+            OpenError::Store(error) => error.into(),
+            other => other.into(),
+        }
+    }
+
     /// The error and all its causes in one line, joined by `: `, with what others said in it escaped.
     pub fn to_line(&self) -> String {
         tk_store::error_line(self)

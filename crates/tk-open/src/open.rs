@@ -97,6 +97,7 @@ pub async fn open_with(
     let reference = store_reference(uri)?;
     opened(settings, &reference, wish)
         .await
+        .map_err(OpenError::into_boxed)
         .in_context(|| format!("cannot open the store {}", shown(uri)))
 }
 

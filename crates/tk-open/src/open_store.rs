@@ -1,4 +1,4 @@
-use crate::{OpenError, open::FROM_AFAR};
+use crate::open::FROM_AFAR;
 use futures::{StreamExt, stream::BoxStream};
 use std::{collections::BTreeMap, num::NonZeroUsize, path::Path, sync::Arc};
 use tk_cache::{
@@ -13,11 +13,9 @@ use tk_local::LocalStore;
 use tk_narinfo::{NarInfo, SecretKey};
 use tk_path::StorePath;
 use tk_store::{
-    Abilities, AddContent, AddSignatures, Closure, MemoryStore, Roots, SeveralStores, SigCheck,
-    Store, StoreDescription,
+    Abilities, AddContent, AddSignatures, Closure, Error, MemoryStore, Result, Roots,
+    SeveralStores, SigCheck, Store, StoreDescription,
 };
-
-type Result<T, E = OpenError> = std::result::Result<T, E>;
 
 /// An opened store: what it can do, and what there is to know of it beyond that.
 #[derive(Debug, Clone)]
@@ -178,7 +176,7 @@ impl OpenStore {
 
     fn able<'a, T: ?Sized>(&self, ability: Option<&'a T>, instead: &str) -> Result<&'a T> {
         let instead = || instead.replace("STORE", &self.store().to_string());
-        ability.ok_or_else(|| OpenError::Invalid(instead()))
+        ability.ok_or_else(|| Error::invalid(instead()))
     }
 
     /// Everything that the store has, as far as it can be read. Each narinfo of a cache is read once.
@@ -247,7 +245,7 @@ impl OpenStore {
     /// Asks the store what it is.
     pub async fn describe(&self) -> Result<StoreDescription> {
         match &self.abilities.description {
-            Some(description) => Ok(description.describe().await?),
+            Some(description) => description.describe().await,
             None => Ok(StoreDescription::of("store")),
         }
     }
@@ -336,13 +334,13 @@ pub struct ListedPaths {
     /// What it says of each path.
     pub narinfos: BTreeMap<StorePath, NarInfo>,
     /// What could not be read, by its name, and why.
-    pub unreadable: Vec<(String, tk_store::Error)>,
+    pub unreadable: Vec<(String, Error)>,
 }
 
 impl ListedPaths {
     async fn take(
         mut self,
-        mut all: BoxStream<'_, (String, tk_store::Result<NarInfo>)>,
+        mut all: BoxStream<'_, (String, Result<NarInfo>)>,
     ) -> Result<ListedPaths> {
         while let Some((name, narinfo)) = all.next().await {
             match narinfo {

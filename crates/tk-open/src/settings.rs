@@ -63,9 +63,10 @@ impl Default for OpenSettings {
 
 impl fmt::Debug for OpenSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither has variables that may be secret in it.
+        // Both show names alone.
         f.debug_struct("OpenSettings")
             .field("nix_conf", &self.nix_conf)
+            .field("environment", &self.environment)
             .field("refresh", &self.refresh)
             .finish_non_exhaustive()
     }

@@ -88,6 +88,28 @@ fn the_five_jobs_of_the_book_run() {
     assert!(book.contains(program), "the book shows another program");
 }
 
+#[test]
+fn settings_do_not_show_secrets() {
+    let temp = tempfile::tempdir().unwrap();
+    let conf = temp.path().join("nix.conf");
+    fs::write(&conf, "access-tokens = github.com=secret\n").unwrap();
+    let mut settings = OpenSettings::default();
+    let variables = [
+        ("NIX_CONF_DIR", temp.path().to_str().unwrap()),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+    ];
+    let variables = variables.map(|(name, value)| (name.into(), value.into()));
+    settings.environment.variables = variables.into();
+    let places = settings.environment.conf_places();
+    settings.nix_conf = tk_open::nix_conf::NixConf::load(&places).unwrap();
+    let shown = format!("{settings:?}");
+    assert!(
+        shown.contains("access-tokens") && shown.contains("AWS_SECRET"),
+        "{shown}"
+    );
+    assert!(!shown.contains("secret"), "{shown}");
+}
+
 #[tokio::test]
 async fn default_settings_read_nothing_of_the_machine() {
     let temp = tempfile::tempdir().unwrap();

@@ -320,6 +320,16 @@ impl<P> AddSchedule<P> {
         }
     }
 
+    /// Gives up all that is neither added nor failed, with the error that `error` makes for each: who was to
+    /// add it has gone.
+    pub fn give_up(&mut self, error: impl Fn(&StorePath) -> Error) {
+        for id in (0..self.items.len()).map(AddId) {
+            if self.is_open(id) {
+                self.fail(id, error(&self.items[id.0].path));
+            }
+        }
+    }
+
     /// Whether the item is neither added nor failed.
     pub fn is_open(&self, id: AddId) -> bool {
         self.items[id.0].is_open()

@@ -1,8 +1,9 @@
 //! Listings, in which names of others may be.
 
-use crate::sentence::{element, elements};
+use crate::sentence::elements;
 use bytes::Bytes;
 use object_store::path::Path;
+use quick_xml::escape::unescape;
 
 /// A page of a listing, without the objects whose names the library cannot hold (`a//b`, `a/`,
 /// `../b`), and without the folders. For one such name it would refuse the whole page; a cache has
@@ -26,9 +27,14 @@ pub(super) fn without_foreign(page: Bytes) -> Bytes {
 }
 
 fn is_foreign(object: &str) -> bool {
-    let name = element(object, "Key").or_else(|| element(object, "Name"));
-    // The library silently takes a slash off the ends.
-    name.is_some_and(|name| !Path::parse(&name).is_ok_and(|path| path.as_ref() == name))
+    let name = elements(object, &["Key", "Name"]).next();
+    // What cannot be unescaped ends the library's reading of the whole page.
+    name.is_some_and(|(_, name)| !unescape(name).is_ok_and(|name| can_be_held(&name)))
+}
+
+/// The library silently takes a slash off the ends.
+fn can_be_held(name: &str) -> bool {
+    Path::parse(name).is_ok_and(|path| path.as_ref() == name)
 }
 
 /// What stands around an object and around a folder: S3 and Google, Azure.
@@ -49,7 +55,7 @@ mod tests {
     fn foreign_names_are_left_out() {
         let own = "<Contents><Key>nar/a&amp;b</Key><Size>1</Size></Contents>";
         for name in [
-            "a//b", "a/", "/a", "a/../b", "./a", "a&#10;b", "a&#x0D;b", "/",
+            "a//b", "a/", "/a", "a/../b", "./a", "a&#10;b", "a&#x0D;b", "a&#0;b", "a&who;b", "/",
         ] {
             let foreign = format!("<Contents><Size>1</Size><Key>{name}</Key></Contents>");
             let page = |more: &str| format!("<L>{own}{more}<T>t</T>{more}{own}</L>");

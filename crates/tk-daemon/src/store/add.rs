@@ -12,6 +12,7 @@ use crate::{
 use futures::{StreamExt, TryStreamExt, future, stream};
 use std::{
     collections::BTreeSet,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tk_path::StorePath;
@@ -98,6 +99,12 @@ impl DaemonAdd<'_> {
         let lanes = lanes.into_iter().enumerate();
         let lanes = lanes.map(|(lane, connection)| self.send(lane, connection));
         future::try_join_all(lanes).await?;
+        // Something is left only where a daemon took no more and answered all that it had taken. The lanes of
+        // the next batch are other connections, on which nobody would wait for it in order.
+        self.schedule().give_up(|path| {
+            let source = io::Error::other("the daemon took no more");
+            Error::io(format!("adding {path}"), source)
+        });
         Ok(())
     }
 

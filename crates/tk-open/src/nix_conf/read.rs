@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
+    fmt,
     fs::{self, File},
     io::{self, Read},
     os::unix::ffi::OsStrExt,
@@ -22,13 +23,20 @@ pub const DEFAULT_TRUSTED_KEY: &str =
 pub const DEFAULT_SUBSTITUTER: &str = "https://cache.nixos.org/";
 
 /// What nix.conf and its relatives set, with Nix's checks of the settings that this crate's users ask
-/// for; of other settings, which only Nix knows, the text.
-#[derive(Debug, Clone, Default)]
+/// for; of other settings, which only Nix knows, the text. `Debug` shows the names alone: a value may be a
+/// secret.
+#[derive(Clone, Default)]
 pub struct NixConf {
     values: BTreeMap<String, Value>,
 }
 
-#[derive(Debug, Clone)]
+impl fmt::Debug for NixConf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.values.keys()).finish()
+    }
+}
+
+#[derive(Clone)]
 struct Value {
     bytes: Vec<u8>,
     /// The same, with what is no UTF-8 replaced.

@@ -24,7 +24,6 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 use tk_narinfo::PathInfo;
-use tk_path::StorePath;
 use tk_store::{
     AddId, AddItem, AddItems, AddOptions, AddReport, AddSchedule, Error, Existing, NarCheck,
     NarStream, RequiredReferences, Result, add_batches, progress::arriving,
@@ -73,8 +72,8 @@ struct ServeAdd<'a> {
 struct ServeAddState {
     /// Nothing is ever prepared: items are accepted when it is their turn to be sent.
     schedule: AddSchedule<Infallible>,
-    /// What was sent as a whole and not answered, in order, with the path and the NAR size.
-    open: VecDeque<(AddId, StorePath, u64)>,
+    /// What was sent as a whole and not answered, in order, with the NAR size.
+    open: VecDeque<(AddId, u64)>,
     /// Answers on the connection at hand.
     answered: usize,
 }
@@ -131,8 +130,7 @@ impl ServeAdd<'_> {
                 };
                 match self.send(output, &info, nar).await? {
                     Sent::All => {
-                        let sent = (id, info.path, info.nar_size);
-                        self.state().open.push_back(sent);
+                        self.state().open.push_back((id, info.nar_size));
                         place.send(());
                     }
                     Sent::Nothing(error) => self.state().schedule.fail(id, error),
@@ -224,20 +222,20 @@ impl ServeAddState {
     /// The server has taken the path that was sent first.
     fn answered(&mut self) {
         self.answered += 1;
-        if let Some((id, _, size)) = self.open.pop_front() {
+        if let Some((id, size)) = self.open.pop_front() {
             self.schedule.added(id);
             self.schedule.wrote(size);
         }
     }
 
-    /// The server has ended: what it did not answer is lost.
+    /// The server has ended: what it did not answer is lost, also what was just being sent.
     fn give_up(&mut self, error: &Error) {
         let line = error.to_line();
-        for (id, path, _) in std::mem::take(&mut self.open) {
+        self.open.clear();
+        self.schedule.give_up(|path| {
             let source = std::io::Error::other(line.clone());
-            let error = Error::io(format!("adding {path}"), source);
-            self.schedule.fail(id, error);
-        }
+            Error::io(format!("adding {path}"), source)
+        });
     }
 }
 
