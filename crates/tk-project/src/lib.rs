@@ -1,0 +1,1 @@
+//! What makes a project a Nix project, made and checked without nix.
