@@ -25,6 +25,9 @@ fn prepared() -> Prepared {
         machine.write(file, format!("of {file}"));
     }
     machine.write("base.drv", DRV);
+    for folder in ["", "project/"] {
+        machine.write(&format!("{folder}flake.nix"), FLAKE);
+    }
     let hello = machine.ok("add hello");
     let drv = machine.ok("add --mode text base.drv");
     machine.ok("key generate my-1 --secret my.key --public my.pub");
@@ -188,3 +191,6 @@ fn recipes_of_the_readme_run_as_they_are_printed() {
 
 /// A derivation, as a file.
 pub const DRV: &str = r#"Derive([("out","/nix/store/0c6988igqizlns512xmknr0qhm5v4i3q-base","","")],[],[],"x86_64-linux","/bin/sh",["-c","echo hello > $out"],[("builder","/bin/sh"),("name","base"),("out","/nix/store/0c6988igqizlns512xmknr0qhm5v4i3q-base"),("system","x86_64-linux")])"#;
+
+/// A flake without inputs.
+const FLAKE: &str = "{ outputs = _: { }; }\n";

@@ -13,6 +13,7 @@ mod daemon;
 mod derivation;
 mod env;
 mod eval;
+mod flake;
 mod hash;
 mod key;
 mod log;
@@ -52,6 +53,8 @@ pub enum CliCommand {
     #[command(subcommand)]
     Builders(builders::Builders),
     Eval(Box<eval::Eval>),
+    #[command(subcommand)]
+    Flake(flake::Flake),
     #[command(visible_alias = "develop")]
     Shell(Box<shell::Shell>),
     Run(Box<shell::RunCommand>),
@@ -147,6 +150,7 @@ impl CliCommand {
             CliCommand::Build(args) => args.run(cx).await,
             CliCommand::Builders(args) => args.run(cx).await,
             CliCommand::Eval(args) => args.run(cx).await,
+            CliCommand::Flake(args) => args.run(cx).await,
             CliCommand::Shell(args) => args.run(cx).await,
             CliCommand::Run(args) => args.run(cx).await,
             CliCommand::Env(args) => args.run(cx).await,
