@@ -1,7 +1,11 @@
 //! What makes a project a Nix project, made and checked without nix.
 
+pub mod detect;
+pub mod emit;
 mod files;
+pub mod flake_facts;
 pub mod lock;
+pub mod nix_expr;
 
 pub use files::read_bounded;
 pub use lock::{FlakeFileError, FlakeLock, InputAttrs, InputPath, LockEdge, LockNode, LockedInput};

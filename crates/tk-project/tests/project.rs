@@ -1,5 +1,7 @@
-//! The tests of the crate, in one program.
+//! The tests of the crate, in one program. Those beside real Nix are skipped, visibly, where it is not there.
 
 mod project {
+    mod emit;
     mod locks;
+    mod support;
 }
