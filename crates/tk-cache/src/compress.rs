@@ -42,10 +42,10 @@ mod xz;
 #[cfg(feature = "zstd")]
 mod zstd_frames;
 
-pub use read::decoder;
 #[cfg(feature = "http")]
 pub(crate) use read::deflate_decoder;
 pub(crate) use read::nar_decoder;
+pub use read::{compression_of, decoder};
 
 use std::{fmt, io, io::Write, num::NonZeroUsize, ops::RangeInclusive};
 use tk_narinfo::Compression;

@@ -6,6 +6,11 @@ mod files;
 pub mod flake_facts;
 pub mod lock;
 pub mod nix_expr;
+#[allow(dead_code, reason = "what makes locks reads it")]
+mod source;
+#[allow(dead_code, reason = "what makes locks reads it")]
+mod url;
 
 pub use files::read_bounded;
 pub use lock::{FlakeFileError, FlakeLock, InputAttrs, InputPath, LockEdge, LockNode, LockedInput};
+pub use source::SourceError;

@@ -2,6 +2,8 @@
 
 mod project {
     mod emit;
+    mod flakes;
     mod locks;
     mod support;
+    mod verify;
 }

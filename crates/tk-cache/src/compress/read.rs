@@ -72,6 +72,14 @@ pub(crate) fn nar_decoder<'a>(
     Ok(plain)
 }
 
+/// What something is packed with that begins with `head`, as its first bytes tell; `None` is "not at all". Of what
+/// has no mark, `br`, that is not told.
+pub fn compression_of(head: &[u8]) -> Compression {
+    let begins = |of: &Compression| magics(*of).iter().any(|magic| head.starts_with(magic));
+    let known = Compression::ALL.into_iter().find(begins);
+    known.unwrap_or(Compression::None)
+}
+
 /// What something begins with that is packed in this way.
 fn magics(compression: Compression) -> &'static [&'static [u8]] {
     match compression {

@@ -1,4 +1,5 @@
 mod inputs;
+mod verify;
 
 use crate::{CommandContext, ExitStatus};
 use anyhow::{Context as _, Result};
@@ -8,6 +9,7 @@ use tk_project::FlakeLock;
 /// Lock and verify the inputs of flakes, without nix
 #[derive(clap::Subcommand)]
 pub enum Flake {
+    Verify(verify::FlakeVerify),
     Inputs(inputs::FlakeInputs),
 }
 
@@ -15,6 +17,7 @@ impl Flake {
     /// Runs the command.
     pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         match self {
+            Flake::Verify(args) => args.run(cx).await,
             Flake::Inputs(args) => args.run(cx),
         }
     }

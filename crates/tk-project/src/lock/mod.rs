@@ -14,12 +14,14 @@ mod error;
 mod graph;
 mod read;
 mod url;
+mod verify;
 mod write;
 
 pub use attrs::{AttrValue, InputAttrs};
 pub use error::FlakeFileError;
 pub use graph::{DuplicatePins, GraphInput, LockGraph};
 pub use read::{MAX_LOCK_BYTES, MAX_LOCK_NODES};
+pub use verify::{InputVerdict, VerifiedInput, VerifyOptions};
 
 use std::{collections::BTreeMap, fmt};
 

@@ -1,0 +1,391 @@
+//! Tarballs as Nix takes them.
+//!
+//! Names are cleaned as if the archive were the root of a file system. Of two files of one name the later counts, and
+//! nothing else replaces what is there. Hard links are made at the end. Mirrors `unpackTarfileToSink` of `tarfile.cc`
+//! and `GitFileSystemObjectSinkImpl` of `git-utils.cc`.
+
+use super::{
+    MAX_ENTRIES, SourceError,
+    tree::{SourceContents, SourceNode},
+};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufReader, Cursor, Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
+    path::Path,
+};
+use tar::EntryType;
+use tk_cache::compress;
+use tk_path::NarHash;
+
+/// The content of a tarball.
+#[derive(Debug)]
+pub(crate) struct ArchiveTree {
+    pub(crate) root: SourceNode<ArchiveContent>,
+    /// Seconds since 1970: the newest time of any entry, those of folders too.
+    pub(crate) last_modified: u64,
+    contents: ArchiveFile,
+}
+
+/// Whether a folder that is alone at the top stands for the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SingleFolder {
+    IsTheTree,
+    IsInTheTree,
+}
+
+/// What an entry contains.
+#[derive(Debug, Clone)]
+pub(crate) enum ArchiveContent {
+    /// Bytes of the archive.
+    Span { offset: u64, size: u64 },
+    /// The target of a link.
+    Target(Vec<u8>),
+}
+
+impl ArchiveTree {
+    /// The tarball at `path`, packed with whatever its first bytes say. It is unpacked into a file without a name in
+    /// `scratch`.
+    pub(crate) fn open(path: &Path, scratch: &Path) -> Result<ArchiveTree, SourceError> {
+        let of = |e| SourceError::of("reading", path, e);
+        let file = File::open(path).map_err(of)?;
+        if !file.metadata().map_err(of)?.is_file() {
+            let what = format!("{} is not a file", path.display());
+            return Err(SourceError::Unsupported(what));
+        }
+        Self::read(file, scratch, SingleFolder::IsTheTree)
+    }
+
+    /// The tarball that `input` gives.
+    pub(crate) fn read(
+        input: impl Read + Send,
+        scratch: &Path,
+        single: SingleFolder,
+    ) -> Result<ArchiveTree, SourceError> {
+        let spooled = spool(input, scratch)?;
+        let mut builder = ArchiveBuilder::default();
+        let clone = spooled.try_clone().map_err(broken)?;
+        let mut archive = tar::Archive::new(BufReader::new(clone));
+        for entry in archive.entries_with_seek().map_err(broken)? {
+            builder.entry(&mut entry.map_err(broken)?)?;
+        }
+        builder.finish(spooled, single)
+    }
+
+    /// The hash of its NAR.
+    pub(crate) fn nar_hash(&mut self) -> Result<NarHash, SourceError> {
+        self.root.nar_hash(&mut self.contents)
+    }
+
+    /// If there is one thing at the top and that is a file, the hash of the NAR of this file: what Nix 2.8 makes of it.
+    pub(crate) fn single_file_hash(&mut self) -> Result<Option<NarHash>, SourceError> {
+        let SourceNode::Folder(entries) = &self.root else {
+            return Ok(None);
+        };
+        match entries.values().next() {
+            Some(file) if entries.len() == 1 && !matches!(file, SourceNode::Folder(_)) => {
+                file.nar_hash(&mut self.contents).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The file at `path`, of at most `max` bytes.
+    pub(crate) fn read_file(
+        &mut self,
+        path: &str,
+        max: u64,
+    ) -> Result<Option<Vec<u8>>, SourceError> {
+        self.root.read(path, max, &mut self.contents)
+    }
+}
+
+/// The archive, unpacked.
+#[derive(Debug)]
+struct ArchiveFile(File);
+
+impl SourceContents<ArchiveContent> for ArchiveFile {
+    fn open<'a>(
+        &'a mut self,
+        content: &'a ArchiveContent,
+    ) -> Result<(u64, Box<dyn Read + 'a>), SourceError> {
+        Ok(match content {
+            ArchiveContent::Span { offset, size } => {
+                let at = *offset;
+                (
+                    *size,
+                    Box::new(SpanReader {
+                        file: &self.0,
+                        at,
+                        left: *size,
+                    }),
+                )
+            }
+            ArchiveContent::Target(target) => (target.len() as u64, Box::new(&target[..])),
+        })
+    }
+}
+
+struct SpanReader<'a> {
+    file: &'a File,
+    at: u64,
+    left: u64,
+}
+
+impl Read for SpanReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let read = self.file.read_at(&mut buffer[..most], self.at)?;
+        if read == 0 && most > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+/// The bytes of `input` without what they are packed with.
+fn spool(mut input: impl Read + Send, scratch: &Path) -> Result<File, SourceError> {
+    let mut head = Vec::new();
+    input
+        .by_ref()
+        .take(HEAD)
+        .read_to_end(&mut head)
+        .map_err(broken)?;
+    if head.starts_with(b"PK\x03\x04") {
+        let what = "it is a zip archive, which is not read here";
+        return Err(SourceError::Unsupported(what.into()));
+    }
+    let packed = compress::compression_of(&head);
+    let whole = BufReader::with_capacity(BUFFER, Cursor::new(head).chain(input));
+    let plain =
+        compress::decoder(packed, whole).map_err(|e| SourceError::Unsupported(e.to_string()))?;
+    let spooling = |e| SourceError::failed(format!("writing to {}", scratch.display()), e);
+    let mut file = tempfile::tempfile_in(scratch).map_err(spooling)?;
+    let copied = io::copy(&mut plain.take(MAX_ARCHIVE + 1), &mut file).map_err(|error| {
+        // A disk that is full is no fault of the archive.
+        if error.kind() == io::ErrorKind::StorageFull {
+            spooling(error)
+        } else {
+            broken(error)
+        }
+    })?;
+    if copied > MAX_ARCHIVE {
+        let what = format!("it unpacks to more than {MAX_ARCHIVE} bytes");
+        return Err(SourceError::Unsupported(what));
+    }
+    file.seek(SeekFrom::Start(0)).map_err(spooling)?;
+    Ok(file)
+}
+
+fn broken(error: io::Error) -> SourceError {
+    SourceError::Unsupported(format!("it cannot be read as an archive: {error}"))
+}
+
+/// A tree in the making.
+#[derive(Default)]
+struct ArchiveBuilder {
+    root: BTreeMap<Vec<u8>, ArchiveNode>,
+    hard_links: BTreeMap<Vec<Vec<u8>>, Vec<Vec<u8>>>,
+    entries: usize,
+    files: usize,
+    last_modified: u64,
+}
+
+/// A node, and which of the files it is: 0 for all else.
+struct ArchiveNode {
+    what: ArchiveKind,
+    number: usize,
+}
+
+enum ArchiveKind {
+    Folder(BTreeMap<Vec<u8>, ArchiveNode>),
+    Leaf(SourceNode<ArchiveContent>),
+}
+
+impl ArchiveBuilder {
+    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), SourceError> {
+        let kind = entry.header().entry_type();
+        if kind == EntryType::XGlobalHeader {
+            return Ok(());
+        }
+        self.entries += 1;
+        if self.entries > MAX_ENTRIES {
+            let what = format!("it has more than {MAX_ENTRIES} entries");
+            return Err(SourceError::Unsupported(what));
+        }
+        self.last_modified = self.last_modified.max(modified(entry)?);
+        let path = clean(&entry.path_bytes());
+        let target = entry.link_name_bytes().map(|target| target.into_owned());
+        let target = || target.ok_or_else(|| broken(io::Error::other("a link has no target")));
+        match kind {
+            EntryType::Link => {
+                self.hard_links.insert(path, clean(&target()?));
+                Ok(())
+            }
+            EntryType::Directory => self.put(&path, ArchiveKind::Folder(BTreeMap::new()), 0),
+            EntryType::Symlink => {
+                let link = SourceNode::Link(ArchiveContent::Target(target()?));
+                self.put(&path, ArchiveKind::Leaf(link), 0)
+            }
+            EntryType::Regular | EntryType::Continuous => {
+                // Old archives mark folders by a slash only.
+                if entry.path_bytes().ends_with(b"/") {
+                    return self.put(&path, ArchiveKind::Folder(BTreeMap::new()), 0);
+                }
+                let mode = entry.header().mode().map_err(broken)?;
+                let file = SourceNode::File {
+                    executable: mode & 0o100 != 0,
+                    content: ArchiveContent::Span {
+                        offset: entry.raw_file_position(),
+                        size: entry.size(),
+                    },
+                };
+                let number = self.files;
+                self.files += 1;
+                self.put(&path, ArchiveKind::Leaf(file), number)
+            }
+            other => {
+                let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+                let what = format!("'{name}' in it is of a kind that has no NAR ({other:?})");
+                Err(SourceError::Unsupported(what))
+            }
+        }
+    }
+
+    fn put(
+        &mut self,
+        path: &[Vec<u8>],
+        what: ArchiveKind,
+        number: usize,
+    ) -> Result<(), SourceError> {
+        let Some((name, parents)) = path.split_last() else {
+            return Ok(());
+        };
+        if path.len() > MAX_DEPTH {
+            let what = format!("it is nested more than {MAX_DEPTH} deep");
+            return Err(SourceError::Unsupported(what));
+        }
+        let mut folder = &mut self.root;
+        for parent in parents {
+            let node = folder.entry(parent.clone()).or_insert_with(|| ArchiveNode {
+                what: ArchiveKind::Folder(BTreeMap::new()),
+                number: 0,
+            });
+            let ArchiveKind::Folder(entries) = &mut node.what else {
+                let what = format!(
+                    "'{}' in it lies in something that is no folder",
+                    shown(path)
+                );
+                return Err(SourceError::Unsupported(what));
+            };
+            folder = entries;
+        }
+        if folder.get(name).is_none_or(|before| before.number < number) {
+            folder.insert(name.clone(), ArchiveNode { what, number });
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, file: File, single: SingleFolder) -> Result<ArchiveTree, SourceError> {
+        for (path, target) in std::mem::take(&mut self.hard_links) {
+            if target.is_empty() {
+                continue;
+            }
+            let Some(leaf) = self.leaf(&target).cloned() else {
+                let what = format!(
+                    "'{}' in it is a link to a file that is not there",
+                    shown(&path)
+                );
+                return Err(SourceError::Unsupported(what));
+            };
+            self.put(&path, ArchiveKind::Leaf(leaf), 0)?;
+        }
+        let mut root = plain(self.root);
+        if single == SingleFolder::IsTheTree
+            && let SourceNode::Folder(entries) = &mut root
+            && entries.len() == 1
+            && let Some((name, only)) = entries.pop_first()
+        {
+            if let SourceNode::Folder(_) = only {
+                root = only;
+            } else {
+                entries.insert(name, only);
+            }
+        }
+        Ok(ArchiveTree {
+            root,
+            last_modified: self.last_modified,
+            contents: ArchiveFile(file),
+        })
+    }
+
+    fn leaf(&self, path: &[Vec<u8>]) -> Option<&SourceNode<ArchiveContent>> {
+        let (name, parents) = path.split_last()?;
+        let mut folder = &self.root;
+        for parent in parents {
+            let ArchiveKind::Folder(entries) = &folder.get(parent)?.what else {
+                return None;
+            };
+            folder = entries;
+        }
+        match &folder.get(name)?.what {
+            ArchiveKind::Leaf(leaf) => Some(leaf),
+            ArchiveKind::Folder(_) => None,
+        }
+    }
+}
+
+fn plain(entries: BTreeMap<Vec<u8>, ArchiveNode>) -> SourceNode<ArchiveContent> {
+    let entries = entries.into_iter().map(|(name, node)| match node.what {
+        ArchiveKind::Folder(entries) => (name, plain(entries)),
+        ArchiveKind::Leaf(leaf) => (name, leaf),
+    });
+    SourceNode::Folder(entries.collect())
+}
+
+/// Seconds since 1970. What stands in front of an entry counts more than what stands in it.
+fn modified<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<u64, SourceError> {
+    if let Some(extensions) = entry.pax_extensions().map_err(broken)? {
+        for extension in extensions {
+            let extension = extension.map_err(broken)?;
+            if extension.key_bytes() == b"mtime" {
+                let text = String::from_utf8_lossy(extension.value_bytes()).into_owned();
+                let whole = text.split('.').next().unwrap_or_default();
+                return Ok(whole.parse().unwrap_or(0));
+            }
+        }
+    }
+    entry.header().mtime().map_err(broken)
+}
+
+/// The names of a path, without `.`; `..` takes the name before it away.
+fn clean(path: &[u8]) -> Vec<Vec<u8>> {
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    for name in path.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => (),
+            b".." => {
+                names.pop();
+            }
+            name => names.push(name.to_vec()),
+        }
+    }
+    names
+}
+
+fn shown(path: &[Vec<u8>]) -> String {
+    String::from_utf8_lossy(&path.join(&b'/')).into_owned()
+}
+
+const BUFFER: usize = 256 << 10;
+/// Bytes that tell what something is packed with.
+const HEAD: u64 = 512;
+/// Bytes of an archive that is unpacked.
+const MAX_ARCHIVE: u64 = 32 << 30;
+/// As in a NAR.
+const MAX_DEPTH: usize = 64;

@@ -1,0 +1,58 @@
+//! The sources of inputs as trees, read without running anything of theirs.
+//!
+//! # Security
+//! Nothing is unpacked to disk: an archive is spooled to one file without a name, and its entries are looked up there.
+//! Git is run to read objects and names, never to fetch; where it makes an archive, filters that its configuration
+//! names run, as they do for Nix 2.8.
+
+mod archive;
+mod git;
+mod hash;
+mod tree;
+mod work_tree;
+
+pub(crate) use archive::{ArchiveTree, SingleFolder};
+pub(crate) use git::{GitCheckout, Submodules};
+pub(crate) use hash::{flat_hash, folder_hash};
+
+use std::{io, path::Path};
+
+/// Why a source could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// It is not here.
+    #[error("{0}")]
+    NotAtHand(String),
+    /// It is here, but in a form that is not read here, or that Nix has no form for.
+    #[error("{0}")]
+    Unsupported(String),
+    /// To read it failed: nothing is known of it.
+    #[error("{doing}: {source}")]
+    Failed {
+        /// What was tried on what.
+        doing: String,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+impl SourceError {
+    pub(crate) fn failed(doing: impl Into<String>, source: io::Error) -> SourceError {
+        let doing = doing.into();
+        SourceError::Failed { doing, source }
+    }
+
+    /// The error of something that is not there, or that cannot be read.
+    pub(crate) fn of(doing: &str, path: &Path, source: io::Error) -> SourceError {
+        let path = path.display();
+        if source.kind() == io::ErrorKind::NotFound {
+            SourceError::NotAtHand(format!("there is no {path}"))
+        } else {
+            SourceError::failed(format!("{doing} {path}"), source)
+        }
+    }
+}
+
+/// The most things in a source: nixpkgs has a hundredth of it.
+const MAX_ENTRIES: usize = 5_000_000;
