@@ -75,15 +75,51 @@
           doCheck = false;
           installPhase = "touch $out";
         });
+
+      # The unit as NixOS itself makes it of the module, read by systemd.
+      moduleCheck =
+        pkgs:
+        let
+          agent = pkgs.writeShellScriptBin "tachikoma" "exit 0";
+          machine = lib.nixosSystem {
+            inherit (pkgs.stdenv.hostPlatform) system;
+            modules = [
+              self.nixosModules.default
+              {
+                boot.isContainer = true;
+                system.stateVersion = lib.trivial.release;
+                services.tachikoma = {
+                  enable = true;
+                  package = agent;
+                  config.model = "large";
+                  secrets.api-key = "/run/secrets/key";
+                };
+              }
+            ];
+          };
+        in
+        pkgs.runCommand "tachikoma-module" { nativeBuildInputs = [ pkgs.systemd ]; } ''
+          cp ${machine.config.systemd.units."tachikoma.service".unit}/tachikoma.service .
+          systemd-analyze verify --recursive-errors=no ./tachikoma.service
+          systemd-analyze security --offline=true --threshold=30 ./tachikoma.service
+          touch $out
+        '';
     in
     {
       packages = eachSystem (pkgs: {
         default = tk-store pkgs;
         tk-store = tk-store pkgs;
+        # Without a loader or libraries of its own: for machines without Nix.
+        tk-store-static = tk-store pkgs.pkgsStatic;
       });
+
+      overlays.default = final: _: { tk-store = tk-store final; };
+
+      nixosModules.default = ./nix/module.nix;
 
       checks = eachSystem (pkgs: {
         package = tk-store pkgs;
+        module = moduleCheck pkgs;
         format = cargoCheck pkgs "format" pkgs.rustfmt "cargo fmt --all --check";
         clippy =
           cargoCheck pkgs "clippy" pkgs.clippy

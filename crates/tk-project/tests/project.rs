@@ -4,6 +4,7 @@ mod project {
     mod emit;
     mod flakes;
     mod locks;
+    mod module;
     mod support;
     mod verify;
 }

@@ -6,7 +6,8 @@ mod rig;
 mod skips;
 
 pub use rig::{Rig, VERSIONS, rig};
-use skips::{skip, test_name};
+pub use skips::skip;
+use skips::test_name;
 
 /// How many generated cases: `TK_CASES`, or `usual`.
 pub fn cases(usual: usize) -> usize {
