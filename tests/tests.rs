@@ -12,6 +12,7 @@ mod driver_repro;
 mod driver_shell;
 mod examples;
 mod local;
+mod machines;
 mod network;
 mod nix;
 mod support;

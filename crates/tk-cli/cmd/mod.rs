@@ -6,6 +6,7 @@ mod builders;
 mod cache;
 mod cat;
 mod check;
+mod ci;
 mod closure;
 mod completions;
 mod copy;
@@ -43,6 +44,8 @@ pub enum CliCommand {
     Copy(copy::Copy),
     Add(add::Add),
     Check(check::CheckCommand),
+    #[command(subcommand)]
+    Ci(ci::Ci),
     PathInfo(path_info::PathInfoCommand),
     Closure(closure::ClosureCommand),
     Ls(ls::Ls),
@@ -141,6 +144,7 @@ impl CliCommand {
             CliCommand::Copy(args) => args.run(cx).await,
             CliCommand::Add(args) => args.run(cx).await,
             CliCommand::Check(args) => args.run(cx).await,
+            CliCommand::Ci(args) => args.run(cx).await,
             CliCommand::PathInfo(args) => args.run(cx).await,
             CliCommand::Closure(args) => args.run(cx).await,
             CliCommand::Ls(args) => args.run(cx).await,

@@ -1,5 +1,6 @@
 //! What makes a project a Nix project, made and checked without nix.
 
+pub mod ci;
 pub mod detect;
 pub mod emit;
 mod files;

@@ -1,6 +1,7 @@
 //! The tests of the crate, in one program. Those beside real Nix are skipped, visibly, where it is not there.
 
 mod project {
+    mod ci;
     mod emit;
     mod flakes;
     mod locks;

@@ -1,0 +1,3 @@
+//! What concerns a whole project: CI.
+
+mod ci;
