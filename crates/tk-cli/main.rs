@@ -132,6 +132,10 @@ impl Cli {
             "run" => parse(words, |args| cmd::CliCommand::Run(Box::new(args))),
             "path-info" => parse(words, cmd::CliCommand::PathInfo),
             "check" => parse(words, cmd::CliCommand::Check),
+            "direnv" if words.get(1).is_some_and(|word| word == "export") => {
+                let words = [&words[..1], &words[2..]].concat();
+                parse(&words, cmd::CliCommand::of_direnv)
+            }
             _ => None,
         }
     }

@@ -104,6 +104,9 @@ const ELSEWHERE: &[&str] = &[
     " repro ",
     "^",
     "cache use",
+    " ci run",
+    "direnv",
+    " doctor",
 ];
 
 #[test]

@@ -4,6 +4,7 @@
 //! evaluations can be counted.
 
 mod consent;
+mod direnv;
 mod elsewhere;
 mod files;
 mod library;

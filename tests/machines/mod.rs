@@ -1,3 +1,5 @@
-//! What concerns a whole project: CI.
+//! What concerns a whole machine or project: the doctor, and CI.
 
 mod ci;
+mod doctor;
+mod server;

@@ -150,6 +150,30 @@ impl DiskCache {
         })
     }
 
+    /// Some of what is remembered of one cache and still counts, the newest first, up to `most` of our own
+    /// answers and as many of Nix's: which paths it was said to have (`true`) or to lack.
+    pub fn sample(&self, identity: &str, dir: &StoreDir, most: u32) -> Vec<(HashPart, bool)> {
+        let now = self.now();
+        let since = |life| now.saturating_sub(millis(life));
+        let (present, absent) = (since(self.config.positive), since(self.config.negative));
+        let own = self.with(|connection| {
+            let sql = "select part, kind = ?5 from answers, caches where cache = id and identity = ?1 \
+                       and store_dir = ?2 and (kind = ?5 and at > ?3 or kind = ?6 and at > ?4) \
+                       and at <= ?7 order by at desc limit ?8";
+            let mut statement = connection.prepare(sql)?;
+            let values = params![identity, dir.as_str(), present, absent, PRESENT, ABSENT, now, most];
+            let rows = statement.query_map(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<rusqlite::Result<Vec<(String, bool)>>>()
+        });
+        let nix = self
+            .nix
+            .as_ref()
+            .map(|nix| nix.sample(identity, dir, now, most));
+        let all = own.into_iter().flatten().chain(nix.into_iter().flatten());
+        all.filter_map(|(part, there)| Some((HashPart::parse(&part).ok()?, there)))
+            .collect()
+    }
+
     /// Returns the absolute path of the SQLite file.
     pub fn path(&self) -> &Path {
         &self.path

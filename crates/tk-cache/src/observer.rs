@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{Debug, Display},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// Somebody who watches requests to servers. Called from any thread, often: it must not block.
@@ -61,6 +61,8 @@ pub struct AnsweredRequest<'a> {
     pub time: Duration,
     /// Bytes of the answer's body, as far as its head tells.
     pub size: Option<u64>,
+    /// What time it is for the server, in whole seconds, if it tells.
+    pub date: Option<SystemTime>,
 }
 
 /// One request that is sent again.

@@ -177,7 +177,7 @@ impl Allow {
 }
 
 /// All lines of both, with what is different marked.
-fn changes(before: &str, now: &str) -> String {
+pub(super) fn changes(before: &str, now: &str) -> String {
     let diff = TextDiff::from_lines(before, now);
     let mut unified = diff.unified_diff();
     let all = unified.context_radius(usize::MAX >> 2);
@@ -207,7 +207,7 @@ impl Export {
         }
         let mut code = session.environment().export(format, session.hook());
         if let Format::Direnv = self.format {
-            code.push_str(&watches(&found));
+            code.push_str(&watch_file(&found));
         }
         ui::out(code.trim_end())?;
         Ok(ExitStatus::Yes)
@@ -215,7 +215,7 @@ impl Export {
 }
 
 /// `watch_file`, of direnv's own library: once, since it is a process each time.
-fn watches(found: &FoundEnvironment) -> String {
+pub(super) fn watch_file(found: &FoundEnvironment) -> String {
     let files = found.files.iter().take(MOST_WATCHED);
     let words: Vec<_> = files
         .map(|file| shell_word(&file.to_string_lossy()))
@@ -227,7 +227,7 @@ fn watches(found: &FoundEnvironment) -> String {
     }
 }
 
-async fn found(
+pub(super) async fn found(
     cx: &CommandContext,
     shells: &Shells,
     find: &FindOptions,
@@ -252,7 +252,7 @@ Examples:
   eval \"$(tk-store env export -f shell.nix --format zsh)\"  # zsh
   echo 'eval \"$(tk-store env export --format direnv)\"' >.envrc && direnv allow";
 /// Files that direnv looks at before every prompt.
-const MOST_WATCHED: usize = 1000;
+pub(super) const MOST_WATCHED: usize = 1000;
 const EXAMPLES: &str = "\
 Examples:
   tk-store env list

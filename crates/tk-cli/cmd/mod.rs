@@ -12,6 +12,8 @@ mod completions;
 mod copy;
 mod daemon;
 mod derivation;
+mod direnv;
+mod doctor;
 mod env;
 mod eval;
 mod flake;
@@ -63,6 +65,8 @@ pub enum CliCommand {
     Run(Box<shell::RunCommand>),
     #[command(subcommand)]
     Env(Box<env::Env>),
+    #[command(subcommand)]
+    Direnv(Box<direnv::Direnv>),
     Log(log::LogCommand),
     #[command(subcommand)]
     Repro(repro::Repro),
@@ -82,6 +86,7 @@ pub enum CliCommand {
     #[command(subcommand)]
     Hash(hash::HashCommand),
     Daemon(Box<daemon::Daemon>),
+    Doctor(doctor::Doctor),
     Completions(completions::Completions),
     #[command(hide = true)]
     Complete(completions::Complete),
@@ -89,6 +94,11 @@ pub enum CliCommand {
 }
 
 impl CliCommand {
+    /// What the library for direnv runs each time that a project is entered.
+    pub fn of_direnv(export: direnv::DirenvExport) -> Self {
+        CliCommand::Direnv(Box::new(direnv::Direnv::Export(Box::new(export))))
+    }
+
     /// Whether it works for many clients at once, and wants several threads.
     pub fn serves(&self) -> bool {
         matches!(self, CliCommand::Daemon(_))
@@ -97,7 +107,10 @@ impl CliCommand {
     /// Whether it may have much in memory. To arrange for that takes a moment, which those that enter an
     /// environment do not need to wait for.
     pub fn moves_data(&self) -> bool {
-        !matches!(self, CliCommand::Shell(_) | CliCommand::Run(_))
+        !matches!(
+            self,
+            CliCommand::Shell(_) | CliCommand::Run(_) | CliCommand::Direnv(_)
+        )
     }
 
     /// What to say when it is interrupted, if it shows how far it is.
@@ -158,6 +171,7 @@ impl CliCommand {
             CliCommand::Shell(args) => args.run(cx).await,
             CliCommand::Run(args) => args.run(cx).await,
             CliCommand::Env(args) => args.run(cx).await,
+            CliCommand::Direnv(args) => args.run(cx).await,
             CliCommand::Log(args) => args.run(cx).await,
             CliCommand::Repro(args) => args.run(cx).await,
             CliCommand::Store(args) => args.run(cx).await,
@@ -169,6 +183,7 @@ impl CliCommand {
             CliCommand::Nar(args) => args.run(cx),
             CliCommand::Hash(args) => args.run(cx),
             CliCommand::Daemon(args) => args.run(cx).await,
+            CliCommand::Doctor(args) => args.run(cx).await,
             CliCommand::Completions(args) => args.run(),
             CliCommand::Complete(args) => args.run(cx).await,
             CliCommand::Man(args) => args.run(),

@@ -2,6 +2,7 @@
 
 pub mod ci;
 pub mod detect;
+pub mod doctor;
 pub mod emit;
 mod files;
 pub mod flake_facts;

@@ -2,6 +2,7 @@
 
 mod project {
     mod ci;
+    mod doctor;
     mod emit;
     mod flakes;
     mod locks;

@@ -60,6 +60,37 @@ impl NixCaches {
         }
         found
     }
+
+    /// Hash parts of paths that Nix remembers of the cache at `url` and still believes by its own defaults,
+    /// the newest first, up to `most` of a file; with each, whether it is said to be there. `now` is in
+    /// milliseconds since 1970.
+    pub fn sample(&self, url: &str, dir: &StoreDir, now: i64, most: u32) -> Vec<(String, bool)> {
+        let files = self.files.iter();
+        files
+            .filter_map(|file| {
+                let connection = open(file, &Trace::of(file)?).ok()?;
+                some_of(&connection, url, dir, now / 1000, most).ok()
+            })
+            .flatten()
+            .collect()
+    }
+}
+
+fn some_of(
+    connection: &Connection,
+    url: &str,
+    dir: &StoreDir,
+    now: i64,
+    most: u32,
+) -> rusqlite::Result<Vec<(String, bool)>> {
+    let mut statement = connection.prepare(
+        "select hashPart, present from NARs, BinaryCaches where cache = id and BinaryCaches.url = ?1 \
+         and storeDir = ?2 and NARs.timestamp > ?3 - case present when 1 then ?4 else ?5 end \
+         order by NARs.timestamp desc limit ?6",
+    )?;
+    let values = params![url, dir.as_str(), now, POSITIVE, NEGATIVE, most];
+    let rows = statement.query_map(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
 }
 
 /// `None` if the file is not there, or cannot be read now, or is something else.
@@ -195,6 +226,9 @@ const NAMES: [&str; 3] = [
     "binary-cache-v6.sqlite",
 ];
 
+/// Seconds for which Nix believes that a cache has a path, and that it lacks one.
+const POSITIVE: i64 = 30 * 24 * 3600;
+const NEGATIVE: i64 = 3600;
 /// Whoever holds Nix's file for longer has it for himself.
 const PATIENCE: Duration = Duration::from_millis(100);
 

@@ -15,12 +15,12 @@ use futures::{
 };
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
-    header::{AUTHORIZATION, LOCATION},
+    header::{AUTHORIZATION, DATE, LOCATION},
 };
 use reqwest::Response;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
@@ -224,6 +224,7 @@ impl Client {
             },
             time: start.elapsed(),
             size: answer.as_ref().ok().and_then(|r| body::length(r.headers())),
+            date: answer.as_ref().ok().and_then(|r| date(r.headers())),
         });
         answer
     }
@@ -289,6 +290,11 @@ impl Client {
 }
 
 /// Where a redirect leads.
+/// What time it is for the server.
+fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()
+}
+
 fn target(response: &Response, method: &Method, url: &Url) -> Result<Option<Url>, RequestFailure> {
     let follow = match response.status() {
         StatusCode::SEE_OTHER => matches!(*method, Method::GET | Method::HEAD),

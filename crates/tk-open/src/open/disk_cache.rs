@@ -16,14 +16,21 @@ pub fn known(
     dir: &StoreDir,
     wish: &OpenOptions,
 ) -> Option<Arc<dyn NarInfoCache>> {
-    // One for all caches, so that what is wrong with it is told once.
-    let shared = settings.disk_cache.get_or_init(|| disk_cache(settings));
-    let disk = shared.as_ref()?;
+    let disk = settings.narinfo_memory()?;
     Some(if wish.refresh || settings.refresh {
         disk.of_now(identity, dir)
     } else {
         disk.of(identity, dir)
     })
+}
+
+impl OpenSettings {
+    /// What caches said before, in the user's cache folder. `None` on a machine without a folder for that.
+    pub fn narinfo_memory(&self) -> Option<&Arc<DiskCache>> {
+        // One for all caches, so that what is wrong with it is told once.
+        let shared = self.disk_cache.get_or_init(|| disk_cache(self));
+        shared.as_ref()
+    }
 }
 
 /// What all caches said before. A machine without a folder for that works without.

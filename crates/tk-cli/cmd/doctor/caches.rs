@@ -1,0 +1,205 @@
+//! What there is to know of one cache to fetch from.
+
+use super::{CommandContext, OpenOptions};
+use futures::StreamExt;
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+use tk_cache::{
+    BinaryCache,
+    observer::{AnsweredRequest, NetworkObserver},
+};
+use tk_narinfo::{CacheInfo, MAX_NARINFO_BYTES, NarInfo, TrustedKeys};
+use tk_open::{OpenSettings, OpenStore, open_with};
+use tk_path::{HashPart, StorePath};
+use tk_project::doctor::{
+    CacheKeysSeen, ClockSeen, DoctorFinding, MemorySeen, judge_cache_keys, judge_clock,
+    judge_memory,
+};
+use tk_store::Store;
+use tokio::time::timeout;
+
+/// Asks the cache at `uri` who it is; if it answers, also what it signs with, what time it is there, and
+/// whether it still says what is remembered.
+pub async fn examine(cx: &CommandContext, uri: &str, patience: Duration) -> Vec<DoctorFinding> {
+    let clock = Arc::new(ServerClock::default());
+    let mut settings = (*cx.settings).clone();
+    settings.observer = clock.clone();
+    settings.tell = Arc::new(drop);
+    let reached = timeout(patience, reach(&settings, uri)).await;
+    let reached = reached.unwrap_or_else(|_| {
+        let advice =
+            "see whether the network and the server are up; nix waits for it, too, at every build";
+        let seconds = patience.as_secs();
+        let words = format!("{uri} does not answer within {seconds} s");
+        Err(DoctorFinding::fail("substituter", words, advice).of(uri))
+    });
+    let opened = match reached {
+        Ok(opened) => opened,
+        Err(finding) => return vec![finding],
+    };
+    let words = format!("{uri} answers");
+    let mut findings = vec![DoctorFinding::pass("substituter", words).of(uri)];
+    if let Some(cache) = opened.cache() {
+        let late = |check| DoctorFinding::unproven(check, format!("{uri} took too long")).of(uri);
+        let keys = timeout(patience, keys(cx, uri, cache));
+        let memory = timeout(patience, memory(cx, uri, cache));
+        let (keys, memory) = futures::join!(keys, memory);
+        findings.push(keys.unwrap_or_else(|_| late("keys")));
+        findings.extend(memory.unwrap_or_else(|_| Some(late("memory"))));
+    }
+    findings.extend(clock.0.get().map(|seen| judge_clock(uri, *seen)));
+    findings
+}
+
+async fn reach(settings: &OpenSettings, uri: &str) -> Result<OpenStore, DoctorFinding> {
+    let advice = "see whether the URL is right and the server is up, or take it out of substituters in nix.conf";
+    let failed = |why: String| DoctorFinding::fail("substituter", why, advice).of(uri);
+    let mut wish = OpenOptions::default();
+    wish.refresh = true;
+    let opened = open_with(uri, settings, &wish).await;
+    let opened = opened.map_err(|error| failed(error.to_line()))?;
+    let Some(cache) = opened.cache() else {
+        let described = opened.describe().await;
+        return described
+            .map(|_| opened)
+            .map_err(|error| failed(format!("{uri}: {}", error.to_line())));
+    };
+    let text = cache.read_cache_info().await;
+    let text = text.map_err(|error| failed(format!("{uri}: {}", error.to_line())))?;
+    let Some(text) = text else {
+        return Err(failed(format!(
+            "{uri} answers, but is no cache: it has no nix-cache-info"
+        )));
+    };
+    let fits = CacheInfo::parse(&text).and_then(|info| info.check_store_dir(cache.dir()));
+    fits.map_err(|error| failed(format!("{uri}: {error}")))?;
+    Ok(opened)
+}
+
+async fn keys(cx: &CommandContext, uri: &str, cache: &BinaryCache) -> DoctorFinding {
+    let trusted = match cx.settings.trusted_keys() {
+        Ok(keys) => keys,
+        Err(error) => {
+            let advice = "mend trusted-public-keys in nix.conf: each is NAME:BASE64";
+            return DoctorFinding::fail("keys", error.to_line(), advice).of(uri);
+        }
+    };
+    if cx.settings.nix_conf.is_on("require-sigs") == Some(false) {
+        let advice = "set 'require-sigs = true' in nix.conf, unless every cache is yours";
+        let words = format!("{uri} is believed without signatures (require-sigs = false)");
+        return DoctorFinding::warn("keys", words, advice).of(uri);
+    }
+    let sample = sample(cx, cache).await;
+    judge_cache_keys(uri, &seen_of(&sample, cache, &trusted))
+}
+
+fn seen_of(sample: &[NarInfo], cache: &BinaryCache, trusted: &TrustedKeys) -> CacheKeysSeen {
+    let mut seen = CacheKeysSeen::default();
+    let mut names = BTreeSet::new();
+    // What its own address proves needs no signature.
+    for narinfo in sample.iter().filter(|narinfo| narinfo.info.ca.is_none()) {
+        let signatures = &narinfo.info.signatures;
+        let valid = narinfo.info.valid_signatures(cache.dir(), trusted);
+        seen.looked_at += 1;
+        seen.unsigned += usize::from(signatures.is_empty());
+        seen.trusted += usize::from(valid.is_ok_and(|valid| valid > 0));
+        names.extend(
+            signatures
+                .iter()
+                .map(|signature| signature.key_name().to_owned()),
+        );
+    }
+    seen.names = names.into_iter().take(MOST_NAMES).collect();
+    seen
+}
+
+/// A few narinfos of the cache: the first that it lists or, far away, of paths that this machine knows of.
+async fn sample(cx: &CommandContext, cache: &BinaryCache) -> Vec<NarInfo> {
+    if cache.folder().is_some() {
+        let Ok(all) = cache.all_narinfos().await else {
+            return Vec::new();
+        };
+        let read = all.filter_map(|(_, narinfo)| async { narinfo.ok() });
+        return read.take(SAMPLE).collect().await;
+    }
+    let remembered = remembered(cx, cache).into_iter();
+    let remembered = remembered.filter(|(_, there)| *there).map(|(part, _)| part);
+    let parts: BTreeSet<HashPart> = remembered.chain(parts_of_store(cx)).collect();
+    let names = parts.iter().map(narinfo_name).collect();
+    let texts = cache.objects().read_each(names, MAX_NARINFO_BYTES).await;
+    let texts = texts.into_iter().filter_map(|text| text.ok().flatten());
+    let read = texts.filter_map(|text| {
+        let text = std::str::from_utf8(&text).ok()?;
+        NarInfo::parse(cache.dir(), text).ok()
+    });
+    read.take(SAMPLE).collect()
+}
+
+/// Some paths of this machine's store, which the cache may have, too.
+fn parts_of_store(cx: &CommandContext) -> Vec<HashPart> {
+    let dir = cx.settings.store_dir().unwrap_or_default();
+    let entries = fs::read_dir(dir.as_str()).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let paths = names.filter_map(|name| StorePath::parse(&name).ok());
+    let paths = paths.filter(|path| !path.as_str().ends_with(".drv"));
+    let parts = paths.filter_map(|path| HashPart::parse(path.hash_part()).ok());
+    parts.take(ASKED).collect()
+}
+
+/// What was said of a cache on HTTP, by this program's memory and by Nix's.
+fn remembered(cx: &CommandContext, cache: &BinaryCache) -> Vec<(HashPart, bool)> {
+    let identity = cache.objects().to_string();
+    match cx.settings.narinfo_memory() {
+        Some(memory) if identity.starts_with("http") => {
+            memory.sample(&identity, cache.dir(), ASKED as u32)
+        }
+        _ => Vec::new(),
+    }
+}
+
+async fn memory(cx: &CommandContext, uri: &str, cache: &BinaryCache) -> Option<DoctorFinding> {
+    cache.folder().is_none().then_some(())?;
+    let remembered = remembered(cx, cache);
+    let names = remembered.iter().map(|(part, _)| narinfo_name(part));
+    let now = cache
+        .objects()
+        .read_each(names.collect(), MAX_NARINFO_BYTES);
+    let mut seen = MemorySeen::default();
+    for ((_, was_there), now) in remembered.iter().zip(now.await) {
+        let Ok(now) = now else { continue };
+        seen.asked += 1;
+        seen.gone += usize::from(*was_there && now.is_none());
+        seen.come += usize::from(!*was_there && now.is_some());
+    }
+    Some(judge_memory(uri, seen))
+}
+
+pub fn narinfo_name(part: &HashPart) -> String {
+    format!("{part}.narinfo")
+}
+
+/// How this machine's clock differs from that of the first server that answered.
+#[derive(Debug, Default)]
+struct ServerClock(OnceLock<ClockSeen>);
+
+impl NetworkObserver for ServerClock {
+    fn answered(&self, request: &AnsweredRequest<'_>) {
+        if let Some(theirs) = request.date {
+            let _ = self.0.set(match SystemTime::now().duration_since(theirs) {
+                Ok(ahead) => ClockSeen::Ahead(ahead),
+                Err(behind) => ClockSeen::Behind(behind.duration()),
+            });
+        }
+    }
+}
+
+/// Narinfos whose signatures are looked at.
+const SAMPLE: usize = 5;
+/// Paths that a cache is asked for.
+const ASKED: usize = 20;
+/// Names of keys that are told.
+const MOST_NAMES: usize = 3;
