@@ -42,6 +42,8 @@ mod substituter;
 
 pub use error::OpenError;
 pub use jobs::{nar_hash, pull, push, push_folder};
+#[cfg(feature = "http")]
+pub use open::http_client;
 #[cfg(feature = "local")]
 pub use open::local_config;
 pub use open::{

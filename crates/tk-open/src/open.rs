@@ -10,6 +10,8 @@ mod network;
 
 #[cfg(feature = "local")]
 pub use local::local_config;
+#[cfg(feature = "http")]
+pub use network::http_client;
 
 use crate::{OpenError, OpenMessage, OpenSettings, OpenStore, error::InContext};
 use futures::future::join_all;

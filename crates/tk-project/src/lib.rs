@@ -4,13 +4,13 @@ pub mod ci;
 pub mod detect;
 pub mod doctor;
 pub mod emit;
+pub mod fetch;
 mod files;
 pub mod flake_facts;
+pub mod inputs;
 pub mod lock;
 pub mod nix_expr;
-#[allow(dead_code, reason = "what makes locks reads it")]
 mod source;
-#[allow(dead_code, reason = "what makes locks reads it")]
 mod url;
 
 pub use files::read_bounded;

@@ -5,6 +5,7 @@ mod project {
     mod doctor;
     mod emit;
     mod flakes;
+    mod lock_graphs;
     mod locks;
     mod module;
     mod support;

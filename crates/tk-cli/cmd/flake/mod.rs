@@ -1,4 +1,6 @@
+mod download;
 mod inputs;
+mod lock;
 mod verify;
 
 use crate::{CommandContext, ExitStatus};
@@ -9,6 +11,8 @@ use tk_project::FlakeLock;
 /// Lock and verify the inputs of flakes, without nix
 #[derive(clap::Subcommand)]
 pub enum Flake {
+    Lock(lock::FlakeLockCommand),
+    Update(lock::FlakeUpdate),
     Verify(verify::FlakeVerify),
     Inputs(inputs::FlakeInputs),
 }
@@ -17,6 +21,8 @@ impl Flake {
     /// Runs the command.
     pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         match self {
+            Flake::Lock(args) => args.run(cx).await,
+            Flake::Update(args) => args.run(cx).await,
             Flake::Verify(args) => args.run(cx).await,
             Flake::Inputs(args) => args.run(cx),
         }

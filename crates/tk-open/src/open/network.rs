@@ -2,13 +2,13 @@
 
 use super::{OpenOptions, Result, caches};
 use crate::{Environment, OpenError, OpenSettings, OpenStore, error::InContext};
-use std::{fs, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 use tk_cache::{
     BinaryCache,
-    http::{Auth, ClientConfig, HttpConfig, HttpObjects, Netrc, Proxies},
+    http::{Auth, Client, ClientConfig, HttpConfig, HttpObjects, Netrc, Proxies},
     objects::Objects,
 };
-use tk_store::{StoreReference, reference::Settings};
+use tk_store::{StoreReference, StoreVariant, reference::Settings};
 use url::Url;
 
 /// The cache at an `http` or `https` URL.
@@ -37,7 +37,6 @@ pub async fn bucket(
     wish: &OpenOptions,
 ) -> Result<OpenStore> {
     use tk_cache::bucket::{BucketConfig, BucketObjects, CloudEnvironment, PARAMETERS};
-    use tk_store::StoreVariant;
     let client = client(settings, params)?;
     let StoreVariant::Specified { authority, .. } = &reference.variant else {
         return Err(OpenError::invalid("it names no bucket"));
@@ -86,6 +85,15 @@ async fn remote(
 }
 
 /// How to reach servers, from nix.conf, the environment, and the URI.
+/// Connections for files of any server, as caches are reached.
+///
+/// # Errors
+/// When certificates, proxies or logins are no such thing.
+pub fn http_client(settings: &OpenSettings) -> Result<Client> {
+    let mut none = StoreReference::new(StoreVariant::Auto, BTreeMap::new()).settings();
+    Ok(Client::new(&client(settings, &mut none)?)?)
+}
+
 fn client(settings: &OpenSettings, params: &mut Settings) -> Result<ClientConfig> {
     let mut config = ClientConfig {
         observer: settings.observer.clone(),

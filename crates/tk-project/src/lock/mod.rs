@@ -13,6 +13,7 @@ mod attrs;
 mod error;
 mod graph;
 mod read;
+mod solve;
 mod url;
 mod verify;
 mod write;
@@ -21,6 +22,7 @@ pub use attrs::{AttrValue, InputAttrs};
 pub use error::FlakeFileError;
 pub use graph::{DuplicatePins, GraphInput, LockGraph};
 pub use read::{MAX_LOCK_BYTES, MAX_LOCK_NODES};
+pub use solve::{LockError, LockUpdates, SolvedLock, solve_lock};
 pub use verify::{InputVerdict, VerifiedInput, VerifyOptions};
 
 use std::{collections::BTreeMap, fmt};

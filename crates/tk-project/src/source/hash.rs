@@ -24,6 +24,11 @@ pub(crate) fn flat_hash(path: &Path) -> Result<NarHash, SourceError> {
         let what = format!("{} is not a file", path.display());
         return Err(SourceError::Unsupported(what));
     }
+    flat_hash_of(file)
+}
+
+/// The same of an open file.
+pub(crate) fn flat_hash_of(file: File) -> Result<NarHash, SourceError> {
     let node = SourceNode::File {
         executable: false,
         content: (),

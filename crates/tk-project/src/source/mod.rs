@@ -12,8 +12,9 @@ mod tree;
 mod work_tree;
 
 pub(crate) use archive::{ArchiveTree, SingleFolder};
-pub(crate) use git::{GitCheckout, Submodules};
-pub(crate) use hash::{flat_hash, folder_hash};
+pub(crate) use git::{GitCheckout, GitRevision, Submodules};
+pub(crate) use hash::{flat_hash, flat_hash_of, folder_hash};
+pub(crate) use work_tree::WorkTree;
 
 use std::{io, path::Path};
 

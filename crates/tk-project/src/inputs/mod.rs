@@ -1,0 +1,9 @@
+//! The inputs that a flake.nix asks for.
+
+mod declared;
+mod literal;
+mod reference;
+
+pub use declared::{DeclaredInput, DeclaredInputs};
+pub(crate) use reference::{canonical, is_relative};
+pub use reference::{parse_reference, reference_from_attrs};
