@@ -15,4 +15,4 @@ mod url;
 
 pub use files::read_bounded;
 pub use lock::{FlakeFileError, FlakeLock, InputAttrs, InputPath, LockEdge, LockNode, LockedInput};
-pub use source::SourceError;
+pub use source::InputSourceError;

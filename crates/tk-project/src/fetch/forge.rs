@@ -95,7 +95,7 @@ impl FetchOptions<'_> {
             return Err(FetchError::Unsupported(what));
         };
         let loaded = http.download(url, headers);
-        loaded.map_err(|e| crate::SourceError::failed(format!("loading {url}"), e).into())
+        loaded.map_err(|e| crate::InputSourceError::failed(format!("loading {url}"), e).into())
     }
 
     pub(super) fn forge(&self, wanted: &InputAttrs) -> Result<FetchedInput, FetchError> {
@@ -199,7 +199,7 @@ impl FetchOptions<'_> {
         let loaded = self.download(url, headers)?;
         let mut text = String::new();
         let read = loaded.content.take(MAX_ANSWER).read_to_string(&mut text);
-        read.map_err(|e| crate::SourceError::failed(format!("loading {url}"), e))?;
+        read.map_err(|e| crate::InputSourceError::failed(format!("loading {url}"), e))?;
         Ok(text)
     }
 }

@@ -3,7 +3,7 @@
 use super::{FetchError, FetchOptions, FetchedInput, FetchedTree};
 use crate::{
     lock::InputAttrs,
-    source::{GitCheckout, SourceError, Submodules},
+    source::{GitCheckout, InputSourceError, Submodules},
     url::local_path,
 };
 
@@ -65,7 +65,7 @@ impl FetchOptions<'_> {
             ]);
             let rev = rev.map_err(|_| {
                 let what = format!("{} has no '{name}'", folder.display());
-                SourceError::NotAtHand(what)
+                InputSourceError::NotAtHand(what)
             })?;
             locked.set_text("rev", rev.lines().last().unwrap_or_default());
         }
@@ -111,9 +111,9 @@ fn head(checkout: &GitCheckout) -> Option<String> {
     checkout.ask_line(&["symbolic-ref", "--quiet", "HEAD"]).ok()
 }
 
-fn number(checkout: &GitCheckout, args: &[&str]) -> Result<u64, SourceError> {
+fn number(checkout: &GitCheckout, args: &[&str]) -> Result<u64, InputSourceError> {
     let line = checkout.ask_line(args)?;
-    let bad = || SourceError::Unsupported(format!("git says '{line}' where a number must be"));
+    let bad = || InputSourceError::Unsupported(format!("git says '{line}' where a number must be"));
     line.parse().map_err(|_| bad())
 }
 

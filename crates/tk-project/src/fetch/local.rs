@@ -4,7 +4,7 @@ use super::{FetchError, FetchOptions, FetchedInput, FetchedTree};
 use crate::{
     inputs::parse_reference,
     lock::InputAttrs,
-    source::{ArchiveTree, SingleFolder, SourceError, flat_hash, flat_hash_of, folder_hash},
+    source::{ArchiveTree, InputSourceError, SingleFolder, flat_hash, flat_hash_of, folder_hash},
     url::local_path,
 };
 use std::{
@@ -83,10 +83,10 @@ impl FetchOptions<'_> {
 }
 
 /// The newest time of anything in `path`, links as such; seconds since 1970.
-fn newest(path: &Path) -> Result<u64, SourceError> {
+fn newest(path: &Path) -> Result<u64, InputSourceError> {
     let (mut newest, mut open) = (0, vec![path.to_owned()]);
     while let Some(path) = open.pop() {
-        let of = |e: io::Error| SourceError::of("looking at", &path, e);
+        let of = |e: io::Error| InputSourceError::of("looking at", &path, e);
         let found = fs::symlink_metadata(&path).map_err(of)?;
         newest = newest.max(u64::try_from(found.mtime()).unwrap_or(0));
         if found.is_dir() {
@@ -103,22 +103,22 @@ pub(super) fn read_below(
     folder: &Path,
     path: &str,
     max: u64,
-) -> Result<Option<Vec<u8>>, SourceError> {
+) -> Result<Option<Vec<u8>>, InputSourceError> {
     let place: PathBuf = folder.join(path);
-    let of = |e: io::Error| SourceError::of("reading", &place, e);
+    let of = |e: io::Error| InputSourceError::of("reading", &place, e);
     let real = match place.canonicalize() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         real => real.map_err(of)?,
     };
     if !real.starts_with(folder.canonicalize().map_err(of)?) {
         let what = format!("{} is a link that leads out of it", place.display());
-        return Err(SourceError::Unsupported(what));
+        return Err(InputSourceError::Unsupported(what));
     }
     let file = File::open(&real).map_err(of)?;
     let size = file.metadata().map_err(of)?.len();
     if size > max || !real.is_file() {
         let what = format!("{} is no file of at most {max} bytes", place.display());
-        return Err(SourceError::Unsupported(what));
+        return Err(InputSourceError::Unsupported(what));
     }
     let mut out = Vec::new();
     file.take(max).read_to_end(&mut out).map_err(of)?;

@@ -8,7 +8,7 @@ pub use forge::{AccessTokens, DownloadedFile, HttpDownload};
 
 use crate::{
     lock::InputAttrs,
-    source::{ArchiveTree, GitRevision, SourceError, WorkTree},
+    source::{ArchiveTree, GitRevision, InputSourceError, WorkTree},
 };
 use std::path::PathBuf;
 use tk_path::StoreDir;
@@ -63,7 +63,7 @@ pub(crate) enum FetchedTree {
 pub enum FetchError {
     /// It could not be read.
     #[error(transparent)]
-    Source(#[from] SourceError),
+    Source(#[from] InputSourceError),
     /// It is of a kind that is not locked here, or is asked for in a way that makes no sense.
     #[error("{0}")]
     Unsupported(String),
@@ -131,7 +131,11 @@ impl FetchOptions<'_> {
 
 impl FetchedTree {
     /// The content of the file at `path`, of at most `max` bytes; `None` if there is none.
-    pub(crate) fn read(&mut self, path: &str, max: u64) -> Result<Option<Vec<u8>>, SourceError> {
+    pub(crate) fn read(
+        &mut self,
+        path: &str,
+        max: u64,
+    ) -> Result<Option<Vec<u8>>, InputSourceError> {
         match self {
             FetchedTree::Folder(folder) => local::read_below(folder, path, max),
             FetchedTree::Revision(revision) => revision.read_file(path, max),

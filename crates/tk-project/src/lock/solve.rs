@@ -89,7 +89,7 @@ pub fn solve_lock(
         warnings: Vec::new(),
     };
     let root = InputPath::default();
-    let place = FlakePlace {
+    let place = LockPlace {
         tree: Rc::new(RefCell::new(FetchedTree::Folder(folder.to_owned()))),
         folder: String::new(),
         shown: folder.display().to_string(),
@@ -166,13 +166,13 @@ struct LockSolver<'a> {
 #[derive(Clone)]
 struct InputOverride {
     input: DeclaredInput,
-    place: FlakePlace,
+    place: LockPlace,
     parent: InputPath,
 }
 
 /// Where a flake is: a folder in a source.
 #[derive(Clone)]
-struct FlakePlace {
+struct LockPlace {
     tree: Rc<RefCell<FetchedTree>>,
     folder: String,
     /// What errors call the source.
@@ -202,7 +202,7 @@ struct LockStep {
     old: Option<OldNode>,
     /// What names of `follows` are relative to.
     follows: InputPath,
-    place: FlakePlace,
+    place: LockPlace,
     trust: TrustLock,
 }
 
@@ -222,7 +222,7 @@ impl OldNode {
     }
 }
 
-impl FlakePlace {
+impl LockPlace {
     /// The file `name` of the flake.
     fn file(&self, name: &str) -> String {
         match self.folder.as_str() {
@@ -232,7 +232,7 @@ impl FlakePlace {
     }
 
     /// The folder at `path` from here.
-    fn join(&self, path: &str) -> Result<FlakePlace, String> {
+    fn join(&self, path: &str) -> Result<LockPlace, String> {
         let mut names: Vec<&str> = self
             .folder
             .split('/')
@@ -249,7 +249,7 @@ impl FlakePlace {
                 name => names.push(name),
             }
         }
-        Ok(FlakePlace {
+        Ok(LockPlace {
             folder: names.join("/"),
             ..self.clone()
         })
@@ -353,7 +353,7 @@ impl LockSolver<'_> {
         name: &str,
         path: InputPath,
         old: OldNode,
-        place: &FlakePlace,
+        place: &LockPlace,
         step: &LockStep,
     ) -> Result<(), LockError> {
         let Some(pin) = old.node().pin.clone() else {
@@ -438,7 +438,7 @@ impl LockSolver<'_> {
         reference: InputAttrs,
         is_flake: bool,
         parent: Option<InputPath>,
-        place: &FlakePlace,
+        place: &LockPlace,
         step: &LockStep,
     ) -> Result<(), LockError> {
         let mut pin = LockedInput {
@@ -459,7 +459,7 @@ impl LockSolver<'_> {
                 let (locked, tree) = self.fetch(&path, &reference)?;
                 pin.locked = locked;
                 let shown = reference.to_url();
-                let place = FlakePlace {
+                let place = LockPlace {
                     tree,
                     folder: String::new(),
                     shown,
@@ -538,7 +538,7 @@ impl LockSolver<'_> {
     }
 
     /// What the flake at `place` asks for. Names that it follows are made those from the root.
-    fn declared(&self, place: &FlakePlace, path: &InputPath) -> Result<DeclaredInputs, LockError> {
+    fn declared(&self, place: &LockPlace, path: &InputPath) -> Result<DeclaredInputs, LockError> {
         let name = place.file("flake.nix");
         let Some(text) = self.text(place, &name, path)? else {
             return Err(failed(path, format!("{} has no {name}", place.shown)));
@@ -559,7 +559,7 @@ impl LockSolver<'_> {
     }
 
     /// The lock of the flake at `place`.
-    fn lock_of(&self, place: &FlakePlace) -> Result<Option<FlakeLock>, LockError> {
+    fn lock_of(&self, place: &LockPlace) -> Result<Option<FlakeLock>, LockError> {
         let name = place.file("flake.lock");
         let text = self.text(place, &name, &InputPath::default())?;
         let shown = format!("{}/{name}", place.shown);
@@ -570,7 +570,7 @@ impl LockSolver<'_> {
 
     fn text(
         &self,
-        place: &FlakePlace,
+        place: &LockPlace,
         name: &str,
         path: &InputPath,
     ) -> Result<Option<String>, LockError> {
@@ -608,8 +608,8 @@ impl LockSolver<'_> {
     }
 }
 
-fn flake_place(tree: FetchedTree, locked: &InputAttrs) -> Result<FlakePlace, String> {
-    let place = FlakePlace {
+fn flake_place(tree: FetchedTree, locked: &InputAttrs) -> Result<LockPlace, String> {
+    let place = LockPlace {
         tree: Rc::new(RefCell::new(tree)),
         folder: String::new(),
         shown: locked.to_url(),

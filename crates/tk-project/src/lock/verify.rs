@@ -5,7 +5,9 @@
 //! the hash in any of these forms is the one that is meant.
 
 use super::{FlakeLock, InputAttrs, InputPath, LockEdge, LockedInput};
-use crate::source::{ArchiveTree, GitCheckout, SourceError, Submodules, flat_hash, folder_hash};
+use crate::source::{
+    ArchiveTree, GitCheckout, InputSourceError, Submodules, flat_hash, folder_hash,
+};
 use futures::TryStreamExt;
 use std::{
     collections::BTreeSet,
@@ -38,7 +40,7 @@ pub enum InputVerdict {
         why: String,
     },
     /// It is at hand, but could not be read: nothing is known of it.
-    NotRead(SourceError),
+    NotRead(InputSourceError),
 }
 
 /// An input, and what became of it.
@@ -193,14 +195,14 @@ fn verify(
     // What lies elsewhere may lie in the store, too.
     if matches!(
         &here,
-        Ok(InputVerdict::Unverifiable { .. }) | Err(SourceError::NotAtHand(_))
+        Ok(InputVerdict::Unverifiable { .. }) | Err(InputSourceError::NotAtHand(_))
     ) && let Some(verdict) = search.in_store(pin)
     {
         return verdict;
     }
     match here {
         Ok(verdict) => verdict,
-        Err(error @ SourceError::Failed { .. }) => InputVerdict::NotRead(error),
+        Err(error @ InputSourceError::Failed { .. }) => InputVerdict::NotRead(error),
         Err(error) => InputVerdict::Unverifiable {
             why: error.to_string(),
         },
@@ -214,7 +216,7 @@ struct SourceSearch<'a> {
     options: &'a VerifyOptions,
 }
 
-type Judged = Result<InputVerdict, SourceError>;
+type Judged = Result<InputVerdict, InputSourceError>;
 
 impl SourceSearch<'_> {
     fn verdict(&self) -> Judged {
@@ -229,7 +231,7 @@ impl SourceSearch<'_> {
             "github" | "gitlab" | "sourcehut" | "hg" | "indirect" => {
                 Err(elsewhere(&self.attrs.to_url()))
             }
-            kind => Err(SourceError::Unsupported(format!(
+            kind => Err(InputSourceError::Unsupported(format!(
                 "inputs of the kind '{kind}' are not known"
             ))),
         }
@@ -243,14 +245,14 @@ impl SourceSearch<'_> {
         // As 2.8 locks folders of the flake itself.
         if !self.is_direct {
             let what = format!("{} is relative to another input", path.display());
-            return Err(SourceError::NotAtHand(what));
+            return Err(InputSourceError::NotAtHand(what));
         }
         let path = self.options.folder.join(path);
         let found = folder_hash(&path)?;
         let is_in_git = path.ancestors().any(|above| above.join(".git").exists());
         if found != self.locked && is_in_git {
             let what = format!("{} counts only as far as git has it", path.display());
-            return Err(SourceError::Unsupported(what));
+            return Err(InputSourceError::Unsupported(what));
         }
         Ok(judge(shown(&path), found, self.locked))
     }
@@ -295,7 +297,7 @@ impl SourceSearch<'_> {
         }
         if self.attrs.is_set("lfs") {
             let what = "it has another hash, but files of LFS are not looked at";
-            return Err(SourceError::Unsupported(what.into()));
+            return Err(InputSourceError::Unsupported(what.into()));
         }
         Ok(InputVerdict::Tampered { place, found })
     }
@@ -315,7 +317,7 @@ impl SourceSearch<'_> {
     }
 
     /// Where its `url` leads on this machine.
-    fn file(&self) -> Result<PathBuf, SourceError> {
+    fn file(&self) -> Result<PathBuf, InputSourceError> {
         let url = self.attrs.text("url").unwrap_or_default();
         crate::url::local_path(url).ok_or_else(|| elsewhere(url))
     }
@@ -328,7 +330,7 @@ impl SourceSearch<'_> {
             .path(&pin.store_path(&self.options.store_dir)?);
         match folder_hash(Path::new(&path)) {
             Ok(found) => Some(judge(path, found, self.locked)),
-            Err(SourceError::NotAtHand(_)) => None,
+            Err(InputSourceError::NotAtHand(_)) => None,
             Err(error) => Some(InputVerdict::NotRead(error)),
         }
     }
@@ -338,6 +340,6 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn elsewhere(url: &str) -> SourceError {
-    SourceError::NotAtHand(format!("{url} is not on this machine"))
+fn elsewhere(url: &str) -> InputSourceError {
+    InputSourceError::NotAtHand(format!("{url} is not on this machine"))
 }

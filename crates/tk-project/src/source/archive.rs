@@ -5,7 +5,7 @@
 //! and `GitFileSystemObjectSinkImpl` of `git-utils.cc`.
 
 use super::{
-    MAX_ENTRIES, SourceError,
+    InputSourceError, MAX_ENTRIES,
     tree::{SourceContents, SourceNode},
 };
 use std::{
@@ -47,12 +47,12 @@ pub(crate) enum ArchiveContent {
 impl ArchiveTree {
     /// The tarball at `path`, packed with whatever its first bytes say. It is unpacked into a file without a name in
     /// `scratch`.
-    pub(crate) fn open(path: &Path, scratch: &Path) -> Result<ArchiveTree, SourceError> {
-        let of = |e| SourceError::of("reading", path, e);
+    pub(crate) fn open(path: &Path, scratch: &Path) -> Result<ArchiveTree, InputSourceError> {
+        let of = |e| InputSourceError::of("reading", path, e);
         let file = File::open(path).map_err(of)?;
         if !file.metadata().map_err(of)?.is_file() {
             let what = format!("{} is not a file", path.display());
-            return Err(SourceError::Unsupported(what));
+            return Err(InputSourceError::Unsupported(what));
         }
         Self::read(file, scratch, SingleFolder::IsTheTree)
     }
@@ -62,7 +62,7 @@ impl ArchiveTree {
         input: impl Read + Send,
         scratch: &Path,
         single: SingleFolder,
-    ) -> Result<ArchiveTree, SourceError> {
+    ) -> Result<ArchiveTree, InputSourceError> {
         let spooled = spool(input, scratch)?;
         let mut builder = ArchiveBuilder::default();
         let clone = spooled.try_clone().map_err(broken)?;
@@ -74,12 +74,12 @@ impl ArchiveTree {
     }
 
     /// The hash of its NAR.
-    pub(crate) fn nar_hash(&mut self) -> Result<NarHash, SourceError> {
+    pub(crate) fn nar_hash(&mut self) -> Result<NarHash, InputSourceError> {
         self.root.nar_hash(&mut self.contents)
     }
 
     /// If there is one thing at the top and that is a file, the hash of the NAR of this file: what Nix 2.8 makes of it.
-    pub(crate) fn single_file_hash(&mut self) -> Result<Option<NarHash>, SourceError> {
+    pub(crate) fn single_file_hash(&mut self) -> Result<Option<NarHash>, InputSourceError> {
         let SourceNode::Folder(entries) = &self.root else {
             return Ok(None);
         };
@@ -96,7 +96,7 @@ impl ArchiveTree {
         &mut self,
         path: &str,
         max: u64,
-    ) -> Result<Option<Vec<u8>>, SourceError> {
+    ) -> Result<Option<Vec<u8>>, InputSourceError> {
         self.root.read(path, max, &mut self.contents)
     }
 }
@@ -109,7 +109,7 @@ impl SourceContents<ArchiveContent> for ArchiveFile {
     fn open<'a>(
         &'a mut self,
         content: &'a ArchiveContent,
-    ) -> Result<(u64, Box<dyn Read + 'a>), SourceError> {
+    ) -> Result<(u64, Box<dyn Read + 'a>), InputSourceError> {
         Ok(match content {
             ArchiveContent::Span { offset, size } => {
                 let at = *offset;
@@ -149,7 +149,7 @@ impl Read for SpanReader<'_> {
 }
 
 /// The bytes of `input` without what they are packed with.
-fn spool(mut input: impl Read + Send, scratch: &Path) -> Result<File, SourceError> {
+fn spool(mut input: impl Read + Send, scratch: &Path) -> Result<File, InputSourceError> {
     let mut head = Vec::new();
     input
         .by_ref()
@@ -158,13 +158,13 @@ fn spool(mut input: impl Read + Send, scratch: &Path) -> Result<File, SourceErro
         .map_err(broken)?;
     if head.starts_with(b"PK\x03\x04") {
         let what = "it is a zip archive, which is not read here";
-        return Err(SourceError::Unsupported(what.into()));
+        return Err(InputSourceError::Unsupported(what.into()));
     }
     let packed = compress::compression_of(&head);
     let whole = BufReader::with_capacity(BUFFER, Cursor::new(head).chain(input));
-    let plain =
-        compress::decoder(packed, whole).map_err(|e| SourceError::Unsupported(e.to_string()))?;
-    let spooling = |e| SourceError::failed(format!("writing to {}", scratch.display()), e);
+    let plain = compress::decoder(packed, whole)
+        .map_err(|e| InputSourceError::Unsupported(e.to_string()))?;
+    let spooling = |e| InputSourceError::failed(format!("writing to {}", scratch.display()), e);
     let mut file = tempfile::tempfile_in(scratch).map_err(spooling)?;
     let copied = io::copy(&mut plain.take(MAX_ARCHIVE + 1), &mut file).map_err(|error| {
         // A disk that is full is no fault of the archive.
@@ -176,14 +176,14 @@ fn spool(mut input: impl Read + Send, scratch: &Path) -> Result<File, SourceErro
     })?;
     if copied > MAX_ARCHIVE {
         let what = format!("it unpacks to more than {MAX_ARCHIVE} bytes");
-        return Err(SourceError::Unsupported(what));
+        return Err(InputSourceError::Unsupported(what));
     }
     file.seek(SeekFrom::Start(0)).map_err(spooling)?;
     Ok(file)
 }
 
-fn broken(error: io::Error) -> SourceError {
-    SourceError::Unsupported(format!("it cannot be read as an archive: {error}"))
+fn broken(error: io::Error) -> InputSourceError {
+    InputSourceError::Unsupported(format!("it cannot be read as an archive: {error}"))
 }
 
 /// A tree in the making.
@@ -208,7 +208,7 @@ enum ArchiveKind {
 }
 
 impl ArchiveBuilder {
-    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), SourceError> {
+    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), InputSourceError> {
         let kind = entry.header().entry_type();
         if kind == EntryType::XGlobalHeader {
             return Ok(());
@@ -216,7 +216,7 @@ impl ArchiveBuilder {
         self.entries += 1;
         if self.entries > MAX_ENTRIES {
             let what = format!("it has more than {MAX_ENTRIES} entries");
-            return Err(SourceError::Unsupported(what));
+            return Err(InputSourceError::Unsupported(what));
         }
         self.last_modified = self.last_modified.max(modified(entry)?);
         let path = clean(&entry.path_bytes());
@@ -252,7 +252,7 @@ impl ArchiveBuilder {
             other => {
                 let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
                 let what = format!("'{name}' in it is of a kind that has no NAR ({other:?})");
-                Err(SourceError::Unsupported(what))
+                Err(InputSourceError::Unsupported(what))
             }
         }
     }
@@ -262,13 +262,13 @@ impl ArchiveBuilder {
         path: &[Vec<u8>],
         what: ArchiveKind,
         number: usize,
-    ) -> Result<(), SourceError> {
+    ) -> Result<(), InputSourceError> {
         let Some((name, parents)) = path.split_last() else {
             return Ok(());
         };
         if path.len() > MAX_DEPTH {
             let what = format!("it is nested more than {MAX_DEPTH} deep");
-            return Err(SourceError::Unsupported(what));
+            return Err(InputSourceError::Unsupported(what));
         }
         let mut folder = &mut self.root;
         for parent in parents {
@@ -281,7 +281,7 @@ impl ArchiveBuilder {
                     "'{}' in it lies in something that is no folder",
                     shown(path)
                 );
-                return Err(SourceError::Unsupported(what));
+                return Err(InputSourceError::Unsupported(what));
             };
             folder = entries;
         }
@@ -291,7 +291,7 @@ impl ArchiveBuilder {
         Ok(())
     }
 
-    fn finish(mut self, file: File, single: SingleFolder) -> Result<ArchiveTree, SourceError> {
+    fn finish(mut self, file: File, single: SingleFolder) -> Result<ArchiveTree, InputSourceError> {
         for (path, target) in std::mem::take(&mut self.hard_links) {
             if target.is_empty() {
                 continue;
@@ -301,7 +301,7 @@ impl ArchiveBuilder {
                     "'{}' in it is a link to a file that is not there",
                     shown(&path)
                 );
-                return Err(SourceError::Unsupported(what));
+                return Err(InputSourceError::Unsupported(what));
             };
             self.put(&path, ArchiveKind::Leaf(leaf), 0)?;
         }
@@ -349,7 +349,7 @@ fn plain(entries: BTreeMap<Vec<u8>, ArchiveNode>) -> SourceNode<ArchiveContent> 
 }
 
 /// Seconds since 1970. What stands in front of an entry counts more than what stands in it.
-fn modified<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<u64, SourceError> {
+fn modified<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<u64, InputSourceError> {
     if let Some(extensions) = entry.pax_extensions().map_err(broken)? {
         for extension in extensions {
             let extension = extension.map_err(broken)?;

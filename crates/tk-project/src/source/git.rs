@@ -7,7 +7,7 @@
 //! ```
 
 use super::{
-    ArchiveTree, MAX_ENTRIES, SingleFolder, SourceError,
+    ArchiveTree, InputSourceError, MAX_ENTRIES, SingleFolder,
     tree::{SourceContents, SourceNode},
     work_tree::WorkTree,
 };
@@ -58,8 +58,8 @@ pub(crate) struct GitBlob {
 
 impl GitCheckout {
     /// That in `folder`; `program` is git.
-    pub(crate) fn open(folder: &Path, program: &Path) -> Result<GitCheckout, SourceError> {
-        let of = |e| SourceError::of("looking at", folder, e);
+    pub(crate) fn open(folder: &Path, program: &Path) -> Result<GitCheckout, InputSourceError> {
+        let of = |e| InputSourceError::of("looking at", folder, e);
         let is_folder = folder.metadata().map_err(of)?.is_dir();
         let inner = folder.join(".git");
         let git_dir = if inner.symlink_metadata().is_ok() {
@@ -68,7 +68,7 @@ impl GitCheckout {
             folder.to_owned()
         } else {
             let what = format!("{} is no repository of git", folder.display());
-            return Err(SourceError::NotAtHand(what));
+            return Err(InputSourceError::NotAtHand(what));
         };
         Ok(GitCheckout {
             folder: folder.to_owned(),
@@ -87,10 +87,10 @@ impl GitCheckout {
         &self,
         rev: &str,
         submodules: Submodules,
-    ) -> Result<GitRevision, SourceError> {
+    ) -> Result<GitRevision, InputSourceError> {
         let is_name = matches!(rev.len(), 40 | 64) && rev.bytes().all(|b| b.is_ascii_hexdigit());
         if !is_name {
-            return Err(SourceError::Unsupported(format!(
+            return Err(InputSourceError::Unsupported(format!(
                 "'{rev}' is no name of a commit"
             )));
         }
@@ -111,7 +111,7 @@ impl GitCheckout {
             for (path, rev) in links {
                 if repositories.len() > MAX_REPOSITORIES {
                     let what = format!("it has more than {MAX_REPOSITORIES} repositories in it");
-                    return Err(SourceError::Unsupported(what));
+                    return Err(InputSourceError::Unsupported(what));
                 }
                 repositories.push(here.submodule(&path)?);
                 let place = place.iter().cloned().chain(split(&path)).collect();
@@ -126,7 +126,7 @@ impl GitCheckout {
     }
 
     /// The repository that is mounted at `path` of this one.
-    fn submodule(&self, path: &[u8]) -> Result<GitCheckout, SourceError> {
+    fn submodule(&self, path: &[u8]) -> Result<GitCheckout, InputSourceError> {
         use std::os::unix::ffi::OsStrExt;
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
         let places = [
@@ -138,12 +138,16 @@ impl GitCheckout {
             .find_map(|place| GitCheckout::open(place, &self.program).ok());
         found.ok_or_else(|| {
             let (path, folder) = (path.display(), self.folder.display());
-            SourceError::NotAtHand(format!("the submodule {path} of {folder} is not here"))
+            InputSourceError::NotAtHand(format!("the submodule {path} of {folder} is not here"))
         })
     }
 
     /// What `git archive` makes of the revision: the form of Nix 2.8.
-    pub(crate) fn archive(&self, rev: &str, scratch: &Path) -> Result<ArchiveTree, SourceError> {
+    pub(crate) fn archive(
+        &self,
+        rev: &str,
+        scratch: &Path,
+    ) -> Result<ArchiveTree, InputSourceError> {
         let mut command = self.command_in_folder();
         command.args(["archive", "--format=tar", rev]);
         let mut child = self.spawn(command.stdin(Stdio::null()))?;
@@ -151,10 +155,10 @@ impl GitCheckout {
         let tree = ArchiveTree::read(output, scratch, SingleFolder::IsInTheTree);
         let ended = child
             .wait()
-            .map_err(|e| SourceError::failed("waiting for git", e))?;
+            .map_err(|e| InputSourceError::failed("waiting for git", e))?;
         if !ended.success() {
             let what = format!("making an archive of {}", self.folder.display());
-            return Err(SourceError::failed(
+            return Err(InputSourceError::failed(
                 what,
                 io::Error::other(format!("git ended with {ended}")),
             ));
@@ -163,7 +167,7 @@ impl GitCheckout {
     }
 
     /// The files that git has, as they are in the working tree.
-    pub(crate) fn work_tree(&self) -> Result<WorkTree, SourceError> {
+    pub(crate) fn work_tree(&self) -> Result<WorkTree, InputSourceError> {
         let listed = self.ask(&["ls-files", "-z", "--stage"])?;
         let mut names = BTreeSet::new();
         for line in listed
@@ -183,7 +187,7 @@ impl GitCheckout {
     ///
     /// # Errors
     /// If it fails; its words are in the error.
-    pub(crate) fn ask(&self, args: &[&str]) -> Result<Vec<u8>, SourceError> {
+    pub(crate) fn ask(&self, args: &[&str]) -> Result<Vec<u8>, InputSourceError> {
         let mut command = self.command_in_folder();
         let output = command
             .args(args)
@@ -197,11 +201,11 @@ impl GitCheckout {
         let words = String::from_utf8_lossy(&output.stderr);
         let words = words.lines().next().unwrap_or("it failed").to_owned();
         let doing = format!("git {} in {}", args[0], self.folder.display());
-        Err(SourceError::failed(doing, io::Error::other(words)))
+        Err(InputSourceError::failed(doing, io::Error::other(words)))
     }
 
     /// As [`GitCheckout::ask`], as a line of text.
-    pub(crate) fn ask_line(&self, args: &[&str]) -> Result<String, SourceError> {
+    pub(crate) fn ask_line(&self, args: &[&str]) -> Result<String, InputSourceError> {
         let output = self.ask(args)?;
         Ok(String::from_utf8_lossy(&output).trim_end().to_owned())
     }
@@ -228,24 +232,24 @@ impl GitCheckout {
         command
     }
 
-    fn spawn(&self, command: &mut Command) -> Result<Child, SourceError> {
+    fn spawn(&self, command: &mut Command) -> Result<Child, InputSourceError> {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         child.map_err(|e| self.cannot_run(e))
     }
 
-    fn cannot_run(&self, error: io::Error) -> SourceError {
+    fn cannot_run(&self, error: io::Error) -> InputSourceError {
         let program = self.program.display();
         if error.kind() == io::ErrorKind::NotFound {
-            SourceError::NotAtHand(format!("there is no {program} to read its objects"))
+            InputSourceError::NotAtHand(format!("there is no {program} to read its objects"))
         } else {
-            SourceError::failed(format!("running {program}"), error)
+            InputSourceError::failed(format!("running {program}"), error)
         }
     }
 }
 
 impl GitRevision {
     /// The hash of its NAR.
-    pub(crate) fn nar_hash(&self) -> Result<NarHash, SourceError> {
+    pub(crate) fn nar_hash(&self) -> Result<NarHash, InputSourceError> {
         self.with_blobs(&self.root, |blobs| self.root.nar_hash(blobs))
     }
 
@@ -266,7 +270,11 @@ impl GitRevision {
     }
 
     /// The file at `path`, of at most `max` bytes.
-    pub(crate) fn read_file(&self, path: &str, max: u64) -> Result<Option<Vec<u8>>, SourceError> {
+    pub(crate) fn read_file(
+        &self,
+        path: &str,
+        max: u64,
+    ) -> Result<Option<Vec<u8>>, InputSourceError> {
         let Some(file @ SourceNode::File { .. }) = self.root.find(path) else {
             return Ok(None);
         };
@@ -277,8 +285,8 @@ impl GitRevision {
     fn with_blobs<T>(
         &self,
         node: &SourceNode<GitBlob>,
-        read: impl FnOnce(&mut GitBlobs) -> Result<T, SourceError>,
-    ) -> Result<T, SourceError> {
+        read: impl FnOnce(&mut GitBlobs) -> Result<T, InputSourceError>,
+    ) -> Result<T, InputSourceError> {
         let mut wanted = vec![String::new(); self.repositories.len()];
         node.contents(&mut |blob| {
             wanted[blob.repository].push_str(&blob.name);
@@ -317,7 +325,7 @@ impl GitBatch {
     fn start(
         repository: &GitCheckout,
         options: &[&str],
-    ) -> Result<(GitBatch, ChildStdin), SourceError> {
+    ) -> Result<(GitBatch, ChildStdin), InputSourceError> {
         let mut command = repository.command_in_folder();
         command.args(["cat-file", "--batch"]).args(options);
         let mut child = repository.spawn(command.stdin(Stdio::piped()))?;
@@ -334,8 +342,8 @@ impl GitBatch {
     /// The kind and the bytes of the next object.
     fn next(
         &mut self,
-    ) -> Result<(String, String, io::Take<&mut BufReader<ChildStdout>>), SourceError> {
-        let failed = |e| SourceError::failed("reading objects of git", e);
+    ) -> Result<(String, String, io::Take<&mut BufReader<ChildStdout>>), InputSourceError> {
+        let failed = |e| InputSourceError::failed("reading objects of git", e);
         if std::mem::replace(&mut self.is_behind_answer, true) {
             let mut end = [0];
             self.output.read_exact(&mut end).map_err(failed)?;
@@ -354,7 +362,7 @@ impl GitBatch {
         };
         let size = size.and_then(|size| size.parse().ok());
         let (Some(kind), Some(size)) = (kind, size) else {
-            return Err(SourceError::NotAtHand(format!(
+            return Err(InputSourceError::NotAtHand(format!(
                 "its object {name} is not here"
             )));
         };
@@ -366,11 +374,14 @@ impl GitBatch {
 struct GitBlobs(Vec<GitBatch>);
 
 impl SourceContents<GitBlob> for GitBlobs {
-    fn open<'a>(&'a mut self, blob: &'a GitBlob) -> Result<(u64, Box<dyn Read + 'a>), SourceError> {
+    fn open<'a>(
+        &'a mut self,
+        blob: &'a GitBlob,
+    ) -> Result<(u64, Box<dyn Read + 'a>), InputSourceError> {
         let (_, kind, bytes) = self.0[blob.repository].next()?;
         if kind != "blob" {
             let what = format!("its object {} is a {kind}, not a file", blob.name);
-            return Err(SourceError::Unsupported(what));
+            return Err(InputSourceError::Unsupported(what));
         }
         Ok((bytes.limit(), Box::new(bytes)))
     }
@@ -397,7 +408,7 @@ struct GitTreeEntry {
 }
 
 impl GitTreeReader {
-    fn new(checkout: &GitCheckout, repository: usize) -> Result<GitTreeReader, SourceError> {
+    fn new(checkout: &GitCheckout, repository: usize) -> Result<GitTreeReader, InputSourceError> {
         let (batch, input) = GitBatch::start(checkout, &[])?;
         Ok(GitTreeReader {
             repository,
@@ -407,7 +418,7 @@ impl GitTreeReader {
     }
 
     /// The tree of `rev`, and which other repositories are mounted in it.
-    fn tree(&mut self, rev: &str) -> Result<(SourceNode<GitBlob>, GitLinks), SourceError> {
+    fn tree(&mut self, rev: &str) -> Result<(SourceNode<GitBlob>, GitLinks), InputSourceError> {
         let top = self.trees(&[format!("{rev}^{{tree}}")], rev.len() / 2)?;
         let mut levels = vec![(vec![Vec::new()], top)];
         let mut count = 0;
@@ -423,14 +434,14 @@ impl GitTreeReader {
             }
             if count > MAX_ENTRIES {
                 let what = format!("it has more than {MAX_ENTRIES} entries");
-                return Err(SourceError::Unsupported(what));
+                return Err(InputSourceError::Unsupported(what));
             }
             if below.0.is_empty() {
                 break;
             }
             if levels.len() > MAX_DEPTH {
                 let what = format!("it is nested more than {MAX_DEPTH} deep");
-                return Err(SourceError::Unsupported(what));
+                return Err(InputSourceError::Unsupported(what));
             }
             let trees = self.trees(&below.1, rev.len() / 2)?;
             levels.push((below.0, trees));
@@ -443,7 +454,7 @@ impl GitTreeReader {
         &mut self,
         names: &[String],
         hash: usize,
-    ) -> Result<Vec<Vec<GitTreeEntry>>, SourceError> {
+    ) -> Result<Vec<Vec<GitTreeEntry>>, InputSourceError> {
         let (batch, input) = (&mut self.batch, &mut self.input);
         std::thread::scope(|scope| {
             let wanted = names.join("\n") + "\n";
@@ -460,13 +471,13 @@ impl GitTreeReader {
                         "its object {name} is a {kind} of {} bytes, not a tree",
                         bytes.limit()
                     );
-                    return Err(SourceError::Unsupported(what));
+                    return Err(InputSourceError::Unsupported(what));
                 }
                 let mut bytes = bytes;
                 let read = bytes.read_to_end(&mut tree);
-                read.map_err(|e| SourceError::failed("reading objects of git", e))?;
+                read.map_err(|e| InputSourceError::failed("reading objects of git", e))?;
                 let bad =
-                    || SourceError::Unsupported(format!("its object {name} is a broken tree"));
+                    || InputSourceError::Unsupported(format!("its object {name} is a broken tree"));
                 entries(&tree, hash).ok_or_else(bad)
             });
             let read = read.collect::<Result<Vec<_>, _>>();
@@ -482,7 +493,7 @@ impl GitTreeReader {
     fn assemble(
         &self,
         mut levels: Vec<GitLevel>,
-    ) -> Result<(SourceNode<GitBlob>, GitLinks), SourceError> {
+    ) -> Result<(SourceNode<GitBlob>, GitLinks), InputSourceError> {
         let mut links = Vec::new();
         // The folders of the level below, in the order in which they are met.
         let mut below: std::vec::IntoIter<SourceNode<GitBlob>> = Vec::new().into_iter();

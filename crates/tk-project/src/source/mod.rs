@@ -21,7 +21,7 @@ use std::{io, path::Path};
 /// Why a source could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SourceError {
+pub enum InputSourceError {
     /// It is not here.
     #[error("{0}")]
     NotAtHand(String),
@@ -38,19 +38,19 @@ pub enum SourceError {
     },
 }
 
-impl SourceError {
-    pub(crate) fn failed(doing: impl Into<String>, source: io::Error) -> SourceError {
+impl InputSourceError {
+    pub(crate) fn failed(doing: impl Into<String>, source: io::Error) -> InputSourceError {
         let doing = doing.into();
-        SourceError::Failed { doing, source }
+        InputSourceError::Failed { doing, source }
     }
 
     /// The error of something that is not there, or that cannot be read.
-    pub(crate) fn of(doing: &str, path: &Path, source: io::Error) -> SourceError {
+    pub(crate) fn of(doing: &str, path: &Path, source: io::Error) -> InputSourceError {
         let path = path.display();
         if source.kind() == io::ErrorKind::NotFound {
-            SourceError::NotAtHand(format!("there is no {path}"))
+            InputSourceError::NotAtHand(format!("there is no {path}"))
         } else {
-            SourceError::failed(format!("{doing} {path}"), source)
+            InputSourceError::failed(format!("{doing} {path}"), source)
         }
     }
 }

@@ -1,4 +1,4 @@
-use super::SourceError;
+use super::InputSourceError;
 use std::{
     collections::BTreeMap,
     io::{self, BufWriter, Read, Write},
@@ -25,7 +25,10 @@ pub(crate) enum SourceNode<C> {
 /// Where the contents of a tree are read.
 pub(crate) trait SourceContents<C> {
     /// The length of `content` and its bytes. Contents are asked for in the order in which they stand in a NAR.
-    fn open<'a>(&'a mut self, content: &'a C) -> Result<(u64, Box<dyn Read + 'a>), SourceError>;
+    fn open<'a>(
+        &'a mut self,
+        content: &'a C,
+    ) -> Result<(u64, Box<dyn Read + 'a>), InputSourceError>;
 }
 
 impl<C> SourceNode<C> {
@@ -61,14 +64,14 @@ impl<C> SourceNode<C> {
     pub(crate) fn nar_hash(
         &self,
         contents: &mut impl SourceContents<C>,
-    ) -> Result<NarHash, SourceError> {
+    ) -> Result<NarHash, InputSourceError> {
         let hasher = BufWriter::with_capacity(BUFFER, Hasher::new(Algorithm::Sha256));
         let mut nar = Encoder::new(hasher);
         self.put(&mut nar, contents)?;
         let hasher = nar.finish().map_err(of_nar)?.into_inner();
-        let hasher = hasher.map_err(|e| SourceError::failed("hashing", e.into_error()))?;
+        let hasher = hasher.map_err(|e| InputSourceError::failed("hashing", e.into_error()))?;
         let hash = NarHash::try_from(hasher.finish());
-        hash.map_err(|e| SourceError::Unsupported(e.to_string()))
+        hash.map_err(|e| InputSourceError::Unsupported(e.to_string()))
     }
 
     /// The encoder bounds the depth.
@@ -76,7 +79,7 @@ impl<C> SourceNode<C> {
         &self,
         nar: &mut Encoder<W>,
         contents: &mut impl SourceContents<C>,
-    ) -> Result<(), SourceError> {
+    ) -> Result<(), InputSourceError> {
         match self {
             SourceNode::Folder(entries) => {
                 nar.directory().map_err(of_nar)?;
@@ -95,7 +98,7 @@ impl<C> SourceNode<C> {
                 let mut buffer = vec![0; BUFFER.min(size.max(1) as usize)];
                 loop {
                     let read = bytes.read(&mut buffer);
-                    match read.map_err(|e| SourceError::failed("reading a file of it", e))? {
+                    match read.map_err(|e| InputSourceError::failed("reading a file of it", e))? {
                         0 => return Ok(()),
                         read => nar.contents(&buffer[..read]).map_err(of_nar)?,
                     }
@@ -105,7 +108,7 @@ impl<C> SourceNode<C> {
                 let (_, bytes) = contents.open(content)?;
                 let mut target = Vec::new();
                 let read = bytes.take(MAX_TARGET).read_to_end(&mut target);
-                read.map_err(|e| SourceError::failed("reading a link of it", e))?;
+                read.map_err(|e| InputSourceError::failed("reading a link of it", e))?;
                 nar.symlink(&target).map_err(of_nar)
             }
         }
@@ -117,29 +120,29 @@ impl<C> SourceNode<C> {
         path: &str,
         max: u64,
         contents: &mut impl SourceContents<C>,
-    ) -> Result<Option<Vec<u8>>, SourceError> {
+    ) -> Result<Option<Vec<u8>>, InputSourceError> {
         let Some(SourceNode::File { content, .. }) = self.find(path) else {
             return Ok(None);
         };
         let (size, bytes) = contents.open(content)?;
         if size > max {
             let what = format!("{path} has {size} bytes, more than {max}");
-            return Err(SourceError::Unsupported(what));
+            return Err(InputSourceError::Unsupported(what));
         }
         let mut out = Vec::new();
         let read = bytes.take(max).read_to_end(&mut out);
-        read.map_err(|e| SourceError::failed(format!("reading {path}"), e))?;
+        read.map_err(|e| InputSourceError::failed(format!("reading {path}"), e))?;
         Ok(Some(out))
     }
 }
 
-fn of_nar(error: EncodeError) -> SourceError {
+fn of_nar(error: EncodeError) -> InputSourceError {
     match error {
-        EncodeError::Io(source) => SourceError::failed("writing a NAR", source),
+        EncodeError::Io(source) => InputSourceError::failed("writing a NAR", source),
         EncodeError::Size { .. } => {
-            SourceError::failed("reading a file of it", io::Error::other(error.to_string()))
+            InputSourceError::failed("reading a file of it", io::Error::other(error.to_string()))
         }
-        other => SourceError::Unsupported(format!("it cannot be in a NAR: {other}")),
+        other => InputSourceError::Unsupported(format!("it cannot be in a NAR: {other}")),
     }
 }
 

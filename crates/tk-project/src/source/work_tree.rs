@@ -1,5 +1,5 @@
 use super::{
-    MAX_ENTRIES, SourceError,
+    InputSourceError, MAX_ENTRIES,
     tree::{SourceContents, SourceNode},
 };
 use std::{
@@ -34,13 +34,13 @@ impl WorkTree {
     pub(crate) fn read(
         folder: &Path,
         names: impl IntoIterator<Item = Vec<u8>>,
-    ) -> Result<WorkTree, SourceError> {
+    ) -> Result<WorkTree, InputSourceError> {
         let mut root = BTreeMap::new();
         let mut folders = BTreeMap::new();
         for (count, name) in names.into_iter().enumerate() {
             if count > MAX_ENTRIES {
                 let what = format!("git has more than {MAX_ENTRIES} files there");
-                return Err(SourceError::Unsupported(what));
+                return Err(InputSourceError::Unsupported(what));
             }
             let parts: Vec<_> = name.split(|byte| *byte == b'/').collect();
             if parts.len() <= 64
@@ -56,7 +56,7 @@ impl WorkTree {
         })
     }
 
-    pub(crate) fn nar_hash(&mut self) -> Result<NarHash, SourceError> {
+    pub(crate) fn nar_hash(&mut self) -> Result<NarHash, InputSourceError> {
         self.root.nar_hash(&mut self.contents)
     }
 }
@@ -71,8 +71,8 @@ fn is_below_folders(folder: &Path, parts: &[&[u8]], known: &mut BTreeMap<PathBuf
     })
 }
 
-fn node(path: &Path) -> Result<Option<SourceNode<WorkContent>>, SourceError> {
-    let of = |e| SourceError::of("reading", path, e);
+fn node(path: &Path) -> Result<Option<SourceNode<WorkContent>>, InputSourceError> {
+    let of = |e| InputSourceError::of("reading", path, e);
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         found => found.map_err(of)?,
@@ -113,11 +113,11 @@ impl SourceContents<WorkContent> for WorkFiles {
     fn open<'a>(
         &'a mut self,
         content: &'a WorkContent,
-    ) -> Result<(u64, Box<dyn Read + 'a>), SourceError> {
+    ) -> Result<(u64, Box<dyn Read + 'a>), InputSourceError> {
         match content {
             WorkContent::Target(target) => Ok((target.len() as u64, Box::new(&target[..]))),
             WorkContent::File(path) => {
-                let of = |e| SourceError::failed(format!("reading {}", path.display()), e);
+                let of = |e| InputSourceError::failed(format!("reading {}", path.display()), e);
                 let file = File::open(path).map_err(of)?;
                 let size = file.metadata().map_err(of)?.len();
                 Ok((size, Box::new(file)))
