@@ -25,6 +25,7 @@ fn prepared() -> Prepared {
         machine.write(file, format!("of {file}"));
     }
     machine.write("base.drv", DRV);
+    machine.write("some-project/go.mod", "module example.org/hello\n");
     for folder in ["", "project/"] {
         machine.write(&format!("{folder}flake.nix"), FLAKE);
     }

@@ -1,3 +1,5 @@
+mod convert;
+
 use super::shell::{FindOptions, Format, WhatArgs, held, plain_text, shell_word, shells};
 use crate::{CommandContext, ExitStatus, failure::tell_failure, ui};
 use anyhow::Result;
@@ -5,7 +7,7 @@ use serde_json::{Value, json};
 use similar::TextDiff;
 use tk_nix::shell::{EnvironmentKind, FoundEnvironment, Hook, Owner, ShellFormat, Shells};
 
-/// The environments that `shell` and `run` keep: list, print, allow, collect
+/// The environments that `shell` and `run` keep: list, print, allow, collect, convert
 #[derive(clap::Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub enum Env {
@@ -13,6 +15,7 @@ pub enum Env {
     Gc(Gc),
     Allow(Allow),
     Export(Export),
+    Convert(convert::Convert),
 }
 
 /// List the environments that are kept, and for whom
@@ -76,12 +79,13 @@ pub struct Export {
 impl Env {
     /// Runs the command.
     pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
-        let shells = shells(cx)?;
+        let shells = || shells(cx);
         match self {
-            Env::List(args) => args.run(&shells),
-            Env::Gc(args) => args.run(cx, &shells),
-            Env::Allow(args) => args.run(cx, &shells).await,
-            Env::Export(args) => args.run(cx, &shells).await,
+            Env::List(args) => args.run(&shells()?),
+            Env::Gc(args) => args.run(cx, &shells()?),
+            Env::Allow(args) => args.run(cx, &shells()?).await,
+            Env::Export(args) => args.run(cx, &shells()?).await,
+            Env::Convert(args) => args.run(cx),
         }
     }
 }

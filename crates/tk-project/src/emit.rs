@@ -53,9 +53,17 @@ pub fn emit(expr: &NixExpr) -> Result<EmittedNix, EmitError> {
     let raw = writer.text;
     let text = nixfmt_rs::format(&raw).map_err(|e| EmitError::Broken(e.to_string()))?;
     let (before, after) = (tokens(&raw)?, tokens(&text)?);
-    let same = |(a, b): (&NixToken, &NixToken)| a.kind == b.kind;
-    if before.len() != after.len() || !before.iter().zip(&after).all(same) {
-        return Err(EmitError::Broken("its layout changed its words".into()));
+    let differs = |(a, b): &(&NixToken, &NixToken)| a.kind != b.kind;
+    if let Some((_, token)) = before.iter().zip(&after).find(differs) {
+        let near: String = text[token.start..].chars().take(40).collect();
+        return Err(EmitError::Broken(format!(
+            "its layout changed its words at {near:?}"
+        )));
+    }
+    if before.len() != after.len() {
+        return Err(EmitError::Broken(
+            "its layout changed its last words".into(),
+        ));
     }
     let mut reasons = vec![Vec::new(); text.lines().count()];
     let mut line = LineCounter::of(&text);
@@ -81,7 +89,7 @@ struct NixToken {
     end: usize,
 }
 
-/// The words of `text` without blanks and comments.
+/// The words of `text` without blanks and comments, and without commas: the layout adds a last one.
 fn tokens(text: &str) -> Result<Vec<NixToken>, EmitError> {
     let parsed = rnix::Root::parse(text);
     if let Some(error) = parsed.errors().first() {
@@ -90,7 +98,7 @@ fn tokens(text: &str) -> Result<Vec<NixToken>, EmitError> {
     let trivia = |kind| {
         matches!(
             kind,
-            SyntaxKind::TOKEN_WHITESPACE | SyntaxKind::TOKEN_COMMENT
+            SyntaxKind::TOKEN_WHITESPACE | SyntaxKind::TOKEN_COMMENT | SyntaxKind::TOKEN_COMMA
         )
     };
     let root: SyntaxNode = parsed.syntax();

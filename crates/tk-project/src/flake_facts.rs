@@ -1,22 +1,20 @@
 //! What is known of a project that bears on its flake, each with its reason.
 //!
-//! The facts are all that the generator reads. They are written into the flake, a line of JSON each, so
-//! that the text that was made can be made again and told from what people changed.
+//! What is known is all that the generator reads. It is written into the flake, a line of JSON each, so that the
+//! text that was made can be made again and told from what people changed. The reasons are not: they move with
+//! changes that are none.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Where something was read.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct FlakeReason {
     /// The file, below the folder of the project; empty where every project gets it.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub file: String,
     /// The key in it, or what it says there.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key: String,
-    /// The line, from 1. Not written into the flake: it moves with changes that are none.
-    #[serde(skip)]
+    /// The line, from 1.
     pub line: Option<usize>,
 }
 
@@ -48,13 +46,11 @@ impl fmt::Display for FlakeReason {
 }
 
 /// One thing that is known, and why.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlakeFact {
     /// What.
-    #[serde(flatten)]
     pub what: FlakeFactKind,
     /// Why.
-    #[serde(flatten)]
     pub because: FlakeReason,
 }
 

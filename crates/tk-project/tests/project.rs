@@ -2,12 +2,15 @@
 
 mod project {
     mod ci;
+    mod dev_shell;
     mod doctor;
     mod emit;
+    mod flake_init;
     mod flakes;
     mod lock_graphs;
     mod locks;
     mod module;
+    mod small_projects;
     mod support;
     mod verify;
 }

@@ -1,4 +1,5 @@
 mod download;
+mod init;
 mod inputs;
 mod lock;
 mod verify;
@@ -8,9 +9,10 @@ use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 use tk_project::FlakeLock;
 
-/// Lock and verify the inputs of flakes, without nix
+/// Make flakes, lock and verify their inputs, without nix
 #[derive(clap::Subcommand)]
 pub enum Flake {
+    Init(init::FlakeInit),
     Lock(lock::FlakeLockCommand),
     Update(lock::FlakeUpdate),
     Verify(verify::FlakeVerify),
@@ -24,6 +26,7 @@ impl Flake {
             Flake::Lock(args) => args.run(cx).await,
             Flake::Update(args) => args.run(cx).await,
             Flake::Verify(args) => args.run(cx).await,
+            Flake::Init(args) => args.run(cx),
             Flake::Inputs(args) => args.run(cx),
         }
     }

@@ -15,7 +15,7 @@ use tk_project::{
 };
 
 /// Strings made of what is special somewhere, of words, and of anything.
-fn hostile() -> impl Strategy<Value = String> {
+pub fn hostile() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         8 => prop::sample::select(vec![
             "'", "''", "'''", "$", "${", "$${", "''${", "}", "\"", "\\", "\\n", "\n", "\n\n", "\r", "\r\n",
@@ -29,7 +29,7 @@ fn hostile() -> impl Strategy<Value = String> {
 }
 
 /// Texts as hooks are, with what makes the indentation hard.
-fn lines() -> impl Strategy<Value = String> {
+pub fn lines() -> impl Strategy<Value = String> {
     let line = prop_oneof![
         hostile().prop_map(|text| text.replace(['\n', '\r'], "")),
         "[ ]{0,4}[a-z]{0,6}",
@@ -44,7 +44,7 @@ fn lines() -> impl Strategy<Value = String> {
     })
 }
 
-fn generated<T>(strategy: impl Strategy<Value = T>, count: usize) -> Vec<T> {
+pub fn generated<T>(strategy: impl Strategy<Value = T>, count: usize) -> Vec<T> {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let mut one = || strategy.new_tree(&mut runner).expect("no filter").current();
