@@ -19,10 +19,11 @@ mod nix_write;
 use crate::{emit::EmitError, lock::FlakeFileError};
 use std::{collections::BTreeMap, fmt};
 
-/// A dev shell: what is in it, and what it is made of.
+/// A dev shell as it is declared: what is in it, and what it is made of. What an evaluation makes of it, paths of a
+/// store, is `NixDevShell` of tk-nix.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct NixDevShell {
+pub struct DevShellDeclaration {
     /// Its name.
     pub name: Option<String>,
     /// Packages: paths of attributes below nixpkgs, in their order.
@@ -92,7 +93,7 @@ pub type ShellFiles = Vec<(&'static str, String)>;
 pub fn read_shell(
     form: DevShellForm,
     texts: &[Option<String>],
-) -> Result<(NixDevShell, Vec<ShellLoss>), FlakeFileError> {
+) -> Result<(DevShellDeclaration, Vec<ShellLoss>), FlakeFileError> {
     let text = |at: usize| texts.get(at).and_then(Option::as_deref);
     let first = text(0).unwrap_or_default();
     let mut read = ShellReading::default();
@@ -111,7 +112,7 @@ pub fn read_shell(
 /// If something in it is nothing that Nix can hold; see [`EmitError`].
 pub fn write_shell(
     form: DevShellForm,
-    shell: &NixDevShell,
+    shell: &DevShellDeclaration,
 ) -> Result<(ShellFiles, Vec<ShellLoss>), EmitError> {
     match form {
         DevShellForm::Flake => Ok((vec![("flake.nix", flake::write(shell)?)], Vec::new())),
@@ -135,7 +136,7 @@ pub fn write_shell(
 /// What was read so far.
 #[derive(Default)]
 struct ShellReading {
-    shell: NixDevShell,
+    shell: DevShellDeclaration,
     lost: Vec<ShellLoss>,
 }
 

@@ -1,6 +1,6 @@
 //! Nix code as far as it is literal: what can be known of it without evaluation, with its lines.
 //!
-//! Nothing is guessed: what is no literal is [`NixLiteral::Other`]. The parser (rnix 0.15.1) recurses, and takes a time
+//! Nothing is guessed: what is no literal is [`LiteralCode::Other`]. The parser (rnix 0.15.1) recurses, and takes a time
 //! that grows with the square of a chain of operators, calls, selections or brackets. So the code is bounded in
 //! length, depth and words of one chain before it is parsed.
 
@@ -18,12 +18,12 @@ pub struct LiteralNode {
     /// The line, from 1.
     pub line: usize,
     /// What it is.
-    pub value: NixLiteral,
+    pub value: LiteralCode,
 }
 
 /// What a piece of Nix code is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NixLiteral {
+pub enum LiteralCode {
     /// A string without interpolation.
     String(String),
     /// An integer.
@@ -88,7 +88,7 @@ impl LiteralNode {
     /// The body, below functions and `let`.
     pub fn body(&self) -> &LiteralNode {
         match &self.value {
-            NixLiteral::Function(body) | NixLiteral::Let(_, body) => body.body(),
+            LiteralCode::Function(body) | LiteralCode::Let(_, body) => body.body(),
             _ => self,
         }
     }
@@ -100,14 +100,14 @@ impl LiteralNode {
         while let Some(node) = found.get(at) {
             at += 1;
             match &node.value {
-                NixLiteral::List(items) => found.extend(items),
-                NixLiteral::Set(entries) => found.extend(entries.iter().map(|entry| &entry.value)),
-                NixLiteral::Function(body) => found.push(body),
-                NixLiteral::Let(entries, body) => {
+                LiteralCode::List(items) => found.extend(items),
+                LiteralCode::Set(entries) => found.extend(entries.iter().map(|entry| &entry.value)),
+                LiteralCode::Function(body) => found.push(body),
+                LiteralCode::Let(entries, body) => {
                     found.extend(entries.iter().map(|entry| &entry.value));
                     found.push(body);
                 }
-                NixLiteral::Call(a, b) | NixLiteral::With(a, b) | NixLiteral::Concat(a, b) => {
+                LiteralCode::Call(a, b) | LiteralCode::With(a, b) | LiteralCode::Concat(a, b) => {
                     found.extend([a.as_ref(), b.as_ref()]);
                 }
                 _ => {}
@@ -119,7 +119,7 @@ impl LiteralNode {
     /// Its entries, with those of sets in it under their whole names. Sets that are in `whole` stay values.
     pub fn flat_entries(&self, whole: &dyn Fn(&[String]) -> bool) -> Vec<LiteralEntry> {
         let mut found = Vec::new();
-        if let NixLiteral::Set(entries) = &self.value {
+        if let LiteralCode::Set(entries) = &self.value {
             for entry in entries {
                 flatten(entry, &[], whole, &mut found);
             }
@@ -136,7 +136,7 @@ fn flatten(
 ) {
     let path = [above, &entry.path].concat();
     match &entry.value.value {
-        NixLiteral::Set(below) if !entry.path.is_empty() && !below.is_empty() && !whole(&path) => {
+        LiteralCode::Set(below) if !entry.path.is_empty() && !below.is_empty() && !whole(&path) => {
             for entry in below {
                 flatten(entry, &path, whole, found);
             }
@@ -166,7 +166,11 @@ pub fn syntax_error(text: &str) -> Result<Option<(usize, String)>, (usize, Strin
     })
 }
 
-fn on_large_stack<T: Send>(
+/// What `read` makes of `text`, which is bounded, on a stack that suffices for it.
+///
+/// # Errors
+/// The line, and why `text` is not given to the parser.
+pub(crate) fn on_large_stack<T: Send>(
     text: &str,
     read: impl FnOnce(&str) -> T + Send,
 ) -> Result<T, (usize, String)> {
@@ -277,50 +281,52 @@ impl NixLines {
         Some(Box::new(self.node(&expr?, depth)))
     }
 
-    fn value(&self, expr: &ast::Expr, depth: usize) -> Option<NixLiteral> {
+    fn value(&self, expr: &ast::Expr, depth: usize) -> Option<LiteralCode> {
         Some(match expr {
             ast::Expr::Paren(paren) => self.node(&paren.expr()?, depth).value,
-            ast::Expr::Str(text) => NixLiteral::String(string(text)?),
+            ast::Expr::Str(text) => LiteralCode::String(string(text)?),
             ast::Expr::Literal(literal) => match literal.kind() {
-                ast::LiteralKind::Integer(number) => NixLiteral::Integer(number.value().ok()?),
-                ast::LiteralKind::Uri(uri) => NixLiteral::String(uri.syntax().text().to_owned()),
+                ast::LiteralKind::Integer(number) => LiteralCode::Integer(number.value().ok()?),
+                ast::LiteralKind::Uri(uri) => LiteralCode::String(uri.syntax().text().to_owned()),
                 _ => return None,
             },
             ast::Expr::UnaryOp(minus) if minus.operator() == Some(ast::UnaryOpKind::Negate) => {
                 match self.node(&minus.expr()?, depth).value {
-                    NixLiteral::Integer(number) => NixLiteral::Integer(number.checked_neg()?),
+                    LiteralCode::Integer(number) => LiteralCode::Integer(number.checked_neg()?),
                     _ => return None,
                 }
             }
-            ast::Expr::Ident(name) => NixLiteral::Name(vec![name.ident_token()?.text().to_owned()]),
+            ast::Expr::Ident(name) => {
+                LiteralCode::Name(vec![name.ident_token()?.text().to_owned()])
+            }
             ast::Expr::Select(select) if select.default_expr().is_none() => {
-                let NixLiteral::Name(mut path) = self.node(&select.expr()?, depth).value else {
+                let LiteralCode::Name(mut path) = self.node(&select.expr()?, depth).value else {
                     return None;
                 };
                 path.extend(names(&select.attrpath()?)?);
-                NixLiteral::Name(path)
+                LiteralCode::Name(path)
             }
             ast::Expr::List(list) => {
-                NixLiteral::List(list.items().map(|item| self.node(&item, depth)).collect())
+                LiteralCode::List(list.items().map(|item| self.node(&item, depth)).collect())
             }
             ast::Expr::AttrSet(set) if set.rec_token().is_none() => {
-                NixLiteral::Set(self.entries(set, depth))
+                LiteralCode::Set(self.entries(set, depth))
             }
-            ast::Expr::Lambda(lambda) => NixLiteral::Function(self.boxed(lambda.body(), depth)?),
-            ast::Expr::Apply(apply) => NixLiteral::Call(
+            ast::Expr::Lambda(lambda) => LiteralCode::Function(self.boxed(lambda.body(), depth)?),
+            ast::Expr::Apply(apply) => LiteralCode::Call(
                 self.boxed(apply.lambda(), depth)?,
                 self.boxed(apply.argument(), depth)?,
             ),
-            ast::Expr::With(with) => NixLiteral::With(
+            ast::Expr::With(with) => LiteralCode::With(
                 self.boxed(with.namespace(), depth)?,
                 self.boxed(with.body(), depth)?,
             ),
-            ast::Expr::LetIn(let_in) => NixLiteral::Let(
+            ast::Expr::LetIn(let_in) => LiteralCode::Let(
                 self.entries(let_in, depth),
                 self.boxed(let_in.body(), depth)?,
             ),
             ast::Expr::BinOp(both) if both.operator() == Some(ast::BinOpKind::Concat) => {
-                NixLiteral::Concat(
+                LiteralCode::Concat(
                     self.boxed(both.lhs(), depth)?,
                     self.boxed(both.rhs(), depth)?,
                 )
@@ -391,7 +397,7 @@ fn attribute(name: &ast::Attr) -> Option<String> {
     }
 }
 
-fn other(node: &SyntaxNode) -> NixLiteral {
+fn other(node: &SyntaxNode) -> LiteralCode {
     let mut text = String::new();
     for token in node
         .descendants_with_tokens()
@@ -406,7 +412,7 @@ fn other(node: &SyntaxNode) -> NixLiteral {
             break;
         }
     }
-    NixLiteral::Other(text.chars().take(SHOWN).collect())
+    LiteralCode::Other(text.chars().take(SHOWN).collect())
 }
 
 /// Bytes of Nix code that are parsed.

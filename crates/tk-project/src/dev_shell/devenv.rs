@@ -1,7 +1,7 @@
 //! devenv.nix and devenv.yaml.
 
 use super::{
-    NixDevShell, ShellFiles, ShellReading,
+    DevShellDeclaration, ShellFiles, ShellReading,
     nix_read::{NixFile, Scope},
     nix_write::{packages, variables},
 };
@@ -10,7 +10,7 @@ use crate::{
     generate::escape_breaks,
     lock::FlakeFileError,
     nix_expr::{NixBinding, NixExpr},
-    nix_literal::{LiteralNode, NixLiteral},
+    nix_literal::{LiteralCode, LiteralNode},
 };
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ pub fn read(read: &mut ShellReading, nix: &str, yaml: Option<&str>) -> Result<()
     let file = NixFile("devenv.nix");
     let whole = LiteralNode::parse(file.0, nix)?;
     let body = whole.body();
-    let NixLiteral::Set(_) = &body.value else {
+    let LiteralCode::Set(_) = &body.value else {
         return Err(FlakeFileError {
             file: file.0.to_owned(),
             line: body.line,
@@ -38,7 +38,7 @@ pub fn read(read: &mut ShellReading, nix: &str, yaml: Option<&str>) -> Result<()
                     read.shell.scripts.insert(name.to_owned(), text);
                 }
             }
-            ["env" | "scripts"] if entry.value.value == NixLiteral::Set(Vec::new()) => {}
+            ["env" | "scripts"] if entry.value.value == LiteralCode::Set(Vec::new()) => {}
             _ => file.unread_entry(read, &entry),
         }
     }
@@ -128,7 +128,7 @@ fn line_of(text: &str, key: &str) -> usize {
 }
 
 /// The text of both.
-pub fn write(shell: &NixDevShell) -> Result<ShellFiles, EmitError> {
+pub fn write(shell: &DevShellDeclaration) -> Result<ShellFiles, EmitError> {
     let mut all = Vec::new();
     if let Some(name) = &shell.name {
         all.push(NixBinding::set("name", NixExpr::string(name)));
@@ -157,7 +157,7 @@ pub fn write(shell: &NixDevShell) -> Result<ShellFiles, EmitError> {
 }
 
 /// devenv.yaml. A string of JSON is one of YAML.
-fn yaml(shell: &NixDevShell) -> String {
+fn yaml(shell: &DevShellDeclaration) -> String {
     let mut text = "inputs:\n".to_owned();
     for (name, flake) in &shell.inputs {
         let quoted = |text: &str| escape_breaks(&json!(text).to_string());

@@ -5,7 +5,7 @@
 //! word   = pieces without blanks between them: 'any', "any but $ ` and \ before what it would change", \any, plain
 //! ```
 
-use super::{NixDevShell, ShellLoss, ShellReading};
+use super::{DevShellDeclaration, ShellLoss, ShellReading};
 use crate::emit::is_identifier;
 
 /// Reads .envrc.
@@ -160,7 +160,7 @@ impl WordReader<'_> {
 }
 
 /// The text of .envrc, and what it does not carry.
-pub fn write(shell: &NixDevShell) -> (String, Vec<ShellLoss>) {
+pub fn write(shell: &DevShellDeclaration) -> (String, Vec<ShellLoss>) {
     let mut text = String::new();
     let mut lost = Vec::new();
     let mut lose = |what: String| {

@@ -1,20 +1,20 @@
 //! A dev shell in flake.nix.
 
-use super::{NixDevShell, ShellReading, nix_read::NixFile, nix_write::make_shell};
+use super::{DevShellDeclaration, ShellReading, nix_read::NixFile, nix_write::make_shell};
 use crate::{
     emit::{EmitError, emit},
     flake_merge::DEFAULT_NIXPKGS,
     generate::{EACH_SYSTEM, SYSTEMS},
     lock::FlakeFileError,
     nix_expr::{NixBinding, NixExpr},
-    nix_literal::{LiteralNode, NixLiteral},
+    nix_literal::{LiteralCode, LiteralNode},
 };
 
 /// Reads the inputs and the first shell of flake.nix.
 pub fn read(read: &mut ShellReading, text: &str) -> Result<(), FlakeFileError> {
     let file = NixFile("flake.nix");
     let whole = LiteralNode::parse(file.0, text)?;
-    let NixLiteral::Set(_) = &whole.value else {
+    let LiteralCode::Set(_) = &whole.value else {
         return Err(FlakeFileError {
             file: file.0.to_owned(),
             line: whole.line,
@@ -32,7 +32,7 @@ pub fn read(read: &mut ShellReading, text: &str) -> Result<(), FlakeFileError> {
                     read.shell.inputs.insert(name.to_owned(), flake);
                 }
             }
-            ["inputs"] if entry.value.value == NixLiteral::Set(Vec::new()) => {}
+            ["inputs"] if entry.value.value == LiteralCode::Set(Vec::new()) => {}
             _ => file.unread_entry(read, &entry),
         }
     }
@@ -45,7 +45,7 @@ pub fn read(read: &mut ShellReading, text: &str) -> Result<(), FlakeFileError> {
 }
 
 /// The text of flake.nix with the shell as its only output.
-pub fn write(shell: &NixDevShell) -> Result<String, EmitError> {
+pub fn write(shell: &DevShellDeclaration) -> Result<String, EmitError> {
     let mut all = Vec::new();
     for (name, flake) in with_nixpkgs(shell) {
         all.push(NixBinding::Set {
@@ -73,7 +73,7 @@ pub fn write(shell: &NixDevShell) -> Result<String, EmitError> {
 }
 
 /// The inputs; a flake takes its packages from one.
-fn with_nixpkgs(shell: &NixDevShell) -> Vec<(&str, &str)> {
+fn with_nixpkgs(shell: &DevShellDeclaration) -> Vec<(&str, &str)> {
     let mut all: Vec<_> = shell
         .inputs
         .iter()

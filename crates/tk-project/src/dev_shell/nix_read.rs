@@ -3,7 +3,7 @@
 use super::ShellReading;
 use crate::{
     lock::FlakeFileError,
-    nix_literal::{LiteralEntry, LiteralNode, NixLiteral},
+    nix_literal::{LiteralCode, LiteralEntry, LiteralNode},
 };
 
 /// Reads shell.nix.
@@ -26,7 +26,7 @@ impl NixFile {
     ) -> Result<(), FlakeFileError> {
         let all = node.all();
         let mut calls = all.iter().filter_map(|node| match &node.value {
-            NixLiteral::Call(function, argument)
+            LiteralCode::Call(function, argument)
                 if is_called(function, &["mkShell", "mkShellNoCC"]) =>
             {
                 Some((node.line, argument.as_ref()))
@@ -49,7 +49,7 @@ impl NixFile {
 
     /// The attributes of mkShell.
     fn attributes(self, read: &mut ShellReading, argument: &LiteralNode) {
-        if !matches!(argument.value, NixLiteral::Set(_)) {
+        if !matches!(argument.value, LiteralCode::Set(_)) {
             self.unread(read, argument, "mkShell's argument");
         }
         for entry in argument.flat_entries(&|path| path[0] != "env") {
@@ -60,10 +60,10 @@ impl NixFile {
                     self.packages(read, &entry.value, Scope::Outside);
                 }
                 ["shellHook"] => read.shell.hook = self.string(read, &entry).unwrap_or_default(),
-                ["inputsFrom"] if entry.value.value == NixLiteral::List(Vec::new()) => {}
+                ["inputsFrom"] if entry.value.value == LiteralCode::List(Vec::new()) => {}
                 ["inputsFrom"] => read.lose(self.0, entry.line, "inputsFrom: what packages need"),
                 ["env", name] => self.variable(read, name, &entry),
-                ["env"] if entry.value.value == NixLiteral::Set(Vec::new()) => {}
+                ["env"] if entry.value.value == LiteralCode::Set(Vec::new()) => {}
                 [name] if name != "env" => self.variable(read, name, &entry),
                 _ => self.unread_entry(read, &entry),
             }
@@ -73,8 +73,8 @@ impl NixFile {
     /// A variable with a plain value.
     pub fn variable(self, read: &mut ShellReading, name: &str, entry: &LiteralEntry) {
         let value = match &entry.value.value {
-            NixLiteral::String(text) => text.clone(),
-            NixLiteral::Integer(number) => number.to_string(),
+            LiteralCode::String(text) => text.clone(),
+            LiteralCode::Integer(number) => number.to_string(),
             _ => return self.unread(read, &entry.value, &format!("the variable {name}")),
         };
         let before = read.shell.variables.insert(name.to_owned(), value);
@@ -90,7 +90,7 @@ impl NixFile {
     /// A plain string.
     pub fn string(self, read: &mut ShellReading, entry: &LiteralEntry) -> Option<String> {
         match &entry.value.value {
-            NixLiteral::String(text) => Some(text.clone()),
+            LiteralCode::String(text) => Some(text.clone()),
             _ => {
                 self.unread(read, &entry.value, &entry.path.join("."));
                 None
@@ -101,16 +101,16 @@ impl NixFile {
     /// A list of packages.
     pub fn packages(self, read: &mut ShellReading, list: &LiteralNode, scope: Scope) {
         match &list.value {
-            NixLiteral::List(items) => {
+            LiteralCode::List(items) => {
                 for item in items {
                     self.package(read, item, scope);
                 }
             }
-            NixLiteral::Concat(first, second) => {
+            LiteralCode::Concat(first, second) => {
                 self.packages(read, first, scope);
                 self.packages(read, second, scope);
             }
-            NixLiteral::With(what, body) if is_name(what, &["pkgs"]) => {
+            LiteralCode::With(what, body) if is_name(what, &["pkgs"]) => {
                 self.packages(read, body, Scope::WithPkgs);
             }
             _ => self.unread(read, list, "packages"),
@@ -119,10 +119,10 @@ impl NixFile {
 
     fn package(self, read: &mut ShellReading, item: &LiteralNode, scope: Scope) {
         match &item.value {
-            NixLiteral::Name(path) if path[0] == "pkgs" && path.len() > 1 => {
+            LiteralCode::Name(path) if path[0] == "pkgs" && path.len() > 1 => {
                 read.shell.packages.push(path[1..].to_vec());
             }
-            NixLiteral::Name(path) if scope == Scope::WithPkgs && path[0] != "pkgs" => {
+            LiteralCode::Name(path) if scope == Scope::WithPkgs && path[0] != "pkgs" => {
                 read.shell.packages.push(path.clone());
             }
             _ => match script(item) {
@@ -137,8 +137,8 @@ impl NixFile {
     /// Says that something was not taken over.
     pub fn unread(self, read: &mut ShellReading, node: &LiteralNode, what: &str) {
         let text = match &node.value {
-            NixLiteral::Other(text) => format!("{what} is no literal: {text}"),
-            NixLiteral::Name(path) => format!("{what} is defined elsewhere: {}", path.join(".")),
+            LiteralCode::Other(text) => format!("{what} is no literal: {text}"),
+            LiteralCode::Name(path) => format!("{what} is defined elsewhere: {}", path.join(".")),
             _ => format!("{what} is not of a kind that is read"),
         };
         read.lose(self.0, node.line, text);
@@ -166,7 +166,7 @@ pub enum Scope {
 /// Whether `node` is one of these functions, below whatever set.
 fn is_called(node: &LiteralNode, names: &[&str]) -> bool {
     match &node.value {
-        NixLiteral::Name(path) => path
+        LiteralCode::Name(path) => path
             .last()
             .is_some_and(|last| names.contains(&last.as_str())),
         _ => false,
@@ -174,19 +174,19 @@ fn is_called(node: &LiteralNode, names: &[&str]) -> bool {
 }
 
 fn is_name(node: &LiteralNode, path: &[&str]) -> bool {
-    matches!(&node.value, NixLiteral::Name(name) if name == path)
+    matches!(&node.value, LiteralCode::Name(name) if name == path)
 }
 
 /// `pkgs.writeShellScriptBin "name" "text"`.
 fn script(node: &LiteralNode) -> Option<(&str, &str)> {
-    let NixLiteral::Call(call, text) = &node.value else {
+    let LiteralCode::Call(call, text) = &node.value else {
         return None;
     };
-    let NixLiteral::Call(writer, name) = &call.value else {
+    let LiteralCode::Call(writer, name) = &call.value else {
         return None;
     };
     match (&name.value, &text.value) {
-        (NixLiteral::String(name), NixLiteral::String(text))
+        (LiteralCode::String(name), LiteralCode::String(text))
             if is_called(writer, &["writeShellScriptBin"]) =>
         {
             Some((name, text))

@@ -1,20 +1,20 @@
 //! The parts of a dev shell as Nix code.
 
-use super::NixDevShell;
+use super::DevShellDeclaration;
 use crate::{
     emit::{EmitError, emit},
     nix_expr::{NixBinding, NixExpr},
 };
 
 /// The text of shell.nix.
-pub fn shell_nix(shell: &NixDevShell) -> Result<String, EmitError> {
+pub fn shell_nix(shell: &DevShellDeclaration) -> Result<String, EmitError> {
     let made = make_shell(shell);
     let head = "{ pkgs ? import <nixpkgs> { } }";
     Ok(emit(&NixExpr::Function(head, Box::new(made)))?.text)
 }
 
 /// `pkgs.mkShell { … }`.
-pub fn make_shell(shell: &NixDevShell) -> NixExpr {
+pub fn make_shell(shell: &DevShellDeclaration) -> NixExpr {
     let mut all = Vec::new();
     if let Some(name) = &shell.name {
         all.push(NixBinding::set("name", NixExpr::string(name)));
@@ -35,7 +35,7 @@ pub fn make_shell(shell: &NixDevShell) -> NixExpr {
 }
 
 /// The packages, below `pkgs`.
-pub fn packages(shell: &NixDevShell) -> Vec<NixExpr> {
+pub fn packages(shell: &DevShellDeclaration) -> Vec<NixExpr> {
     let pkgs = || Box::new(NixExpr::Code("pkgs"));
     let all = shell.packages.iter();
     all.map(|path| NixExpr::Select(pkgs(), path.clone()))
@@ -43,7 +43,7 @@ pub fn packages(shell: &NixDevShell) -> Vec<NixExpr> {
 }
 
 /// The variables as a set.
-pub fn variables(shell: &NixDevShell) -> NixExpr {
+pub fn variables(shell: &DevShellDeclaration) -> NixExpr {
     let all = shell.variables.iter();
     let all = all.map(|(name, value)| NixBinding::named(name, NixExpr::string(value)));
     NixExpr::Attrs(all.collect())

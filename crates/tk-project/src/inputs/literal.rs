@@ -1,6 +1,7 @@
 //! What of a Nix file can be read without running it: texts, numbers, booleans, paths, and sets of such. All else is
 //! kept with its line, for whoever needs it.
 
+use crate::nix_literal::on_large_stack;
 use rnix::ast::{self, AstToken, Attr, Entry, Expr, HasEntry, InterpolPart, LiteralKind};
 use rowan::ast::AstNode as _;
 use std::collections::BTreeMap;
@@ -37,6 +38,10 @@ pub(super) type LiteralFault = (usize, String);
 impl LiteralReader<'_> {
     /// The value of the whole file.
     pub(super) fn read(text: &str) -> Result<NixLiteral, LiteralFault> {
+        on_large_stack(text, LiteralReader::read_bounded)?
+    }
+
+    fn read_bounded(text: &str) -> Result<NixLiteral, LiteralFault> {
         let reader = LiteralReader { text };
         let parsed = rnix::Root::parse(text);
         if let Some(error) = parsed.errors().first() {

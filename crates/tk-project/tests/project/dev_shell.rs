@@ -11,12 +11,12 @@ use proptest::{
 };
 use std::{collections::BTreeMap, fs, process::Command};
 use tk_project::{
-    dev_shell::{DevShellForm, NixDevShell, ShellFiles, read_shell, write_shell},
+    dev_shell::{DevShellDeclaration, DevShellForm, ShellFiles, read_shell, write_shell},
     emit::is_identifier,
-    nix_literal::{LiteralNode, MAX_NIX_BYTES, NixLiteral},
+    nix_literal::{LiteralCode, LiteralNode, MAX_NIX_BYTES},
 };
 
-fn shells() -> impl Strategy<Value = NixDevShell> {
+fn shells() -> impl Strategy<Value = DevShellDeclaration> {
     let word = || prop_oneof![3 => "[a-zA-Z_][a-zA-Z0-9_]{0,6}", 1 => hostile()];
     let text = || prop_oneof![hostile(), lines()];
     let packages = vec(
@@ -38,7 +38,7 @@ fn shells() -> impl Strategy<Value = NixDevShell> {
     parts.prop_map(|(name, packages, scripts, variables, hook, mut inputs)| {
         // A flake is never without.
         inputs.insert("nixpkgs".to_owned(), "github:NixOS/nixpkgs".to_owned());
-        let mut shell = NixDevShell::default();
+        let mut shell = DevShellDeclaration::default();
         shell.name = name;
         shell.packages = packages;
         shell.scripts = scripts;
@@ -50,7 +50,10 @@ fn shells() -> impl Strategy<Value = NixDevShell> {
 }
 
 /// What comes back, and how much was said to be lost on the way out and in.
-fn there_and_back(form: DevShellForm, shell: &NixDevShell) -> (NixDevShell, usize, usize) {
+fn there_and_back(
+    form: DevShellForm,
+    shell: &DevShellDeclaration,
+) -> (DevShellDeclaration, usize, usize) {
     let (files, lost) = write_shell(form, shell).unwrap();
     let texts = texts(form, &files);
     let (back, unread) = read_shell(form, &texts).unwrap_or_else(|e| panic!("{e}\n{files:?}"));
@@ -78,7 +81,7 @@ fn round_trips_lose_nothing_that_the_form_can_carry() {
         assert_eq!((back, lost, unread), (wanted, shell.inputs.len(), 0));
 
         let (back, lost, unread) = there_and_back(DevShellForm::Envrc, &shell);
-        let mut wanted = NixDevShell::default();
+        let mut wanted = DevShellDeclaration::default();
         let plain = |path: &&Vec<String>| path.iter().all(|name| is_identifier(name));
         wanted.packages = shell.packages.iter().filter(plain).cloned().collect();
         let bash = |name: &str| {
@@ -134,7 +137,7 @@ fn nix_takes_what_is_written() {
 
 #[test]
 fn bash_reads_the_variables_of_envrc() {
-    let mut shell = NixDevShell::default();
+    let mut shell = DevShellDeclaration::default();
     for (at, value) in generated(hostile(), 60).into_iter().enumerate() {
         shell.variables.insert(format!("V{at:02}"), value);
     }
@@ -163,7 +166,7 @@ fn bash_reads_the_variables_of_envrc() {
     assert_eq!(words[1 + values.len()..], values);
 }
 
-fn read_one(form: DevShellForm, texts: &[&str]) -> (NixDevShell, Vec<String>) {
+fn read_one(form: DevShellForm, texts: &[&str]) -> (DevShellDeclaration, Vec<String>) {
     let texts: Vec<_> = texts.iter().map(|text| Some((*text).to_owned())).collect();
     let (shell, lost) = read_shell(form, &texts).unwrap();
     (shell, lost.iter().map(ToString::to_string).collect())
@@ -297,5 +300,5 @@ fn deep_code_is_no_danger() {
     );
     assert!(LiteralNode::parse("x", &" ".repeat(MAX_NIX_BYTES + 1)).is_err());
     let fine = LiteralNode::parse("x", "-5").unwrap();
-    assert_eq!(fine.value, NixLiteral::Integer(-5));
+    assert_eq!(fine.value, LiteralCode::Integer(-5));
 }
