@@ -29,6 +29,8 @@ fn prepared() -> Prepared {
     for folder in ["", "project/"] {
         machine.write(&format!("{folder}flake.nix"), FLAKE);
     }
+    let outputs = r#"{"packages": {"x86_64-linux": ["default"]}}"#;
+    machine.write("outputs.json", outputs);
     let hello = machine.ok("add hello");
     let drv = machine.ok("add --mode text base.drv");
     machine.ok("key generate my-1 --secret my.key --public my.pub");

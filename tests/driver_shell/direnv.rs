@@ -41,7 +41,7 @@ impl Bench {
     #[track_caller]
     fn direnv_says(&self, script: &str, expected: &str) -> String {
         let done = self.direnv(script);
-        assert_eq!(done.stdout.trim_end(), expected, "{script}: {done:?}");
+        assert_eq!(done.stdout.trim(), expected, "{script}: {done:?}");
         done.stderr
     }
 }
@@ -74,9 +74,13 @@ fn a_plain_use_flake_is_served_from_the_cache() {
     );
     let flake = bench.flake().join("flake.nix");
     let text = fs::read_to_string(&flake).unwrap();
-    fs::write(&flake, text.replace("echo hooked", "echo hooked; rm -rf /")).unwrap();
+    fs::write(
+        &flake,
+        text.replace("echo hooked", "echo hooked; echo more"),
+    )
+    .unwrap();
     let held = bench.direnv_says(PROMPT, "good day part no");
-    assert!(held.contains("+echo hooked; rm -rf /"), "{held}");
+    assert!(held.contains("+echo hooked; echo more"), "{held}");
     fs::write(&flake, text).unwrap();
     bench.direnv_says(PROMPT, "good day part yes");
     assert_eq!(bench.evaluations(), 2);
@@ -121,10 +125,7 @@ fn options_of_nix_go_to_the_use_flake_that_there_was() {
         return;
     };
     // Flakes are on in this nix.conf, as direnv's own needs it.
-    bench.direnv_says(
-        &format!("direnv allow; {PROMPT}"),
-        "hooked\ngood day part yes",
-    );
+    bench.direnv_says(&format!("direnv allow; {PROMPT}"), "good day part yes");
     assert!(bench.flake().join(".direnv").exists());
     fs::write(
         bench.flake().join(".envrc"),
@@ -142,26 +143,24 @@ fn how_fast_direnv_enters() {
     let Some(bench) = Bench::with_library("use flake\n") else {
         return;
     };
-    let median = |script: &str| {
-        let mut times: Vec<_> = (0..9)
-            .map(|_| {
-                let begun = Instant::now();
-                assert_eq!(bench.direnv(script).status, 0);
-                begun.elapsed().as_secs_f64()
-            })
-            .collect();
-        times.sort_by(f64::total_cmp);
-        times[4]
+    // The least of many: what others do on the machine only adds.
+    let least = |script: &str| {
+        let times = (0..9).map(|_| {
+            let begun = Instant::now();
+            assert_eq!(bench.direnv(script).status, 0);
+            begun.elapsed().as_secs_f64()
+        });
+        times.min_by(f64::total_cmp).unwrap()
     };
     let enter = "direnv export bash >/dev/null 2>&1";
     bench.direnv(&format!("direnv allow; {enter}; sleep 2.1; {enter}"));
-    let ours = median(enter);
+    let ours = least(enter);
     bench.direnv("mv $HOME/.config/direnv/lib $HOME/lib");
     bench.direnv(enter);
-    let own = median(enter);
+    let own = least(enter);
     // What direnv takes for itself, with nothing to do.
     bench.direnv("echo : >.envrc; direnv allow");
-    let floor = median(enter);
+    let floor = least(enter);
     let (whole, inside) = (ours / own, (ours - floor) / (own - floor));
     report(
         "shells",

@@ -45,11 +45,13 @@ impl Patient {
         let made = patient.sh(&format!(
             "set -e; tk key generate k-1 --secret key --public pub; echo hi >file
              mkdir {0}; echo 'StoreDir: /nix/store' >{0}/nix-cache-info
-             tk push file --to file://{0} --sign-key key; cp -a {0} stale; cp -a {0} unsigned
+             BUILD=$(NIX_CONFIG= nix-build --no-out-link -E '{{DRV}}')
+             tk push $BUILD --to file://{0} --sign-key key; cp -a {0} stale; cp -a {0} unsigned
              sed -i /^Sig:/d unsigned/*.narinfo; mkdir empty; cp -a {0} other
              echo 'StoreDir: /other' >other/nix-cache-info; cat pub",
             cache.display()
-        ));
+        )
+        .replace("{DRV}", DRV));
         assert_eq!(made.0, 0, "{made:?}");
         patient.public = made.1.lines().last().unwrap().trim().to_owned();
         Some(patient)
@@ -268,6 +270,13 @@ fn planted_faults_are_found() {
             "does not sign",
         ),
         (
+            "",
+            from(&format!("'{}?trusted=true'", patient.url("unsigned"))),
+            "keys",
+            "warn",
+            "as its URL says",
+        ),
+        (
             &conf("require-sigs = false"),
             String::new(),
             "keys",
@@ -381,3 +390,7 @@ fn a_full_disk_is_found() {
         "inodes are free",
     );
 }
+
+/// Something that only a signature proves.
+const DRV: &str = "derivation { name = \"built\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+    args = [ \"-c\" \"echo built >$out\" ]; }";

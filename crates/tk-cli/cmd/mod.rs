@@ -132,6 +132,7 @@ impl CliCommand {
             self,
             CliCommand::Build(_)
                 | CliCommand::Builders(_)
+                | CliCommand::Ci(ci::Ci::Generate(_))
                 | CliCommand::Eval(_)
                 | CliCommand::Repro(_)
         )

@@ -81,6 +81,9 @@ impl RunArgs {
         if plan.main_system() == system {
             jobs.extend(&plan.jobs);
         }
+        for step in jobs.iter().flat_map(|job| &job.steps) {
+            self.check_secrets(step)?;
+        }
         let mut done = Vec::new();
         for job in jobs {
             self.run_job(cx, job, variables, folder, &mut done)?;
@@ -145,6 +148,13 @@ impl RunArgs {
         }
         let folder = tempfile::tempdir().context("making a temporary folder")?;
         let mut clone = Command::new("git");
+        // A commit that no branch is at is no news here.
+        clone.args([
+            "-c",
+            "advice.detachedHead=false",
+            "-c",
+            "init.defaultBranch=main",
+        ]);
         clone.args(["clone", "--quiet", "--shared", "--"]);
         let done = clone.arg(&self.dir).arg(folder.path()).status();
         ensure!(
@@ -166,7 +176,7 @@ impl RunArgs {
     ) -> Result<()> {
         for step in &job.steps {
             let (job, name) = (job.name.clone(), step.name.clone());
-            if step.trigger == CiTrigger::Push && self.event != CiEvent::Push {
+            if !self.runs(step) {
                 cx.ui.say(format_args!("{job}: {name} is for pushes"));
                 continue;
             }
@@ -182,22 +192,29 @@ impl RunArgs {
         Ok(())
     }
 
+    fn runs(&self, step: &CiStep) -> bool {
+        step.trigger == CiTrigger::Always || self.event == CiEvent::Push
+    }
+
+    /// Before anything is run: to build takes long, and then nothing could be pushed.
+    fn check_secrets(&self, step: &CiStep) -> Result<()> {
+        let mut secrets = step.secrets.iter();
+        let missing = secrets.find(|name| std::env::var_os(name).is_none());
+        match missing {
+            Some(name) if self.runs(step) => bail!(
+                "{} needs the secret {name}, which is no variable here",
+                step.name
+            ),
+            _ => Ok(()),
+        }
+    }
+
     fn run_step(
         &self,
         step: &CiStep,
         variables: &BTreeMap<String, String>,
         folder: &Path,
     ) -> Result<i32> {
-        let missing = step
-            .secrets
-            .iter()
-            .find(|name| std::env::var_os(name).is_none());
-        if let Some(name) = missing {
-            bail!(
-                "{} needs the secret {name}, which is no variable here",
-                step.name
-            );
-        }
         // As GitHub runs bash.
         let mut bash = Command::new("bash");
         bash.args([

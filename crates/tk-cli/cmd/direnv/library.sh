@@ -20,7 +20,6 @@ use_tk-store() {
 # use flake [REF] [OPTION...], as direnv has it, by way of tk-store. What tk-store does not know of the
 # options of nix goes to the 'use flake' that there was.
 if command -v tk-store >/dev/null || [[ -x @PROGRAM@ ]]; then
-  eval "__tk_store_other_$(declare -f use_flake || echo 'use_flake() { false; }')"
   use_flake() {
     local -a __tk_words=("$@")
     while (($#)); do
@@ -32,9 +31,20 @@ if command -v tk-store >/dev/null || [[ -x @PROGRAM@ ]]; then
       esac
     done
     if (($#)); then
-      __tk_store_other_use_flake "${__tk_words[@]}"
+      __tk_other_use_flake "${__tk_words[@]}"
     else
       use_tk-store "${__tk_words[@]}"
     fi
+  }
+
+  # To keep the one that there was would be a process at each entry; it is read again where it is wanted.
+  __tk_other_use_flake() {
+    local __tk_lib
+    unset -f use_flake
+    eval "$("$direnv" stdlib)"
+    for __tk_lib in "$direnv_config_dir"/lib/*.sh; do
+      [[ $__tk_lib = */tk-store.sh ]] || source "$__tk_lib"
+    done
+    use_flake "$@"
   }
 fi

@@ -13,7 +13,7 @@ use tk_cache::{
     observer::{AnsweredRequest, NetworkObserver},
 };
 use tk_narinfo::{CacheInfo, MAX_NARINFO_BYTES, NarInfo, TrustedKeys};
-use tk_open::{OpenSettings, OpenStore, open_with};
+use tk_open::{OpenSettings, OpenStore, open_with, store_reference};
 use tk_path::{HashPart, StorePath};
 use tk_project::doctor::{
     CacheKeysSeen, ClockSeen, DoctorFinding, MemorySeen, judge_cache_keys, judge_clock,
@@ -93,6 +93,13 @@ async fn keys(cx: &CommandContext, uri: &str, cache: &BinaryCache) -> DoctorFind
         let words = format!("{uri} is believed without signatures (require-sigs = false)");
         return DoctorFinding::warn("keys", words, advice).of(uri);
     }
+    let named = store_reference(uri).ok();
+    let trusted_param = named.and_then(|reference| reference.params.get("trusted").cloned());
+    if matches!(trusted_param.as_deref(), Some("true" | "1")) {
+        let advice = "leave out 'trusted' unless the cache is yours, and trust its key";
+        let words = format!("{uri} is believed without signatures, as its URL says");
+        return DoctorFinding::warn("keys", words, advice).of(uri);
+    }
     let sample = sample(cx, cache).await;
     judge_cache_keys(uri, &seen_of(&sample, cache, &trusted))
 }
@@ -100,13 +107,17 @@ async fn keys(cx: &CommandContext, uri: &str, cache: &BinaryCache) -> DoctorFind
 fn seen_of(sample: &[NarInfo], cache: &BinaryCache, trusted: &TrustedKeys) -> CacheKeysSeen {
     let mut seen = CacheKeysSeen::default();
     let mut names = BTreeSet::new();
-    // What its own address proves needs no signature.
-    for narinfo in sample.iter().filter(|narinfo| narinfo.info.ca.is_none()) {
+    for narinfo in sample {
         let signatures = &narinfo.info.signatures;
         let valid = narinfo.info.valid_signatures(cache.dir(), trusted);
+        let is_trusted = valid.is_ok_and(|valid| valid > 0);
+        // What its own address proves is taken without a signature.
+        if narinfo.info.ca.is_some() && !is_trusted {
+            continue;
+        }
         seen.looked_at += 1;
         seen.unsigned += usize::from(signatures.is_empty());
-        seen.trusted += usize::from(valid.is_ok_and(|valid| valid > 0));
+        seen.trusted += usize::from(is_trusted);
         names.extend(
             signatures
                 .iter()
