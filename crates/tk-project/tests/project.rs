@@ -10,6 +10,8 @@ mod project {
     mod lock_graphs;
     mod locks;
     mod module;
+    mod references;
+    mod servers;
     mod small_projects;
     mod support;
     mod verify;

@@ -24,6 +24,9 @@ pub fn parse_reference(text: &str, is_flake: bool) -> Result<InputAttrs, String>
             "'{text}' has a fragment, '#{fragment}', which inputs do not have"
         ));
     }
+    if before.is_empty() {
+        return Err("an empty text names no source".into());
+    }
     if let Some(attrs) = indirect(before)? {
         return Ok(attrs);
     }
