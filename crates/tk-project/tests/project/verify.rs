@@ -4,11 +4,16 @@ use super::{
     flakes::{Dice, FlakeBench},
     support::VERSIONS,
 };
+use futures::executor::block_on;
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use tk_nar::Encoder;
+use tk_narinfo::PathInfo;
+use tk_path::{NarHash, StoreDir};
 use tk_project::{
     FlakeLock,
     lock::{InputVerdict, VerifyOptions},
 };
+use tk_store::{AddOptions, MemoryStore, SigCheck, StoreExt as _};
 
 /// The verdicts by name, as words.
 fn verdicts(folder: &Path) -> Vec<(String, String)> {
@@ -257,6 +262,44 @@ fn dirty_trees(version: &'static str) {
 #[test]
 fn dirty() {
     VERSIONS.into_iter().for_each(dirty_trees);
+}
+
+#[test]
+fn stores_are_asked_by_the_hash() {
+    let nar = |content: &[u8]| {
+        let mut nar = Encoder::new(Vec::new());
+        nar.file(false, content).unwrap();
+        nar.finish().unwrap()
+    };
+    let (good, other) = (nar(b"1"), nar(b"2"));
+    let hash = NarHash::digest(&good);
+    let text = format!(
+        r#"{{"version":7,"root":"root","nodes":{{"root":{{"inputs":{{"a":"a"}}}},
+        "a":{{"locked":{{"type":"github","owner":"o","repo":"r","narHash":"{}"}},"original":{{"type":"github"}}}}}}}}"#,
+        hash.sri()
+    );
+    let lock = FlakeLock::parse("flake.lock", &text).unwrap();
+    let pin = lock.node("a").unwrap().pin.as_ref().unwrap();
+    let path = pin.store_path(&StoreDir::default()).unwrap();
+    assert!(path.to_string().ends_with("-source"));
+    let ask = |held: Option<&Vec<u8>>| {
+        let store = MemoryStore::default();
+        if let Some(nar) = held {
+            let info = PathInfo::new(path.clone(), NarHash::digest(nar), nar.len() as u64);
+            let stream = tk_store::nar::from_bytes(nar.clone());
+            block_on(store.add_one(info, stream, &AddOptions::new(SigCheck::Skip))).unwrap();
+        }
+        block_on(pin.verify_in(&store)).unwrap()
+    };
+    assert!(ask(None).is_none());
+    assert!(matches!(
+        ask(Some(&good)),
+        Some(InputVerdict::Verified { .. })
+    ));
+    let Some(InputVerdict::Tampered { found, .. }) = ask(Some(&other)) else {
+        panic!("it has other content");
+    };
+    assert_eq!(found, NarHash::digest(&other));
 }
 
 #[test]
