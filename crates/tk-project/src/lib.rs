@@ -1,4 +1,18 @@
 //! What makes a project a Nix project, made and checked without nix.
+//!
+//! ```
+//! use tk_project::{detect::detect, flake_merge::{ExistingFlake, plan_flake}};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let project = folder.path();
+//! std::fs::write(project.join("go.mod"), "module example.org/hello\n")?;
+//! let found = detect(project)?;
+//! let plan = plan_flake(None, found.facts, ExistingFlake::Keep)?;
+//! assert!(plan.text.contains("pkgs.buildGoModule"));
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod ci;
 pub mod detect;

@@ -49,22 +49,34 @@ impl FlakeFolder {
         self.folder.join(name)
     }
 
-    /// Its flake.lock; `None` if there is none, but a flake.nix.
+    /// Its flake.lock, or the devenv.lock of a project that is no flake; `None` if there is neither, but a
+    /// flake.nix.
     fn lock(&self) -> Result<Option<FlakeLock>> {
-        let file = self.file("flake.lock");
+        if let Some(lock) = self.lock_named("flake.lock")? {
+            return Ok(Some(lock));
+        }
+        let flake = self.file("flake.nix");
+        let is_there = flake
+            .try_exists()
+            .with_context(|| format!("looking for {}", flake.display()))?;
+        if is_there {
+            return Ok(None);
+        }
+        let lock = self.lock_named("devenv.lock")?;
+        anyhow::ensure!(
+            lock.is_some(),
+            "{} is no flake: it has neither flake.nix nor flake.lock",
+            self.folder.display()
+        );
+        Ok(lock)
+    }
+
+    fn lock_named(&self, name: &str) -> Result<Option<FlakeLock>> {
+        let file = self.file(name);
         let name = file.display().to_string();
-        let Some(text) = tk_project::read_bounded(&file, tk_project::lock::MAX_LOCK_BYTES)
-            .with_context(|| format!("reading {name}"))?
-        else {
-            let flake = self.file("flake.nix");
-            let is_there = flake
-                .try_exists()
-                .with_context(|| format!("looking for {}", flake.display()))?;
-            anyhow::ensure!(
-                is_there,
-                "{} is no flake: it has neither flake.nix nor flake.lock",
-                self.folder.display()
-            );
+        let text = tk_project::read_bounded(&file, tk_project::lock::MAX_LOCK_BYTES)
+            .with_context(|| format!("reading {name}"))?;
+        let Some(text) = text else {
             return Ok(None);
         };
         Ok(Some(FlakeLock::parse(&name, &text)?))

@@ -12,7 +12,8 @@ use tk_project::lock::{InputVerdict, VerifiedInput, VerifyOptions};
 ///
 /// Looked at are folders, repositories of git and tarballs of this machine, paths of its store, and whatever the
 /// stores given with --in have. What is not at hand is said to be unverifiable, with the reason: it is neither sound
-/// nor wrong. Prints a line for each input: its name, the verdict, and why, with tabs between.
+/// nor wrong. The devenv.lock of a project that is no flake is verified in the same way. Prints a line for each
+/// input: its name, the verdict, and why, with tabs between.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct FlakeVerify {

@@ -2,10 +2,10 @@
 
 use super::{
     small_projects::{CARGO_LOCK, PROJECTS, SmallProject, project, write_stub},
-    support::{Rig, VERSIONS, rig},
+    support::{Rig, VERSIONS, rig, skip, test_name},
 };
 use serde_json::Value;
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 use tk_project::{
     detect::{DetectError, detect},
     flake_facts::{FlakeFact, FlakeFactKind, FlakeReason},
@@ -399,4 +399,49 @@ fn bad_projects_are_said_with_file_and_line() {
     }
     let error = detect(Path::new("/nowhere/at/all")).unwrap_err();
     assert!(matches!(error, DetectError::Unreadable { .. }), "{error}");
+}
+
+/// Projects that cargo and npm make, where these are.
+#[test]
+fn projects_of_real_tools_are_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = |below: &str, program: &str, lines: &[&str]| {
+        let folder = folder.path().join(below);
+        fs::create_dir_all(&folder).unwrap();
+        let ran = lines.iter().all(|line| {
+            let mut command = Command::new(program);
+            command.args(line.split(' ')).current_dir(&folder);
+            command.env("npm_config_cache", folder.join("cache"));
+            command.output().is_ok_and(|out| out.status.success())
+        });
+        if !ran {
+            skip(
+                &format!("{} with {program}", test_name()),
+                "it is not there, or not without network",
+            );
+        }
+        ran
+    };
+    let cargo = [
+        "new --vcs none --name made rs",
+        "generate-lockfile --offline --manifest-path rs/Cargo.toml",
+    ];
+    if made("", env!("CARGO"), &cargo) {
+        let text = plan(&folder.path().join("rs"), None).unwrap().text;
+        assert!(
+            text.contains("pname = \"made\";") && text.contains("meta.mainProgram = \"made\";"),
+            "{text}"
+        );
+    }
+    if made(
+        "js",
+        "npm",
+        &["init -y", "install --package-lock-only --offline"],
+    ) {
+        let text = plan(&folder.path().join("js"), None).unwrap().text;
+        assert!(
+            text.contains("pkgs.buildNpmPackage {") && text.contains("dontNpmBuild = true;"),
+            "{text}"
+        );
+    }
 }

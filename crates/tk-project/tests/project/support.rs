@@ -6,8 +6,7 @@ mod rig;
 mod skips;
 
 pub use rig::{Rig, VERSIONS, rig};
-pub use skips::skip;
-use skips::test_name;
+pub use skips::{skip, test_name};
 
 /// How many generated cases: `TK_CASES`, or `usual`.
 pub fn cases(usual: usize) -> usize {
