@@ -162,7 +162,13 @@ impl Graph<'_> {
                 lines.push(format!("  inputs.{name} = {{ url = {url};{flake} }};"));
                 continue;
             }
-            let target = self.targets[self.dice.roll(self.targets.len())].clone();
+            // Rather the last ones, so that flakes stand deep in one another.
+            let last = self.targets.len().min(3);
+            let at = match self.dice.roll(2) {
+                0 => self.targets.len() - 1 - self.dice.roll(last),
+                _ => self.dice.roll(self.targets.len()),
+            };
+            let target = self.targets[at].clone();
             let is_flake = target.is_flake && self.dice.roll(5) > 0;
             let flake = if is_flake { "" } else { " flake = false;" };
             let url = &target.url;
@@ -176,7 +182,7 @@ impl Graph<'_> {
             });
             if is_flake {
                 for inner in &target.inputs {
-                    match self.dice.roll(6) {
+                    match self.dice.roll(5) {
                         0 if names.len() > 1 => {
                             let other = &names[self.dice.roll(names.len() - 1)];
                             lines.push(format!(
@@ -203,7 +209,7 @@ impl Graph<'_> {
 
     /// Flakes that take the leaves and one another.
     fn flakes(&mut self) {
-        for index in 0..2 + self.dice.roll(3) {
+        for index in 0..3 + self.dice.roll(3) {
             let name = format!("f{index}");
             let folder = self.bench.path(&format!("{}/{name}", self.case));
             fs::create_dir_all(&folder).unwrap();
