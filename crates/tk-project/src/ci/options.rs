@@ -72,6 +72,13 @@ impl CiOptions {
                     why: "has a name that the service or the first job has",
                 });
             }
+            if command.trim().is_empty() {
+                return Err(CiError::Text {
+                    what: "the job",
+                    text: name.clone(),
+                    why: "has nothing to run",
+                });
+            }
             if command.contains("${{") || command.contains(|c: char| c.is_control() && c != '\n') {
                 return Err(CiError::Text {
                     what: "the command",

@@ -118,7 +118,8 @@ fn is_plain(text: &str) -> bool {
     let first = text.starts_with(|c: char| c.is_ascii_alphabetic() || "._/$".contains(c));
     let fine = |c: char| c.is_ascii_alphanumeric() || " ._/@$-{}()=#:+'\"&".contains(c);
     let is_word = WORDS.iter().any(|word| text.eq_ignore_ascii_case(word));
-    let is_number = text.starts_with('.') && text[1..].starts_with(|c: char| c.is_ascii_digit());
+    let digit = |c: char| c.is_ascii_digit() || c == '_';
+    let is_number = text.starts_with('.') && text[1..].starts_with(digit);
     first
         && text.chars().all(fine)
         && !text.ends_with([' ', ':'])

@@ -224,6 +224,7 @@ fn what_cannot_be_written_is_refused() {
         |o| o.jobs = vec![("a b".into(), "x".into())],
         |o| o.jobs = vec![("a".into(), "echo ${{ secrets.X }}".into())],
         |o| o.jobs = vec![("a".into(), "\u{1b}[1m".into())],
+        |o| o.jobs = vec![("a".into(), " ".into())],
         |o| o.image = Some("nixos/nix:latest".into()),
         |o| o.image = Some(DIGEST[..DIGEST.len() - 1].into()),
         |o| o.cache.as_mut().unwrap().uri = "s3://a' ; rm -rf /".into(),
