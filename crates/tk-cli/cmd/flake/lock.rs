@@ -1,7 +1,7 @@
 use super::{FlakeFolder, download::HttpClientDownload};
 use crate::{CommandContext, ExitStatus, ui};
 use anyhow::{Context as _, Result};
-use std::{collections::BTreeSet, io::Write, path::Path};
+use std::collections::BTreeSet;
 use tk_project::{
     FlakeLock, InputPath,
     fetch::{AccessTokens, FetchOptions},
@@ -94,7 +94,7 @@ async fn lock(
     if target == LockTarget::Stdout {
         ui::out(solved.lock.to_text().trim_end())?;
     } else if solved.is_changed {
-        write_whole(&file, &solved.lock.to_text())
+        tk_project::write_whole(&file, &solved.lock.to_text())
             .with_context(|| format!("writing {}", file.display()))?;
         tell_changes(cx, &old.unwrap_or_else(FlakeLock::empty), &solved.lock);
     } else {
@@ -131,21 +131,6 @@ async fn solve(
         solve_lock(&place, old.as_ref(), updates, &options)
     });
     Ok(solved.await??)
-}
-
-/// Writes all of it or nothing.
-fn write_whole(file: &Path, text: &str) -> Result<()> {
-    let folder = file
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let mut whole = tempfile::Builder::new()
-        .prefix(".flake.lock.")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-        .tempfile_in(folder.unwrap_or(Path::new(".")))?;
-    whole.write_all(text.as_bytes())?;
-    whole.as_file().sync_all()?;
-    whole.persist(file)?;
-    Ok(())
 }
 
 /// Says which inputs are others now.
