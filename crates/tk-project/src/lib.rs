@@ -28,6 +28,7 @@ pub mod inputs;
 pub mod lock;
 pub mod nix_expr;
 pub mod nix_literal;
+mod nix_repeats;
 mod source;
 mod url;
 

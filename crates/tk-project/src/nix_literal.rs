@@ -4,7 +4,7 @@
 //! that grows with the square of a chain of operators, calls, selections or brackets. So the code is bounded in
 //! length, depth and words of one chain before it is parsed.
 
-use crate::lock::FlakeFileError;
+use crate::{lock::FlakeFileError, nix_repeats::repeated_attribute};
 use rnix::{
     SyntaxKind, SyntaxNode,
     ast::{self, AstToken, HasEntry, InterpolPart},
@@ -152,17 +152,19 @@ fn flatten(
     }
 }
 
-/// What the parser has against `text`: the line and the words. `None` if nothing.
+/// What Nix's parser has against `text`: the line and the words. `None` if nothing.
 ///
 /// # Errors
 /// Where it is longer than [`MAX_NIX_BYTES`].
 pub fn syntax_error(text: &str) -> Result<Option<(usize, String)>, (usize, String)> {
     on_large_stack(text, |text| {
         let parsed = rnix::Root::parse(text);
-        parsed
-            .errors()
-            .first()
-            .map(|error| parse_error(text, error))
+        if let Some(error) = parsed.errors().first() {
+            return Some(parse_error(text, error));
+        }
+        let (at, name) = repeated_attribute(&parsed.syntax())?;
+        let line = NixLines::of(text).line(at);
+        Some((line, format!("the attribute {name:?} stands there twice")))
     })
 }
 
@@ -385,11 +387,11 @@ fn string(text: &ast::Str) -> Option<String> {
     Some(whole)
 }
 
-fn names(path: &ast::Attrpath) -> Option<Vec<String>> {
+pub(crate) fn names(path: &ast::Attrpath) -> Option<Vec<String>> {
     path.attrs().map(|name| attribute(&name)).collect()
 }
 
-fn attribute(name: &ast::Attr) -> Option<String> {
+pub(crate) fn attribute(name: &ast::Attr) -> Option<String> {
     match name {
         ast::Attr::Ident(name) => Some(name.ident_token()?.text().to_owned()),
         ast::Attr::Str(text) => string(text),

@@ -12,6 +12,7 @@ use tk_project::{
     flake_merge::{
         ExistingFlake, FlakeChange, FlakeLineReason, FlakePlan, FlakeRefusal, plan_flake,
     },
+    nix_literal::syntax_error,
 };
 
 fn plan(folder: &Path, there: Option<&str>) -> Result<FlakePlan, FlakeRefusal> {
@@ -266,6 +267,77 @@ fn what_people_changed_stays() {
             assert!(said.abs_diff(line) <= 1, "{said} for {line}")
         }
         other => panic!("{other}"),
+    }
+}
+
+/// What somebody wrote and what a dependency brings stand apart, and Nix takes a name once.
+#[test]
+fn a_merge_that_nix_would_refuse_is_refused() {
+    let folder = project("rust").write();
+    let lock = "version = 4\n\n[[package]]\nname = \"demo\"\nversion = \"0.3.1\"\n";
+    fs::write(folder.path().join("Cargo.lock"), lock).unwrap();
+    let first = plan(folder.path(), None).unwrap().text;
+    let pname = "        pname = \"demo\";\n";
+    assert!(first.contains(pname), "{first}");
+    fs::write(folder.path().join("Cargo.lock"), CARGO_LOCK).unwrap();
+    for (line, name) in [
+        ("buildInputs = [ pkgs.sqlite ];", "buildInputs"),
+        ("nativeBuildInputs = [ ];", "nativeBuildInputs"),
+    ] {
+        let by_hand = first.replace(pname, &format!("{pname}        {line}\n"));
+        let refused = plan(folder.path(), Some(&by_hand)).unwrap_err();
+        let FlakeRefusal::Broken(words) = &refused else {
+            panic!("{refused}");
+        };
+        let wanted = format!("the attribute \"{name}\" stands there twice");
+        assert!(
+            words.starts_with("line ") && words.ends_with(&wanted),
+            "{words}"
+        );
+    }
+}
+
+/// As real Nix: which names may come again.
+#[test]
+fn names_that_come_again_are_refused_as_nix_does() {
+    let cases = [
+        ("{ a = 1; b = { a = 2; }; c = [ { a = 3; } ]; }", None),
+        ("{ a.b = 1; a.c = 2; a = { d = 3; }; }", None),
+        ("{ a = { b = 1; }; a = ({ c = 2; }); a.d = 3; }", None),
+        ("let a.b = 1; a.c = 2; in a", None),
+        ("{ \"a\" = 1;\n a = 2; }", Some((2, "a"))),
+        ("{ a.b = 1;\n a = { b = 2; }; }", Some((2, "a.b"))),
+        ("{ a = 1;\n a.b = 2; }", Some((2, "a"))),
+        ("{ a.b = 1;\n a.b.c = 2; }", Some((2, "a.b"))),
+        (
+            "{ a = { b.c = 1; };\n a = { b.d = 2; }; }",
+            Some((2, "a.b")),
+        ),
+        ("let a = 1;\n a = 2; in a", Some((2, "a"))),
+        ("x: { inherit x;\n x = 1; }", Some((2, "x"))),
+        (
+            "x: { y = [ (rec { z.x = 1;\n z.x = 1; }) ]; }",
+            Some((2, "z.x")),
+        ),
+        ("{ a = {\n b = 1;\n b = 2; }; }", Some((3, "b"))),
+    ];
+    for (text, wanted) in cases {
+        let found = syntax_error(text).unwrap();
+        let wanted =
+            wanted.map(|(line, name)| (line, format!("the attribute {name:?} stands there twice")));
+        assert_eq!(found, wanted, "{text}");
+    }
+    for version in VERSIONS {
+        let Some(rig) = rig(version) else { continue };
+        for (text, wanted) in cases {
+            let mut command = rig.command("nix-instantiate");
+            command.args(["--parse", "--store", "dummy://", "-E", text]);
+            let taken = rig.try_run(&mut command).is_ok();
+            // Sets below sets are joined since some version after 2.8: what one of them refuses is refused.
+            if version == "2.8" || !text.contains("a = { b.d = 2; }") {
+                assert_eq!(taken, wanted.is_none(), "{version}: {text}");
+            }
+        }
     }
 }
 
