@@ -213,6 +213,11 @@ impl NixWriter {
                     self.atom(argument)?;
                 }
             }
+            NixExpr::Concat(first, second) => {
+                self.operand(first)?;
+                self.push(" ++ ");
+                self.operand(second)?;
+            }
             NixExpr::Function(head, body) => {
                 self.push(head);
                 self.push(": ");
@@ -282,6 +287,14 @@ impl NixWriter {
         self.expr(inner)?;
         self.push(")");
         Ok(())
+    }
+
+    /// The expression beside an operator, which binds less than a call.
+    fn operand(&mut self, expr: &NixExpr) -> Result<(), EmitError> {
+        if matches!(expr, NixExpr::Call(..)) {
+            return self.expr(expr);
+        }
+        self.atom(expr)
     }
 
     fn list(&mut self, items: &[NixExpr]) -> Result<(), EmitError> {

@@ -80,6 +80,13 @@ pub enum FlakeFactKind {
         /// Which.
         attribute: String,
     },
+    /// The same, on Linux only: nixpkgs has it for no other system.
+    LinuxLibrary {
+        /// Whose.
+        of: ProjectLanguage,
+        /// Which.
+        attribute: String,
+    },
     /// A program that builds the package of this language.
     BuildTool {
         /// Whose.

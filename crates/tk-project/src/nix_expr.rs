@@ -24,6 +24,8 @@ pub enum NixExpr {
     Attrs(Vec<NixBinding>),
     /// A function and its arguments.
     Call(Box<NixExpr>, Vec<NixExpr>),
+    /// `list ++ list`.
+    Concat(Box<NixExpr>, Box<NixExpr>),
     /// A function: what stands before its colon, and its body.
     Function(&'static str, Box<NixExpr>),
     /// A function of a set: the names that it takes.

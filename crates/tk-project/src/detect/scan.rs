@@ -136,9 +136,24 @@ impl ProjectScan {
         self.fact(FlakeFactKind::Tool(attribute.into()), because);
     }
 
+    /// A variable of the shell, if nothing has set it: what people set goes first.
+    pub fn variable(&mut self, name: &str, value: &str, because: FlakeReason) {
+        let is_set = |fact: &FlakeFact| matches!(&fact.what, FlakeFactKind::Variable { name: other, .. } if other == name);
+        if !self.facts.iter().any(is_set) {
+            let (name, value) = (name.to_owned(), value.to_owned());
+            self.fact(FlakeFactKind::Variable { name, value }, because);
+        }
+    }
+
     pub fn library(&mut self, of: ProjectLanguage, attribute: &str, because: FlakeReason) {
+        let is_of_linux = LINUX_ONLY.contains(&attribute);
         let attribute = attribute.to_owned();
-        self.fact(FlakeFactKind::Library { of, attribute }, because);
+        let what = if is_of_linux {
+            FlakeFactKind::LinuxLibrary { of, attribute }
+        } else {
+            FlakeFactKind::Library { of, attribute }
+        };
+        self.fact(what, because);
     }
 
     pub fn build_tool(&mut self, of: ProjectLanguage, attribute: &str, because: FlakeReason) {
@@ -202,6 +217,16 @@ pub fn line_of(text: &str, offset: usize) -> usize {
         .count()
 }
 
+/// Libraries that nixpkgs (release 26.05) does not evaluate for other systems, or that are of use on Linux only.
+const LINUX_ONLY: [&str; 7] = [
+    "alsa-lib",
+    "libpulseaudio",
+    "pipewire",
+    "systemdLibs",
+    "udev",
+    "wayland",
+    "webkitgtk_4_1",
+];
 /// Bytes of the largest file that is read: locks of large projects have some megabytes.
 pub const LARGEST_FILE: u64 = 64 << 20;
 /// Nix allows 211 characters, and `-` with a version comes behind.

@@ -1,6 +1,9 @@
 //! The outputs of a flake: packages, checks, dev shell, formatter.
 
-use super::{FactView, of_nixpkgs, packages::call};
+use super::{
+    FactView, of_nixpkgs,
+    packages::{call, system_list},
+};
 use crate::{
     flake_facts::{FlakeFactKind, ProjectLanguage},
     nix_expr::{NixBinding, NixExpr},
@@ -109,12 +112,15 @@ impl<'a> FactView<'a> {
     fn shell(self) -> NixExpr {
         let mut inputs = Vec::new();
         let mut packages = Vec::new();
+        let mut packages_of_linux = Vec::new();
         for language in LANGUAGES {
             match self.package_of(language) {
                 Some(package) => inputs.push(call(language).because(package.at)),
                 None => {
                     packages.extend(self.build_tools(language));
-                    packages.extend(self.libraries(language));
+                    let (everywhere, of_linux) = self.libraries(language);
+                    packages.extend(everywhere);
+                    packages_of_linux.extend(of_linux);
                 }
             }
         }
@@ -137,7 +143,8 @@ impl<'a> FactView<'a> {
         if !inputs.is_empty() {
             all.push(NixBinding::set("inputsFrom", NixExpr::List(inputs)));
         }
-        all.push(NixBinding::set("packages", NixExpr::List(packages)));
+        let packages = system_list(packages, packages_of_linux);
+        all.push(NixBinding::set("packages", packages));
         if !variables.is_empty() {
             all.push(NixBinding::set("env", NixExpr::Attrs(variables)));
         }

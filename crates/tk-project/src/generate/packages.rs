@@ -35,12 +35,13 @@ impl<'a> FactView<'a> {
             NixBinding::set("src", NixExpr::Path(String::new())),
         ];
         attributes.extend(self.of_builder(package));
-        for (name, items) in [
-            ("nativeBuildInputs", self.build_tools(language)),
+        let tools = (self.build_tools(language), Vec::new());
+        for (name, (items, of_linux)) in [
+            ("nativeBuildInputs", tools),
             ("buildInputs", self.libraries(language)),
         ] {
-            if !items.is_empty() {
-                attributes.push(NixBinding::set(name, NixExpr::List(items)));
+            if !items.is_empty() || !of_linux.is_empty() {
+                attributes.push(NixBinding::set(name, system_list(items, of_linux)));
             }
         }
         if let PackageBuilder::Rust {
@@ -170,16 +171,40 @@ impl<'a> FactView<'a> {
         tools.collect()
     }
 
-    /// The libraries that the package of `language` needs.
-    pub fn libraries(self, language: ProjectLanguage) -> Vec<NixExpr> {
-        let libraries = self.all().filter_map(|(at, what)| match what {
-            FlakeFactKind::Library { of, attribute } if *of == language => {
-                Some(of_nixpkgs(attribute).because(at))
+    /// The libraries that the package of `language` needs: on every system, and on Linux.
+    pub fn libraries(self, language: ProjectLanguage) -> (Vec<NixExpr>, Vec<NixExpr>) {
+        let (mut everywhere, mut of_linux) = (Vec::new(), Vec::new());
+        for (at, what) in self.all() {
+            match what {
+                FlakeFactKind::Library { of, attribute } if *of == language => {
+                    everywhere.push(of_nixpkgs(attribute).because(at));
+                }
+                FlakeFactKind::LinuxLibrary { of, attribute } if *of == language => {
+                    of_linux.push(of_nixpkgs(attribute).because(at));
+                }
+                _ => {}
             }
-            _ => None,
-        });
-        libraries.collect()
+        }
+        (everywhere, of_linux)
     }
+}
+
+/// The list of `items`, and on Linux of these others, too.
+pub fn system_list(items: Vec<NixExpr>, of_linux: Vec<NixExpr>) -> NixExpr {
+    if of_linux.is_empty() {
+        return NixExpr::List(items);
+    }
+    let optional = NixExpr::Call(
+        Box::new(NixExpr::Code("lib.optionals")),
+        vec![
+            NixExpr::Code("pkgs.stdenv.hostPlatform.isLinux"),
+            NixExpr::List(of_linux),
+        ],
+    );
+    if items.is_empty() {
+        return optional;
+    }
+    NixExpr::Concat(Box::new(NixExpr::List(items)), Box::new(optional))
 }
 
 /// The version, read from where it is.

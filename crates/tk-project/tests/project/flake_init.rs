@@ -85,7 +85,8 @@ fn nix_evaluates_every_output() {
            of = name: let f = builtins.getFlake \"path:{}/${{name}}\"; in {{
              inherit name; value = {{
                shell = drvs f.devShells.${{s}}; packages = drvs (f.packages.${{s}} or {{ }}); checks = drvs f.checks.${{s}};
-               formatter = f.formatter.${{s}}.drvPath; }}; }};
+               formatter = f.formatter.${{s}}.drvPath;
+             elsewhere = [ (drvs f.devShells.aarch64-darwin) (drvs (f.packages.aarch64-darwin or {{ }})) ]; }}; }};
          in builtins.listToAttrs (map of [ {} ])",
         folder.path().display(),
         names.join(" ")
@@ -109,6 +110,8 @@ fn nix_evaluates_every_output() {
                 small.name
             );
             assert!(of["formatter"].is_string());
+            let elsewhere = &of["elsewhere"][0]["default"];
+            assert!(elsewhere.is_string() && *elsewhere != of["shell"]["default"]);
         }
         let names = |of: &str| -> Vec<String> {
             let packages = found[of]["packages"].as_object().unwrap();

@@ -94,6 +94,24 @@ pub const PROJECTS: &[SmallProject] = &[
         ],
     },
     SmallProject {
+        name: "linux-libraries",
+        files: &[
+            (
+                "Cargo.toml",
+                "[package]\nname = \"sound\"\nversion = \"1.0.0\"\n",
+            ),
+            (
+                "Cargo.lock",
+                "version = 4\n\n[[package]]\nname = \"alsa-sys\"\nversion = \"0.3.0\"\n\n[[package]]\nname = \"libudev-sys\"\nversion = \"0.1.0\"\n",
+            ),
+            ("src/lib.rs", ""),
+            (
+                "CMakeLists.txt",
+                "project(sound)\npkg_check_modules(DEPS REQUIRED libudev zlib)\n",
+            ),
+        ],
+    },
+    SmallProject {
         name: "go",
         files: &[
             (
@@ -282,6 +300,7 @@ const STUB_LIB: &str = "{
   genAttrs = names: f: builtins.listToAttrs (map (name: { inherit name; value = f name; }) names);
   importTOML = file: builtins.fromTOML (builtins.readFile file);
   importJSON = file: builtins.fromJSON (builtins.readFile file);
+  optionals = condition: list: if condition then list else [ ];
   fakeHash = \"sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\";
 }
 ";
@@ -289,6 +308,7 @@ const STUB_LIB: &str = "{
 const STUB_PACKAGES: &str = r#"{ system, overlays ? [ ] }:
 let
   lib = import ./lib.nix;
+  isLinux = builtins.match ".*-linux" system != null;
   make = name: attrs: derivation ({ inherit name system; builder = "/bin/bash"; outputs = [ "out" ]; } // attrs);
   plain = name: make name { };
   overridable = f: attrs: (f attrs) // { overrideAttrs = change: overridable f (attrs // change (attrs)); };
@@ -309,11 +329,13 @@ let
     };
   };
   base = lib.genAttrs [
-    "cargo" "clippy" "cmake" "glib" "gnumake" "go" "gopls" "just" "libpng" "meson" "mypy" "ninja" "nixfmt" "nodejs"
+    "alsa-lib" "cargo" "clippy" "cmake" "glib" "gnumake" "go" "gopls" "just" "libpng" "meson" "mypy" "ninja" "nixfmt" "nodejs"
     "nodejs_22" "nodejs_24" "openssl" "pdm" "pkg-config" "pnpm" "poetry" "prettier" "ruff" "rust-analyzer" "rustc"
     "rustfmt" "sqlite" "uv" "yarn-berry" "zlib"
   ] plain // lib.genAttrs [ "python3" "python312" "python313" ] python // {
     inherit lib;
+    # Its meta.platforms is Linux, and nixpkgs throws elsewhere.
+    udev = if isLinux then plain "udev" else throw "udev is not available on ${system}";
     rustPlatform = { inherit buildRustPackage; };
     makeRustPlatform = { cargo, rustc }: { inherit buildRustPackage; };
     buildGoModule = { pname, version, src, vendorHash }:
@@ -322,6 +344,7 @@ let
     importNpmLock = { __functor = self: { npmRoot }: plain "npm-deps"; npmConfigHook = plain "hook"; };
     buildNpmPackage = { pname, version, src, nodejs, npmDeps, npmConfigHook, dontNpmBuild ? false }:
       make "${pname}-${version}" { inherit src; inputs = [ nodejs npmDeps npmConfigHook ]; };
+    stdenv.hostPlatform = { inherit isLinux; };
     stdenv.mkDerivation = { pname, version, src, makeFlags ? [ ], nativeBuildInputs ? [ ], buildInputs ? [ ] }@attrs:
       built attrs // { inherit makeFlags; };
     runCommand = name: env: command: make name (env // { inherit command; });
