@@ -2,6 +2,7 @@
 
 mod project {
     mod ci;
+    mod detected;
     mod dev_shell;
     mod doctor;
     mod emit;

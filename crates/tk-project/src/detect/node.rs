@@ -35,9 +35,19 @@ pub fn detect(scan: &mut ProjectScan) -> Result<(), DetectError> {
         None => because("packageManager"),
     };
     match manager {
-        NodeManager::Npm if lock.is_some() => {
-            package(scan, &manifest, &node.0, because("name"))?;
-        }
+        NodeManager::Npm if lock == Some(NPM_LOCK) => match lock_version(scan)? {
+            0 | 1 => scan.note(
+                FlakeReason::new(NPM_LOCK, "lockfileVersion", None),
+                "importNpmLock of nixpkgs reads versions from 2 on, so the flake has a shell and no package: \
+                 npm install --lockfile-version 3 makes one",
+            ),
+            _ => package(scan, &manifest, &node.0, because("name"))?,
+        },
+        NodeManager::Npm if lock.is_some() => scan.note(
+            lock_because.clone(),
+            "npm reads this and importNpmLock of nixpkgs only package-lock.json, so the flake has a shell and no \
+             package: rename it",
+        ),
         NodeManager::Npm => scan.note(
             because("name"),
             "there is no package-lock.json, so the flake has a shell and no package: npm install makes it",
@@ -114,8 +124,9 @@ fn manager(
     manifest: &Value,
 ) -> Result<(NodeManager, Option<&'static str>), DetectError> {
     for (file, manager) in [
-        ("package-lock.json", NodeManager::Npm),
+        // As npm, which takes it first.
         ("npm-shrinkwrap.json", NodeManager::Npm),
+        (NPM_LOCK, NodeManager::Npm),
         ("pnpm-lock.yaml", NodeManager::Pnpm),
         ("bun.lock", NodeManager::Bun),
         ("bun.lockb", NodeManager::Bun),
@@ -144,6 +155,19 @@ fn manager(
     Ok((manager, None))
 }
 
+/// The version of the form of package-lock.json; 0 if it says none.
+fn lock_version(scan: &ProjectScan) -> Result<u64, DetectError> {
+    #[derive(serde::Deserialize)]
+    struct NpmLockVersion {
+        #[serde(rename = "lockfileVersion", default)]
+        version: u64,
+    }
+    let text = scan.read(NPM_LOCK)?.unwrap_or_default();
+    let lock: NpmLockVersion = serde_json::from_str(&text)
+        .map_err(|error| scan.malformed(NPM_LOCK, error.line().max(1), json_message(&error)))?;
+    Ok(lock.version)
+}
+
 /// The message without its place, which is said elsewhere.
 fn json_message(error: &serde_json::Error) -> String {
     let text = error.to_string();
@@ -161,3 +185,4 @@ fn json_line(text: &str, key: &str) -> Option<usize> {
 }
 
 const MANIFEST: &str = "package.json";
+const NPM_LOCK: &str = "package-lock.json";

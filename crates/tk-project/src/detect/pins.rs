@@ -1,7 +1,7 @@
 //! Files of version managers: .tool-versions (asdf), mise.toml, .python-version, .nvmrc, .node-version.
 
 use super::scan::{DetectError, ProjectScan};
-use crate::flake_facts::{FlakeFactKind, FlakeReason};
+use crate::flake_facts::FlakeReason;
 
 /// A tool and the version that such a file names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,8 +68,7 @@ fn mise(scan: &mut ProjectScan) -> Result<(), DetectError> {
         let because = value.reason(format!("env.{name}"));
         match value.string() {
             Some(text) if is_variable(name) && !text.contains("{{") => {
-                let (name, value) = (name.to_owned(), text.to_owned());
-                scan.fact(FlakeFactKind::Variable { name, value }, because);
+                scan.variable(name, text, because);
             }
             _ => scan.note(because, "no plain value: the shell does not get it"),
         }
@@ -129,10 +128,17 @@ pub fn detect_rest(scan: &mut ProjectScan) {
                 }
                 scan.tool(attribute, pin.because);
             }
-            None => scan.note(
-                pin.because,
-                "no package of nixpkgs is known for this tool: add it to the shell",
-            ),
+            None => {
+                let unfree = UNFREE.iter().find(|(name, _)| *name == tool);
+                let text = match unfree {
+                    Some((_, instead)) => format!(
+                        "its package is unfree, so that nixpkgs refuses it: allow it and add it to the shell, or take {instead}"
+                    ),
+                    None => "no package of nixpkgs is known for this tool: add it to the shell"
+                        .to_owned(),
+                };
+                scan.note(pin.because, text);
+            }
         }
     }
 }
@@ -185,7 +191,18 @@ pub fn python_attribute(scan: &mut ProjectScan, pin: &ToolPin) -> String {
 const NODES: [&str; 2] = ["22", "24"];
 const PYTHONS: [&str; 4] = ["11", "12", "13", "14"];
 
-/// Names in asdf and mise, and in nixpkgs.
+/// Tools whose packages are unfree in nixpkgs 26.05 (all under BSL-1.1), and what is free.
+const UNFREE: [(&str, &str); 7] = [
+    ("boundary", "another tool"),
+    ("consul", "another tool"),
+    ("nomad", "another tool"),
+    ("packer", "another tool"),
+    ("terraform", "opentofu"),
+    ("vagrant", "another tool"),
+    ("vault", "openbao"),
+];
+
+/// Names in asdf and mise, and in nixpkgs: free packages only, or the whole shell is refused.
 #[rustfmt::skip]
 const TOOLS: &[(&str, &str)] = &[
     ("actionlint", "actionlint"), ("awscli", "awscli2"), ("bat", "bat"), ("biome", "biome"), ("black", "black"),
@@ -197,10 +214,10 @@ const TOOLS: &[(&str, &str)] = &[
     ("jq", "jq"), ("just", "just"), ("k9s", "k9s"), ("kind", "kind"), ("kotlin", "kotlin"), ("kubectl", "kubectl"),
     ("kustomize", "kustomize"), ("lefthook", "lefthook"), ("lua", "lua"), ("make", "gnumake"), ("maven", "maven"),
     ("mdbook", "mdbook"), ("nim", "nim"), ("ninja", "ninja"), ("ocaml", "ocaml"), ("opentofu", "opentofu"),
-    ("packer", "packer"), ("perl", "perl"), ("php", "php"), ("pnpm", "pnpm"), ("poetry", "poetry"),
+    ("perl", "perl"), ("php", "php"), ("pnpm", "pnpm"), ("poetry", "poetry"),
     ("pre-commit", "pre-commit"), ("protoc", "protobuf"), ("pulumi", "pulumi"), ("ripgrep", "ripgrep"),
     ("ruby", "ruby"), ("ruff", "ruff"), ("rust", "rustup"), ("sbt", "sbt"), ("scala", "scala"),
     ("shellcheck", "shellcheck"), ("shfmt", "shfmt"), ("sops", "sops"), ("sqlc", "sqlc"), ("task", "go-task"),
-    ("terraform", "terraform"), ("terragrunt", "terragrunt"), ("tflint", "tflint"), ("typos", "typos"),
+    ("terragrunt", "terragrunt"), ("tflint", "tflint"), ("typos", "typos"),
     ("usql", "usql"), ("uv", "uv"), ("watchexec", "watchexec"), ("yarn", "yarn"), ("yq", "yq-go"), ("zig", "zig"),
 ];

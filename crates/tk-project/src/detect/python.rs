@@ -5,7 +5,7 @@ use super::{
     scan::{DetectError, ProjectScan},
     toml_file::{TomlFile, TomlValue},
 };
-use crate::flake_facts::{FlakeFactKind, FlakeReason, PackageBuilder, VersionSource};
+use crate::flake_facts::{FlakeFact, FlakeFactKind, FlakeReason, PackageBuilder, VersionSource};
 
 /// Notes what a Python project needs.
 pub fn detect(scan: &mut ProjectScan) -> Result<(), DetectError> {
@@ -84,8 +84,7 @@ fn manager(scan: &mut ProjectScan, project: &TomlFile) {
         let _ = scan.take_pin(attribute);
         scan.tool(attribute, because.clone());
         if attribute == "uv" {
-            let (name, value) = ("UV_PYTHON_DOWNLOADS".to_owned(), "never".to_owned());
-            scan.fact(FlakeFactKind::Variable { name, value }, because);
+            scan.variable("UV_PYTHON_DOWNLOADS", "never", because);
         }
         return;
     }
@@ -107,6 +106,11 @@ fn package(scan: &mut ProjectScan, project: &TomlFile, python: &str) {
     let because = project.reason(&format!("{key}.name"));
     let backends = project.get("build-system.requires");
     for (requirement, value) in backends.into_iter().flat_map(|all| all.strings()) {
+        if let Some((_, marker)) = requirement.split_once(';')
+            && is_elsewhere(marker)
+        {
+            continue;
+        }
         if let Some(name) = module_name(requirement) {
             if name == "maturin" {
                 scan.note(
@@ -148,6 +152,13 @@ fn package(scan: &mut ProjectScan, project: &TomlFile, python: &str) {
             depend(scan, name, value);
         }
     }
+    let takes_modules = |fact: &FlakeFact| matches!(fact.what, FlakeFactKind::PythonModule(_));
+    if scan.facts.iter().any(takes_modules) {
+        scan.note(
+            project.reason(&format!("{key}.dependencies")),
+            "the modules were not looked up in nixpkgs: take those out that it lacks, or package and shell fail",
+        );
+    }
     let lock = ["uv.lock", "poetry.lock", "pdm.lock"];
     if let Some(lock) = scan.first_of(&lock) {
         scan.note(
@@ -158,13 +169,12 @@ fn package(scan: &mut ProjectScan, project: &TomlFile, python: &str) {
 }
 
 fn depend(scan: &mut ProjectScan, requirement: &str, value: TomlValue<'_>) {
+    // Poetry has the marker, or a short form of it, beside the version.
     let marker = requirement.split_once(';').map(|(_, marker)| marker);
-    let elsewhere = |marker: &str| {
-        ["win32", "Windows", "darwin", "Darwin", "extra"]
-            .iter()
-            .any(|word| marker.contains(word))
-    };
-    if marker.is_some_and(elsewhere) {
+    let marker = marker.or_else(|| value.get("markers")?.string());
+    let platform = value.get("platform").and_then(|platform| platform.string());
+    let platform = platform.map(|platform| format!("sys_platform == '{platform}'"));
+    if marker.or(platform.as_deref()).is_some_and(is_elsewhere) {
         return;
     }
     match module_name(requirement) {
@@ -174,6 +184,27 @@ fn depend(scan: &mut ProjectScan, requirement: &str, value: TomlValue<'_>) {
         ),
         None => scan.note(value.reason(requirement), "no name of a module"),
     }
+}
+
+/// Whether a marker (PEP 508) holds on no Linux: each of its alternatives asks for another system or for an extra.
+/// What is not understood may hold.
+fn is_elsewhere(marker: &str) -> bool {
+    let is_blank = |c: char| c.is_whitespace() || "()\"'".contains(c);
+    let words = marker.replace("==", " == ").replace("!=", " != ");
+    let words: Vec<_> = words
+        .split(is_blank)
+        .filter(|word| !word.is_empty())
+        .collect();
+    words.split(|word| *word == "or").all(|alternative| {
+        alternative
+            .split(|word| *word == "and")
+            .any(|condition| match condition {
+                ["extra", "==", _] | [_, "==", "extra"] => true,
+                [a, "==", b] => OTHER_SYSTEMS.contains(a) || OTHER_SYSTEMS.contains(b),
+                [a, "!=", b] => LINUX.contains(a) || LINUX.contains(b),
+                _ => false,
+            })
+    })
 }
 
 /// The name of a requirement (PEP 508) as nixpkgs spells it (PEP 503).
@@ -191,3 +222,6 @@ fn module_name(requirement: &str) -> Option<String> {
 }
 
 const MANIFEST: &str = "pyproject.toml";
+/// Values of `sys_platform`, `platform_system` and `os_name` that are not Linux.
+const OTHER_SYSTEMS: [&str; 6] = ["win32", "Windows", "nt", "cygwin", "darwin", "Darwin"];
+const LINUX: [&str; 3] = ["linux", "Linux", "posix"];
