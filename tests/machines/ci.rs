@@ -123,13 +123,16 @@ fn a_push_goes_to_the_cache() {
     };
     let cache = project.home.join("pushed");
     let flags = format!(
-        "--to file://{} --tk-store path:{}",
+        "--to file://{} --tk-store path:{} --job 'own=test -z \"$TK_SIGN_KEY\"'",
         cache.display(),
         project.home.join("tool").display()
     );
     project.ok(&format!("tk ci generate github --write {flags} && {COMMIT} && tk key generate k-1 --secret ../key --public ../pub"));
     let (status, steps, words) = project.ran("");
-    assert_eq!((status, steps.len()), (0, 2), "{words}");
+    assert_eq!((status, steps.len()), (0, 3), "{words}");
+    // The secret is there, and only the push sees it.
+    let (status, out, words) = project.sh("TK_SIGN_KEY=$(cat ../key) tk ci run");
+    assert_eq!(status, 0, "{out} {words}");
     assert!(!cache.exists(), "a pull request pushes nothing");
     let (status, _, words) = project.sh("tk ci run --event push");
     assert_eq!(status, 2, "{words}");

@@ -14,7 +14,7 @@ use std::{
     process::{Command, Stdio},
 };
 use tempfile::TempDir;
-use tk_project::ci::{CiFileState, CiJob, CiService, CiStep, CiTrigger};
+use tk_project::ci::{CiFileState, CiJob, CiPlan, CiService, CiStep, CiTrigger};
 
 /// What is to be run.
 #[derive(clap::Args)]
@@ -86,7 +86,7 @@ impl RunArgs {
         }
         let mut done = Vec::new();
         for job in jobs {
-            self.run_job(cx, job, variables, folder, &mut done)?;
+            self.run_job(cx, (&plan, job), variables, folder, &mut done)?;
         }
         if self.json {
             let steps = done.iter();
@@ -169,7 +169,7 @@ impl RunArgs {
     fn run_job(
         &self,
         cx: &CommandContext,
-        job: &CiJob,
+        (plan, job): (&CiPlan, &CiJob),
         variables: &BTreeMap<String, String>,
         folder: &Path,
         done: &mut Vec<StepDone>,
@@ -181,7 +181,7 @@ impl RunArgs {
                 continue;
             }
             cx.ui.say(format_args!("{job}: {name}"));
-            let status = self.run_step(step, variables, folder)?;
+            let status = self.run_step(plan, step, variables, folder)?;
             done.push(StepDone { job, name, status });
             if status != 0 {
                 cx.ui
@@ -211,6 +211,7 @@ impl RunArgs {
 
     fn run_step(
         &self,
+        plan: &CiPlan,
         step: &CiStep,
         variables: &BTreeMap<String, String>,
         folder: &Path,
@@ -227,6 +228,9 @@ impl RunArgs {
         ]);
         let own = variables.iter();
         bash.envs(own.filter(|(name, _)| step.variables.contains(name)));
+        for name in plan.secrets_kept_from(step) {
+            bash.env_remove(name);
+        }
         bash.env("CI", "true")
             .current_dir(folder)
             .stdin(Stdio::null());

@@ -1,5 +1,5 @@
 use super::{CiError, CiOptions, CiProject};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What CI does, whichever service does it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +89,16 @@ impl CiPlan {
         let first = || self.systems.keys().next().map(String::as_str);
         let common = self.systems.contains_key(COMMON).then_some(COMMON);
         common.or_else(first).unwrap_or(COMMON)
+    }
+
+    /// Names of the secrets of other steps. A service hands `step` its own only: who runs it elsewhere takes these
+    /// out of its variables, or what a pull request runs could read them.
+    pub fn secrets_kept_from(&self, step: &CiStep) -> BTreeSet<&str> {
+        let jobs = [&self.nix].into_iter().chain(&self.jobs);
+        let all = jobs.flat_map(|job| &job.steps);
+        let names = all.flat_map(|step| &step.secrets);
+        let others = names.filter(|name| !step.secrets.contains(name));
+        others.map(String::as_str).collect()
     }
 }
 

@@ -206,6 +206,25 @@ fn gitlab_says_the_same() {
     );
 }
 
+/// As on the service, where only the push has the secrets in its environment.
+#[test]
+fn a_secret_is_kept_from_all_other_steps() {
+    let plan = CiPlan::new(&project(), &options()).unwrap();
+    let secrets = BTreeSet::from(["AWS_SECRET_ACCESS_KEY", "TK_SIGN_KEY"]);
+    let jobs = [&plan.nix].into_iter().chain(&plan.jobs);
+    let mut pushes = 0;
+    for step in jobs.flat_map(|job| &job.steps) {
+        let kept = plan.secrets_kept_from(step);
+        if step.trigger == CiTrigger::Push {
+            assert!(kept.is_empty(), "{step:?}");
+            pushes += 1;
+        } else {
+            assert_eq!(kept, secrets, "{step:?}");
+        }
+    }
+    assert_eq!(pushes, 1);
+}
+
 #[test]
 fn what_cannot_be_written_is_refused() {
     let project = project();
