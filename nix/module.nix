@@ -28,18 +28,24 @@ let
 
   matches = pattern: text: builtins.match pattern text != null;
 
-  # Places of texts below `value` whose names say that they are secrets.
+  # Places of texts and files below `value` whose names say that they are secrets. What has an outPath is a text,
+  # as in JSON: to look into it would never end.
   secretsIn =
     place: value:
-    if builtins.isAttrs value then
+    if value ? outPath || value ? __toString || builtins.isPath value then
+      whereSecret place
+    else if builtins.isAttrs value then
       builtins.concatLists (lib.mapAttrsToList (name: secretsIn (place ++ [ name ])) value)
     else if builtins.isList value then
       builtins.concatLists (map (secretsIn place) value)
-    else if builtins.isString value && value != "" && matches secretName (lib.last ([ "" ] ++ place)) then
-      [ (lib.concatStringsSep "." place) ]
+    else if builtins.isString value && value != "" then
+      whereSecret place
     else
       [ ];
-  secretName = ".*([pP]assword|[sS]ecret|[tT]oken|([aA]pi|API)[_-]?[kK]ey|[pP]rivate[_-]?[kK]ey|PASSWORD|SECRET|TOKEN|KEY)";
+  whereSecret =
+    place: if isSecret (lib.last ([ "" ] ++ place)) then [ (lib.concatStringsSep "." place) ] else [ ];
+  isSecret = name: matches secretWord (lib.toLower name) || matches ".*KEY" name;
+  secretWord = ".*(pass(word|wd|phrase)|secret|token|credential|(api|access|secret|private|sign(ing)?|encryption)[_-]?key)s?";
 
   secretAssertions =
     name: place:

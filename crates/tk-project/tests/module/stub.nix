@@ -40,6 +40,11 @@ let
     concatStringsSep = builtins.concatStringsSep;
     optionalString = condition: text: if condition then text else "";
     hasPrefix = prefix: text: builtins.substring 0 (builtins.stringLength prefix) text == prefix;
+    toLower = builtins.replaceStrings (letters "ABCDEFGHIJKLMNOPQRSTUVWXYZ") (
+      letters "abcdefghijklmnopqrstuvwxyz"
+    );
+    letters =
+      text: builtins.genList (at: builtins.substring at 1 text) (builtins.stringLength text);
     last = list: builtins.elemAt list (builtins.length list - 1);
   };
 

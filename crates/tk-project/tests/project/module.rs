@@ -199,6 +199,43 @@ fn bad_settings_fail_with_a_sentence() {
     }
 }
 
+#[test]
+fn a_secret_is_known_by_its_name() {
+    let Some(rig) = rig("2.34") else { return };
+    let failed = |config: &str| {
+        let code = format!("{{ enable = true; config = {{ {config} }}; }}");
+        let made = evaluated(&rig, &code, Some(package().path()));
+        let made = made.unwrap_or_else(|error| panic!("{config}: {error}"));
+        made["failed"].as_array().unwrap().len()
+    };
+    // As a derivation, it has itself in it.
+    let derivation = "(let own = { outPath = \"/x\"; out = own; }; in own)";
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/module/stub.nix");
+    let names = "password dbPasswd PASSPHRASE secret clientSecrets token tokens auth_token credentials apiKey \
+        api-key API_KEYS access_key secret_key secretKey secretAccessKey private-key signKey signing_key \
+        encryption_key OWN_KEY";
+    let secrets = names
+        .split_whitespace()
+        .map(|name| format!("a.{name} = \"x\";"));
+    let other_kinds = [
+        "tokens = [ \"x\" ];".to_owned(),
+        "all = [ { api_keys = [ \"x\" ]; } ];".to_owned(),
+        format!("password = {file};"),
+        format!("token = {derivation};"),
+        "token.__toString = _: \"x\";".to_owned(),
+    ];
+    for config in secrets.chain(other_kinds) {
+        assert_eq!(failed(&config), 1, "{config}");
+    }
+    for config in [
+        "passwordFile = \"/run/x\"; token.file = \"/run/x\"; max_tokens = 4096;",
+        "keyboard = \"x\"; monkey = \"x\"; secretary = \"x\"; publicKey = \"x\"; token = \"\";",
+        &format!("tool = {derivation}; folder = {file}; all = [ ({derivation}) ];"),
+    ] {
+        assert_eq!(failed(config), 0, "{config}");
+    }
+}
+
 /// What is written to the store while the module is evaluated holds no credential, nor the place of one.
 #[test]
 fn no_secret_is_in_a_store_path() {
