@@ -339,6 +339,16 @@ fn planted_faults_are_found() {
         "1 are about paths",
     );
     report("doctor", &format!("  {} planted faults found\n", count + 1));
+    // A password stays with whom it is for.
+    for server in [&late.url, "http://127.0.0.1:1"] {
+        let url = server.replace("//", "//me:hunter2@");
+        let set = conf(&format!("substituters = {url}"));
+        for json in ["", "--json"] {
+            let (_, out, words) = patient.sh(&format!("{set}\ntk doctor {json} --to {url}"));
+            assert!(out.contains("//me:…@"), "{out}");
+            assert!(!(out + &words).contains("hunter2"), "{json} {server}");
+        }
+    }
     // A nix.conf that cannot be read is told with its name, and nothing is examined.
     let (status, out, words) = patient.sh("export NIX_CONFIG='cores = x'; tk doctor --json");
     assert_eq!(status, 2, "{out} {words}");

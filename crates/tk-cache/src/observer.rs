@@ -61,8 +61,11 @@ pub struct AnsweredRequest<'a> {
     pub time: Duration,
     /// Bytes of the answer's body, as far as its head tells.
     pub size: Option<u64>,
-    /// What time it is for the server, in whole seconds, if it tells.
+    /// What time it is for the server, in whole seconds, if it tells; when the answer was made, if it has an
+    /// [`age`](Self::age). `None` also where a shared cache is on the way that does not tell how old the answer is.
     pub date: Option<SystemTime>,
+    /// How long a shared cache held the answer, if one tells (`Age`).
+    pub age: Option<Duration>,
 }
 
 /// One request that is sent again.

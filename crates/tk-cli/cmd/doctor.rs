@@ -19,7 +19,7 @@ use std::{
 };
 use tk_builders::probe;
 use tk_nix::{Flavour, Nix, NixConfig};
-use tk_open::{OpenStore, nix_conf::DEFAULT_SUBSTITUTER};
+use tk_open::{OpenStore, nix_conf::DEFAULT_SUBSTITUTER, without_password};
 use tk_project::doctor::{
     DirenvLibrary, DoctorFinding, DoctorOutcome, DoctorReport, SpaceSeen, judge_direnv,
     judge_features, judge_nix, judge_sandbox, judge_space, judge_trust,
@@ -134,14 +134,14 @@ async fn nix(cx: &CommandContext, program: &Path, patience: Duration) -> Vec<Doc
     } else {
         "false"
     };
-    let sandbox = judge_sandbox(conf.get("sandbox"), default);
+    let sandbox = |default| judge_sandbox(conf.get("sandbox"), default);
     let found = match timeout(patience, Nix::find(config)).await {
         Ok(found) => found.map_err(|failure| failure.message.clone()),
         Err(_) => Err(format!("{} does not answer", program.display())),
     };
     let nix = match found {
         Ok(nix) => nix,
-        Err(why) => return vec![judge_nix(Err(&why)), sandbox],
+        Err(why) => return vec![judge_nix(Err(&why)), sandbox(None)],
     };
     let version = nix.version();
     let numbers = match version.flavour {
@@ -156,13 +156,14 @@ async fn nix(cx: &CommandContext, program: &Path, patience: Duration) -> Vec<Doc
     vec![
         judge_nix(Ok((&version.to_string(), numbers))),
         judge_features(&enabled),
-        sandbox,
+        sandbox(Some(default)),
     ]
 }
 
 /// The store that commands work on: whether it answers, whom it trusts, and its disk.
 async fn store(cx: &CommandContext, patience: Duration) -> Vec<DoctorFinding> {
     let uri = cx.store_uri();
+    let name = &*without_password(&uri);
     let asking = async {
         let mut wish = OpenOptions::default();
         wish.refresh = true;
@@ -172,7 +173,7 @@ async fn store(cx: &CommandContext, patience: Duration) -> Vec<DoctorFinding> {
     };
     let advice =
         "start its daemon (systemctl start nix-daemon), or name another store with --store";
-    let failed = |why: String| DoctorFinding::fail("store", why, advice).of(&uri);
+    let failed = |why: String| DoctorFinding::fail("store", why, advice).of(name);
     let (opened, description) = match timeout(patience, asking).await {
         Ok(Ok(asked)) => asked,
         Ok(Err(error)) => {
@@ -180,7 +181,7 @@ async fn store(cx: &CommandContext, patience: Duration) -> Vec<DoctorFinding> {
             findings.extend(space(&PathBuf::from(DEFAULT_STORE)));
             return findings;
         }
-        Err(_) => return vec![failed(format!("the store {uri} does not answer"))],
+        Err(_) => return vec![failed(format!("the store {name} does not answer"))],
     };
     let mut findings = vec![DoctorFinding::pass("store", answers(&opened, &description))];
     if description.kind == "daemon" {
@@ -240,7 +241,7 @@ async fn builders(cx: &CommandContext, patience: Duration) -> Vec<DoctorFinding>
         .iter()
         .map(|fault| DoctorFinding::fail("builders", fault.to_string(), mend));
     let probes = probes.iter().map(|probe| {
-        let machine = probe.machine.uri.to_string();
+        let machine = without_password(&probe.machine.uri.to_string()).into_owned();
         let finding = match &probe.answer {
             Ok(_) => DoctorFinding::pass("builders", format!("{machine} answers")),
             Err(error) => DoctorFinding::fail(

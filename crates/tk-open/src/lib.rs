@@ -48,6 +48,7 @@ pub use open::http_client;
 pub use open::local_config;
 pub use open::{
     AutoStore, OpenOptions, open, open_several, open_with, store_reference, take_store_dir,
+    without_password,
 };
 pub use open_store::{ListedPaths, Looked, OpenStore};
 #[cfg(feature = "local")]

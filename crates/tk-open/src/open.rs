@@ -100,7 +100,7 @@ pub async fn open_with(
     opened(settings, &reference, wish)
         .await
         .map_err(OpenError::into_boxed)
-        .in_context(|| format!("cannot open the store {}", shown(uri)))
+        .in_context(|| format!("cannot open the store {}", without_password(uri)))
 }
 
 /// What `uri` says, where a folder that holds a binary cache is that cache.
@@ -188,7 +188,7 @@ pub async fn open_several(
     let tell = settings.tell.clone();
     let mut several = SeveralStores::new(stores.iter().map(OpenStore::abilities))?;
     for (uri, error) in lost {
-        several = several.without(shown(uri), error.to_line());
+        several = several.without(without_password(uri), error.to_line());
     }
     let several = several.on_failure(move |store, error| {
         let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -233,7 +233,7 @@ async fn opened(
     for name in params.unknown() {
         settings.warn(format_args!(
             "the store {} has no parameter '{name}'; it is ignored",
-            shown(&reference.to_string())
+            without_password(&reference.to_string())
         ));
     }
     Ok(store)
@@ -248,8 +248,8 @@ fn no_such_kind(scheme: &str) -> OpenError {
     })
 }
 
-/// The URI without the password that it may hold.
-fn shown(uri: &str) -> Cow<'_, str> {
+/// `uri` without the password that it may hold, to be shown to people.
+pub fn without_password(uri: &str) -> Cow<'_, str> {
     let hidden = || {
         let (scheme, rest) = uri.split_once("://")?;
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -370,7 +370,7 @@ mod tests {
             ("ssh://user@host", "ssh://user@host"),
             ("daemon", "daemon"),
         ] {
-            assert_eq!(shown(uri), expected);
+            assert_eq!(without_password(uri), expected);
         }
     }
 

@@ -15,7 +15,7 @@ use futures::{
 };
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
-    header::{AUTHORIZATION, DATE, LOCATION},
+    header::{AGE, AUTHORIZATION, DATE, LOCATION, VIA},
 };
 use reqwest::Response;
 use std::{
@@ -225,6 +225,7 @@ impl Client {
             time: start.elapsed(),
             size: answer.as_ref().ok().and_then(|r| body::length(r.headers())),
             date: answer.as_ref().ok().and_then(|r| date(r.headers())),
+            age: answer.as_ref().ok().and_then(|r| age(r.headers())),
         });
         answer
     }
@@ -289,12 +290,22 @@ impl Client {
     }
 }
 
-/// Where a redirect leads.
-/// What time it is for the server.
+/// What time it is for the server, unless the answer may be one of any age.
 fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    let passed = headers.contains_key(VIA) || headers.contains_key("x-cache");
+    if age(headers).is_none() && (passed || headers.contains_key(AGE)) {
+        return None;
+    }
     httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()
 }
 
+/// How long a shared cache held the answer.
+fn age(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(AGE)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// Where a redirect leads.
 fn target(response: &Response, method: &Method, url: &Url) -> Result<Option<Url>, RequestFailure> {
     let follow = match response.status() {
         StatusCode::SEE_OTHER => matches!(*method, Method::GET | Method::HEAD),
@@ -324,3 +335,30 @@ const PIECE: usize = 64 << 10;
 
 /// As curl in Nix and most browsers allow, or fewer.
 const MAX_REDIRECTS: usize = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_unknown_age_tells_no_time() {
+        let now = "Mon, 30 Nov 2026 17:00:00 GMT";
+        let told = |more: &[(&'static str, &'static str)]| {
+            let pairs = [("date", now)].into_iter().chain(more.iter().copied());
+            let headers = pairs.map(|(name, value)| {
+                (
+                    http::HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            });
+            let headers: HeaderMap = headers.collect();
+            (date(&headers).is_some(), age(&headers))
+        };
+        let hour = Some(Duration::from_secs(3600));
+        assert_eq!(told(&[]), (true, None));
+        assert_eq!(told(&[("age", "3600"), ("via", "1.1 v")]), (true, hour));
+        assert_eq!(told(&[("via", "1.1 v")]), (false, None));
+        assert_eq!(told(&[("x-cache", "HIT")]), (false, None));
+        assert_eq!(told(&[("age", "-1")]), (false, None));
+    }
+}

@@ -5,7 +5,10 @@ use futures::StreamExt;
 use std::{
     collections::BTreeSet,
     fs,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 use tk_cache::{
@@ -13,7 +16,7 @@ use tk_cache::{
     observer::{AnsweredRequest, NetworkObserver},
 };
 use tk_narinfo::{CacheInfo, MAX_NARINFO_BYTES, NarInfo, TrustedKeys};
-use tk_open::{OpenSettings, OpenStore, open_with, store_reference};
+use tk_open::{OpenSettings, OpenStore, open_with, store_reference, without_password};
 use tk_path::{HashPart, StorePath};
 use tk_project::doctor::{
     CacheKeysSeen, ClockSeen, DoctorFinding, MemorySeen, judge_cache_keys, judge_clock,
@@ -25,39 +28,40 @@ use tokio::time::timeout;
 /// Asks the cache at `uri` who it is; if it answers, also what it signs with, what time it is there, and
 /// whether it still says what is remembered.
 pub async fn examine(cx: &CommandContext, uri: &str, patience: Duration) -> Vec<DoctorFinding> {
-    let clock = Arc::new(ServerClock::default());
+    let name = &*without_password(uri);
+    let heard = Arc::new(ServerHeard::default());
     let mut settings = (*cx.settings).clone();
-    settings.observer = clock.clone();
+    settings.observer = heard.clone();
     settings.tell = Arc::new(drop);
-    let reached = timeout(patience, reach(&settings, uri)).await;
+    let reached = timeout(patience, reach(&settings, uri, name)).await;
     let reached = reached.unwrap_or_else(|_| {
         let advice =
             "see whether the network and the server are up; nix waits for it, too, at every build";
         let seconds = patience.as_secs();
-        let words = format!("{uri} does not answer within {seconds} s");
-        Err(DoctorFinding::fail("substituter", words, advice).of(uri))
+        let words = format!("{name} does not answer within {seconds} s");
+        Err(DoctorFinding::fail("substituter", words, advice).of(name))
     });
     let opened = match reached {
         Ok(opened) => opened,
         Err(finding) => return vec![finding],
     };
-    let words = format!("{uri} answers");
-    let mut findings = vec![DoctorFinding::pass("substituter", words).of(uri)];
+    let words = format!("{name} answers");
+    let mut findings = vec![DoctorFinding::pass("substituter", words).of(name)];
     if let Some(cache) = opened.cache() {
-        let late = |check| DoctorFinding::unproven(check, format!("{uri} took too long")).of(uri);
-        let keys = timeout(patience, keys(cx, uri, cache));
-        let memory = timeout(patience, memory(cx, uri, cache));
+        let late = |check| DoctorFinding::unproven(check, format!("{name} took too long")).of(name);
+        let keys = timeout(patience, keys(cx, uri, name, cache));
+        let memory = timeout(patience, memory(cx, name, cache, &heard));
         let (keys, memory) = futures::join!(keys, memory);
         findings.push(keys.unwrap_or_else(|_| late("keys")));
         findings.extend(memory.unwrap_or_else(|_| Some(late("memory"))));
     }
-    findings.extend(clock.0.get().map(|seen| judge_clock(uri, *seen)));
+    findings.extend(heard.clock(name));
     findings
 }
 
-async fn reach(settings: &OpenSettings, uri: &str) -> Result<OpenStore, DoctorFinding> {
+async fn reach(settings: &OpenSettings, uri: &str, name: &str) -> Result<OpenStore, DoctorFinding> {
     let advice = "see whether the URL is right and the server is up, or take it out of substituters in nix.conf";
-    let failed = |why: String| DoctorFinding::fail("substituter", why, advice).of(uri);
+    let failed = |why: String| DoctorFinding::fail("substituter", why, advice).of(name);
     let mut wish = OpenOptions::default();
     wish.refresh = true;
     let opened = open_with(uri, settings, &wish).await;
@@ -66,42 +70,42 @@ async fn reach(settings: &OpenSettings, uri: &str) -> Result<OpenStore, DoctorFi
         let described = opened.describe().await;
         return described
             .map(|_| opened)
-            .map_err(|error| failed(format!("{uri}: {}", error.to_line())));
+            .map_err(|error| failed(format!("{name}: {}", error.to_line())));
     };
     let text = cache.read_cache_info().await;
-    let text = text.map_err(|error| failed(format!("{uri}: {}", error.to_line())))?;
+    let text = text.map_err(|error| failed(format!("{name}: {}", error.to_line())))?;
     let Some(text) = text else {
         return Err(failed(format!(
-            "{uri} answers, but is no cache: it has no nix-cache-info"
+            "{name} answers, but is no cache: it has no nix-cache-info"
         )));
     };
     let fits = CacheInfo::parse(&text).and_then(|info| info.check_store_dir(cache.dir()));
-    fits.map_err(|error| failed(format!("{uri}: {error}")))?;
+    fits.map_err(|error| failed(format!("{name}: {error}")))?;
     Ok(opened)
 }
 
-async fn keys(cx: &CommandContext, uri: &str, cache: &BinaryCache) -> DoctorFinding {
+async fn keys(cx: &CommandContext, uri: &str, name: &str, cache: &BinaryCache) -> DoctorFinding {
     let trusted = match cx.settings.trusted_keys() {
         Ok(keys) => keys,
         Err(error) => {
             let advice = "mend trusted-public-keys in nix.conf: each is NAME:BASE64";
-            return DoctorFinding::fail("keys", error.to_line(), advice).of(uri);
+            return DoctorFinding::fail("keys", error.to_line(), advice).of(name);
         }
     };
     if cx.settings.nix_conf.is_on("require-sigs") == Some(false) {
         let advice = "set 'require-sigs = true' in nix.conf, unless every cache is yours";
-        let words = format!("{uri} is believed without signatures (require-sigs = false)");
-        return DoctorFinding::warn("keys", words, advice).of(uri);
+        let words = format!("{name} is believed without signatures (require-sigs = false)");
+        return DoctorFinding::warn("keys", words, advice).of(name);
     }
     let named = store_reference(uri).ok();
     let trusted_param = named.and_then(|reference| reference.params.get("trusted").cloned());
     if matches!(trusted_param.as_deref(), Some("true" | "1")) {
         let advice = "leave out 'trusted' unless the cache is yours, and trust its key";
-        let words = format!("{uri} is believed without signatures, as its URL says");
-        return DoctorFinding::warn("keys", words, advice).of(uri);
+        let words = format!("{name} is believed without signatures, as its URL says");
+        return DoctorFinding::warn("keys", words, advice).of(name);
     }
     let sample = sample(cx, cache).await;
-    judge_cache_keys(uri, &seen_of(&sample, cache, &trusted))
+    judge_cache_keys(name, &seen_of(&sample, cache, &trusted))
 }
 
 fn seen_of(sample: &[NarInfo], cache: &BinaryCache, trusted: &TrustedKeys) -> CacheKeysSeen {
@@ -172,7 +176,12 @@ fn remembered(cx: &CommandContext, cache: &BinaryCache) -> Vec<(HashPart, bool)>
     }
 }
 
-async fn memory(cx: &CommandContext, uri: &str, cache: &BinaryCache) -> Option<DoctorFinding> {
+async fn memory(
+    cx: &CommandContext,
+    name: &str,
+    cache: &BinaryCache,
+    heard: &ServerHeard,
+) -> Option<DoctorFinding> {
     cache.folder().is_none().then_some(())?;
     let remembered = remembered(cx, cache);
     let names = remembered.iter().map(|(part, _)| narinfo_name(part));
@@ -180,30 +189,66 @@ async fn memory(cx: &CommandContext, uri: &str, cache: &BinaryCache) -> Option<D
         .objects()
         .read_each(names.collect(), MAX_NARINFO_BYTES);
     let mut seen = MemorySeen::default();
-    for ((_, was_there), now) in remembered.iter().zip(now.await) {
-        let Ok(now) = now else { continue };
+    for ((part, was_there), now) in remembered.iter().zip(now.await) {
+        let now = now.ok().filter(|_| !heard.is_refused(part));
+        let Some(now) = now else {
+            seen.failed += 1;
+            continue;
+        };
         seen.asked += 1;
         seen.gone += usize::from(*was_there && now.is_none());
         seen.come += usize::from(!*was_there && now.is_some());
     }
-    Some(judge_memory(uri, seen))
+    Some(judge_memory(name, seen))
 }
 
 pub fn narinfo_name(part: &HashPart) -> String {
     format!("{part}.narinfo")
 }
 
-/// How this machine's clock differs from that of the first server that answered.
+/// What a server said beside what it was asked for.
 #[derive(Debug, Default)]
-struct ServerClock(OnceLock<ClockSeen>);
+struct ServerHeard {
+    has_answered: AtomicBool,
+    /// How this machine's clock differs from that of the first answer that tells the time.
+    clock: OnceLock<ClockSeen>,
+    /// URLs that it wanted a login for. The cache takes them for absent, as Nix does.
+    refused: Mutex<BTreeSet<String>>,
+}
 
-impl NetworkObserver for ServerClock {
+impl ServerHeard {
+    fn clock(&self, name: &str) -> Option<DoctorFinding> {
+        let unproven = || {
+            let words =
+                format!("{name} does not tell the time, or old answers of it are kept on the way");
+            DoctorFinding::unproven("clock", words).of(name)
+        };
+        match self.clock.get() {
+            Some(seen) => Some(judge_clock(name, *seen)),
+            None => self.has_answered.load(Ordering::Relaxed).then(unproven),
+        }
+    }
+
+    fn is_refused(&self, part: &HashPart) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = narinfo_name(part);
+        refused.iter().any(|url| url.ends_with(&name))
+    }
+}
+
+impl NetworkObserver for ServerHeard {
     fn answered(&self, request: &AnsweredRequest<'_>) {
+        let Ok(status) = request.outcome else { return };
+        self.has_answered.store(true, Ordering::Relaxed);
+        if matches!(status, 401 | 403) {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.insert(request.url.to_owned());
+        }
         if let Some(theirs) = request.date {
-            let _ = self.0.set(match SystemTime::now().duration_since(theirs) {
-                Ok(ahead) => ClockSeen::Ahead(ahead),
-                Err(behind) => ClockSeen::Behind(behind.duration()),
-            });
+            let age = request.age.unwrap_or_default();
+            let _ = self
+                .clock
+                .set(ClockSeen::of(SystemTime::now(), theirs, age));
         }
     }
 }

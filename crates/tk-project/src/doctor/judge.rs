@@ -1,7 +1,7 @@
 //! What each answer means.
 
 use super::DoctorFinding;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The nix program: its version as text and as the two numbers that count, or why there is none.
 pub fn judge_nix(found: Result<(&str, (u32, u32)), &str>) -> DoctorFinding {
@@ -57,11 +57,20 @@ pub fn judge_trust(trusted: Option<bool>) -> DoctorFinding {
     }
 }
 
-/// Whether builds are shut off from the machine; `setting` is `sandbox` of nix.conf, and `default` what counts
-/// without it.
-pub fn judge_sandbox(setting: Option<&str>, default: &str) -> DoctorFinding {
-    match setting.unwrap_or(default) {
-        "true" => DoctorFinding::pass("sandbox", "builds run in the sandbox"),
+/// Whether builds are to be shut off from the machine; `setting` is `sandbox` of nix.conf, and `default` what the
+/// nix that there is does without it, `None` if there is none. What the builds of a daemon do, only it knows.
+pub fn judge_sandbox(setting: Option<&str>, default: Option<&str>) -> DoctorFinding {
+    let Some(value) = setting.or(default) else {
+        return DoctorFinding::unproven(
+            "sandbox",
+            "nix.conf does not say whether builds run in the sandbox, and there is no nix whose default counts",
+        );
+    };
+    match value {
+        "true" if setting.is_some() => {
+            DoctorFinding::pass("sandbox", "nix.conf asks for the sandbox")
+        }
+        "true" => DoctorFinding::pass("sandbox", "nix asks for the sandbox by default"),
         "relaxed" => DoctorFinding::warn(
             "sandbox",
             "builds that ask for it run outside of the sandbox (relaxed)",
@@ -122,11 +131,34 @@ pub enum ClockSeen {
     Behind(Duration),
 }
 
+impl ClockSeen {
+    /// What `own` is beside the `date` of an answer that a shared cache held for `age`. By the standard (RFC 9111)
+    /// that is when it was made, but some caches write when they sent it: the nearer of the two counts.
+    pub fn of(own: SystemTime, date: SystemTime, age: Duration) -> ClockSeen {
+        let seen = |theirs| match own.duration_since(theirs) {
+            Ok(ahead) => ClockSeen::Ahead(ahead),
+            Err(behind) => ClockSeen::Behind(behind.duration()),
+        };
+        let sent = seen(date);
+        match date.checked_add(age).map(seen) {
+            Some(made) if made.by() < sent.by() => made,
+            _ => sent,
+        }
+    }
+
+    fn by(self) -> Duration {
+        match self {
+            ClockSeen::Ahead(by) | ClockSeen::Behind(by) => by,
+        }
+    }
+}
+
 /// Whether the clock is right, by the `Date` of `server`, which has a resolution of a second.
 pub fn judge_clock(server: &str, seen: ClockSeen) -> DoctorFinding {
-    let (by, how) = match seen {
-        ClockSeen::Ahead(by) => (by, "ahead of"),
-        ClockSeen::Behind(by) => (by, "behind"),
+    let by = seen.by();
+    let how = match seen {
+        ClockSeen::Ahead(_) => "ahead of",
+        ClockSeen::Behind(_) => "behind",
     };
     let words = format!("the clock is {} s {how} that of {server}", by.as_secs());
     let advice = "set the clock (timedatectl set-ntp true): certificates, what is remembered of caches and \
@@ -197,17 +229,33 @@ pub struct MemorySeen {
     pub gone: usize,
     /// Of these, those it was said to lack, and has.
     pub come: usize,
+    /// Remembered answers that it was asked for in vain: it failed, or wanted a login.
+    pub failed: usize,
 }
 
 /// Whether what is remembered of `cache` still holds.
 pub fn judge_memory(cache: &str, seen: MemorySeen) -> DoctorFinding {
-    let MemorySeen { asked, gone, come } = seen;
-    let finding = if asked == 0 {
+    let MemorySeen {
+        asked,
+        gone,
+        come,
+        failed,
+    } = seen;
+    let finding = if asked == 0 && failed > 0 {
+        DoctorFinding::unproven(
+            "memory",
+            format!("{cache} answers none of {failed} questions about what is remembered of it"),
+        )
+    } else if asked == 0 {
         DoctorFinding::pass("memory", format!("nothing is remembered of {cache}"))
     } else if gone == 0 && come == 0 {
+        let more = match failed {
+            0 => String::new(),
+            _ => format!("; it does not answer for {failed} more"),
+        };
         DoctorFinding::pass(
             "memory",
-            format!("{asked} remembered answers of {cache} hold"),
+            format!("{asked} remembered answers of {cache} hold{more}"),
         )
     } else {
         DoctorFinding::warn(

@@ -1,6 +1,6 @@
 //! What each answer means to the doctor.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tk_project::doctor::{
     CacheKeysSeen, ClockSeen, DirenvLibrary, DoctorFinding, DoctorOutcome, DoctorReport,
     MemorySeen, SpaceSeen, judge_cache_keys, judge_clock, judge_direnv, judge_features,
@@ -27,7 +27,15 @@ fn judgements() {
         };
         judge_cache_keys("https://c", &seen)
     };
-    let memory = |asked, gone, come| judge_memory("https://c", MemorySeen { asked, gone, come });
+    let memory = |asked, gone, come, failed| {
+        let seen = MemorySeen {
+            asked,
+            gone,
+            come,
+            failed,
+        };
+        judge_memory("https://c", seen)
+    };
     let ahead = |seconds| judge_clock("s", ClockSeen::Ahead(Duration::from_secs(seconds)));
     let behind = |seconds| judge_clock("s", ClockSeen::Behind(Duration::from_secs(seconds)));
     let version = |version| Some(Ok(version));
@@ -41,10 +49,12 @@ fn judgements() {
         (judge_trust(Some(true)), Pass, "trusts"),
         (judge_trust(Some(false)), Warn, "does not trust"),
         (judge_trust(None), Unproven, "2.15"),
-        (judge_sandbox(None, "true"), Pass, "in the sandbox"),
-        (judge_sandbox(None, "false"), Warn, "is off"),
-        (judge_sandbox(Some("false"), "true"), Warn, "is off"),
-        (judge_sandbox(Some("relaxed"), "true"), Warn, "relaxed"),
+        (judge_sandbox(None, Some("true")), Pass, "by default"),
+        (judge_sandbox(None, Some("false")), Warn, "is off"),
+        (judge_sandbox(Some("true"), None), Pass, "nix.conf asks"),
+        (judge_sandbox(None, None), Unproven, "there is no nix"),
+        (judge_sandbox(Some("false"), Some("true")), Warn, "is off"),
+        (judge_sandbox(Some("relaxed"), None), Warn, "relaxed"),
         (space(100 << 30, 50, 100), Pass, "102400 MiB"),
         (space(100 << 30, 0, 0), Pass, "no limit of inodes"),
         (space(1 << 30, 50, 100), Warn, "1024 MiB"),
@@ -56,10 +66,12 @@ fn judgements() {
         (keys(5, 0, 5), Pass, "k-1"),
         (keys(5, 5, 0), Fail, "does not sign"),
         (keys(5, 0, 4), Fail, "1 of 5"),
-        (memory(0, 0, 0), Pass, "nothing is remembered"),
-        (memory(9, 0, 0), Pass, "9 remembered"),
-        (memory(9, 1, 0), Warn, "1 are about"),
-        (memory(9, 0, 2), Warn, "2 about"),
+        (memory(0, 0, 0, 0), Pass, "nothing is remembered"),
+        (memory(0, 0, 0, 3), Unproven, "none of 3 questions"),
+        (memory(9, 0, 0, 0), Pass, "9 remembered"),
+        (memory(9, 0, 0, 2), Pass, "for 2 more"),
+        (memory(9, 1, 0, 2), Warn, "1 are about"),
+        (memory(9, 0, 2, 0), Warn, "2 about"),
         (ahead(2), Pass, "agrees"),
         (ahead(90), Warn, "90 s ahead of"),
         (behind(7200), Fail, "7200 s behind"),
@@ -104,6 +116,26 @@ fn judgements() {
         assert!(has_words, "{words}: {finding:?}");
         let is_trouble = matches!(outcome, Warn | Fail);
         assert_eq!(finding.advice.is_some(), is_trouble, "{finding:?}");
+    }
+}
+
+#[test]
+fn an_answer_out_of_a_shared_cache_tells_the_time_by_its_age() {
+    let seconds = Duration::from_secs;
+    let (hour, minute) = (seconds(3600), seconds(60));
+    let own = SystemTime::UNIX_EPOCH + hour * 1000;
+    for (date, age, expected) in [
+        (own - seconds(2), seconds(0), ClockSeen::Ahead(seconds(2))),
+        (own + minute, seconds(0), ClockSeen::Behind(minute)),
+        // Made an hour ago, and held since.
+        (own - hour, hour, ClockSeen::Ahead(seconds(0))),
+        // The cache writes when it sent it.
+        (own, hour, ClockSeen::Ahead(seconds(0))),
+        (own - hour * 3, hour, ClockSeen::Ahead(hour * 2)),
+        (own + hour, hour, ClockSeen::Behind(hour)),
+        (own - minute, Duration::MAX, ClockSeen::Ahead(minute)),
+    ] {
+        assert_eq!(ClockSeen::of(own, date, age), expected, "{date:?} {age:?}");
     }
 }
 
