@@ -7,11 +7,13 @@ use clap::ValueEnum;
 use similar::TextDiff;
 use std::{
     fs,
-    io::{ErrorKind, Write as _},
+    io::ErrorKind,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
-use tk_project::ci::{
-    CiCache, CiFileState, CiOptions, CiPlan, CiProject, CiService, PINNED_ACTIONS,
+use tk_project::{
+    ci::{CiCache, CiFileState, CiOptions, CiPlan, CiProject, CiService, PINNED_ACTIONS},
+    write_whole,
 };
 
 /// CI files for a flake: make them, check them, run what they say here
@@ -21,8 +23,8 @@ pub enum Ci {
     /// Print the file that has a service check and build the flake, and push to a cache
     ///
     /// Each system of the flake is a run of its own: it checks (nix flake check), builds the packages,
-    /// and for pushes to the branch, with --to, pushes them. Pull requests get no secret, and tokens may
-    /// read only. Actions are named by the commit that their release was when it was looked up (see --pins).
+    /// and for pushes to the branch, with --to, pushes them. Pull requests get no secret (on GitLab, if the
+    /// secrets are protected variables), and tokens may read only. Actions are named by the commit that their release was when it was looked up (see --pins).
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(Box<GenerateArgs>),
     /// Run the steps of the file here, in the same order, in a fresh clone
@@ -180,8 +182,17 @@ impl GenerateArgs {
             ),
             _ => {}
         }
-        replace(&place, &new)?;
+        let folder = place.parent().unwrap_or(&place);
+        let made = fs::create_dir_all(folder).and_then(|()| write_whole(&place, &new));
+        made.with_context(|| format!("writing {}", place.display()))?;
         cx.ui.say(format_args!("wrote {}", place.display()));
+        let below = place_in_repository(&self.dir).ok().flatten();
+        if below.is_some_and(|below| !below.is_empty()) {
+            cx.ui.warn(format_args!(
+                "no service reads {}: it is not below the root of the repository",
+                place.display()
+            ));
+        }
         Ok(ExitStatus::Yes)
     }
 
@@ -272,19 +283,13 @@ fn difference(old: &str, new: &str) -> String {
     diff.unified_diff().header("there", "new").to_string()
 }
 
-/// Writes the file in one step, with the folders that it lies in.
-fn replace(place: &Path, text: &str) -> Result<()> {
-    let folder = place.parent().unwrap_or(place);
-    let write = || {
-        fs::create_dir_all(folder)?;
-        let mut file = tempfile::Builder::new();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        let mut file = file.permissions(mode).tempfile_in(folder)?;
-        file.write_all(text.as_bytes())?;
-        file.persist(place).map_err(|unmoved| unmoved.error)
-    };
-    write().with_context(|| format!("writing {}", place.display()))?;
-    Ok(())
+/// Where `dir` lies below the root of its git repository: empty for the root, `None` outside of one.
+fn place_in_repository(dir: &Path) -> Result<Option<String>> {
+    let mut git = Command::new("git");
+    git.arg("-C").arg(dir).args(["rev-parse", "--show-prefix"]);
+    let done = git.stdin(Stdio::null()).output().context("running git")?;
+    let place = String::from_utf8_lossy(&done.stdout);
+    Ok(done.status.success().then(|| place.trim().to_owned()))
 }
 
 const EXAMPLES: &str = "\

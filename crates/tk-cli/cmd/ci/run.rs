@@ -1,6 +1,6 @@
 //! The steps of a file, here.
 
-use super::{GenerateArgs, outputs::OutputsArgs};
+use super::{GenerateArgs, outputs::OutputsArgs, place_in_repository};
 use crate::{CommandContext, ExitStatus, ui};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
@@ -130,20 +130,17 @@ impl RunArgs {
 
     /// What a service checks out: a clone of the commit. `None` where there is no repository.
     fn clone_of(&self, cx: &CommandContext) -> Result<Option<TempDir>> {
-        let git = |args: &[&str]| {
-            let mut git = Command::new("git");
-            git.arg("-C").arg(&self.dir).args(args).stdin(Stdio::null());
-            git.output().context("running git")
-        };
-        let top = git(&["rev-parse", "--show-prefix"])?;
-        if !top.status.success() || top.stdout.trim_ascii() != b"" {
+        if place_in_repository(&self.dir)?.as_deref() != Some("") {
             cx.ui.warn(format_args!(
                 "{} is not the root of a git repository: steps run in it as it is",
                 self.dir.display()
             ));
             return Ok(None);
         }
-        if !git(&["status", "--porcelain"])?.stdout.is_empty() {
+        let mut status = Command::new("git");
+        status.arg("-C").arg(&self.dir);
+        status.args(["status", "--porcelain"]).stdin(Stdio::null());
+        if !status.output().context("running git")?.stdout.is_empty() {
             cx.ui.warn("what is not committed is not seen, as in CI");
         }
         let folder = tempfile::tempdir().context("making a temporary folder")?;

@@ -113,7 +113,7 @@ fn nix_steps(project: &CiProject, options: &CiOptions) -> Vec<CiStep> {
     if let Some(cache) = &options.cache {
         // A system without packages has no result.
         let script = format!(
-            "if [ -e result ]; then\n  nix shell '{}' --command tk-store push ./result* \
+            "if [ -e {RESULTS}/result ]; then\n  nix shell '{}' --command tk-store push {RESULTS}/result* \
              --to '{}'\nfi",
             cache.tk_store, cache.uri
         );
@@ -143,5 +143,8 @@ const BUILD: &str = "BUILD";
 /// A lock that would have to change fails: what is built is what is pinned.
 const CHECK: &str = "nix flake check --no-update-lock-file --print-build-logs";
 /// The variable is a list of words, and may be empty.
-const BUILD_SCRIPT: &str = "if [ -n \"$BUILD\" ]; then\n  # shellcheck disable=SC2086\n  nix build \
+const BUILD_SCRIPT: &str = "if [ -n \"$BUILD\" ]; then\n  mkdir -p ./.tk-store-results\n  \
+     # shellcheck disable=SC2086\n  nix build --out-link ./.tk-store-results/result \
      --no-update-lock-file --print-build-logs $BUILD\nfi";
+/// Where the links to what was built are: what the repository has beside it, such as `results`, is not pushed.
+const RESULTS: &str = "./.tk-store-results";

@@ -79,7 +79,8 @@ impl CiService {
     /// The file that has the service carry out `plan`. `command` is what made it, for its first line.
     ///
     /// # Errors
-    /// [`CiError::NoRunner`], and for GitLab [`CiError::NoImage`].
+    /// [`CiError::NoRunner`], [`CiError::Text`] if `command` is more than a line, and for GitLab
+    /// [`CiError::NoImage`].
     pub fn file(
         self,
         plan: &CiPlan,
@@ -93,8 +94,14 @@ impl CiService {
             CiService::GitLab => gitlab(plan, &runners, options)?,
         };
         let body = body.print();
-        // One line, whatever is in it.
-        let made = format!("{MADE}{}", command.replace(|c: char| c.is_control(), " "));
+        if command.contains(char::is_control) {
+            return Err(CiError::Text {
+                what: "the command",
+                text: command.escape_debug().to_string(),
+                why: "does not fit into the first line of the file: put what has several lines into a script",
+            });
+        }
+        let made = format!("{MADE}{command}");
         let digest = digest_of(&made, &body);
         Ok(format!("{made}\n{DIGEST}{digest}\n{body}"))
     }
@@ -331,7 +338,8 @@ fn script(job: &CiJob, branch: &str) -> YamlNode {
     let lines = job.steps.iter().map(|step| match step.trigger {
         CiTrigger::Always => step.script.clone(),
         CiTrigger::Push => format!(
-            "if [ \"$CI_PIPELINE_SOURCE\" = push ] && [ \"$CI_COMMIT_BRANCH\" = '{branch}' ]; then\n{}\nfi",
+            "if [ \"$CI_PIPELINE_SOURCE\" = push ] && [ \"$CI_COMMIT_BRANCH\" = '{branch}' ]; then\n\
+             {PROTECT}\n{}\nfi",
             step.script
         ),
     });
@@ -349,5 +357,7 @@ fn digest_of(made: &str, body: &str) -> String {
 
 const MADE: &str = "# Made by: ";
 const DIGEST: &str = "# Unedited: sha256 ";
+/// The one thing that a file for GitLab cannot see to.
+const PROTECT: &str = "# The secrets must be protected variables: merge requests get all others.";
 /// A build that hangs is not paid for all day.
 const MINUTES: u32 = 120;

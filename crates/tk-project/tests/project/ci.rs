@@ -36,7 +36,7 @@ fn options() -> CiOptions {
 
 fn file(service: CiService, project: &CiProject, options: &CiOptions) -> Result<String, CiError> {
     let plan = CiPlan::new(project, options)?;
-    service.file(&plan, options, "tk-store ci generate x --job 'a=b\nc'")
+    service.file(&plan, options, "tk-store ci generate x --job 'a=b c'")
 }
 
 fn parsed(text: &str) -> Value {
@@ -196,6 +196,7 @@ fn gitlab_says_the_same() {
         assert!(script.contains(&step.script), "{script}");
         let is_guarded = script.starts_with("if [ \"$CI_PIPELINE_SOURCE\" = push ]");
         assert_eq!(is_guarded, step.trigger == CiTrigger::Push);
+        assert_eq!(is_guarded, script.contains("must be protected variables"));
     }
     let mut without = options.clone();
     without.image = None;
@@ -204,6 +205,23 @@ fn gitlab_says_the_same() {
         error.to_string().contains("--image NAME@sha256:"),
         "{error}"
     );
+}
+
+/// A repository may have files of its own named `result…`.
+#[test]
+fn what_is_pushed_is_what_was_built() {
+    let plan = CiPlan::new(&project(), &options()).unwrap();
+    let [_, build, push] = &plan.nix.steps[..] else {
+        panic!("{plan:?}")
+    };
+    let word = |script: &str, before: &str| {
+        let (_, rest) = script.split_once(before).unwrap();
+        rest.split_whitespace().next().unwrap().to_owned()
+    };
+    let link = word(&build.script, " --out-link ");
+    assert!(link.starts_with("./.tk-store-results/"), "{link}");
+    assert_eq!(word(&push.script, "if [ -e "), link);
+    assert_eq!(word(&push.script, " tk-store push "), format!("{link}*"));
 }
 
 /// As on the service, where only the push has the secrets in its environment.
@@ -258,6 +276,10 @@ fn what_cannot_be_written_is_refused() {
         let made = file(CiService::GitHub, &project, &options);
         assert!(made.is_err(), "change {at}: {}", made.unwrap());
     }
+    // 'ci run' reads the command back.
+    let plan = CiPlan::new(&project, &options()).unwrap();
+    let made = CiService::GitHub.file(&plan, &options(), "tk-store ci generate x --job 'a=b\nc'");
+    assert!(made.unwrap_err().to_string().contains("a=b\\nc"));
     let odd = json!({"packages": {"x86_64-linux": ["a b", "a.b", "$(x)", "fine"]}});
     let odd = CiProject::of_json(&odd).unwrap();
     assert_eq!(
