@@ -68,10 +68,12 @@ fn a_plain_use_flake_is_served_from_the_cache() {
     assert!(!bench.flake().join(".direnv").exists());
 
     // A hook runs once it was allowed; a change of it is held back, and shown.
-    bench.direnv_says(
-        &format!("tk env allow >/dev/null; {PROMPT}"),
-        "good day part yes",
-    );
+    // The shell that is open notices.
+    let allowed = "prompt() { eval \"$(direnv export bash)\"; echo ${HOOKED:-no}; }; prompt; prompt\n\
+        tk-store env allow >/dev/null; prompt";
+    fs::write(bench.path("prompts"), allowed).unwrap();
+    bench.direnv_says("bash ../prompts", "no\nno\nyes");
+    bench.direnv_says(PROMPT, "good day part yes");
     let flake = bench.flake().join("flake.nix");
     let text = fs::read_to_string(&flake).unwrap();
     fs::write(
@@ -103,7 +105,7 @@ fn what_it_depends_on_is_watched() {
     let broken = bench.direnv_says(PROMPT, "no");
     assert!(broken.contains("part.nix"), "{broken}");
     let mended = "prompt() { eval \"$(direnv export bash)\"; }; prompt 2>/dev/null\n\
-        echo '\"mended\"' >part.nix; touch -d 'now + 5 seconds' flake.nix; prompt; echo $PART";
+        echo '\"mended\"' >part.nix; touch -d 'now + 5 seconds' part.nix; prompt; echo $PART";
     fs::write(bench.path("prompts"), mended).unwrap();
     bench.direnv_says("bash ../prompts", "mended");
 }

@@ -1,13 +1,13 @@
 mod watches;
 
 use super::{
-    env::{MOST_WATCHED, changes, found, watch_file},
+    env::{MOST_WATCHED, changes, found, watch_file, watched},
     shell::{FindOptions, WhatArgs, plain_text, shells},
 };
 use crate::{CommandContext, ExitStatus, output::tell_lines, ui};
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
-use tk_nix::shell::{Hook, ShellFormat, Shells, StartupCode};
+use tk_nix::shell::{EnvironmentKind, Hook, ShellFormat, Shells, StartupCode};
 use tk_open::Environment;
 
 /// Enter environments by direnv, without waiting for nix
@@ -54,7 +54,15 @@ impl DirenvExport {
         let shells = shells(cx)?;
         let found = match found(cx, &shells, &self.find, &self.what).await? {
             Ok(found) => found,
-            Err(answer) => return Ok(answer),
+            Err(answer) => {
+                // So that it is tried again once they are mended.
+                let what = EnvironmentKind::Shell(self.what.installable(cx)?);
+                let files = self.find.files(cx, &shells, what).await;
+                let mut files = files.unwrap_or_default();
+                files.truncate(MOST_WATCHED);
+                ui::out(watch_code(cx, &files).trim_end())?;
+                return Ok(answer);
+            }
         };
         let session = shells.session(&found.entry, None)?;
         let hook = session.hook();
@@ -70,16 +78,18 @@ impl DirenvExport {
             Hook::None | Hook::Held => ShellFormat::Direnv,
         };
         let code = session.environment().export(format, hook);
-        let watched = cx.settings.environment.text("DIRENV_WATCHES");
-        let watched = watched.and_then(|old| {
-            watches::with_files(old, &found.files[..found.files.len().min(MOST_WATCHED)])
-        });
-        let watch = match watched {
-            Some(new) => format!("export DIRENV_WATCHES={new}\n"),
-            None => watch_file(&found),
-        };
+        let watch = watch_code(cx, &watched(&shells, &found));
         ui::out(format_args!("{watch}{}", code.trim_end()))?;
         Ok(ExitStatus::Yes)
+    }
+}
+
+/// Code by which direnv watches `files`, without a process of its own if the form of its list is known.
+fn watch_code(cx: &CommandContext, files: &[PathBuf]) -> String {
+    let old = cx.settings.environment.text("DIRENV_WATCHES");
+    match old.and_then(|old| watches::with_files(old, files)) {
+        Some(new) => format!("export DIRENV_WATCHES={new}\n"),
+        None => watch_file(files),
     }
 }
 

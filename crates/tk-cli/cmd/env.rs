@@ -5,6 +5,7 @@ use crate::{CommandContext, ExitStatus, failure::tell_failure, ui};
 use anyhow::Result;
 use serde_json::{Value, json};
 use similar::TextDiff;
+use std::path::PathBuf;
 use tk_nix::shell::{EnvironmentKind, FoundEnvironment, Hook, Owner, ShellFormat, Shells};
 
 /// The environments that `shell` and `run` keep: list, print, allow, collect, convert
@@ -211,16 +212,26 @@ impl Export {
         }
         let mut code = session.environment().export(format, session.hook());
         if let Format::Direnv = self.format {
-            code.push_str(&watch_file(&found));
+            code.push_str(&watch_file(&watched(shells, &found)));
         }
         ui::out(code.trim_end())?;
         Ok(ExitStatus::Yes)
     }
 }
 
+/// What direnv is to look at before every prompt: the files of the environment, and whether its code may run.
+pub(super) fn watched(shells: &Shells, found: &FoundEnvironment) -> Vec<PathBuf> {
+    let mut files = found.files.clone();
+    files.truncate(MOST_WATCHED);
+    if !shells.startup_code(&found.entry).is_empty() {
+        files.push(shells.consent_file(&found.entry));
+    }
+    files
+}
+
 /// `watch_file`, of direnv's own library: once, since it is a process each time.
-pub(super) fn watch_file(found: &FoundEnvironment) -> String {
-    let files = found.files.iter().take(MOST_WATCHED);
+pub(super) fn watch_file(files: &[PathBuf]) -> String {
+    let files = files.iter();
     let words: Vec<_> = files
         .map(|file| shell_word(&file.to_string_lossy()))
         .collect();

@@ -248,6 +248,28 @@ impl EnvOptions {
 }
 
 impl FindOptions {
+    fn wanted(&self, cx: &CommandContext, what: EnvironmentKind) -> Result<WantedEnvironment> {
+        let mut wanted = WantedEnvironment::new(what);
+        wanted.eval = self.nix.eval();
+        wanted.watch = self.watch.clone();
+        wanted.refresh = cx.refresh;
+        wanted.lease.owner = owner(&self.owner)?;
+        wanted.lease.ttl = self.ttl;
+        Ok(wanted)
+    }
+
+    /// The files of an environment that could not be had.
+    pub async fn files(
+        &self,
+        cx: &CommandContext,
+        shells: &Shells,
+        what: EnvironmentKind,
+    ) -> Result<Vec<PathBuf>> {
+        let wanted = self.wanted(cx, what)?;
+        let config = self.nix.config(cx, &self.build)?;
+        Ok(shells.files_of(&config, &wanted).await?)
+    }
+
     /// The environment, by way of nix only if it is not known.
     pub async fn found(
         &self,
@@ -255,12 +277,7 @@ impl FindOptions {
         shells: &Shells,
         what: EnvironmentKind,
     ) -> Result<Result<FoundEnvironment, NixFailure>> {
-        let mut wanted = WantedEnvironment::new(what);
-        wanted.eval = self.nix.eval();
-        wanted.watch = self.watch.clone();
-        wanted.refresh = cx.refresh;
-        wanted.lease.owner = owner(&self.owner)?;
-        wanted.lease.ttl = self.ttl;
+        let wanted = self.wanted(cx, what)?;
         let config = self.nix.config(cx, &self.build)?;
         match shells.warm(&config, &wanted).await {
             Ok(Some(found)) => return Ok(Ok(found)),

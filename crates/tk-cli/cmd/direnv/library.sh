@@ -10,7 +10,8 @@ use_tk-store() {
   local __tk_program=tk-store __tk_code
   command -v tk-store >/dev/null || __tk_program=@PROGRAM@
   if ! __tk_code=$("$__tk_program" direnv export "$@"); then
-    # So that it is tried again once they are mended.
+    # So that it is tried again once they are mended, and what it knows of.
+    eval "$__tk_code"
     watch_file flake.nix flake.lock shell.nix default.nix
     return 1
   fi

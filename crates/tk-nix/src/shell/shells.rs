@@ -81,6 +81,21 @@ impl Shells {
         Ok(found.filter(|found| found.leased))
     }
 
+    /// The files that the environment depends on, as far as is known without it, as after a failure. Runs no nix
+    /// but to learn the version of a program that was never seen.
+    pub async fn files_of(
+        &self,
+        nix: &NixConfig,
+        wanted: &WantedEnvironment,
+    ) -> Result<Vec<PathBuf>> {
+        let resolved = self.known.resolve(nix, &self.config.search_path()).await;
+        let Some(Resolved { nix, .. }) = resolved else {
+            return Ok(Vec::new());
+        };
+        let asked = EnvironmentRequest::of(&self.config, &nix, wanted)?;
+        Ok(self.snapshot(&asked)?.files().map(Into::into).collect())
+    }
+
     /// The nix that `config` names, by its known version or asked for it: the first of its name.
     pub async fn nix(&self, config: &NixConfig) -> Result<Nix> {
         let path = self.config.search_path();
@@ -180,12 +195,12 @@ impl Shells {
     pub fn allow(&self, entry: &EnvironmentEntry) -> Result<()> {
         let text = self.startup_code(entry).text();
         files::replace(&self.allowed_text(entry), text.as_bytes())?;
-        files::replace(&self.consent(entry), entry.name.as_bytes())
+        files::replace(&self.consent_file(entry), entry.name.as_bytes())
     }
 
     /// Whether its code may run.
     pub fn is_allowed(&self, entry: &EnvironmentEntry) -> Result<bool> {
-        Ok(self.consent(entry).exists())
+        Ok(self.consent_file(entry).exists())
     }
 
     /// What was allowed last for the environment of this name, if it was kept: see
@@ -197,13 +212,14 @@ impl Shells {
 
     /// Takes the consent back; whether there was one.
     pub fn revoke(&self, entry: &EnvironmentEntry) -> Result<bool> {
-        let consent = self.consent(entry);
+        let consent = self.consent_file(entry);
         let there = consent.exists();
         files::remove(&consent)?;
         Ok(there)
     }
 
-    fn consent(&self, entry: &EnvironmentEntry) -> PathBuf {
+    /// The file that is there as long as the code of `entry` may run: who watches it sees that it was allowed.
+    pub fn consent_file(&self, entry: &EnvironmentEntry) -> PathBuf {
         let mut parts = vec![entry.location.clone(), entry.attribute.clone()];
         parts.extend(self.startup_code(entry).parts());
         self.config.state.join("allowed").join(files::digest(parts))
