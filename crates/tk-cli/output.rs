@@ -6,7 +6,7 @@ use crate::help;
 use std::{
     error::Error,
     fmt::{self, Display},
-    io::{self, IsTerminal, StdoutLock, Write},
+    io::{self, BufWriter, IsTerminal, StdoutLock, Write},
     process::ExitCode,
     sync::{
         LazyLock,
@@ -83,6 +83,18 @@ pub fn out(line: impl Display) -> io::Result<()> {
         write!(out, "{}{mark}", escape_controls(text))?;
     }
     Ok(())
+}
+
+/// Writes lines of data to stdout. Where no terminal shows them as they come, many go with one system call.
+pub fn out_all(lines: impl IntoIterator<Item = impl Display>) -> io::Result<()> {
+    if is_terminal() {
+        return lines.into_iter().try_for_each(out);
+    }
+    let mut out = BufWriter::with_capacity(LINES_BYTES, stdout());
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
+    out.flush()
 }
 
 /// A name of others as it goes to stdout: as it is, but for a terminal escaped.
@@ -209,6 +221,8 @@ pub fn tell_usage(error: &clap::Error) -> ExitCode {
 static WRITTEN: AtomicBool = AtomicBool::new(false);
 /// The status of a program whose reader is gone, as if of SIGPIPE.
 pub const READER_GONE: u8 = 141;
+/// Bytes of lines that are written together.
+const LINES_BYTES: usize = 64 << 10;
 /// Base64 digits of 64 bytes, without padding.
 const SECRET_DIGITS: usize = 86;
 

@@ -4,7 +4,7 @@ mod line;
 mod meter;
 mod wire;
 
-pub use crate::output::out;
+pub use crate::output::{out, out_all};
 pub use meter::Meter;
 
 use crate::{

@@ -5,7 +5,7 @@ mod files;
 use crate::{
     blocking,
     layout::{self, DEBUG_FOLDER, NAR_FOLDER},
-    objects::{ObjectMeta, ObjectReader, Objects, StagedObject, Staging, Upload},
+    objects::{ObjectMeta, ObjectReader, Objects, OnRead, StagedObject, Staging, Upload},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -81,10 +81,9 @@ impl Objects for FolderObjects {
     }
 
     /// Reads all of them on one thread, in their order.
-    async fn read_each(&self, names: Vec<String>, limit: usize) -> Vec<Result<Option<Bytes>>> {
-        let count = names.len();
-        let read = self.run(move |inner| Ok(inner.read_each(&names, limit)));
-        read.await.unwrap_or_else(|error| each(error, count))
+    async fn read_each(&self, names: Vec<String>, limit: usize, mut read: OnRead) -> Result<()> {
+        self.run(move |inner| inner.read_each(&names, limit, &mut read))
+            .await
     }
 
     async fn look(&self, name: &str) -> Result<Option<ObjectMeta>> {
@@ -302,29 +301,31 @@ impl FolderInner {
         Ok(content)
     }
 
-    fn read_each(&self, names: &[String], limit: usize) -> Vec<Result<Option<Bytes>>> {
-        let mut contents: Vec<Result<_>> = match files::OpenFolder::open(&self.root) {
+    fn read_each(&self, names: &[String], limit: usize, read: &mut OnRead) -> Result<()> {
+        let mut absent = Vec::new();
+        match files::OpenFolder::open(&self.root) {
             Ok(folder) => {
                 let mut buffer = Vec::new();
-                let read = |name: &String| {
-                    let content = folder.read(name, limit, &mut buffer);
-                    content.map_err(|e| reading(&self.root.join(name), e))
-                };
-                names.iter().map(read).collect()
+                for (place, name) in names.iter().enumerate() {
+                    match folder.read(name, limit, &mut buffer) {
+                        Ok(true) => read(place, Ok(Some(&buffer))),
+                        Ok(false) => absent.push(place),
+                        Err(e) => read(place, Err(reading(&self.root.join(name), e))),
+                    }
+                }
             }
-            Err(error) if self.may_be_made(&error) => names.iter().map(|_| Ok(None)).collect(),
-            Err(error) => return each(reading(&self.root, error), names.len()),
-        };
-        let absent = |content: &Result<Option<Bytes>>| matches!(content, Ok(None));
-        // If the folder itself went away, nothing is known to be absent from it.
-        if contents.iter().any(absent)
-            && let Err(error) = self.check_root()
-        {
-            let gone = contents.iter_mut().filter(|content| absent(content));
-            let errors = error.for_each(gone).into_iter();
-            errors.for_each(|(content, gone)| *content = gone);
+            Err(error) if self.may_be_made(&error) => absent.extend(0..names.len()),
+            Err(error) => return Err(reading(&self.root, error)),
         }
-        contents
+        // If the folder itself went away, nothing is known to be absent from it.
+        match self.check_root() {
+            Ok(()) => absent.into_iter().for_each(|place| read(place, Ok(None))),
+            Err(error) => {
+                let errors = error.for_each(absent).into_iter();
+                errors.for_each(|(place, gone)| read(place, gone));
+            }
+        }
+        Ok(())
     }
 
     /// That there is a folder, if it is not still to be made.

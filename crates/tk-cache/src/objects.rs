@@ -14,6 +14,9 @@ use tk_narinfo::NarInfo;
 use tk_path::{HashPart, StoreDir, StorePath};
 use tk_store::{ByteStream, Error, Result, nar::BlockingNar};
 
+/// Takes what was read of one of several objects: see [`Objects::read_each`].
+pub type OnRead = Box<dyn FnMut(usize, Result<Option<&[u8]>>) + Send>;
+
 /// The place where the objects of one cache lie: a folder, an HTTP server, a bucket.
 ///
 /// Names are those of [`layout`], relative to the cache. An implementation retries
@@ -32,13 +35,19 @@ pub trait Objects: Debug + Display + Send + Sync {
     /// The content of an object of at most `limit` bytes, without its `Content-Encoding`.
     async fn read(&self, name: &str, limit: usize) -> Result<Option<Bytes>>;
 
-    /// The same for each of `names`, in their order. What fails for one does not end the others.
-    async fn read_each(&self, names: Vec<String>, limit: usize) -> Vec<Result<Option<Bytes>>> {
-        let mut contents = Vec::with_capacity(names.len());
-        for name in names {
-            contents.push(self.read(&name, limit).await);
+    /// The same for each of `names`: `read` is given its place among them and what is there, on the thread
+    /// that read it. What fails for one does not end the others.
+    ///
+    /// # Errors
+    /// When nothing could be read; `read` was not called then.
+    async fn read_each(&self, names: Vec<String>, limit: usize, mut read: OnRead) -> Result<()> {
+        for (place, name) in names.iter().enumerate() {
+            match self.read(name, limit).await {
+                Ok(content) => read(place, Ok(content.as_deref())),
+                Err(error) => read(place, Err(error)),
+            }
         }
-        contents
+        Ok(())
     }
 
     /// Whether there is such an object, and its size in bytes if the other side says it.

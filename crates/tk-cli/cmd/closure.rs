@@ -37,9 +37,7 @@ impl ClosureCommand {
         if self.json {
             ui::out(serde_json::Value::from_iter(paths))?;
         } else {
-            for path in paths {
-                ui::out(path)?;
-            }
+            ui::out_all(paths)?;
         }
         Ok(super::tell_absent(cx, &found, &*store))
     }

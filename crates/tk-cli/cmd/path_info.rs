@@ -95,10 +95,9 @@ impl PathInfoCommand {
             .collect();
         let width = lines.iter().map(|(path, _)| path.len()).max().unwrap_or(0);
         let plain = !(self.size || self.closure_size || self.sigs);
-        for (path, info) in &lines {
+        let line = |(path, info): &(String, &Info)| {
             if plain {
-                ui::out(path)?;
-                continue;
+                return path.clone();
             }
             let mut line = format!("{path:width$}");
             if self.size {
@@ -116,9 +115,9 @@ impl PathInfoCommand {
                 words.extend(info.signatures.iter().map(ToString::to_string));
                 line.push_str(&words.join(" "));
             }
-            ui::out(line)?;
-        }
-        Ok(())
+            line
+        };
+        Ok(ui::out_all(lines.iter().map(line))?)
     }
 
     fn column(&self, bytes: u64) -> String {

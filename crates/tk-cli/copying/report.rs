@@ -32,9 +32,7 @@ pub fn tell_plan(
             "warnings": lines(&plan.warnings),
         }))?;
     } else {
-        for info in missing {
-            ui::out(dst.dir().display(&info.path))?;
-        }
+        ui::out_all(missing.iter().map(|info| dst.dir().display(&info.path)))?;
     }
     for warning in &plan.warnings {
         cx.ui.warn(warning);
@@ -86,9 +84,8 @@ pub fn tell_report(
             "warnings": lines(&report.warnings),
         }))?;
     } else {
-        for root in roots.iter().filter(|root| !failed.contains(root)) {
-            ui::out(dir.display(root))?;
-        }
+        let there = roots.iter().filter(|root| !failed.contains(root));
+        ui::out_all(there.map(|root| dir.display(root)))?;
     }
     for warning in &report.warnings {
         cx.ui.warn(warning);

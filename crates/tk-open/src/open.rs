@@ -349,8 +349,8 @@ fn skip(params: &mut Settings, names: &[&str]) {
     }
 }
 
-/// Each takes the window of a decoder, 8 MiB with Nix's xz.
-pub(crate) const FROM_AFAR: usize = 8;
+/// Paths that are fetched at once. Each takes the window of a decoder, 8 MiB with Nix's xz.
+const FROM_AFAR: usize = 8;
 
 const STORE_SETTINGS: &[&str] = &["trusted", "path-info-cache-size", "system-features"];
 const KINDS: &str = "this version opens auto, daemon, local?root=DIR, /a/folder, unix:///a/socket, \

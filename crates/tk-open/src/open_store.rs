@@ -1,4 +1,3 @@
-use crate::open::FROM_AFAR;
 use futures::{StreamExt, stream::BoxStream};
 use std::{collections::BTreeMap, num::NonZeroUsize, path::Path, sync::Arc};
 use tk_cache::{
@@ -281,7 +280,7 @@ impl OpenStore {
     pub fn at_once(&self) -> usize {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         if self.is_far() {
-            processors.max(FROM_AFAR)
+            processors.max(READ_FROM_AFAR)
         } else {
             processors
         }
@@ -374,6 +373,9 @@ pub struct Looked {
     /// What it has not.
     pub absent: Vec<StorePath>,
 }
+
+/// NARs that are read at once from far away. Each takes the window of a decoder, 8 MiB with Nix's xz.
+const READ_FROM_AFAR: usize = 12;
 
 /// Nix's default.
 const PRIORITY_OF_CACHES: i32 = 50;

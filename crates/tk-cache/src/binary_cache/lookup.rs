@@ -222,31 +222,26 @@ impl CacheInner {
         text.map(|text| self.parse(part, &text)).transpose()
     }
 
-    /// The same for each of `parts`, in their order.
+    /// The same for each of `parts`, in their order. What is read together is parsed by the thread that reads.
     async fn fetch_each(self: &Arc<Self>, parts: Vec<HashPart>) -> Vec<Result<Option<NarInfo>>> {
         let names = parts.iter().map(layout::narinfo).collect();
-        let texts = self.objects.read_each(names, MAX_NARINFO_BYTES).await;
-        if parts.len() < MANY {
-            return self.parse_each(&parts, texts);
-        }
-        // On another thread, so that batches that come together are parsed at once.
-        let (cache, count) = (self.clone(), parts.len());
-        let parsed = blocking(move || Ok(cache.parse_each(&parts, texts))).await;
-        parsed.unwrap_or_else(|error| {
-            let all = error.for_each(0..count).into_iter();
-            all.map(|(_, result)| result).collect()
-        })
-    }
-
-    fn parse_each(
-        &self,
-        parts: &[HashPart],
-        texts: Vec<Result<Option<Bytes>>>,
-    ) -> Vec<Result<Option<NarInfo>>> {
-        let parse = |(part, text): (&HashPart, Result<Option<Bytes>>)| {
-            text?.map(|text| self.parse(part, &text)).transpose()
+        let count = parts.len();
+        let found: Vec<_> = (0..count).map(|_| Ok(None)).collect();
+        let found = Arc::new(Mutex::new(found));
+        let (cache, parsed) = (self.clone(), found.clone());
+        let parse = move |place: usize, text: Result<Option<&[u8]>>| {
+            let text = text.map(|text| text.map(|text| cache.parse(&parts[place], text)));
+            let mut parsed = parsed.lock().unwrap_or_else(PoisonError::into_inner);
+            parsed[place] = text.and_then(Option::transpose);
         };
-        parts.iter().zip(texts).map(parse).collect()
+        let read = self
+            .objects
+            .read_each(names, MAX_NARINFO_BYTES, Box::new(parse));
+        if let Err(error) = read.await {
+            let all = error.for_each(0..count).into_iter();
+            return all.map(|(_, result)| result).collect();
+        }
+        mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The same, from memory if it is known.
@@ -327,9 +322,6 @@ impl CacheInner {
         }
     }
 }
-
-/// Narinfos that are worth another thread.
-const MANY: usize = 8;
 
 /// Narinfos that are looked up in memory together.
 const BATCH: usize = 512;

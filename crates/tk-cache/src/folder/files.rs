@@ -7,7 +7,6 @@
 //! Files are not synced to the disk, as in Nix: what is promised holds when processes are killed,
 //! not when the power fails.
 
-use bytes::Bytes;
 use rustix::{
     buffer::spare_capacity,
     fs::{CWD, FlockOperation, Mode, OFlags, flock},
@@ -53,28 +52,24 @@ impl OpenFolder {
         Ok(OpenFolder(folder))
     }
 
-    /// The content of the file `name` of at most `limit` bytes; `None` if there is none. It goes through
-    /// `buffer`, which is kept for the next: each has only the memory that it takes.
-    pub(super) fn read(
-        &self,
-        name: &str,
-        limit: usize,
-        buffer: &mut Vec<u8>,
-    ) -> io::Result<Option<Bytes>> {
+    /// Whether there is a file `name`, whose content of at most `limit` bytes is in `content` then. The memory
+    /// of that is kept from one to the next.
+    pub(super) fn read(&self, name: &str, limit: usize, content: &mut Vec<u8>) -> io::Result<bool> {
         let file = match rustix::fs::openat(&self.0, name, READ, Mode::empty()) {
             Ok(file) => File::from(file),
-            Err(error) if error == rustix::io::Errno::NOENT => return Ok(None),
+            Err(error) if error == rustix::io::Errno::NOENT => return Ok(false),
             Err(error) => return Err(error.into()),
         };
         // Most fit, and files get their names when they are whole: what leaves room is all of it.
-        buffer.clear();
-        buffer.reserve(SMALL);
-        let room = buffer.capacity();
-        match rustix::io::read(&file, spare_capacity(buffer)) {
-            Ok(n) if n > 0 && n < room && n <= limit => Ok(Some(Bytes::copy_from_slice(buffer))),
+        content.clear();
+        content.reserve(SMALL);
+        let room = content.capacity();
+        match rustix::io::read(&file, spare_capacity(content)) {
+            Ok(n) if n > 0 && n < room && n <= limit => {}
             // It is large or empty, or is not a file.
-            _ => Ok(Some(read_from_start(&file, limit)?.into())),
+            _ => *content = read_from_start(&file, limit)?,
         }
+        Ok(true)
     }
 }
 
@@ -279,7 +274,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = OpenFolder::open(folder.path()).unwrap();
         let mut buffer = Vec::new();
-        let mut read = |name: &str, limit| open.read(name, limit, &mut buffer);
+        let mut read = |name: &str, limit| {
+            let there = open.read(name, limit, &mut buffer)?;
+            io::Result::Ok(there.then(|| buffer.clone()))
+        };
         assert_eq!(read("none", 9).unwrap(), None);
         for size in [0, 1, SMALL - 1, SMALL, SMALL + 1, 3 * SMALL] {
             let content: Vec<u8> = (0..size).map(|i| (i / 7) as u8).collect();
