@@ -34,8 +34,8 @@ pub enum LiteralCode {
     List(Vec<LiteralNode>),
     /// A set, whose entries are in their order.
     Set(Vec<LiteralEntry>),
-    /// A function: its body.
-    Function(Box<LiteralNode>),
+    /// A function.
+    Function(Box<LiteralFunction>),
     /// A function and its argument.
     Call(Box<LiteralNode>, Box<LiteralNode>),
     /// `with`: what, and the body.
@@ -46,6 +46,28 @@ pub enum LiteralCode {
     Concat(Box<LiteralNode>, Box<LiteralNode>),
     /// Something that only an evaluation could tell: its text, shortened.
     Other(String),
+}
+
+/// `{ name ? default, … }@whole: body`, or `whole: body`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiteralFunction {
+    /// What it takes of a set, in their order.
+    pub arguments: Vec<LiteralArgument>,
+    /// The name of the whole argument.
+    pub whole: Option<String>,
+    /// What it gives.
+    pub body: LiteralNode,
+}
+
+/// One of the names that a function takes of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiteralArgument {
+    /// The line, from 1.
+    pub line: usize,
+    /// The name.
+    pub name: String,
+    /// What it is where the set has it not.
+    pub default: Option<LiteralNode>,
 }
 
 /// `a.b = value;`.
@@ -85,14 +107,6 @@ impl LiteralNode {
         .map_err(|(line, what)| failed(line, what))
     }
 
-    /// The body, below functions and `let`.
-    pub fn body(&self) -> &LiteralNode {
-        match &self.value {
-            LiteralCode::Function(body) | LiteralCode::Let(_, body) => body.body(),
-            _ => self,
-        }
-    }
-
     /// All nodes, this one first.
     pub fn all(&self) -> Vec<&LiteralNode> {
         let mut found = vec![self];
@@ -102,7 +116,7 @@ impl LiteralNode {
             match &node.value {
                 LiteralCode::List(items) => found.extend(items),
                 LiteralCode::Set(entries) => found.extend(entries.iter().map(|entry| &entry.value)),
-                LiteralCode::Function(body) => found.push(body),
+                LiteralCode::Function(function) => found.push(&function.body),
                 LiteralCode::Let(entries, body) => {
                     found.extend(entries.iter().map(|entry| &entry.value));
                     found.push(body);
@@ -314,7 +328,9 @@ impl NixLines {
             ast::Expr::AttrSet(set) if set.rec_token().is_none() => {
                 LiteralCode::Set(self.entries(set, depth))
             }
-            ast::Expr::Lambda(lambda) => LiteralCode::Function(self.boxed(lambda.body(), depth)?),
+            ast::Expr::Lambda(lambda) => {
+                LiteralCode::Function(Box::new(self.function(lambda, depth)?))
+            }
             ast::Expr::Apply(apply) => LiteralCode::Call(
                 self.boxed(apply.lambda(), depth)?,
                 self.boxed(apply.argument(), depth)?,
@@ -335,6 +351,29 @@ impl NixLines {
             }
             _ => return None,
         })
+    }
+
+    fn function(&self, lambda: &ast::Lambda, depth: usize) -> Option<LiteralFunction> {
+        let ident = |name: Option<ast::Ident>| Some(name?.ident_token()?.text().to_owned());
+        let mut function = LiteralFunction {
+            arguments: Vec::new(),
+            whole: None,
+            body: self.node(&lambda.body()?, depth),
+        };
+        match lambda.param()? {
+            ast::Param::IdentParam(param) => function.whole = ident(param.ident()),
+            ast::Param::Pattern(pattern) => {
+                function.whole = pattern.pat_bind().and_then(|bind| ident(bind.ident()));
+                for entry in pattern.pat_entries() {
+                    function.arguments.push(LiteralArgument {
+                        line: self.line_of(entry.syntax()),
+                        name: ident(entry.ident())?,
+                        default: entry.default().map(|value| self.node(&value, depth)),
+                    });
+                }
+            }
+        }
+        Some(function)
     }
 
     fn entries(&self, set: &impl HasEntry, depth: usize) -> Vec<LiteralEntry> {

@@ -2,7 +2,7 @@
 
 use super::{
     DevShellDeclaration, ShellFiles, ShellReading,
-    nix_read::{NixFile, Scope},
+    nix_read::{NixFile, NixScope},
     nix_write::{packages, variables},
 };
 use crate::{
@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 pub fn read(read: &mut ShellReading, nix: &str, yaml: Option<&str>) -> Result<(), FlakeFileError> {
     let file = NixFile("devenv.nix");
     let whole = LiteralNode::parse(file.0, nix)?;
-    let body = whole.body();
+    let mut scope = NixScope::default();
+    let body = file.body(read, &whole, &mut scope);
     let LiteralCode::Set(_) = &body.value else {
         return Err(FlakeFileError {
             file: file.0.to_owned(),
@@ -30,7 +31,7 @@ pub fn read(read: &mut ShellReading, nix: &str, yaml: Option<&str>) -> Result<()
         let names: Vec<_> = entry.path.iter().map(String::as_str).collect();
         match names[..] {
             ["name"] => read.shell.name = file.string(read, &entry),
-            ["packages"] => file.packages(read, &entry.value, Scope::Outside),
+            ["packages"] => file.packages(read, &entry.value, &scope),
             ["enterShell"] => read.shell.hook = file.string(read, &entry).unwrap_or_default(),
             ["env", name] => file.variable(read, name, &entry),
             ["scripts", name, "exec"] => {

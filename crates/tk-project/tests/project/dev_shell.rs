@@ -220,7 +220,7 @@ fn what_is_no_literal_is_told_with_its_line() {
         "{lost:?}"
     );
 
-    let envrc = "# mine\nexport A=\"b c\" # why\nexport B=$HOME/x\nPATH_add bin\n\nif true; then\nuse flake .#ci\nexport C='two\nlines'\n";
+    let envrc = "# mine\nexport A=\"b c\" # why\nexport B=$HOME/x\nPATH_add bin\n\nuse flake .#ci\nexport C='two\nlines'\n";
     let (shell, lost) = read_one(DevShellForm::Envrc, &[envrc]);
     assert_eq!(shell.variables["A"], "b c");
     assert_eq!(shell.variables["C"], "two\nlines");
@@ -228,11 +228,219 @@ fn what_is_no_literal_is_told_with_its_line() {
         .iter()
         .map(|line| line.split(": ").next().unwrap())
         .collect();
-    assert_eq!(
-        lines,
-        [".envrc:3", ".envrc:4", ".envrc:6", ".envrc:6", ".envrc:7"],
-        "{lost:?}"
+    assert_eq!(lines, [".envrc:3", ".envrc:4", ".envrc:6"], "{lost:?}");
+}
+
+fn losses(lost: &[String]) -> Vec<&str> {
+    lost.iter()
+        .map(|line| line.split(": ").next().unwrap())
+        .collect()
+}
+
+/// A name that something binds goes before one of `with`.
+#[test]
+fn names_that_something_binds_are_no_packages() {
+    let made = "mkShell { packages = with pkgs; [ python jq null ]; }";
+    for (head, form) in [
+        (
+            "{ pkgs ? import <nixpkgs> { } }:\nlet python = pkgs.python3.withPackages (p: [ p.requests ]);\nin pkgs.",
+            DevShellForm::ShellNix,
+        ),
+        (
+            "{ pkgs ? import <nixpkgs> { } }: let\ninherit (import ./python.nix) python;\nin pkgs.",
+            DevShellForm::ShellNix,
+        ),
+        (
+            "{ outputs = { nixpkgs, self }: let pkgs = nixpkgs.legacyPackages.x86_64-linux;\npython = pkgs.python3.override { };\nin { devShells.x86_64-linux.default = pkgs.",
+            DevShellForm::Flake,
+        ),
+    ] {
+        let end = if form == DevShellForm::Flake {
+            "; }; }"
+        } else {
+            ""
+        };
+        let (shell, lost) = read_one(form, &[&format!("{head}{made}{end}")]);
+        assert_eq!(shell.packages, [["jq"]], "{head}");
+        let file = form.files()[0];
+        let lines = [2, 3, 3].map(|line| format!("{file}:{line}"));
+        assert_eq!(losses(&lost), lines, "{head}: {lost:?}");
+        assert!(
+            lost[1].ends_with("a package is defined elsewhere: python"),
+            "{lost:?}"
+        );
+    }
+    // An argument, and in devenv.nix.
+    let (shell, lost) = read_one(
+        DevShellForm::ShellNix,
+        &["{ pkgs, python, ... }@all: pkgs.mkShell { packages = with pkgs; [ python all jq ]; }"],
     );
+    assert_eq!((shell.packages.len(), lost.len()), (1, 2), "{lost:?}");
+    let (shell, lost) = read_one(
+        DevShellForm::Devenv,
+        &[
+            "{ pkgs, ... }:\nlet python = import ./python.nix;\nin { packages = with pkgs; [ python jq ]; }",
+        ],
+    );
+    assert_eq!(shell.packages, [["jq"]]);
+    assert_eq!(losses(&lost), ["devenv.nix:2", "devenv.nix:3"], "{lost:?}");
+}
+
+/// Another nixpkgs, settings, overlays: what makes `pkgs.hello` another package is told.
+#[test]
+fn what_changes_packages_is_told() {
+    let shell = "pkgs.mkShell { packages = [ pkgs.hello ]; }";
+    let flake = |before: &str| {
+        format!(
+            "{{ outputs = {{ self, nixpkgs, other }}:\n{before} {{ devShells.x.default = {shell}; }}; }}"
+        )
+    };
+    let each = |body: &str| {
+        format!(
+            "{{ outputs = {{ self, nixpkgs, other }}: let\neach = {body};\nin {{ devShells = each (pkgs: {{ default = {shell}; }}); }}; }}"
+        )
+    };
+    let told = [
+        (
+            DevShellForm::ShellNix,
+            format!("{{\npkgs ? import (fetchTarball \"x\") {{ }} }}: {shell}"),
+        ),
+        (
+            DevShellForm::ShellNix,
+            format!("{{\npkgs ? import <nixpkgs> {{ config.allowUnfree = true; }} }}: {shell}"),
+        ),
+        (
+            DevShellForm::ShellNix,
+            format!("{{\npkgs ? import ./nix {{ }} }}: {shell}"),
+        ),
+        (
+            DevShellForm::ShellNix,
+            format!("let\npkgs = import (import ./sources.nix).nixpkgs {{ }}; in {shell}"),
+        ),
+        (
+            DevShellForm::ShellNix,
+            format!("\nwith import ./nix {{ }}; {shell}"),
+        ),
+        (
+            DevShellForm::Flake,
+            flake("let pkgs = import nixpkgs { system = \"x\"; overlays = [ ]; }; in"),
+        ),
+        (
+            DevShellForm::Flake,
+            flake("let pkgs = other.legacyPackages.x; in"),
+        ),
+        (
+            DevShellForm::Flake,
+            flake("let pkgs = nixpkgs.legacyPackages.${x}.pkgsStatic; in"),
+        ),
+        (
+            DevShellForm::Flake,
+            flake("let pkgs = nixpkgs.legacyPackages.x.extend other; in"),
+        ),
+        (
+            DevShellForm::Flake,
+            each(
+                "f: nixpkgs.lib.genAttrs [ \"x\" ] (system: f (import nixpkgs { config = { }; }))",
+            ),
+        ),
+        (
+            DevShellForm::Flake,
+            each("f: nixpkgs.lib.genAttrs [ \"x\" ] (system: f other.legacyPackages.${system})"),
+        ),
+        (
+            DevShellForm::Flake,
+            format!(
+                "{{ outputs = {{ self, nixpkgs }}: {{\npackages.x.default = 1; devShells.x.default = {shell}; }}; }}"
+            ),
+        ),
+    ];
+    for (form, text) in told {
+        let (read, lost) = read_one(form, &[&text]);
+        assert_eq!(read.packages, [["hello"]], "{text}");
+        let line = format!("{}:2", form.files()[0]);
+        assert_eq!(losses(&lost), [line], "{text}: {lost:?}");
+    }
+    let plain = [
+        (
+            DevShellForm::ShellNix,
+            format!("{{ pkgs ? import <nixpkgs> {{ }}, lib ? pkgs.lib }}: {shell}"),
+        ),
+        (
+            DevShellForm::ShellNix,
+            format!(
+                "{{ system ? builtins.currentSystem, pkgs ? import <nixpkgs> {{ inherit system; }} }}: {shell}"
+            ),
+        ),
+        (
+            DevShellForm::ShellNix,
+            format!("let pkgs = import <nixpkgs> {{ }}; in {shell}"),
+        ),
+        (
+            DevShellForm::Flake,
+            flake("let system = \"x\"; pkgs = inputs.nixpkgs.legacyPackages.${system}; in"),
+        ),
+        (
+            DevShellForm::Flake,
+            flake("let pkgs = import nixpkgs { system = \"x\"; }; in"),
+        ),
+        (
+            DevShellForm::Flake,
+            each("f: nixpkgs.lib.genAttrs [ \"x\" ] (system: f nixpkgs.legacyPackages.${system})"),
+        ),
+        (
+            DevShellForm::Flake,
+            each(
+                "f: nixpkgs.lib.genAttrs [ \"x\" ] (system: f (import nixpkgs { inherit system; }))",
+            ),
+        ),
+    ];
+    for (form, text) in plain {
+        let (read, lost) = read_one(form, &[&text]);
+        assert_eq!(read.packages, [["hello"]], "{text}");
+        assert!(lost.is_empty(), "{text}: {lost:?}");
+    }
+}
+
+/// What runs only sometimes is no variable of the shell.
+#[test]
+fn blocks_of_envrc_are_told() {
+    for block in [
+        "if x; then\nexport A=1\nelse if y; then\nexport A=2\nfi\nexport A=3\nfi",
+        "if x; then export A=1; fi",
+        "case x in\n  a) export A=1 ;;\n  (b)\nexport A=2\n;;\nesac",
+        "for a in b; do\n export A=1\ndone",
+        "while read a\ndo\nexport A=1\ndone <<E\nexport A=2\nE",
+        "f() {\nexport A=1\n}",
+        "function f {\nexport A=1\n}",
+        "f ()\n{\nexport A=1\n}",
+        "(\nexport A=1\n)",
+        "x && {\nexport A=1\n}",
+        "x &&\nexport A=1",
+        "x ||\n  export A=1",
+        "cat > f <<EOF\nexport A=1\nEOF",
+        "cat <<-'EOF' > f\nexport A=1\n\tEOF",
+        "cat <<a; cat <<b\nexport A=1\na\nexport A=2\nb",
+        "X=$(\nexport A=1\n)",
+    ] {
+        let text = format!("export B=1\n{block}\nexport C='if'\necho if \"{{\"\nexport D=1\n");
+        let (shell, lost) = read_one(DevShellForm::Envrc, &[&text]);
+        let names: Vec<_> = shell.variables.keys().map(String::as_str).collect();
+        assert_eq!(names, ["B", "C", "D"], "{text}: {lost:?}");
+        assert_eq!(
+            lost[0].split(": ").next(),
+            Some(".envrc:2"),
+            "{text}: {lost:?}"
+        );
+    }
+    let (shell, lost) = read_one(
+        DevShellForm::Envrc,
+        &["export A=$((1<<2))\nexport B=1\nif x; then\nexport C=1\n"],
+    );
+    assert_eq!(shell.variables.keys().collect::<Vec<_>>(), ["B"]);
+    assert_eq!(losses(&lost), [".envrc:1", ".envrc:3"], "{lost:?}");
+    let (shell, lost) = read_one(DevShellForm::Envrc, &["export A=1\nreturn\nexport B=1\n"]);
+    assert_eq!(shell.variables.keys().collect::<Vec<_>>(), ["A"]);
+    assert_eq!(losses(&lost), [".envrc:2"], "{lost:?}");
 }
 
 #[test]
