@@ -30,6 +30,7 @@ pub mod nix_expr;
 pub mod nix_literal;
 mod nix_repeats;
 mod source;
+mod text;
 mod url;
 
 pub use files::{read_bounded, write_whole};

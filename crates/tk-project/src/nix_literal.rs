@@ -4,7 +4,7 @@
 //! that grows with the square of a chain of operators, calls, selections or brackets. So the code is bounded in
 //! length, depth and words of one chain before it is parsed.
 
-use crate::{lock::FlakeFileError, nix_repeats::repeated_attribute};
+use crate::{lock::FlakeFileError, nix_repeats::repeated_attribute, text::LineStarts};
 use rnix::{
     SyntaxKind, SyntaxNode,
     ast::{self, AstToken, HasEntry, InterpolPart},
@@ -97,7 +97,7 @@ impl LiteralNode {
             if let Some(error) = parsed.errors().first() {
                 return Err(parse_error(text, error));
             }
-            let lines = NixLines::of(text);
+            let lines = LineStarts::of(text);
             match parsed.tree().expr() {
                 Some(expr) => Ok(lines.node(&expr, 0)),
                 None => Err((1, "no expression".to_owned())),
@@ -177,7 +177,7 @@ pub fn syntax_error(text: &str) -> Result<Option<(usize, String)>, (usize, Strin
             return Some(parse_error(text, error));
         }
         let (at, name) = repeated_attribute(&parsed.syntax())?;
-        let line = NixLines::of(text).line(at);
+        let line = LineStarts::of(text).line(at);
         Some((line, format!("the attribute {name:?} stands there twice")))
     })
 }
@@ -197,7 +197,7 @@ pub(crate) fn on_large_stack<T: Send>(
         let what = format!(
             "more than {MAX_CHAIN} words without a `;`, or {MAX_BRACKETS} brackets in brackets"
         );
-        return Err((NixLines::of(text).line(at), what));
+        return Err((LineStarts::of(text).line(at), what));
     }
     thread::scope(|scope| {
         let large = thread::Builder::new().stack_size(STACK_BYTES);
@@ -260,22 +260,10 @@ fn parse_error(text: &str, error: &rnix::ParseError) -> (usize, String) {
     let at = range.map_or(text.len(), usize::from);
     let words = error.to_string();
     let words = words.split(" at ").next().unwrap_or_default().to_owned();
-    (NixLines::of(text).line(at), words)
+    (LineStarts::of(text).line(at), words)
 }
 
-/// Where the lines of a text start.
-struct NixLines(Vec<usize>);
-
-impl NixLines {
-    fn of(text: &str) -> Self {
-        let ends = text.match_indices('\n').map(|(at, _)| at + 1);
-        NixLines(std::iter::once(0).chain(ends).collect())
-    }
-
-    fn line(&self, offset: usize) -> usize {
-        self.0.partition_point(|start| *start <= offset)
-    }
-
+impl LineStarts {
     fn line_of(&self, node: &SyntaxNode) -> usize {
         self.line(node.text_range().start().into())
     }

@@ -1,7 +1,7 @@
 //! Files of version managers: .tool-versions (asdf), mise.toml, .python-version, .nvmrc, .node-version.
 
 use super::scan::{DetectError, ProjectScan};
-use crate::flake_facts::FlakeReason;
+use crate::{flake_facts::FlakeReason, text::is_variable};
 
 /// A tool and the version that such a file names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,11 +96,6 @@ fn pin(scan: &mut ProjectScan, tool: &str, version: &str, because: FlakeReason) 
         version: version.to_owned(),
         because,
     });
-}
-
-fn is_variable(name: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(plain)
 }
 
 /// The tools that no language asked for.

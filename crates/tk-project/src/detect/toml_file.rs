@@ -1,7 +1,7 @@
 //! A TOML file whose values know their lines.
 
 use super::scan::line_of;
-use crate::flake_facts::FlakeReason;
+use crate::{flake_facts::FlakeReason, text::LineStarts};
 use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 
@@ -146,24 +146,12 @@ impl<'a> TomlValue<'a> {
     }
 }
 
-/// Where the lines of a text start, to find a line without counting from the top each time.
-struct LineStarts(Vec<usize>);
-
 impl LineStarts {
-    fn of(text: &str) -> Self {
-        let ends = text.match_indices('\n').map(|(at, _)| at + 1);
-        LineStarts(std::iter::once(0).chain(ends).collect())
-    }
-
-    fn line(&self, offset: usize) -> usize {
-        self.0.partition_point(|start| *start <= offset)
-    }
-
     fn table(&self, table: &DeTable<'_>) -> TomlKind {
         let entries = table.iter().map(|(key, value)| {
             let node = TomlNode {
                 line: self.line(key.span().start),
-                what: self.value(value.get_ref()),
+                what: self.toml_value(value.get_ref()),
             };
             (key.get_ref().to_string(), node)
         });
@@ -171,7 +159,7 @@ impl LineStarts {
     }
 
     /// The parser has bounded the depth.
-    fn value(&self, value: &DeValue<'_>) -> TomlKind {
+    fn toml_value(&self, value: &DeValue<'_>) -> TomlKind {
         match value {
             DeValue::String(text) => TomlKind::Text(text.to_string()),
             DeValue::Boolean(truth) => TomlKind::Truth(*truth),
@@ -179,7 +167,7 @@ impl LineStarts {
             DeValue::Array(array) => {
                 let elements = array.iter().map(|element| TomlNode {
                     line: self.line(element.span().start),
-                    what: self.value(element.get_ref()),
+                    what: self.toml_value(element.get_ref()),
                 });
                 TomlKind::Array(elements.collect())
             }

@@ -6,7 +6,7 @@
 //! ```
 
 use super::{DevShellDeclaration, ShellLoss, ShellReading};
-use crate::emit::is_identifier;
+use crate::{emit::is_identifier, text::is_variable};
 
 /// Reads .envrc.
 pub fn read(read: &mut ShellReading, text: &str) {
@@ -125,11 +125,6 @@ impl EnvrcBlock {
 fn package_path(text: &str) -> Option<Vec<String>> {
     let path: Vec<_> = text.split('.').map(str::to_owned).collect();
     path.iter().all(|name| is_identifier(name)).then_some(path)
-}
-
-fn is_variable(name: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(plain)
 }
 
 /// A command of bash.
