@@ -8,6 +8,7 @@ mod copying;
 mod derivation;
 mod examples;
 mod files;
+mod flake_init;
 mod misuse;
 mod progress;
 mod requests;

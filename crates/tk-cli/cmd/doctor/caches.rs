@@ -1,7 +1,7 @@
 //! What there is to know of one cache to fetch from.
 
 use super::{CommandContext, OpenOptions};
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use std::{
     collections::BTreeSet,
     fs,
@@ -144,11 +144,10 @@ async fn sample(cx: &CommandContext, cache: &BinaryCache) -> Vec<NarInfo> {
     let remembered = remembered(cx, cache).into_iter();
     let remembered = remembered.filter(|(_, there)| *there).map(|(part, _)| part);
     let parts: BTreeSet<HashPart> = remembered.chain(parts_of_store(cx)).collect();
-    let names = parts.iter().map(narinfo_name).collect();
-    let texts = cache.objects().read_each(names, MAX_NARINFO_BYTES).await;
-    let texts = texts.into_iter().filter_map(|text| text.ok().flatten());
+    let texts = ask(cache, parts.iter()).await.into_iter();
+    let texts = texts.filter_map(|text| text.ok().flatten());
     let read = texts.filter_map(|text| {
-        let text = std::str::from_utf8(&text).ok()?;
+        let text = std::str::from_utf8(text.as_ref()).ok()?;
         NarInfo::parse(cache.dir(), text).ok()
     });
     read.take(SAMPLE).collect()
@@ -184,10 +183,7 @@ async fn memory(
 ) -> Option<DoctorFinding> {
     cache.folder().is_none().then_some(())?;
     let remembered = remembered(cx, cache);
-    let names = remembered.iter().map(|(part, _)| narinfo_name(part));
-    let now = cache
-        .objects()
-        .read_each(names.collect(), MAX_NARINFO_BYTES);
+    let now = ask(cache, remembered.iter().map(|(part, _)| part));
     let mut seen = MemorySeen::default();
     for ((part, was_there), now) in remembered.iter().zip(now.await) {
         let now = now.ok().filter(|_| !heard.is_refused(part));
@@ -200,6 +196,22 @@ async fn memory(
         seen.come += usize::from(!*was_there && now.is_some());
     }
     Some(judge_memory(name, seen))
+}
+
+/// The narinfo of each of `parts` as the cache has it now, in their order.
+async fn ask<'a>(
+    cache: &BinaryCache,
+    parts: impl Iterator<Item = &'a HashPart>,
+) -> Vec<tk_store::Result<Option<impl AsRef<[u8]> + use<>>>> {
+    let objects = cache.objects();
+    let names = parts.map(narinfo_name).collect::<Vec<_>>();
+    let reads = names
+        .iter()
+        .map(|name| objects.read(name, MAX_NARINFO_BYTES));
+    stream::iter(reads)
+        .buffered(objects.parallel())
+        .collect()
+        .await
 }
 
 pub fn narinfo_name(part: &HashPart) -> String {
