@@ -10,13 +10,16 @@ use std::{
 /// # Errors
 /// If it cannot be read, is larger, is no file, or is not UTF-8.
 pub fn read_bounded(file: &Path, max: u64) -> io::Result<Option<String>> {
-    let opened = match File::open(file) {
+    // To open a pipe would wait for who writes to it.
+    match file.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
-    };
-    if !opened.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a file"));
+        found => {
+            if !found?.is_file() {
+                return Err(io::Error::other("it is not a file"));
+            }
+        }
     }
+    let opened = File::open(file)?;
     let mut text = String::new();
     opened.take(max + 1).read_to_string(&mut text)?;
     if text.len() as u64 > max {

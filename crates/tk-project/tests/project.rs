@@ -8,6 +8,7 @@ mod project {
     mod emit;
     mod flake_init;
     mod flakes;
+    mod git_inputs;
     mod lock_graphs;
     mod locks;
     mod module;

@@ -28,16 +28,22 @@ impl FetchOptions<'_> {
         } else {
             Submodules::Empty
         };
-        let is_shallow = checkout.ask_line(&["rev-parse", "--is-shallow-repository"])? == "true";
-        if is_shallow && !is_shallow_wanted {
-            return unsupported(format!("{url} is a shallow repository: say shallow = true"));
-        }
         let mut locked = wanted.clone();
         // Without a wish, the working tree counts, as long as it is clean.
         let of_work_tree = !wanted.has("ref") && !wanted.has("rev") && checkout.has_work_tree();
+        let is_shallow = checkout.is_shallow()?;
+        if is_shallow && !is_shallow_wanted && !of_work_tree {
+            return unsupported(format!("{url} is a shallow repository: say shallow = true"));
+        }
+        let is_ignoring = wanted.is_set("exportIgnore");
+        if is_ignoring && submodules == Submodules::Mounted {
+            return unsupported(format!(
+                "exportIgnore and submodules of {url} at once are not done here"
+            ));
+        }
         let head = head(&checkout);
         if of_work_tree {
-            if !checkout.ask(&DIRTY)?.is_empty() {
+            if checkout.is_dirty(submodules, &self.scratch)? {
                 return unsupported(format!(
                     "{} has changes that are not committed",
                     folder.display()
@@ -70,35 +76,19 @@ impl FetchOptions<'_> {
             locked.set_text("rev", rev.lines().last().unwrap_or_default());
         }
         let rev = locked.text("rev").unwrap_or_default().to_owned();
-        let mut revision = checkout.revision(&rev, submodules)?;
-        locked.set_number(
-            "lastModified",
-            number(
-                &checkout,
-                &[
-                    "log",
-                    "-1",
-                    "--no-show-signature",
-                    "--format=%ct",
-                    &rev,
-                    "--",
-                ],
-            )?,
-        );
+        locked.set_number("lastModified", checkout.last_modified(&rev)?);
         if !is_shallow_wanted {
-            locked.set_number(
-                "revCount",
-                number(&checkout, &["rev-list", "--count", &rev, "--"])?,
-            );
+            locked.set_number("revCount", checkout.rev_count(&rev)?);
         }
-        if wanted.is_set("exportIgnore") {
-            revision.keep_only(&checkout.archive(&rev, &self.scratch)?);
-        }
-        let is_plain = !wanted.is_set("exportIgnore") && submodules == Submodules::Empty;
-        let (hash, tree) = if of_work_tree && is_plain {
-            let mut tree = checkout.work_tree()?;
+        let archive = is_ignoring.then(|| checkout.archive(&rev, &self.scratch));
+        let archive = archive.transpose()?;
+        let (hash, tree) = if of_work_tree {
+            let mut tree = checkout.work_tree(submodules, &self.scratch)?;
+            archive.iter().for_each(|archive| tree.keep_only(archive));
             (tree.nar_hash()?, FetchedTree::WorkTree(tree))
         } else {
+            let mut revision = checkout.revision(&rev, submodules)?;
+            archive.iter().for_each(|kept| revision.keep_only(kept));
             (revision.nar_hash()?, FetchedTree::Revision(revision))
         };
         locked.set_text("narHash", hash.sri());
@@ -110,17 +100,3 @@ impl FetchOptions<'_> {
 fn head(checkout: &GitCheckout) -> Option<String> {
     checkout.ask_line(&["symbolic-ref", "--quiet", "HEAD"]).ok()
 }
-
-fn number(checkout: &GitCheckout, args: &[&str]) -> Result<u64, InputSourceError> {
-    let line = checkout.ask_line(args)?;
-    let bad = || InputSourceError::Unsupported(format!("git says '{line}' where a number must be"));
-    line.parse().map_err(|_| bad())
-}
-
-const DIRTY: [&str; 5] = [
-    "status",
-    "--porcelain",
-    "-z",
-    "--untracked-files=no",
-    "--ignore-submodules=all",
-];

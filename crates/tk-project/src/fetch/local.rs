@@ -114,13 +114,13 @@ pub(super) fn read_below(
         let what = format!("{} is a link that leads out of it", place.display());
         return Err(InputSourceError::Unsupported(what));
     }
-    let file = File::open(&real).map_err(of)?;
-    let size = file.metadata().map_err(of)?.len();
-    if size > max || !real.is_file() {
+    let found = real.metadata().map_err(of)?;
+    if found.len() > max || !found.is_file() {
         let what = format!("{} is no file of at most {max} bytes", place.display());
         return Err(InputSourceError::Unsupported(what));
     }
     let mut out = Vec::new();
+    let file = File::open(&real).map_err(of)?;
     file.take(max).read_to_end(&mut out).map_err(of)?;
     Ok(Some(out))
 }

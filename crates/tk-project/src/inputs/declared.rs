@@ -194,24 +194,24 @@ fn unfit(line: usize, what: &str, wanted: &str, found: &LiteralValue) -> Literal
     )
 }
 
-/// The path literal `path` of a file in `dir`, from there.
+/// The path literal `path` of a file in `dir`, from there. As `CanonPath::makeRelative`.
 fn below(dir: &str, path: &str) -> Result<String, String> {
-    let mut names: Vec<&str> = dir.split('/').filter(|name| !name.is_empty()).collect();
-    let level = names.len();
+    let here: Vec<&str> = dir.split('/').filter(|name| !name.is_empty()).collect();
+    let mut there = here.clone();
     for name in path.split('/') {
         match name {
             "" | "." => (),
             ".." => {
-                names
+                there
                     .pop()
                     .ok_or(format!("{path} leads out of the flake"))?;
             }
-            name => names.push(name),
+            name => there.push(name),
         }
     }
-    if names.len() < level {
-        return Err(format!("{path} leads out of the folder of the flake"));
-    }
-    let inner = names[level..].join("/");
+    let shared = here.iter().zip(&there).take_while(|(a, b)| a == b).count();
+    let up = here[shared..].iter().map(|_| "..");
+    let inner: Vec<_> = up.chain(there[shared..].iter().copied()).collect();
+    let inner = inner.join("/");
     Ok(if inner.is_empty() { ".".into() } else { inner })
 }

@@ -11,7 +11,7 @@ use crate::{
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
@@ -89,10 +89,11 @@ pub fn solve_lock(
         warnings: Vec::new(),
     };
     let root = InputPath::default();
+    let (source, below) = source_of(folder);
     let place = LockPlace {
-        tree: Rc::new(RefCell::new(FetchedTree::Folder(folder.to_owned()))),
-        folder: String::new(),
-        shown: folder.display().to_string(),
+        shown: source.display().to_string(),
+        tree: Rc::new(RefCell::new(FetchedTree::Folder(source))),
+        folder: below,
     };
     let declared = solver.declared(&place, &root)?;
     let key = solver.node(None, &root)?;
@@ -606,6 +607,18 @@ impl LockSolver<'_> {
         let node = self.nodes.get_mut(key).expect("nodes stay");
         node.inputs.insert(name.to_owned(), edge);
     }
+}
+
+/// The source of the flake in `folder`, and where the flake is in it: the source of one below the top of a repository
+/// is all of that. As `parsePathFlakeRefWithFragment` of `flakeref.cc`.
+fn source_of(folder: &Path) -> (PathBuf, String) {
+    let in_repository = || {
+        let real = folder.canonicalize().ok()?;
+        let top = real.ancestors().find(|above| above.join(".git").exists())?;
+        let below = real.strip_prefix(top).ok()?.to_str()?;
+        (!below.is_empty()).then(|| (top.to_owned(), below.to_owned()))
+    };
+    in_repository().unwrap_or_else(|| (folder.to_owned(), String::new()))
 }
 
 fn flake_place(tree: FetchedTree, locked: &InputAttrs) -> Result<LockPlace, String> {

@@ -262,44 +262,81 @@ impl SourceSearch<'_> {
         let checkout = GitCheckout::open(&folder, &self.options.git)?;
         let Some(rev) = self.attrs.text("rev") else {
             let place = format!("the working tree {}", folder.display());
-            let found = checkout.work_tree()?.nar_hash()?;
-            return Ok(judge(place, found, self.locked));
+            if self.attrs.is_set("exportIgnore") {
+                let what = "exportIgnore of a tree with changes is not done here";
+                return Err(InputSourceError::Unsupported(what.into()));
+            }
+            let mut tree = checkout.work_tree(self.submodules(), &self.options.scratch)?;
+            return Ok(judge(place, tree.nar_hash()?, self.locked));
         };
+        let scratch = &self.options.scratch;
         let place = format!("{rev} of {}", folder.display());
-        let verified = || {
-            Ok(InputVerdict::Verified {
-                place: place.clone(),
-            })
+        let is_ignoring = self.attrs.is_set("exportIgnore");
+        let mut revision = checkout.revision(rev, self.submodules())?;
+        if is_ignoring {
+            revision.keep_only(&checkout.archive(rev, scratch)?);
+        }
+        let found = revision.nar_hash()?;
+        if found == self.locked
+            || (revision.has_submodules && revision.without_mounts().nar_hash()? == self.locked)
+            || checkout.archive(rev, scratch)?.nar_hash()? == self.locked
+        {
+            return self.judge_numbers(&checkout, rev, place);
+        }
+        // Nix hashes a clean working tree as it is, with the line ends that git gives it.
+        if checkout.has_work_tree()
+            && checkout
+                .ask_line(&["rev-parse", "HEAD"])
+                .is_ok_and(|head| head == rev)
+            && !checkout.is_dirty(self.submodules(), scratch)?
+        {
+            let mut tree = checkout.work_tree(self.submodules(), scratch)?;
+            if is_ignoring {
+                tree.keep_only(&checkout.archive(rev, scratch)?);
+            }
+            if tree.nar_hash()? == self.locked {
+                let place = format!("the clean working tree {}", folder.display());
+                return self.judge_numbers(&checkout, rev, place);
+            }
+        }
+        let unread = if self.attrs.is_set("lfs") {
+            Some("files of LFS are not looked at")
+        } else if is_ignoring && self.submodules() == Submodules::Mounted {
+            Some("exportIgnore and submodules at once are not done here")
+        } else {
+            None
         };
-        let with_submodules = self.attrs.is_set("submodules");
-        let submodules = if with_submodules {
+        if let Some(unread) = unread {
+            let what = format!("it has another hash, but {unread}");
+            return Err(InputSourceError::Unsupported(what));
+        }
+        Ok(InputVerdict::Tampered { place, found })
+    }
+
+    fn submodules(&self) -> Submodules {
+        if self.attrs.is_set("submodules") {
             Submodules::Mounted
         } else {
             Submodules::Empty
-        };
-        let mut revision = checkout.revision(rev, submodules)?;
-        if self.attrs.is_set("exportIgnore") {
-            revision.keep_only(&checkout.archive(rev, &self.options.scratch)?);
         }
-        let found = revision.nar_hash()?;
-        if found == self.locked {
-            return verified();
+    }
+
+    /// The content is what the lock states; Nix refuses it if what is said of the commit is not true.
+    fn judge_numbers(&self, checkout: &GitCheckout, rev: &str, place: String) -> Judged {
+        let mut numbers = vec![("lastModified", checkout.last_modified(rev)?)];
+        if self.attrs.has("revCount") && !checkout.is_shallow()? {
+            numbers.push(("revCount", checkout.rev_count(rev)?));
         }
-        if revision.has_submodules && revision.without_mounts().nar_hash()? == self.locked {
-            return verified();
+        for (name, number) in numbers {
+            if let Some(locked) = self.attrs.number(name)
+                && locked != number
+            {
+                let place = format!("{place} (its {name} is {number}, not {locked})");
+                let found = self.locked;
+                return Ok(InputVerdict::Tampered { place, found });
+            }
         }
-        if checkout.archive(rev, &self.options.scratch)?.nar_hash()? == self.locked {
-            return verified();
-        }
-        // Nix hashes a clean working tree as it is, with the line ends that git gives it.
-        if checkout.has_work_tree() && checkout.work_tree()?.nar_hash()? == self.locked {
-            return verified();
-        }
-        if self.attrs.is_set("lfs") {
-            let what = "it has another hash, but files of LFS are not looked at";
-            return Err(InputSourceError::Unsupported(what.into()));
-        }
-        Ok(InputVerdict::Tampered { place, found })
+        Ok(InputVerdict::Verified { place })
     }
 
     fn tarball(&self) -> Judged {

@@ -5,7 +5,7 @@
 //! and `GitFileSystemObjectSinkImpl` of `git-utils.cc`.
 
 use super::{
-    InputSourceError, MAX_ENTRIES,
+    InputSourceError, MAX_ENTRIES, open_file,
     tree::{SourceContents, SourceNode},
 };
 use std::{
@@ -48,13 +48,7 @@ impl ArchiveTree {
     /// The tarball at `path`, packed with whatever its first bytes say. It is unpacked into a file without a name in
     /// `scratch`.
     pub(crate) fn open(path: &Path, scratch: &Path) -> Result<ArchiveTree, InputSourceError> {
-        let of = |e| InputSourceError::of("reading", path, e);
-        let file = File::open(path).map_err(of)?;
-        if !file.metadata().map_err(of)?.is_file() {
-            let what = format!("{} is not a file", path.display());
-            return Err(InputSourceError::Unsupported(what));
-        }
-        Self::read(file, scratch, SingleFolder::IsTheTree)
+        Self::read(open_file(path)?, scratch, SingleFolder::IsTheTree)
     }
 
     /// The tarball that `input` gives.

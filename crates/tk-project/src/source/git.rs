@@ -8,12 +8,15 @@
 
 use super::{
     ArchiveTree, InputSourceError, MAX_ENTRIES, SingleFolder,
+    git_stand_in::GitStandIn,
     tree::{SourceContents, SourceNode},
     work_tree::WorkTree,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     io::{self, BufRead, BufReader, Read, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
@@ -49,6 +52,16 @@ pub(crate) struct GitRevision {
     pub(crate) has_submodules: bool,
 }
 
+/// A working tree, or that of a repository in it.
+struct GitPart {
+    checkout: GitCheckout,
+    /// Where it is mounted.
+    place: Vec<u8>,
+    /// The commit that the outer one means.
+    rev: Option<String>,
+    files: BTreeSet<Vec<u8>>,
+}
+
 /// An object with content.
 #[derive(Debug, Clone)]
 pub(crate) struct GitBlob {
@@ -70,11 +83,18 @@ impl GitCheckout {
             let what = format!("{} is no repository of git", folder.display());
             return Err(InputSourceError::NotAtHand(what));
         };
-        Ok(GitCheckout {
+        let checkout = GitCheckout {
             folder: folder.to_owned(),
             git_dir,
             program: program.to_owned(),
-        })
+        };
+        // Git reads no repository that somebody else owns, and none that is broken.
+        match checkout.ask(&["rev-parse", "--git-dir"]) {
+            Err(error @ InputSourceError::Failed { .. }) => {
+                Err(InputSourceError::NotAtHand(error.to_string()))
+            }
+            said => said.map(|_| checkout),
+        }
     }
 
     /// Whether it has files beside those of git.
@@ -127,8 +147,7 @@ impl GitCheckout {
 
     /// The repository that is mounted at `path` of this one.
     fn submodule(&self, path: &[u8]) -> Result<GitCheckout, InputSourceError> {
-        use std::os::unix::ffi::OsStrExt;
-        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        let path = Path::new(OsStr::from_bytes(path));
         let places = [
             self.folder.join(path),
             self.git_dir.join("modules").join(path),
@@ -148,7 +167,9 @@ impl GitCheckout {
         rev: &str,
         scratch: &Path,
     ) -> Result<ArchiveTree, InputSourceError> {
+        let stand_in = GitStandIn::of(self, scratch)?;
         let mut command = self.command_in_folder();
+        stand_in.lead(&mut command);
         command.args(["archive", "--format=tar", rev]);
         let mut child = self.spawn(command.stdin(Stdio::null()))?;
         let output = child.stdout.take().expect("it is piped");
@@ -167,20 +188,85 @@ impl GitCheckout {
     }
 
     /// The files that git has, as they are in the working tree.
-    pub(crate) fn work_tree(&self) -> Result<WorkTree, InputSourceError> {
-        let listed = self.ask(&["ls-files", "-z", "--stage"])?;
+    pub(crate) fn work_tree(
+        &self,
+        submodules: Submodules,
+        scratch: &Path,
+    ) -> Result<WorkTree, InputSourceError> {
         let mut names = BTreeSet::new();
-        for line in listed
-            .split(|byte| *byte == 0)
-            .filter(|line| !line.is_empty())
-        {
-            let tab = line.iter().position(|byte| *byte == b'\t');
-            let (entry, name) = line.split_at(tab.unwrap_or(0));
-            if !entry.starts_with(SUBMODULE) && name.len() > 1 {
-                names.insert(name[1..].to_vec());
-            }
+        for part in self.parts(submodules, scratch)? {
+            names.extend(part.files.into_iter().map(|file| join(&part.place, &file)));
         }
         WorkTree::read(&self.folder, names)
+    }
+
+    /// Whether the working tree is not what its commit has: something is changed, staged or not there.
+    pub(crate) fn is_dirty(
+        &self,
+        submodules: Submodules,
+        scratch: &Path,
+    ) -> Result<bool, InputSourceError> {
+        for part in self.parts(submodules, scratch)? {
+            let stand_in = GitStandIn::of(&part.checkout, scratch)?;
+            let mut command = part.checkout.command_in_folder();
+            stand_in.lead_with_work_tree(&mut command);
+            let is_absent = |file: &Vec<u8>| {
+                let place = part.checkout.folder.join(OsStr::from_bytes(file));
+                place.symlink_metadata().is_err()
+            };
+            let head = part.checkout.ask_line(&["rev-parse", "--verify", "HEAD"]);
+            let is_another = part.rev.is_some_and(|rev| head.ok() != Some(rev));
+            if is_another
+                || !part.checkout.answer(command, &DIRTY)?.is_empty()
+                || part.files.iter().any(is_absent)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The working tree, and those of the repositories in it.
+    fn parts(
+        &self,
+        submodules: Submodules,
+        scratch: &Path,
+    ) -> Result<Vec<GitPart>, InputSourceError> {
+        let mut done = Vec::new();
+        let mut open = vec![(self.clone(), Vec::new(), None)];
+        while let Some((checkout, place, rev)) = open.pop() {
+            if done.len() > MAX_REPOSITORIES {
+                let what = format!("it has more than {MAX_REPOSITORIES} repositories in it");
+                return Err(InputSourceError::Unsupported(what));
+            }
+            let stand_in = GitStandIn::of(&checkout, scratch)?;
+            let mut command = checkout.command_in_folder();
+            stand_in.lead_with_work_tree(&mut command);
+            let listed = checkout.answer(command, &["ls-files", "-z", "--stage"])?;
+            let mut files = BTreeSet::new();
+            for line in listed.split(|byte| *byte == 0) {
+                let Some(tab) = line.iter().position(|byte| *byte == b'\t') else {
+                    continue;
+                };
+                let (entry, name) = (&line[..tab], &line[tab + 1..]);
+                if !entry.starts_with(SUBMODULE) {
+                    files.insert(name.to_vec());
+                } else if submodules == Submodules::Mounted {
+                    let folder = checkout.folder.join(OsStr::from_bytes(name));
+                    let inner = GitCheckout::open(&folder, &self.program)?;
+                    let rev = entry.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+                    let rev = String::from_utf8_lossy(rev).into_owned();
+                    open.push((inner, join(&place, name), Some(rev)));
+                }
+            }
+            done.push(GitPart {
+                checkout,
+                place,
+                rev,
+                files,
+            });
+        }
+        Ok(done)
     }
 
     /// What git says to `args`.
@@ -188,7 +274,10 @@ impl GitCheckout {
     /// # Errors
     /// If it fails; its words are in the error.
     pub(crate) fn ask(&self, args: &[&str]) -> Result<Vec<u8>, InputSourceError> {
-        let mut command = self.command_in_folder();
+        self.answer(self.command_in_folder(), args)
+    }
+
+    fn answer(&self, mut command: Command, args: &[&str]) -> Result<Vec<u8>, InputSourceError> {
         let output = command
             .args(args)
             .stdin(Stdio::null())
@@ -210,6 +299,35 @@ impl GitCheckout {
         Ok(String::from_utf8_lossy(&output).trim_end().to_owned())
     }
 
+    /// When the commit `rev` was made; seconds since 1970.
+    pub(crate) fn last_modified(&self, rev: &str) -> Result<u64, InputSourceError> {
+        self.ask_number(&[
+            "log",
+            "-1",
+            "--no-show-signature",
+            "--format=%ct",
+            rev,
+            "--",
+        ])
+    }
+
+    /// How many commits led to `rev`, itself counted.
+    pub(crate) fn rev_count(&self, rev: &str) -> Result<u64, InputSourceError> {
+        self.ask_number(&["rev-list", "--count", rev, "--"])
+    }
+
+    /// Whether older commits are not here.
+    pub(crate) fn is_shallow(&self) -> Result<bool, InputSourceError> {
+        Ok(self.ask_line(&["rev-parse", "--is-shallow-repository"])? == "true")
+    }
+
+    fn ask_number(&self, args: &[&str]) -> Result<u64, InputSourceError> {
+        let line = self.ask_line(args)?;
+        let what = || format!("git says '{line}' where a number must be");
+        line.parse()
+            .map_err(|_| InputSourceError::Unsupported(what()))
+    }
+
     /// Git, which is to read here and to fetch nothing.
     fn command_in_folder(&self) -> Command {
         let mut command = Command::new(&self.program);
@@ -223,11 +341,15 @@ impl GitCheckout {
             .env("GIT_OPTIONAL_LOCKS", "0")
             .env("GIT_TERMINAL_PROMPT", "0")
             .env("LC_ALL", "C")
-            .arg("-C")
-            .arg(&self.folder)
-            .args(["-c", "core.fsmonitor=false"]);
-        if !self.has_work_tree() {
-            command.arg("--git-dir=.");
+            .args(["--no-pager", "--no-optional-locks", "-C"])
+            .arg(&self.folder);
+        // No repository around this one.
+        let real = self.folder.canonicalize();
+        if let Some(above) = real.as_ref().ok().and_then(|real| real.parent()) {
+            command.env("GIT_CEILING_DIRECTORIES", above);
+        }
+        for setting in NOTHING_RUNS {
+            command.args(["-c", setting]);
         }
         command
     }
@@ -567,7 +689,7 @@ fn mount(root: &mut SourceNode<GitBlob>, place: &[Vec<u8>], tree: SourceNode<Git
 }
 
 /// Takes out of `node` what is not in `other`, too.
-fn keep<C>(node: &mut SourceNode<GitBlob>, other: &SourceNode<C>) {
+pub(super) fn keep<N, C>(node: &mut SourceNode<N>, other: &SourceNode<C>) {
     if let (SourceNode::Folder(entries), SourceNode::Folder(others)) = (node, other) {
         entries.retain(|name, _| others.contains_key(name));
         for (name, node) in entries {
@@ -596,6 +718,13 @@ fn split(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     path.split(|byte| *byte == b'/').map(<[u8]>::to_vec)
 }
 
+const DIRTY: [&str; 5] = [
+    "status",
+    "--porcelain",
+    "-z",
+    "--untracked-files=no",
+    "--ignore-submodules=all",
+];
 const FOLDER: &[u8] = b"40000";
 const EXECUTABLE: &[u8] = b"100755";
 const LINK: &[u8] = b"120000";
@@ -609,8 +738,20 @@ const MAX_TREE: u64 = 256 << 20;
 const MAX_DEPTH: usize = 64;
 /// Repositories in one another.
 const MAX_REPOSITORIES: usize = 1000;
+/// What a configuration could say to run something.
+const NOTHING_RUNS: [&str; 9] = [
+    "core.fsmonitor=false",
+    "core.hooksPath=/dev/null",
+    "core.askPass=",
+    "protocol.allow=never",
+    "safe.bareRepository=all",
+    "log.showSignature=false",
+    "gpg.program=false",
+    "gpg.ssh.program=false",
+    "gpg.x509.program=false",
+];
 /// What would lead git elsewhere.
-const FOREIGN: [&str; 8] = [
+const FOREIGN: [&str; 14] = [
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
@@ -619,4 +760,10 @@ const FOREIGN: [&str; 8] = [
     "GIT_COMMON_DIR",
     "GIT_NAMESPACE",
     "GIT_ATTR_SOURCE",
+    "GIT_CONFIG",
+    "GIT_ASKPASS",
+    "SSH_ASKPASS",
+    "GIT_SSH_COMMAND",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_SHALLOW_FILE",
 ];

@@ -1,5 +1,5 @@
 use super::{
-    InputSourceError,
+    InputSourceError, open_file,
     tree::{SourceContents, SourceNode},
 };
 use std::{fs::File, io::Read, path::Path};
@@ -18,13 +18,7 @@ pub(crate) fn folder_hash(path: &Path) -> Result<NarHash, InputSourceError> {
 
 /// The hash of the NAR of a file with the content of the one at `path`, whatever its mode is.
 pub(crate) fn flat_hash(path: &Path) -> Result<NarHash, InputSourceError> {
-    let of = |e| InputSourceError::of("reading", path, e);
-    let file = File::open(path).map_err(of)?;
-    if !file.metadata().map_err(of)?.is_file() {
-        let what = format!("{} is not a file", path.display());
-        return Err(InputSourceError::Unsupported(what));
-    }
-    flat_hash_of(file)
+    flat_hash_of(open_file(path)?)
 }
 
 /// The same of an open file.

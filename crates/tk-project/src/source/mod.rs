@@ -2,11 +2,12 @@
 //!
 //! # Security
 //! Nothing is unpacked to disk: an archive is spooled to one file without a name, and its entries are looked up there.
-//! Git is run to read objects and names, never to fetch; where it makes an archive, filters that its configuration
-//! names run, as they do for Nix 2.8.
+//! Git is run to read objects and names, never to fetch, and nothing that the configuration of a repository names is
+//! run: no filter, hook or monitor. Repositories that git takes for somebody else's are not read.
 
 mod archive;
 mod git;
+mod git_stand_in;
 mod hash;
 mod tree;
 mod work_tree;
@@ -16,7 +17,7 @@ pub(crate) use git::{GitCheckout, GitRevision, Submodules};
 pub(crate) use hash::{flat_hash, flat_hash_of, folder_hash};
 pub(crate) use work_tree::WorkTree;
 
-use std::{io, path::Path};
+use std::{fs::File, io, path::Path};
 
 /// Why a source could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,16 @@ impl InputSourceError {
             InputSourceError::failed(format!("{doing} {path}"), source)
         }
     }
+}
+
+/// A file to read; nothing else, such as a pipe, is opened.
+pub(crate) fn open_file(path: &Path) -> Result<File, InputSourceError> {
+    let of = |e| InputSourceError::of("reading", path, e);
+    if !path.metadata().map_err(of)?.is_file() {
+        let what = format!("{} is not a file", path.display());
+        return Err(InputSourceError::Unsupported(what));
+    }
+    File::open(path).map_err(of)
 }
 
 /// The most things in a source: nixpkgs has a hundredth of it.

@@ -1,5 +1,6 @@
 use super::{
-    InputSourceError, MAX_ENTRIES,
+    ArchiveTree, InputSourceError, MAX_ENTRIES,
+    git::keep,
     tree::{SourceContents, SourceNode},
 };
 use std::{
@@ -54,6 +55,11 @@ impl WorkTree {
             root: SourceNode::Folder(root),
             contents: WorkFiles,
         })
+    }
+
+    /// Takes out what is not in `archive`.
+    pub(crate) fn keep_only(&mut self, archive: &ArchiveTree) {
+        keep(&mut self.root, &archive.root);
     }
 
     pub(crate) fn nar_hash(&mut self) -> Result<NarHash, InputSourceError> {
