@@ -9,6 +9,7 @@ mod project {
     mod flake_init;
     mod flakes;
     mod git_inputs;
+    mod lock_corners;
     mod lock_graphs;
     mod locks;
     mod module;

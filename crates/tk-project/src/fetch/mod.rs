@@ -8,7 +8,7 @@ pub use forge::{AccessTokens, DownloadedFile, HttpDownload};
 
 use crate::{
     lock::InputAttrs,
-    source::{ArchiveTree, GitRevision, InputSourceError, WorkTree},
+    source::{ArchiveTree, GitRevision, InputSourceError, WorkTree, folder_hash},
 };
 use std::path::PathBuf;
 use tk_path::StoreDir;
@@ -104,15 +104,15 @@ impl FetchOptions<'_> {
                 return Err(FetchError::Unsupported(what));
             }
         };
-        for name in ["narHash", "rev"] {
-            if let (Some(wanted), Some(found)) = (wanted.text(name), fetched.locked.text(name))
+        for name in ["narHash", "rev", "revCount", "lastModified"] {
+            if let (Some(wanted), Some(found)) = (wanted.get(name), fetched.locked.get(name))
                 && wanted != found
             {
                 return Err(FetchError::Mismatch {
                     name,
                     url: reference.to_url(),
-                    found: found.to_owned(),
-                    wanted: wanted.to_owned(),
+                    found: found.to_string(),
+                    wanted: wanted.to_string(),
                 });
             }
         }
@@ -122,10 +122,21 @@ impl FetchOptions<'_> {
         Ok(fetched)
     }
 
-    /// Fetches again what is locked already; it stays as it is.
+    /// Fetches again what is locked already; it stays as it is. What the store has is taken from there.
     pub(crate) fn fetch_locked(&self, locked: &InputAttrs) -> Result<FetchedTree, FetchError> {
+        if let Some(folder) = self.in_store(locked) {
+            return Ok(FetchedTree::Folder(folder));
+        }
         let fetched = self.fetch(locked)?;
         Ok(fetched.tree)
+    }
+
+    /// The path in the store, if it is there with the content that is locked.
+    fn in_store(&self, locked: &InputAttrs) -> Option<PathBuf> {
+        let folder = PathBuf::from(self.store_dir.path(&locked.store_path(&self.store_dir)?));
+        let is_it = folder.is_dir()
+            && folder_hash(&folder).is_ok_and(|hash| Some(hash) == locked.nar_hash());
+        is_it.then_some(folder)
     }
 }
 

@@ -196,22 +196,30 @@ fn unfit(line: usize, what: &str, wanted: &str, found: &LiteralValue) -> Literal
 
 /// The path literal `path` of a file in `dir`, from there. As `CanonPath::makeRelative`.
 fn below(dir: &str, path: &str) -> Result<String, String> {
-    let here: Vec<&str> = dir.split('/').filter(|name| !name.is_empty()).collect();
-    let mut there = here.clone();
-    for name in path.split('/') {
+    let target = names_from(dir, path).ok_or(format!("{path} leads out of the flake"))?;
+    let own = names_from("", dir).ok_or(format!("{dir} leads out of the flake"))?;
+    let mut pairs = own.iter().zip(&target);
+    let same = pairs
+        .position(|(a, b)| a != b)
+        .unwrap_or(own.len().min(target.len()));
+    let up = std::iter::repeat_n("..", own.len() - same);
+    let names: Vec<_> = up.chain(target[same..].iter().copied()).collect();
+    Ok(if names.is_empty() {
+        ".".into()
+    } else {
+        names.join("/")
+    })
+}
+
+/// The names on the way to `path`, which is meant from `folder`; `None` where it leads out of the root.
+pub(crate) fn names_from<'a>(folder: &'a str, path: &'a str) -> Option<Vec<&'a str>> {
+    let mut names = Vec::new();
+    for name in folder.split('/').chain(path.split('/')) {
         match name {
             "" | "." => (),
-            ".." => {
-                there
-                    .pop()
-                    .ok_or(format!("{path} leads out of the flake"))?;
-            }
-            name => there.push(name),
+            ".." => drop(names.pop()?),
+            name => names.push(name),
         }
     }
-    let shared = here.iter().zip(&there).take_while(|(a, b)| a == b).count();
-    let up = here[shared..].iter().map(|_| "..");
-    let inner: Vec<_> = up.chain(there[shared..].iter().copied()).collect();
-    let inner = inner.join("/");
-    Ok(if inner.is_empty() { ".".into() } else { inner })
+    Some(names)
 }

@@ -85,6 +85,10 @@ pub fn reference_from_attrs(mut attrs: InputAttrs) -> Result<InputAttrs, String>
             return Err(format!("the attribute '{name}' of the input is none"));
         }
     }
+    let of_git = matches!(kind.as_str(), "git" | "github" | "gitlab" | "sourcehut");
+    if let Some(name) = attrs.text("ref").filter(|name| of_git && !is_git_ref(name)) {
+        return Err(format!("'{name}' is no name of a branch or a tag"));
+    }
     Ok(attrs)
 }
 
@@ -333,6 +337,19 @@ fn curl(mut url: NixUrl, kind: &str) -> Result<InputAttrs, String> {
 fn is_id(text: &str) -> bool {
     let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(rest)
+}
+
+/// As `git check-ref-format --branch`.
+fn is_git_ref(text: &str) -> bool {
+    let odd = |c: char| c.is_ascii_control() || " ~^:?*[\\".contains(c);
+    let part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
+    text != "@"
+        && !text.starts_with('-')
+        && !text.ends_with('.')
+        && !text.contains("..")
+        && !text.contains("@{")
+        && !text.contains(odd)
+        && text.split('/').all(part)
 }
 
 fn is_rev(text: &str) -> bool {

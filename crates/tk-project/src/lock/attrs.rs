@@ -1,7 +1,8 @@
 //! What an input is, as flake.lock has it: attributes by name.
 
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
+use tk_path::{ContentAddress, Method, NarHash, References, StoreDir, StorePath};
 
 /// The value of an attribute of an input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +13,16 @@ pub enum AttrValue {
     Number(u64),
     /// Yes or no.
     Flag(bool),
+}
+
+impl fmt::Display for AttrValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AttrValue::Text(text) => f.write_str(text),
+            AttrValue::Number(number) => number.fmt(f),
+            AttrValue::Flag(flag) => flag.fmt(f),
+        }
+    }
 }
 
 /// The attributes of an input, such as `{ type = "path"; path = "/a"; }`. They may come from others: nothing is
@@ -70,6 +81,26 @@ impl InputAttrs {
     /// The kind of input: `path`, `git`, `github`, … Nothing if that is not said.
     pub fn kind(&self) -> &str {
         self.text("type").unwrap_or_default()
+    }
+
+    /// What `name` is; `None` if it is not there.
+    pub fn get(&self, name: &str) -> Option<&AttrValue> {
+        self.0.get(name)
+    }
+
+    /// Its `narHash`; `None` if there is none, or something else.
+    pub(crate) fn nar_hash(&self) -> Option<NarHash> {
+        NarHash::parse(self.text("narHash")?).ok()
+    }
+
+    /// Where a store of `dir` has it: the path follows from its narHash.
+    pub(crate) fn store_path(&self, dir: &StoreDir) -> Option<StorePath> {
+        let ca = ContentAddress {
+            method: Method::Nar,
+            hash: self.nar_hash()?.into(),
+        };
+        let name = self.text("name").unwrap_or("source");
+        dir.path_of_content(name, &ca, &References::default()).ok()
     }
 
     /// The text `name`; `None` if there is none, or something else.

@@ -21,11 +21,14 @@ mod write;
 pub use attrs::{AttrValue, InputAttrs};
 pub use error::FlakeFileError;
 pub use graph::{DuplicatePins, GraphInput, LockGraph};
-pub use read::{MAX_LOCK_BYTES, MAX_LOCK_NODES};
+pub use read::{MAX_LOCK_BYTES, MAX_LOCK_DEPTH, MAX_LOCK_EDGES, MAX_LOCK_NODES};
 pub use solve::{LockError, LockUpdates, SolvedLock, solve_lock};
 pub use verify::{InputVerdict, VerifiedInput, VerifyOptions};
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// The content of a flake.lock.
 ///
@@ -171,20 +174,19 @@ impl FlakeLock {
     /// # Errors
     /// With the reason, where inputs follow each other in a circle.
     pub fn find(&self, path: &InputPath) -> Result<Option<&str>, String> {
-        self.find_from(path, &mut Vec::new())
+        self.find_from(path, &mut BTreeSet::new())
     }
 
     fn find_from<'a>(
         &'a self,
         path: &InputPath,
-        visited: &mut Vec<InputPath>,
+        visited: &mut BTreeSet<InputPath>,
     ) -> Result<Option<&'a str>, String> {
-        if visited.contains(path) || visited.len() > MAX_FOLLOWS {
+        if visited.len() > MAX_FOLLOWS || !visited.insert(path.clone()) {
             return Err(format!(
                 "the inputs that '{path}' follows go round in a circle"
             ));
         }
-        visited.push(path.clone());
         let mut key = self.root.as_str();
         for name in &path.0 {
             let edge = self.nodes.get(key).and_then(|node| node.inputs.get(name));
@@ -204,4 +206,4 @@ impl FlakeLock {
 /// What is written.
 const CURRENT_VERSION: u64 = 7;
 /// How many follow one another at most.
-const MAX_FOLLOWS: usize = 1000;
+const MAX_FOLLOWS: usize = 200;

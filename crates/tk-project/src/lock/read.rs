@@ -1,18 +1,23 @@
 use super::{FlakeFileError, FlakeLock, InputAttrs, InputPath, LockEdge, LockNode, LockedInput};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of a flake.lock. Large ones have some hundred KiB.
 pub const MAX_LOCK_BYTES: u64 = 16 << 20;
 /// Nodes of a flake.lock. Large ones have some hundred.
 pub const MAX_LOCK_NODES: usize = 10_000;
+/// Inputs of all nodes of a flake.lock together.
+pub const MAX_LOCK_EDGES: usize = 50_000;
+/// How many inputs of inputs are below one another, also in what is followed.
+pub const MAX_LOCK_DEPTH: usize = 100;
 
 impl FlakeLock {
     /// Reads the text of a flake.lock; `file` is what errors call it.
     ///
     /// # Errors
     /// If Nix would refuse it: a version that is not 5 to 7, a node that is named but not there, an input without
-    /// `locked` or `original`; also if it is larger than [`MAX_LOCK_BYTES`] or has more than [`MAX_LOCK_NODES`].
+    /// `locked` or `original`; also if it is larger than [`MAX_LOCK_BYTES`] or has more than [`MAX_LOCK_NODES`] or
+    /// [`MAX_LOCK_EDGES`], or is nested deeper than [`MAX_LOCK_DEPTH`].
     /// Attributes inside of `locked` are not looked at.
     pub fn parse(file: &str, text: &str) -> Result<FlakeLock, FlakeFileError> {
         let reader = LockReader { file, text };
@@ -84,11 +89,14 @@ impl LockReader<'_> {
                 }
             }
         }
-        Ok(FlakeLock {
+        let lock = FlakeLock {
             version,
             root: root.to_owned(),
             nodes,
-        })
+        };
+        lock.check_size()
+            .map_err(|what| self.error("nodes", what))?;
+        Ok(lock)
     }
 
     fn node(&self, node: &Value, is_root: bool) -> Result<LockNode, String> {
@@ -116,6 +124,38 @@ impl LockReader<'_> {
     }
 }
 
+impl FlakeLock {
+    /// Whether it can be written and shown, which both go depth first, with an answer that is not much larger.
+    fn check_size(&self) -> Result<(), String> {
+        let edges: usize = self.nodes.values().map(|node| node.inputs.len()).sum();
+        if edges > MAX_LOCK_EDGES {
+            return Err(format!("{edges} inputs are more than {MAX_LOCK_EDGES}"));
+        }
+        let (mut seen, mut bytes) = (BTreeSet::new(), 0);
+        // A node, how deep it is, and how long its name from the root is.
+        let mut open = vec![(self.root.as_str(), 0, 0)];
+        while let Some((key, depth, prefix)) = open.pop() {
+            if !seen.insert(key) {
+                continue;
+            }
+            for (name, edge) in self.nodes[key].inputs.iter().rev() {
+                if depth >= MAX_LOCK_DEPTH {
+                    return Err(format!("its inputs are more than {MAX_LOCK_DEPTH} deep"));
+                }
+                let path = prefix + name.len() + NAME_COST;
+                bytes += path;
+                if bytes > MAX_PATH_BYTES {
+                    return Err("the names of its inputs from the root are too long".into());
+                }
+                if let LockEdge::Node(target) = edge {
+                    open.push((target, depth + 1, path));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 fn edge(target: &Value) -> Result<LockEdge, String> {
     match target {
         Value::String(key) => Ok(LockEdge::Node(key.clone())),
@@ -125,7 +165,11 @@ fn edge(target: &Value) -> Result<LockEdge, String> {
 }
 
 fn input_path(list: &Value) -> Result<InputPath, String> {
-    let names = list.as_array().into_iter().flatten().map(|name| {
+    let names = list.as_array().into_iter().flatten();
+    if names.clone().count() > MAX_LOCK_DEPTH {
+        return Err(format!("a list has more than {MAX_LOCK_DEPTH} names"));
+    }
+    let names = names.map(|name| {
         let name = name.as_str();
         name.map(str::to_owned)
             .ok_or("a list of names has something else".to_owned())
@@ -161,4 +205,8 @@ fn pin(node: &Value) -> Result<LockedInput, String> {
     })
 }
 
+/// Bytes of the names of all inputs from the root, with what it costs to hold them.
+const MAX_PATH_BYTES: usize = 64 << 20;
+/// Bytes that it costs to hold a name, beside its own.
+const NAME_COST: usize = 48;
 const VERSIONS: std::ops::RangeInclusive<u64> = 5..=7;

@@ -2,11 +2,11 @@
 
 use super::{
     FlakeFileError, FlakeLock, InputAttrs, InputPath, LockEdge, LockNode, LockedInput,
-    MAX_LOCK_BYTES, MAX_LOCK_NODES,
+    MAX_LOCK_BYTES, MAX_LOCK_DEPTH, MAX_LOCK_EDGES, MAX_LOCK_NODES,
 };
 use crate::{
     fetch::{FetchError, FetchOptions, FetchedInput, FetchedTree},
-    inputs::{DeclaredInput, DeclaredInputs, canonical, is_relative},
+    inputs::{DeclaredInput, DeclaredInputs, canonical, is_relative, names_from},
 };
 use std::{
     cell::RefCell,
@@ -83,6 +83,7 @@ pub fn solve_lock(
         },
         met: BTreeSet::new(),
         nodes: BTreeMap::new(),
+        edges: 0,
         overrides: BTreeMap::new(),
         fetched: Vec::new(),
         parents: Vec::new(),
@@ -155,6 +156,8 @@ struct LockSolver<'a> {
     /// The inputs that were met.
     met: BTreeSet<InputPath>,
     nodes: BTreeMap<String, LockNode>,
+    /// How many inputs all nodes have together.
+    edges: usize,
     overrides: BTreeMap<InputPath, InputOverride>,
     /// What was fetched already, by what was asked for.
     fetched: Vec<(InputAttrs, InputAttrs, Rc<RefCell<FetchedTree>>)>,
@@ -234,22 +237,8 @@ impl LockPlace {
 
     /// The folder at `path` from here.
     fn join(&self, path: &str) -> Result<LockPlace, String> {
-        let mut names: Vec<&str> = self
-            .folder
-            .split('/')
-            .filter(|name| !name.is_empty())
-            .collect();
-        for name in path.split('/') {
-            match name {
-                "" | "." => (),
-                ".." => {
-                    names
-                        .pop()
-                        .ok_or(format!("'{path}' leads out of its source"))?;
-                }
-                name => names.push(name),
-            }
-        }
+        let names = names_from(&self.folder, path);
+        let names = names.ok_or_else(|| format!("'{path}' leads out of its source"))?;
         Ok(LockPlace {
             folder: names.join("/"),
             ..self.clone()
@@ -263,8 +252,13 @@ impl LockSolver<'_> {
         inputs: &BTreeMap<String, DeclaredInput>,
         step: &LockStep,
     ) -> Result<(), LockError> {
-        if step.path.0.len() > MAX_DEPTH {
+        if !inputs.is_empty() && step.path.0.len() >= MAX_LOCK_DEPTH {
             return Err(failed(&step.path, "inputs are nested too deep".into()));
+        }
+        self.edges += inputs.len();
+        if self.edges > MAX_LOCK_EDGES {
+            let what = format!("there are more than {MAX_LOCK_EDGES} inputs");
+            return Err(failed(&step.path, what));
         }
         for (name, input) in inputs {
             self.add_overrides(input, &step.path.join(name), step);
@@ -644,6 +638,3 @@ fn failed(path: &InputPath, what: String) -> LockError {
         what,
     }
 }
-
-/// Inputs of inputs.
-const MAX_DEPTH: usize = 100;

@@ -13,9 +13,7 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
 };
-use tk_path::{
-    Algorithm, ContentAddress, Hasher, Method, NarHash, References, StoreDir, StorePath,
-};
+use tk_path::{Algorithm, Hasher, NarHash, StoreDir, StorePath};
 use tk_store::{Error, Store, StoreExt};
 
 /// What became of an input that was looked at.
@@ -120,13 +118,7 @@ impl FlakeLock {
 impl LockedInput {
     /// Where a store of `dir` has it: the path follows from its narHash.
     pub fn store_path(&self, dir: &StoreDir) -> Option<StorePath> {
-        let hash = NarHash::parse(self.locked.text("narHash")?).ok()?;
-        let ca = ContentAddress {
-            method: Method::Nar,
-            hash: hash.into(),
-        };
-        let name = self.locked.text("name").unwrap_or("source");
-        dir.path_of_content(name, &ca, &References::default()).ok()
+        self.locked.store_path(dir)
     }
 
     /// Whether `store` has what the lock pins; `None` if the store has nothing at its path.

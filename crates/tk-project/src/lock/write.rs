@@ -16,6 +16,7 @@ impl FlakeLock {
             lock: self,
             keys: BTreeMap::new(),
             taken: BTreeSet::new(),
+            numbers: BTreeMap::new(),
             nodes: Map::new(),
         };
         let root = dump.node("root", &self.root);
@@ -28,12 +29,14 @@ struct LockDump<'a> {
     /// The new keys by the old ones.
     keys: BTreeMap<&'a str, String>,
     taken: BTreeSet<String>,
+    /// The number behind each name that may be free.
+    numbers: BTreeMap<String, usize>,
     nodes: Map<String, Value>,
 }
 
 impl<'a> LockDump<'a> {
     /// Writes the node with the old key `old`, which would like to be called `wish`, and all below it. Its key.
-    /// Each node is written once, so that the depth is bounded by their number.
+    /// Who reads and who makes a lock bounds the depth.
     fn node(&mut self, wish: &str, old: &'a str) -> String {
         if let Some(key) = self.keys.get(old) {
             return key.clone();
@@ -69,11 +72,12 @@ impl<'a> LockDump<'a> {
 
     /// `wish`, or with the first number behind it that is free.
     fn free(&mut self, wish: &str) -> String {
-        let numbered = (2..).map(|n: usize| format!("{wish}_{n}"));
-        let mut all = std::iter::once(wish.to_owned()).chain(numbered);
-        let free = all.find(|key| !self.taken.contains(key));
-        let free = free.expect("there is no end of numbers");
-        self.taken.insert(free.clone());
-        free
+        let mut key = wish.to_owned();
+        let number = self.numbers.entry(wish.to_owned()).or_insert(2);
+        while !self.taken.insert(key.clone()) {
+            key = format!("{wish}_{number}");
+            *number += 1;
+        }
+        key
     }
 }

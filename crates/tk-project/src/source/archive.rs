@@ -6,6 +6,7 @@
 
 use super::{
     InputSourceError, MAX_ENTRIES, open_file,
+    sparse::SparseFile,
     tree::{SourceContents, SourceNode},
 };
 use std::{
@@ -39,9 +40,21 @@ pub(crate) enum SingleFolder {
 #[derive(Debug, Clone)]
 pub(crate) enum ArchiveContent {
     /// Bytes of the archive.
-    Span { offset: u64, size: u64 },
+    Span(ArchivePart),
+    /// The same, with holes between.
+    Sparse(SparseFile),
     /// The target of a link.
     Target(Vec<u8>),
+}
+
+/// Bytes of an archive, and which of a file they are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ArchivePart {
+    /// Where they are in the file.
+    pub(super) at: u64,
+    /// Where they are in the archive.
+    pub(super) offset: u64,
+    pub(super) size: u64,
 }
 
 impl ArchiveTree {
@@ -62,7 +75,7 @@ impl ArchiveTree {
         let clone = spooled.try_clone().map_err(broken)?;
         let mut archive = tar::Archive::new(BufReader::new(clone));
         for entry in archive.entries_with_seek().map_err(broken)? {
-            builder.entry(&mut entry.map_err(broken)?)?;
+            builder.entry(&mut entry.map_err(broken)?, &spooled)?;
         }
         builder.finish(spooled, single)
     }
@@ -105,39 +118,69 @@ impl SourceContents<ArchiveContent> for ArchiveFile {
         content: &'a ArchiveContent,
     ) -> Result<(u64, Box<dyn Read + 'a>), InputSourceError> {
         Ok(match content {
-            ArchiveContent::Span { offset, size } => {
-                let at = *offset;
-                (
-                    *size,
-                    Box::new(SpanReader {
-                        file: &self.0,
-                        at,
-                        left: *size,
-                    }),
-                )
+            ArchiveContent::Span(part) => {
+                let parts = std::slice::from_ref(part);
+                let reader = ArchiveSpanReader::new(&self.0, parts, part.size);
+                (part.size, Box::new(reader))
+            }
+            ArchiveContent::Sparse(sparse) => {
+                let reader = ArchiveSpanReader::new(&self.0, &sparse.parts, sparse.size);
+                (sparse.size, Box::new(reader))
             }
             ArchiveContent::Target(target) => (target.len() as u64, Box::new(&target[..])),
         })
     }
 }
 
-struct SpanReader<'a> {
-    file: &'a File,
+/// Reads a file that is in an archive.
+pub(super) struct ArchiveSpanReader<'a> {
+    archive: &'a File,
+    parts: &'a [ArchivePart],
     at: u64,
-    left: u64,
+    size: u64,
 }
 
-impl Read for SpanReader<'_> {
+impl<'a> ArchiveSpanReader<'a> {
+    /// Of `size` bytes; what is not in `parts` is zero.
+    pub(super) fn new(archive: &'a File, parts: &'a [ArchivePart], size: u64) -> Self {
+        ArchiveSpanReader {
+            archive,
+            parts,
+            at: 0,
+            size,
+        }
+    }
+}
+
+impl Read for ArchiveSpanReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
-        let read = self.file.read_at(&mut buffer[..most], self.at)?;
+        while let [part, rest @ ..] = self.parts
+            && self.at >= part.at + part.size
+        {
+            self.parts = rest;
+        }
+        let part = self.parts.first();
+        let here = part.filter(|part| part.at <= self.at);
+        let end = match (here, part) {
+            (Some(part), _) => part.at + part.size,
+            (None, Some(next)) => next.at,
+            (None, None) => self.size,
+        };
+        let most = usize::try_from(end - self.at).unwrap_or(usize::MAX);
+        let most = most.min(buffer.len());
+        let buffer = &mut buffer[..most];
+        let mut read = most;
+        if let Some(part) = here {
+            read = self
+                .archive
+                .read_at(buffer, part.offset + (self.at - part.at))?;
+        } else {
+            buffer.fill(0);
+        }
         if read == 0 && most > 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.at += read as u64;
-        self.left -= read as u64;
         Ok(read)
     }
 }
@@ -202,7 +245,11 @@ enum ArchiveKind {
 }
 
 impl ArchiveBuilder {
-    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), InputSourceError> {
+    fn entry<R: Read>(
+        &mut self,
+        entry: &mut tar::Entry<'_, R>,
+        archive: &File,
+    ) -> Result<(), InputSourceError> {
         let kind = entry.header().entry_type();
         if kind == EntryType::XGlobalHeader {
             return Ok(());
@@ -213,7 +260,9 @@ impl ArchiveBuilder {
             return Err(InputSourceError::Unsupported(what));
         }
         self.last_modified = self.last_modified.max(modified(entry)?);
-        let path = clean(&entry.path_bytes());
+        let sparse = SparseFile::of(entry, archive, MAX_ENTRIES - self.entries).map_err(broken)?;
+        let name = sparse.as_ref().and_then(|sparse| sparse.name.as_deref());
+        let path = clean(name.unwrap_or(&entry.path_bytes()));
         let target = entry.link_name_bytes().map(|target| target.into_owned());
         let target = || target.ok_or_else(|| broken(io::Error::other("a link has no target")));
         match kind {
@@ -226,18 +275,27 @@ impl ArchiveBuilder {
                 let link = SourceNode::Link(ArchiveContent::Target(target()?));
                 self.put(&path, ArchiveKind::Leaf(link), 0)
             }
-            EntryType::Regular | EntryType::Continuous => {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 // Old archives mark folders by a slash only.
                 if entry.path_bytes().ends_with(b"/") {
                     return self.put(&path, ArchiveKind::Folder(BTreeMap::new()), 0);
                 }
                 let mode = entry.header().mode().map_err(broken)?;
-                let file = SourceNode::File {
-                    executable: mode & 0o100 != 0,
-                    content: ArchiveContent::Span {
+                let content = match sparse {
+                    Some(sparse) => {
+                        self.entries += sparse.parts.len();
+                        ArchiveContent::Sparse(sparse)
+                    }
+                    None => ArchiveContent::Span(ArchivePart {
+                        at: 0,
                         offset: entry.raw_file_position(),
                         size: entry.size(),
-                    },
+                    }),
+                };
+                let executable = mode & 0o100 != 0;
+                let file = SourceNode::File {
+                    executable,
+                    content,
                 };
                 let number = self.files;
                 self.files += 1;
@@ -260,6 +318,14 @@ impl ArchiveBuilder {
         let Some((name, parents)) = path.split_last() else {
             return Ok(());
         };
+        if let Some(name) = path.iter().find(|name| is_of_git(name)) {
+            let name = String::from_utf8_lossy(name);
+            let what = format!(
+                "'{}' in it is called '{name}', which Nix refuses",
+                shown(path)
+            );
+            return Err(InputSourceError::Unsupported(what));
+        }
         if path.len() > MAX_DEPTH {
             let what = format!("it is nested more than {MAX_DEPTH} deep");
             return Err(InputSourceError::Unsupported(what));
@@ -350,11 +416,34 @@ fn modified<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<u64, InputSourceEr
             if extension.key_bytes() == b"mtime" {
                 let text = String::from_utf8_lossy(extension.value_bytes()).into_owned();
                 let whole = text.split('.').next().unwrap_or_default();
-                return Ok(whole.parse().unwrap_or(0));
+                return Ok(since_1970(whole.parse().unwrap_or(0)));
             }
         }
     }
-    entry.header().mtime().map_err(broken)
+    // The two's complement of a time before 1970 is read as a large number.
+    let time = entry.header().mtime().map_err(broken)?;
+    Ok(since_1970(time.cast_signed()))
+}
+
+/// Times before count as 0.
+fn since_1970(time: i64) -> u64 {
+    time.try_into().unwrap_or(0)
+}
+
+/// Whether a name is `.git` on some file system, so that git has it in no tree. As `validate_dotgit` of libgit2 with
+/// `core.protectNTFS`, its default.
+fn is_of_git(name: &[u8]) -> bool {
+    let starts = |with: &str| {
+        let start = name.get(..with.len())?;
+        start
+            .eq_ignore_ascii_case(with.as_bytes())
+            .then(|| &name[with.len()..])
+    };
+    let Some(rest) = starts(".git").or_else(|| starts("git~1")) else {
+        return false;
+    };
+    let is_padding = |byte: &u8| matches!(byte, b' ' | b'.');
+    matches!(rest.first(), Some(b'\\' | b':')) || rest.iter().all(is_padding)
 }
 
 /// The names of a path, without `.`; `..` takes the name before it away.

@@ -9,6 +9,7 @@ mod archive;
 mod git;
 mod git_stand_in;
 mod hash;
+mod sparse;
 mod tree;
 mod work_tree;
 
