@@ -1,11 +1,12 @@
 //! Files of servers, for inputs that are locked.
 
 use crate::CommandContext;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use std::{
     fs::File,
     io::{self, Seek, Write},
     path::PathBuf,
+    time::Duration,
 };
 use tk_cache::http::Client;
 use tk_project::fetch::{DownloadedFile, HttpDownload};
@@ -47,17 +48,15 @@ impl HttpClientDownload {
                     request = request.header(name, value);
                 }
             }
-            let mut response = request.send().await?;
-            let text = |name: &str| {
-                let value = response.headers().get(name)?;
-                value.to_str().ok().map(str::to_owned)
-            };
-            immutable_link = text("link")
-                .and_then(|link| immutable(&link))
-                .or(immutable_link);
+            let mut response = in_time(request.send()).await??;
+            let links = response.headers().get_all("link").iter();
+            let links = links.filter_map(|link| immutable(link.to_str().ok()?));
+            immutable_link = links.last().or(immutable_link);
+            let location = response.headers().get("location");
+            let location = location.and_then(|value| value.to_str().ok());
             let status = response.status();
-            if let Some(next) = text("location").filter(|_| status.is_redirection()) {
-                url = url.join(&next)?;
+            if let Some(next) = location.filter(|_| status.is_redirection()) {
+                url = url.join(next)?;
                 continue;
             }
             anyhow::ensure!(
@@ -65,7 +64,11 @@ impl HttpClientDownload {
                 "the server answers HTTP status {status}"
             );
             let mut content: File = tempfile::tempfile_in(&self.scratch)?;
-            while let Some(chunk) = response.chunk().await? {
+            let mut left = MAX_BYTES;
+            while let Some(chunk) = in_time(response.chunk()).await?? {
+                left = left
+                    .checked_sub(chunk.len() as u64)
+                    .with_context(|| format!("it has more than {MAX_BYTES} bytes"))?;
                 content.write_all(&chunk)?;
             }
             content.rewind()?;
@@ -85,11 +88,50 @@ impl HttpDownload for HttpClientDownload {
     }
 }
 
-/// The URL of a header `<URL>; rel="immutable"`.
-fn immutable(link: &str) -> Option<String> {
-    let (url, rest) = link.trim_start().strip_prefix('<')?.split_once('>')?;
-    let rest = rest.replace(' ', "").to_ascii_lowercase();
-    rest.contains("rel=\"immutable\"").then(|| url.to_owned())
+/// What comes before the server has been silent for too long.
+async fn in_time<T>(work: impl Future<Output = T>) -> Result<T> {
+    let done = tokio::time::timeout(STALL, work).await;
+    done.with_context(|| format!("the server sent nothing for {} s", STALL.as_secs()))
 }
 
+/// The URL of a header that is, as a whole, `<URL>; rel="immutable"`. Nix takes no other form.
+fn immutable(link: &str) -> Option<String> {
+    let (url, rest) = link.trim().strip_prefix('<')?.split_once('>')?;
+    rest.eq_ignore_ascii_case("; rel=\"immutable\"")
+        .then(|| url.to_owned())
+}
+
+/// How long a server may be silent. As `stalled-download-timeout` of Nix.
+const STALL: Duration = Duration::from_secs(300);
+/// Bytes of a download, packed.
+const MAX_BYTES: u64 = 16 << 30;
 const MAX_REDIRECTS: usize = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_counts_if_it_is_the_whole_header() {
+        for link in [
+            r#"<https://h/a>; rel="immutable""#,
+            r#" <https://h/a>; REL="Immutable" "#,
+        ] {
+            assert_eq!(immutable(link).as_deref(), Some("https://h/a"), "{link}");
+        }
+        for link in [
+            r#"<https://h/x>; rel="next", <https://h/a>; rel="immutable""#,
+            r#"<https://h/a>; rel="immutable", <https://h/x>; rel="next""#,
+            r#"<https://h/a>; rel=immutable"#,
+            r#"https://h/a; rel="immutable""#,
+        ] {
+            assert_eq!(immutable(link), None, "{link}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_says_nothing_is_left() {
+        let error = in_time(std::future::pending::<()>()).await.unwrap_err();
+        assert!(error.to_string().contains("nothing for 300 s"), "{error}");
+    }
+}

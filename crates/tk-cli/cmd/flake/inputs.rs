@@ -1,5 +1,5 @@
 use super::FlakeFolder;
-use crate::{CommandContext, ExitStatus, ui};
+use crate::{CommandContext, ExitStatus, output::plain, ui};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -76,7 +76,7 @@ fn line(input: &GraphInput<'_>, now: u64) -> String {
         }
         (LockEdge::Node(key), None) => key.clone(),
     };
-    format!("{indent}{name}: {rest}")
+    format!("{indent}{}", plain(&format!("{name}: {rest}")))
 }
 
 fn age(then: u64, now: u64) -> String {

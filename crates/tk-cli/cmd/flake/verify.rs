@@ -2,6 +2,7 @@ use super::FlakeFolder;
 use crate::{
     CommandContext, ExitStatus,
     open::{OpenOptions, OpenStore, open},
+    output::plain,
     ui,
 };
 use anyhow::Result;
@@ -101,7 +102,10 @@ fn line(input: &VerifiedInput<'_>) -> String {
         InputVerdict::NotRead(error) => error.to_string(),
         _ => String::new(),
     };
-    format!("{}\t{}\t{why}", input.path, name(&input.verdict))
+    // Names and places come from the lock: they forge no line.
+    let field = |text: &str| plain(&text.replace('\t', " "));
+    let path = field(&input.path.to_string());
+    format!("{path}\t{}\t{}", name(&input.verdict), field(&why))
 }
 
 fn to_json(input: &VerifiedInput<'_>) -> Value {
