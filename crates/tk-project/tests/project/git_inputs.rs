@@ -248,7 +248,12 @@ fn working_trees_are_locked_as_by_nix() {
     bench.commit("g");
     fs::remove_file(bench.path("g/f.t")).unwrap();
     bench.git("g", &["checkout", "-q", "f.t"]);
-    let g = bench.path("g").display().to_string();
+    // Of a repository of its own: Nix remembers how many commits lie before a revision.
+    bench.write("deep/f", "1");
+    bench.commit("deep");
+    bench.write("deep/f", "2");
+    bench.commit("deep");
+    let deep = bench.path("deep").display().to_string();
     bench.git(
         "",
         &[
@@ -256,7 +261,7 @@ fn working_trees_are_locked_as_by_nix() {
             "-q",
             "--depth",
             "1",
-            &format!("file://{g}"),
+            &format!("file://{deep}"),
             "shallow",
         ],
     );

@@ -166,13 +166,13 @@ fn names_of_branches_are_those_of_git() {
         "main",
         "a/b",
         "HEAD",
-        "é",
+        "%c3%a9",
         "@a",
         "a@",
         "refs/heads/x",
-        "a{b",
+        "a%7bb",
         "x/HEAD",
-        "a]b",
+        "a%5db",
         "a'b",
     ] {
         let url = format!("git+https://h/r?ref={name}");
