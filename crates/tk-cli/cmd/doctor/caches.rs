@@ -144,10 +144,10 @@ async fn sample(cx: &CommandContext, cache: &BinaryCache) -> Vec<NarInfo> {
     let remembered = remembered(cx, cache).into_iter();
     let remembered = remembered.filter(|(_, there)| *there).map(|(part, _)| part);
     let parts: BTreeSet<HashPart> = remembered.chain(parts_of_store(cx)).collect();
-    let texts = ask(cache, parts.iter()).await.into_iter();
-    let texts = texts.filter_map(|text| text.ok().flatten());
+    let texts = ask(cache, parts.into_iter().collect()).await.into_iter();
+    let texts = texts.filter_map(Option::flatten);
     let read = texts.filter_map(|text| {
-        let text = std::str::from_utf8(text.as_ref()).ok()?;
+        let text = std::str::from_utf8(&text).ok()?;
         NarInfo::parse(cache.dir(), text).ok()
     });
     read.take(SAMPLE).collect()
@@ -183,10 +183,10 @@ async fn memory(
 ) -> Option<DoctorFinding> {
     cache.folder().is_none().then_some(())?;
     let remembered = remembered(cx, cache);
-    let now = ask(cache, remembered.iter().map(|(part, _)| part));
+    let now = ask(cache, remembered.iter().map(|(part, _)| *part).collect());
     let mut seen = MemorySeen::default();
     for ((part, was_there), now) in remembered.iter().zip(now.await) {
-        let now = now.ok().filter(|_| !heard.is_refused(part));
+        let now = now.filter(|_| !heard.is_refused(part));
         let Some(now) = now else {
             seen.failed += 1;
             continue;
@@ -198,20 +198,20 @@ async fn memory(
     Some(judge_memory(name, seen))
 }
 
-/// The narinfo of each of `parts` as the cache has it now, in their order.
-async fn ask<'a>(
-    cache: &BinaryCache,
-    parts: impl Iterator<Item = &'a HashPart>,
-) -> Vec<tk_store::Result<Option<impl AsRef<[u8]> + use<>>>> {
+/// The narinfo of each of `parts` as the cache has it now, in their order; `None` where it could not be asked.
+async fn ask(cache: &BinaryCache, parts: Vec<HashPart>) -> Vec<Option<Option<Vec<u8>>>> {
     let objects = cache.objects();
-    let names = parts.map(narinfo_name).collect::<Vec<_>>();
+    let names: Vec<_> = parts.iter().map(narinfo_name).collect();
     let reads = names
         .iter()
         .map(|name| objects.read(name, MAX_NARINFO_BYTES));
-    stream::iter(reads)
-        .buffered(objects.parallel())
+    let reads: Vec<_> = reads.collect();
+    let texts = stream::iter(reads).buffered(objects.parallel());
+    let texts: Vec<_> = texts.collect().await;
+    let texts = texts.into_iter().map(tk_store::Result::ok);
+    texts
+        .map(|text| text.map(|text| text.map(|text| text.to_vec())))
         .collect()
-        .await
 }
 
 pub fn narinfo_name(part: &HashPart) -> String {
