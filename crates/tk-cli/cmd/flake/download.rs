@@ -50,8 +50,8 @@ impl HttpClientDownload {
             }
             let mut response = in_time(request.send()).await??;
             let links = response.headers().get_all("link").iter();
-            let links = links.filter_map(|link| immutable(link.to_str().ok()?));
-            immutable_link = links.last().or(immutable_link);
+            let mut links = links.filter_map(|link| immutable(link.to_str().ok()?));
+            immutable_link = links.next_back().or(immutable_link);
             let location = response.headers().get("location");
             let location = location.and_then(|value| value.to_str().ok());
             let status = response.status();
