@@ -39,6 +39,9 @@ const COMMANDS: &[(&str, Kind)] = &[
     ("man", Kind::Reads),
     ("cache", Kind::Reads),
     ("repro", Kind::Reads),
+    // What they fetch goes into files of a project, not into a store.
+    ("flake", Kind::Reads),
+    ("doctor", Kind::Reads),
     // Signatures of what is there.
     ("sign", Kind::Reads),
     ("realisation", Kind::Reads),
@@ -48,6 +51,8 @@ const COMMANDS: &[(&str, Kind)] = &[
     ("shell", Kind::Nix),
     ("run", Kind::Nix),
     ("env", Kind::Nix),
+    ("direnv", Kind::Nix),
+    ("ci", Kind::Nix),
     // Who may connect is trusted or not by the rules of Nix's daemon; see the tests of the daemon.
     ("daemon", Kind::Serves),
     // Whoever has the key of the account is trusted, as by nix-store --serve.
