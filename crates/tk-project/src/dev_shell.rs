@@ -24,13 +24,13 @@ use std::{collections::BTreeMap, fmt};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DevShellDeclaration {
-    /// Its name.
+    /// The name of the shell, where the form has one.
     pub name: Option<String>,
     /// Packages: paths of attributes below nixpkgs, in their order.
     pub packages: Vec<Vec<String>>,
     /// Scripts by their names, which are commands in the shell.
     pub scripts: BTreeMap<String, String>,
-    /// Variables.
+    /// The variables that the shell sets, by name.
     pub variables: BTreeMap<String, String>,
     /// The code that runs when the shell is entered; may be empty.
     pub hook: String,

@@ -48,9 +48,9 @@ impl fmt::Display for FlakeReason {
 /// One thing that is known, and why.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlakeFact {
-    /// What.
+    /// What the flake is to have.
     pub what: FlakeFactKind,
-    /// Why.
+    /// The file and line that ask for it.
     pub because: FlakeReason,
 }
 
@@ -64,9 +64,9 @@ pub enum FlakeFactKind {
     Nixpkgs(String),
     /// Rust comes from rust-overlay, as this toolchain file says.
     RustToolchain(String),
-    /// A package.
+    /// A package that the flake builds.
     Package {
-        /// Its name.
+        /// The name that it has in the flake.
         name: String,
         /// Where its version is.
         version: VersionSource,
@@ -75,23 +75,23 @@ pub enum FlakeFactKind {
     },
     /// A library that the package of this language needs, here and where it runs.
     Library {
-        /// Whose.
+        /// The language whose package needs it.
         of: ProjectLanguage,
-        /// Which.
+        /// The attribute of nixpkgs, below `pkgs`.
         attribute: String,
     },
     /// The same, on Linux only: nixpkgs has it for no other system.
     LinuxLibrary {
-        /// Whose.
+        /// The language whose package needs it.
         of: ProjectLanguage,
-        /// Which.
+        /// The attribute of nixpkgs, below `pkgs`.
         attribute: String,
     },
     /// A program that builds the package of this language.
     BuildTool {
-        /// Whose.
+        /// The language whose package needs it.
         of: ProjectLanguage,
-        /// Which.
+        /// The attribute of nixpkgs, below `pkgs`.
         attribute: String,
     },
     /// A module of Python that the package needs where it runs.
@@ -102,9 +102,9 @@ pub enum FlakeFactKind {
     Tool(String),
     /// A variable of the dev shell.
     Variable {
-        /// Its name.
+        /// The name of the variable.
         name: String,
-        /// Its value.
+        /// The value of the variable.
         value: String,
     },
 }
@@ -113,13 +113,13 @@ pub enum FlakeFactKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProjectLanguage {
-    /// Rust.
+    /// A Rust project, built by cargo.
     Rust,
-    /// Go.
+    /// A Go module.
     Go,
     /// JavaScript and TypeScript.
     Node,
-    /// Python.
+    /// A Python project.
     Python,
     /// C, C++ and what else CMake, meson and make build.
     C,
@@ -129,7 +129,7 @@ pub enum ProjectLanguage {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VersionSource {
-    /// This.
+    /// The version itself.
     Literal(String),
     /// In a TOML file, behind these keys.
     Toml(String, Vec<String>),
@@ -141,19 +141,19 @@ pub enum VersionSource {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PackageBuilder {
-    /// `rustPlatform.buildRustPackage`.
+    /// A package that `rustPlatform.buildRustPackage` builds.
     Rust {
         /// Whether Cargo.lock has sources from git.
         git: bool,
         /// The program that `nix run` starts.
         program: Option<String>,
     },
-    /// `buildGoModule`.
+    /// A package that `buildGoModule` builds.
     Go {
         /// Where the modules come from.
         modules: GoModules,
     },
-    /// `buildNpmPackage`.
+    /// A package that `buildNpmPackage` builds.
     Npm {
         /// The attribute of node.
         node: String,

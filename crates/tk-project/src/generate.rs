@@ -17,7 +17,7 @@ use crate::{
 /// A flake.nix that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GeneratedFlake {
-    /// The text.
+    /// The text of flake.nix.
     pub text: String,
     /// Of each line, why it is there; empty for what every flake has.
     pub reasons: Vec<Vec<FlakeReason>>,

@@ -12,7 +12,7 @@ pub enum NixExpr {
     Integer(i64),
     /// `true` or `false`.
     Bool(bool),
-    /// `null`.
+    /// The value `null`.
     Null,
     /// A path below the folder of the file, of names joined by `/`; empty is the folder itself.
     Path(String),
@@ -47,7 +47,7 @@ pub enum NixBinding {
     Set {
         /// The names, at least one.
         path: Vec<String>,
-        /// The value.
+        /// The value that the names get.
         value: NixExpr,
         /// Lines of comment above it.
         comment: Vec<String>,
@@ -98,7 +98,7 @@ impl NixBinding {
 }
 
 impl NixExpr {
-    /// A string.
+    /// Returns a string with any content.
     pub fn string(text: impl Into<String>) -> Self {
         NixExpr::String(text.into())
     }
@@ -109,7 +109,7 @@ impl NixExpr {
         NixExpr::Select(Box::new(NixExpr::Code(of)), path)
     }
 
-    /// `function argument`.
+    /// Returns the call of `function` with one argument.
     pub fn call(function: NixExpr, argument: NixExpr) -> Self {
         NixExpr::Call(Box::new(function), vec![argument])
     }

@@ -30,11 +30,11 @@ pub enum LiteralCode {
     Integer(i64),
     /// A name, and names of attributes below it: `pkgs.python3.pkgs`, `true`, `null`.
     Name(Vec<String>),
-    /// A list.
+    /// A list, with its elements in their order.
     List(Vec<LiteralNode>),
     /// A set, whose entries are in their order.
     Set(Vec<LiteralEntry>),
-    /// A function.
+    /// A function: what it takes, and its body.
     Function(Box<LiteralFunction>),
     /// A function and its argument.
     Call(Box<LiteralNode>, Box<LiteralNode>),
@@ -64,7 +64,7 @@ pub struct LiteralFunction {
 pub struct LiteralArgument {
     /// The line, from 1.
     pub line: usize,
-    /// The name.
+    /// The name of the argument.
     pub name: String,
     /// What it is where the set has it not.
     pub default: Option<LiteralNode>,
@@ -77,7 +77,7 @@ pub struct LiteralEntry {
     pub line: usize,
     /// The names; empty for one that is computed.
     pub path: Vec<String>,
-    /// The value.
+    /// The value that the names get.
     pub value: LiteralNode,
 }
 

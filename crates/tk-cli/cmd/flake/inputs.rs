@@ -112,7 +112,7 @@ fn duplicate_to_json(twice: &DuplicatePins) -> Value {
     json!({ "url": twice.url, "inputs": names, "sameContent": twice.is_same })
 }
 
-/// Seconds.
+/// The seconds of a day.
 const DAY: u64 = 86_400;
 
 const EXAMPLES: &str = "\

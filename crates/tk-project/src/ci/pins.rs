@@ -24,7 +24,7 @@ pub(super) const CHECKOUT: PinnedAction = PinnedAction {
     source: "git rev-list -n1 v7.0.1, in a clone of https://github.com/actions/checkout",
 };
 
-/// Installs Nix.
+/// The action that installs Nix on a runner.
 pub(super) const INSTALL_NIX: PinnedAction = PinnedAction {
     repository: "cachix/install-nix-action",
     version: "v31.11.0",

@@ -23,7 +23,7 @@ pub struct CiJob {
     pub steps: Vec<CiStep>,
 }
 
-/// One script.
+/// One step of a job: a script that bash runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CiStep {
     /// What it does, for people.

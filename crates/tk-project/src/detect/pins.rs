@@ -10,7 +10,7 @@ pub struct ToolPin {
     pub tool: String,
     /// The version, as it is written.
     pub version: String,
-    /// Where.
+    /// The place in the file that names the tool.
     pub because: FlakeReason,
 }
 

@@ -6,9 +6,9 @@
 
 /// What a crate needs.
 pub struct CrateNeeds {
-    /// For `buildInputs`.
+    /// The attributes of nixpkgs that go into `buildInputs`.
     pub libraries: &'static [&'static str],
-    /// For `nativeBuildInputs`.
+    /// The attributes of nixpkgs that go into `nativeBuildInputs`.
     pub tools: &'static [&'static str],
 }
 

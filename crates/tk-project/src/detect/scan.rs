@@ -26,15 +26,15 @@ pub enum DetectError {
     /// It cannot be read.
     #[error("{}: it cannot be read", .path.display())]
     Unreadable {
-        /// What.
+        /// The file or folder that could not be read.
         path: PathBuf,
-        /// Why.
+        /// What the system says of it.
         source: io::Error,
     },
     /// It is not what its name says.
     #[error("{}:{line}: {message}", .path.display())]
     Malformed {
-        /// The file.
+        /// The file that is malformed.
         path: PathBuf,
         /// The line, from 1.
         line: usize,

@@ -8,7 +8,7 @@
 use super::{DevShellDeclaration, ShellLoss, ShellReading};
 use crate::{emit::is_identifier, text::is_variable};
 
-/// Reads .envrc.
+/// Reads what `text`, a .envrc, says of a shell; all else is told by its line.
 pub fn read(read: &mut ShellReading, text: &str) {
     let mut block = EnvrcBlock::default();
     for command in commands(text) {

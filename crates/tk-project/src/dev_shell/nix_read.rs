@@ -7,7 +7,7 @@ use crate::{
 };
 use std::collections::BTreeSet;
 
-/// Reads shell.nix.
+/// Reads what `text`, a shell.nix, says of a shell; all else is told by its line.
 pub fn shell_nix(read: &mut ShellReading, text: &str) -> Result<(), FlakeFileError> {
     let file = NixFile("shell.nix");
     let whole = LiteralNode::parse(file.0, text)?;

@@ -72,7 +72,7 @@ pub enum FetchError {
     Mismatch {
         /// The attribute that differs.
         name: &'static str,
-        /// The reference.
+        /// The reference as a URL.
         url: String,
         /// What was found.
         found: String,

@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 /// Nix itself takes only literals there, so that nothing has to be run to read them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeclaredInputs {
-    /// By name.
+    /// The inputs that flake.nix declares, by name.
     pub inputs: BTreeMap<String, DeclaredInput>,
     /// What `inputs.self` asks for: how the flake itself is to be fetched.
     pub own: InputAttrs,
 }
 
-/// One input.
+/// One input as flake.nix declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeclaredInput {
     /// What it is; nothing where only its own inputs are changed, and then its name is looked up in registries.

@@ -27,7 +27,7 @@ pub(super) enum LiteralValue {
     Other(&'static str),
 }
 
-/// Reads files.
+/// Reads one Nix file, and knows its lines.
 pub(super) struct LiteralReader<'a> {
     text: &'a str,
 }

@@ -7,7 +7,7 @@ use tk_path::{ContentAddress, Method, NarHash, References, StoreDir, StorePath};
 /// The value of an attribute of an input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AttrValue {
-    /// A text.
+    /// A text, such as a URL or a hash.
     Text(String),
     /// A number, as `revCount` and `lastModified` (seconds since 1970) are.
     Number(u64),
@@ -139,7 +139,7 @@ impl InputAttrs {
         self.set(name, AttrValue::Number(value));
     }
 
-    /// Sets `name`.
+    /// Sets the attribute `name` to `value`.
     pub fn set(&mut self, name: &str, value: AttrValue) {
         self.0.insert(name.to_owned(), value);
     }

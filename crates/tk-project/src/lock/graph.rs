@@ -15,7 +15,7 @@ pub struct LockGraph<'a> {
 /// An input by its name from the root.
 #[derive(Debug, Clone)]
 pub struct GraphInput<'a> {
-    /// Its name.
+    /// The names that lead to it from the root.
     pub path: InputPath,
     /// Where it leads. What is below a node is told at the first name that leads to it.
     pub edge: &'a LockEdge,

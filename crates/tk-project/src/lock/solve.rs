@@ -22,7 +22,7 @@ pub enum LockUpdates {
     Needed,
     /// These, and those.
     Inputs(BTreeSet<InputPath>),
-    /// All.
+    /// All inputs are looked up anew.
     All,
 }
 
@@ -30,7 +30,7 @@ pub enum LockUpdates {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SolvedLock {
-    /// It.
+    /// The lock that fits flake.nix.
     pub lock: FlakeLock,
     /// Whether it says something else than what was there before.
     pub is_changed: bool,
@@ -48,15 +48,15 @@ pub enum LockError {
     /// An input could not be fetched.
     #[error("input '{input}': {source}")]
     Fetch {
-        /// Which.
+        /// The input that is meant.
         input: InputPath,
-        /// Why.
+        /// Why its source could not be had.
         source: FetchError,
     },
     /// The inputs fit together in no way.
     #[error("input '{input}': {what}")]
     Input {
-        /// Which.
+        /// The input that is meant.
         input: InputPath,
         /// What is wrong with it.
         what: String,

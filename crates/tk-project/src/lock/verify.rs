@@ -34,7 +34,7 @@ pub enum InputVerdict {
     },
     /// There is nothing at hand that could be compared, or no hash to compare it with.
     Unverifiable {
-        /// Why.
+        /// Why nobody can tell.
         why: String,
     },
     /// It is at hand, but could not be read: nothing is known of it.

@@ -35,7 +35,7 @@ pub enum InputSourceError {
     Failed {
         /// What was tried on what.
         doing: String,
-        /// The error.
+        /// What the system says of it.
         source: io::Error,
     },
 }

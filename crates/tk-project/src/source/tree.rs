@@ -11,11 +11,11 @@ use tk_path::{Algorithm, Hasher, NarHash};
 pub(crate) enum SourceNode<C> {
     /// A folder, by name.
     Folder(BTreeMap<Vec<u8>, SourceNode<C>>),
-    /// A file.
+    /// A regular file.
     File {
         /// Whether it is executable.
         executable: bool,
-        /// Its content.
+        /// What the file holds.
         content: C,
     },
     /// A link, whose content is its target.
