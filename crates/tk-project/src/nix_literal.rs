@@ -34,6 +34,10 @@ pub enum LiteralCode {
     List(Vec<LiteralNode>),
     /// A set, whose entries are in their order.
     Set(Vec<LiteralEntry>),
+    /// A set whose entries may name each other, `rec { … }`.
+    RecSet(Vec<LiteralEntry>),
+    /// A path without interpolation, as it is written: `./x`.
+    Path(String),
     /// A function: what it takes, and its body.
     Function(Box<LiteralFunction>),
     /// A function and its argument.
@@ -186,7 +190,7 @@ pub fn syntax_error(text: &str) -> Result<Option<(usize, String)>, (usize, Strin
 ///
 /// # Errors
 /// The line, and why `text` is not given to the parser.
-pub(crate) fn on_large_stack<T: Send>(
+fn on_large_stack<T: Send>(
     text: &str,
     read: impl FnOnce(&str) -> T + Send,
 ) -> Result<T, (usize, String)> {
@@ -257,7 +261,8 @@ fn parse_error(text: &str, error: &rnix::ParseError) -> (usize, String) {
         | E::DuplicatedArgs(range, _) => Some(range.start()),
         _ => None,
     };
-    let at = range.map_or(text.len(), usize::from);
+    // A file that ends too early does so behind its last word.
+    let at = range.map_or(text.trim_end().len(), usize::from);
     let words = error.to_string();
     let words = words.split(" at ").next().unwrap_or_default().to_owned();
     (LineStarts::of(text).line(at), words)
@@ -313,9 +318,14 @@ impl LineStarts {
             ast::Expr::List(list) => {
                 LiteralCode::List(list.items().map(|item| self.node(&item, depth)).collect())
             }
-            ast::Expr::AttrSet(set) if set.rec_token().is_none() => {
-                LiteralCode::Set(self.entries(set, depth))
-            }
+            ast::Expr::AttrSet(set) => match set.rec_token() {
+                None => LiteralCode::Set(self.entries(set, depth)),
+                Some(_) => LiteralCode::RecSet(self.entries(set, depth)),
+            },
+            ast::Expr::PathRel(path) => match path.parts()[..] {
+                [InterpolPart::Literal(_)] => LiteralCode::Path(path.to_string()),
+                _ => return None,
+            },
             ast::Expr::Lambda(lambda) => {
                 LiteralCode::Function(Box::new(self.function(lambda, depth)?))
             }

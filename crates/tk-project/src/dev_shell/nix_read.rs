@@ -258,7 +258,9 @@ impl NixFile {
     /// Says that something was not taken over.
     pub fn unread(self, read: &mut ShellReading, node: &LiteralNode, what: &str) {
         let text = match &node.value {
-            LiteralCode::Other(text) => format!("{what} is no literal: {text}"),
+            LiteralCode::Other(text) | LiteralCode::Path(text) => {
+                format!("{what} is no literal: {text}")
+            }
             LiteralCode::Name(path) => format!("{what} is defined elsewhere: {}", path.join(".")),
             _ => format!("{what} is not of a kind that is read"),
         };

@@ -1,8 +1,11 @@
 use super::{
-    literal::{LiteralFault, LiteralReader, LiteralValue, NixLiteral},
+    literal::{LiteralFault, LiteralValue, NixLiteral},
     parse_reference, reference_from_attrs,
 };
-use crate::lock::{AttrValue, FlakeFileError, InputAttrs, InputPath};
+use crate::{
+    lock::{AttrValue, FlakeFileError, InputAttrs, InputPath},
+    nix_literal::LiteralNode,
+};
 use std::collections::BTreeMap;
 
 /// The inputs of a flake, as its flake.nix has them.
@@ -47,7 +50,8 @@ impl DeclaredInputs {
     /// If Nix would refuse it: what is no set, no text where one must be, put together out of parts, or of an unknown
     /// kind.
     pub fn parse(file: &str, text: &str, dir: &str) -> Result<DeclaredInputs, FlakeFileError> {
-        let read = LiteralReader::read(text).and_then(|value| flake(value, dir));
+        let whole = LiteralNode::parse(file, text)?;
+        let read = NixLiteral::of(whole).and_then(|value| flake(value, dir));
         read.map_err(|(line, what)| FlakeFileError {
             file: file.to_owned(),
             line,
@@ -186,7 +190,7 @@ fn unfit(line: usize, what: &str, wanted: &str, found: &LiteralValue) -> Literal
         LiteralValue::Number(_) => "a number",
         LiteralValue::Path(_) => "a path",
         LiteralValue::Function(_) => "a function",
-        LiteralValue::Other(found) => found,
+        LiteralValue::Other(found) => found.as_str(),
     };
     (
         line,

@@ -2,7 +2,7 @@
 
 use super::{
     emit::{generated, hostile, lines},
-    support::{VERSIONS, cases, rig},
+    support::{cases, every_nix_parses},
 };
 use proptest::{
     collection::{btree_map, vec},
@@ -124,15 +124,7 @@ fn nix_takes_what_is_written() {
             }
         }
     }
-    for version in VERSIONS {
-        let Some(rig) = rig(version) else { continue };
-        let mut command = rig.command("nix-instantiate");
-        command
-            .args(["--parse", "--store", "dummy://"])
-            .args(&names);
-        let parsed = rig.try_run(command.current_dir(folder.path()));
-        parsed.unwrap_or_else(|e| panic!("{e}"));
-    }
+    every_nix_parses(folder.path(), &names);
 }
 
 #[test]

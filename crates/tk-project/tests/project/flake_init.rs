@@ -2,7 +2,7 @@
 
 use super::{
     small_projects::{CARGO_LOCK, PROJECTS, SmallProject, project, write_stub},
-    support::{Rig, VERSIONS, rig, skip, test_name},
+    support::{Rig, VERSIONS, every_nix_parses, rig, skip, test_name},
 };
 use serde_json::Value;
 use std::{fs, path::Path, process::Command};
@@ -45,15 +45,7 @@ fn made_flakes_are_laid_out_and_parse_everywhere() {
         fs::write(folder.path().join(&name), &text).unwrap();
         names.push(name);
     }
-    for version in VERSIONS {
-        let Some(rig) = rig(version) else { continue };
-        let mut command = rig.command("nix-instantiate");
-        command
-            .args(["--parse", "--store", "dummy://"])
-            .args(&names);
-        let parsed = rig.try_run(command.current_dir(folder.path()));
-        parsed.unwrap_or_else(|e| panic!("{e}"));
-    }
+    every_nix_parses(folder.path(), &names);
 }
 
 /// Every output of every flake, in one evaluation, against the stub of nixpkgs.
