@@ -80,7 +80,7 @@ impl SocketState {
             self.unlucky -= 1;
             return false;
         }
-        let Some(_processor) = Processor::take() else {
+        let Some(_processor) = PROCESSORS.take() else {
             return false;
         };
         let start = Instant::now();
@@ -136,27 +136,33 @@ impl SocketState {
     }
 }
 
-/// A processor that is used for looking.
-struct Processor;
+/// The processors that may be used for looking: half of all, for the clients need the others.
+static PROCESSORS: LazyLock<LookingProcessors> = LazyLock::new(|| LookingProcessors {
+    looking: AtomicUsize::new(0),
+    most: thread::available_parallelism().map_or(0, |all| all.get() / 2),
+});
 
-static LOOKING: AtomicUsize = AtomicUsize::new(0);
+struct LookingProcessors {
+    looking: AtomicUsize,
+    most: usize,
+}
 
-impl Processor {
-    /// None of the other half, which the clients need.
-    fn take() -> Option<Self> {
-        static HALF: LazyLock<usize> =
-            LazyLock::new(|| thread::available_parallelism().map_or(0, |all| all.get() / 2));
-        let more = |looking: usize| (looking < *HALF).then_some(looking + 1);
-        LOOKING
-            .fetch_update(Relaxed, Relaxed, more)
-            .is_ok()
-            .then_some(Processor)
+impl LookingProcessors {
+    /// One of them, if one is free.
+    fn take(&self) -> Option<LookingProcessor<'_>> {
+        let more = |looking: usize| (looking < self.most).then(|| looking + 1);
+        let taken = self.looking.fetch_update(Relaxed, Relaxed, more);
+        // Made only where it was taken: it is given back when it goes away.
+        taken.ok().map(|_| LookingProcessor(self))
     }
 }
 
-impl Drop for Processor {
+/// A processor that is used for looking.
+struct LookingProcessor<'a>(&'a LookingProcessors);
+
+impl Drop for LookingProcessor<'_> {
     fn drop(&mut self) {
-        LOOKING.fetch_sub(1, Relaxed);
+        self.0.looking.fetch_sub(1, Relaxed);
     }
 }
 
@@ -275,5 +281,20 @@ mod tests {
         socket.read_to_end(&mut got).await.unwrap();
         peer.join().unwrap();
         assert!(got == sent);
+    }
+
+    #[test]
+    fn who_finds_no_processor_gives_none_back() {
+        let two = LookingProcessors {
+            looking: AtomicUsize::new(0),
+            most: 2,
+        };
+        let held = [two.take().unwrap(), two.take().unwrap()];
+        for _ in 0..3 {
+            assert!(two.take().is_none());
+        }
+        drop(held);
+        assert_eq!(two.looking.load(Relaxed), 0);
+        assert!(two.take().is_some());
     }
 }
