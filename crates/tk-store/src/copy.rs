@@ -19,7 +19,7 @@ use crate::{
     closure::{ClosureSize, missing_closure, walk},
     nar,
 };
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future, stream};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Debug},
@@ -334,9 +334,19 @@ async fn look(
     roots: &BTreeSet<StorePath>,
     options: &CopyOptions,
 ) -> Result<SurveyedPaths> {
-    let roots = roots.iter().cloned();
-    let found = match (options.reach, options.existing) {
+    let found = async {
+        let roots = roots.iter().cloned();
+        match options.reach {
+            Reach::Roots => Closure::only(src, roots).await,
+            Reach::Closure | Reach::Missing => {
+                let demand = Some((&options.check, dst));
+                walk(src, roots, demand, ClosureSize::default()).await
+            }
+        }
+    };
+    let (found, mut told) = match (options.reach, options.existing) {
         (Reach::Missing, Existing::Keep) => {
+            let roots = roots.iter().cloned();
             let missing = missing_closure(src, dst, roots, &options.check).await;
             let (found, present) = missing?;
             let told = BTreeMap::new();
@@ -346,14 +356,14 @@ async fn look(
                 told,
             });
         }
-        (Reach::Closure | Reach::Missing, _) => {
-            let demand = Some((&options.check, dst));
-            walk(src, roots, demand, ClosureSize::default()).await?
-        }
-        (Reach::Roots, _) => Closure::only(src, roots).await?,
+        // The roots are known: the destination looks for them while the source finds out about the others.
+        _ => future::try_join(found, dst.present(roots)).await?,
     };
-    let all = found.infos.keys().chain(found.absent.keys()).cloned();
-    let told = dst.present(&all.collect()).await?;
+    let all = found.infos.keys().chain(found.absent.keys());
+    let others: BTreeSet<_> = all.filter(|path| !roots.contains(*path)).cloned().collect();
+    if !others.is_empty() {
+        told.extend(dst.present(&others).await?);
+    }
     Ok(SurveyedPaths {
         found,
         present: told.keys().cloned().collect(),
