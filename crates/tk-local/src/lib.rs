@@ -29,6 +29,7 @@ mod add;
 mod config;
 mod db;
 mod derivations;
+mod found_roots;
 mod gcroots;
 mod inner;
 mod lock;
@@ -36,6 +37,7 @@ mod logs;
 mod place;
 mod receive;
 mod roots;
+mod runtime_roots;
 mod schema;
 mod store;
 
