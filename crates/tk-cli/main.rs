@@ -17,6 +17,7 @@ mod output;
 mod paths;
 mod threads;
 mod ui;
+mod units;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, error::ErrorKind};

@@ -44,6 +44,9 @@ const COMMANDS: &[(&str, Kind)] = &[
     ("doctor", Kind::Reads),
     // Signatures of what is there.
     ("sign", Kind::Reads),
+    // They only take away.
+    ("gc", Kind::Reads),
+    ("delete", Kind::Reads),
     ("realisation", Kind::Reads),
     // What nix builds or fetches goes by nix's own rules.
     ("builders", Kind::Nix),

@@ -13,6 +13,7 @@ mod caches;
 mod closures;
 mod derivations;
 mod engine;
+mod garbage;
 mod nix_conf;
 mod node;
 mod references;

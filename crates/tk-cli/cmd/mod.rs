@@ -11,12 +11,14 @@ mod closure;
 mod completions;
 mod copy;
 mod daemon;
+mod delete;
 mod derivation;
 mod direnv;
 mod doctor;
 mod env;
 mod eval;
 mod flake;
+mod gc;
 mod hash;
 mod key;
 mod log;
@@ -68,6 +70,8 @@ pub enum CliCommand {
     #[command(subcommand)]
     Direnv(Box<direnv::Direnv>),
     Log(log::LogCommand),
+    Gc(gc::GcCommand),
+    Delete(delete::Delete),
     #[command(subcommand)]
     Repro(repro::Repro),
     #[command(subcommand)]
@@ -174,6 +178,8 @@ impl CliCommand {
             CliCommand::Env(args) => args.run(cx).await,
             CliCommand::Direnv(args) => args.run(cx).await,
             CliCommand::Log(args) => args.run(cx).await,
+            CliCommand::Gc(args) => args.run(cx).await,
+            CliCommand::Delete(args) => args.run(cx).await,
             CliCommand::Repro(args) => args.run(cx).await,
             CliCommand::Store(args) => args.run(cx).await,
             CliCommand::Realisation(args) => args.run(cx).await,

@@ -5,6 +5,7 @@ use crate::{
     open::{BuildArgs, NixOptions, store_dir},
     output::{stdout, tell},
     ui,
+    units::duration,
 };
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
@@ -440,24 +441,6 @@ fn owner(text: &str) -> Result<Owner> {
         .parse()
         .with_context(|| format!("'{text}' is not a process id"))?;
     Owner::process(pid).with_context(|| format!("there is no process {pid}"))
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let seconds = match unit {
-        "" | "s" => Some(1),
-        "m" => Some(60),
-        "h" => Some(3600),
-        "d" => Some(24 * 3600),
-        _ => None,
-    };
-    let number = number.parse::<u64>().ok();
-    let all = number.and_then(|number| number.checked_mul(seconds?));
-    let all = all.ok_or("a time is a number with s, m, h or d, such as 12h")?;
-    Ok(Duration::from_secs(all))
 }
 
 /// What an environment is printed as.

@@ -22,6 +22,7 @@ impl LocalStore {
         abilities.content = Some(store.clone());
         abilities.signatures = Some(store.clone());
         abilities.roots = Some(store.clone());
+        abilities.gc = Some(store.clone());
         abilities.graph = Some(store.clone());
         abilities.logs = Some(store.clone());
         abilities.realisations = Some(store.clone());
@@ -88,10 +89,7 @@ impl Roots for LocalStore {
         let (paths, roots) = (paths.clone(), self.temp_roots().clone());
         let cancel = Cancel::default();
         let _cancel_on_drop = cancel.on_drop();
-        let add = move |store: &LocalInner| {
-            let add = |path| roots.add(&store.config.dir, path, &cancel);
-            paths.iter().try_for_each(add)
-        };
+        let add = move |store: &LocalInner| roots.add_all(&store.config.dir, &paths, &cancel);
         self.run(add).await
     }
 

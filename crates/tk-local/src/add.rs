@@ -169,8 +169,14 @@ impl LocalAdd<'_> {
 
     async fn accept(&mut self, batch: Vec<AddItem>) -> Result<()> {
         let unknown = self.schedule.unknown(&batch);
-        let inner = self.store.inner().clone();
-        let valid = blocking(move || inner.db.valid(&unknown)).await?;
+        let (inner, roots) = (self.store.inner().clone(), self.store.temp_roots().clone());
+        let cancel = self.cancel.clone();
+        // First the roots: what a collector takes after the question would be missing in the end.
+        let ask = move || {
+            roots.add_all(&inner.config.dir, &unknown, &cancel)?;
+            inner.db.valid(&unknown)
+        };
+        let valid = blocking(ask).await?;
         self.schedule.note_present(valid);
         for item in batch {
             // Signatures are checked by the threads that receive.

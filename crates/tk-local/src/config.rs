@@ -35,6 +35,10 @@ pub struct LocalConfig {
     /// differs from nix.conf. For whoever decides about it: each addition says what it demands, whatever
     /// stands here.
     pub require_signatures: Option<bool>,
+    /// Whether a collection keeps the outputs of live derivations (`keep-outputs`).
+    pub keep_outputs: bool,
+    /// Whether a collection keeps the derivers of live paths (`keep-derivations`).
+    pub keep_derivations: bool,
     /// How many paths are unpacked at once; fewer if the process may not have enough files open.
     pub jobs: NonZeroUsize,
 }
@@ -68,6 +72,8 @@ impl LocalConfig {
             read_only: false,
             durability: Durability::default(),
             require_signatures: None,
+            keep_outputs: false,
+            keep_derivations: true,
             jobs: jobs(),
         }
     }
@@ -83,6 +89,8 @@ impl LocalConfig {
             read_only: false,
             durability: Durability::default(),
             require_signatures: None,
+            keep_outputs: false,
+            keep_derivations: true,
             jobs: jobs(),
         }
     }

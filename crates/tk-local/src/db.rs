@@ -12,6 +12,7 @@
 //! References stand in Refs, as pairs of ids; the outputs of derivations, as far as their paths are
 //! known, in DerivationOutputs. All functions block.
 
+pub(crate) mod graph;
 mod realisations;
 
 use crate::{

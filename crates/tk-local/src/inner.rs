@@ -128,7 +128,7 @@ fn lock_folder(folder: &Path) -> Result<File> {
 
 /// Space that the collector gives free when the disk is full, so that it can write the database. Without
 /// it, on a disk that is nearly full, all else works (as with Nix).
-fn reserve(path: &Path) {
+pub(crate) fn reserve(path: &Path) {
     if path.metadata().is_ok_and(|meta| meta.len() == RESERVED) {
         return;
     }

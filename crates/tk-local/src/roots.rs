@@ -70,13 +70,28 @@ impl TempRoots {
     /// Makes `path` a root. When this returns, no collector will delete the path: neither one
     /// that begins later nor one that is at work now. It may have been deleted before.
     pub fn add(&self, dir: &StoreDir, path: &StorePath, cancel: &Cancel) -> Result<()> {
+        self.add_all(dir, [path], cancel)
+    }
+
+    /// The same for several.
+    pub fn add_all<'a>(
+        &self,
+        dir: &StoreDir,
+        paths: impl IntoIterator<Item = &'a StorePath>,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let mut inner = self.inner.lock().unwrap_or_else(|e| e.into_inner());
         inner.create(&self.state, &self.suffix)?;
-        let number = inner.number(path);
-        if inner.known.contains(&number) {
+        let (mut numbers, mut lines) = (HashSet::new(), Vec::new());
+        for path in paths {
+            let number = inner.number(path);
+            if !inner.known.contains(&number) && numbers.insert(number) {
+                lines.push(dir.path(path));
+            }
+        }
+        if lines.is_empty() {
             return Ok(());
         }
-        let full = dir.path(path);
         let shared = loop {
             cancel.check()?;
             // While this lock is held no collector begins, and the next one finds the path in the file. A
@@ -84,7 +99,8 @@ impl TempRoots {
             if let Some(lock) = try_gc_lock(&self.state)? {
                 break Some(lock);
             }
-            match inner.tell_collector(&self.state, &full) {
+            let mut lines = lines.iter();
+            match lines.try_for_each(|full| inner.tell_collector(&self.state, full)) {
                 Ok(()) => break None,
                 // It has just begun, or has just ended.
                 Err(_) => {
@@ -93,9 +109,9 @@ impl TempRoots {
                 }
             }
         };
-        inner.record(&full)?;
+        inner.record(&lines)?;
         drop(shared);
-        inner.known.insert(number);
+        inner.known.extend(numbers);
         Ok(())
     }
 }
@@ -172,9 +188,10 @@ impl TempRootsInner {
         }
     }
 
-    fn record(&mut self, full: &str) -> Result<()> {
+    fn record(&mut self, lines: &[String]) -> Result<()> {
         let (path, file) = self.file.as_mut().expect("it was created before");
-        let bytes = full.len() as u64 + 1;
+        let text: String = lines.iter().flat_map(|full| [full, "\0"]).collect();
+        let bytes = text.len() as u64;
         if self.bytes + bytes > MAX_BYTES {
             return Err(Error::invalid(format!(
                 "{} is full: there are too many temporary roots",
@@ -182,7 +199,7 @@ impl TempRootsInner {
             )));
         }
         self.bytes += bytes;
-        file.write_all(format!("{full}\0").as_bytes())
+        file.write_all(text.as_bytes())
             .map_err(|e| Error::io(format!("writing {}", path.display()), e))
     }
 }

@@ -10,6 +10,7 @@ use std::{
     fmt::Debug,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 use tk_narinfo::{
     build_result::{BuildResult, KeyedBuildResult},
@@ -130,6 +131,13 @@ pub struct GcOptions {
     pub action: GcAction,
     /// Stop after so many bytes have been freed; `u64::MAX`: never.
     pub max_freed: u64,
+    /// Delete the paths of [`GcAction::DeleteSpecific`] even if roots reach them. No daemon does that.
+    pub ignore_liveness: bool,
+    /// Delete those paths of [`GcAction::DeleteSpecific`] that are dead, and leave the others: otherwise none is
+    /// deleted if one is alive. No daemon can do that.
+    pub skip_live: bool,
+    /// Keep what was registered after this moment, with all that it refers to. No daemon can do that.
+    pub keep_newer_than: Option<SystemTime>,
 }
 
 impl GcOptions {
@@ -138,6 +146,9 @@ impl GcOptions {
         GcOptions {
             action,
             max_freed: u64::MAX,
+            ignore_liveness: false,
+            skip_live: false,
+            keep_newer_than: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::worker::ops::{
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
 use tk_path::{OutputName, StorePath};
-use tk_store::{GarbageCollector, GcOptions, GcReport, Graph, Result, log::LogSink};
+use tk_store::{Error, GarbageCollector, GcOptions, GcReport, Graph, Result, log::LogSink};
 
 #[async_trait]
 impl Graph for DaemonStore {
@@ -50,6 +50,12 @@ impl Graph for DaemonStore {
 #[async_trait]
 impl GarbageCollector for DaemonStore {
     async fn collect_garbage(&self, options: &GcOptions, log: &dyn LogSink) -> Result<GcReport> {
+        if options.skip_live || options.keep_newer_than.is_some() {
+            return Err(Error::Unsupported {
+                store: self.to_string(),
+                what: "collects garbage only as a whole, whatever its age".to_owned(),
+            });
+        }
         self.call_logged(&Collect::from(options.clone()), log).await
     }
 }

@@ -576,7 +576,7 @@ impl From<GcOptions> for CollectGarbage {
             action: options.action,
             only: None,
             with_referrers: false,
-            ignore_liveness: false,
+            ignore_liveness: options.ignore_liveness,
             max_freed: options.max_freed,
         }
     }

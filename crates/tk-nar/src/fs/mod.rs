@@ -24,7 +24,7 @@ pub use dump::{Dump, dump};
 pub use error::{DumpError, UnpackError};
 pub use link::replace_link;
 pub use options::{DumpOptions, UnpackMetadata, UnpackOptions};
-pub use remove::remove_tree;
+pub use remove::{remove_tree, remove_tree_counted};
 pub use unpack::{Unpacker, unpack, unpack_from};
 
 use std::num::NonZeroUsize;

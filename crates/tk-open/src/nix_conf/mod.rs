@@ -22,5 +22,5 @@ mod read;
 pub use caches::{Caches, Change, add, remove};
 pub use read::{
     ConfPlaces, DEFAULT_SUBSTITUTER, DEFAULT_TRUSTED_KEY, MAX_CONF_BYTES, MAX_FILES, MAX_INCLUDES,
-    NixConf,
+    NixConf, parse_number,
 };

@@ -375,6 +375,12 @@ impl SettingKind {
 }
 
 fn number(text: &str, max: u64) -> Option<String> {
+    let number = parse_number(text)?;
+    (number <= max).then(|| number.to_string())
+}
+
+/// Reads a number as Nix does: digits, and perhaps K, M, G or T behind them, which stand for powers of 1024.
+pub fn parse_number(text: &str) -> Option<u64> {
     let text = text.strip_prefix('+').unwrap_or(text);
     let (digits, shift) = match text.as_bytes().last()?.to_ascii_uppercase() {
         b'K' => (&text[..text.len() - 1], 10),
@@ -386,8 +392,7 @@ fn number(text: &str, max: u64) -> Option<String> {
     if !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let number = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
-    (number <= max).then(|| number.to_string())
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 const fn setting(
@@ -420,6 +425,12 @@ const SETTINGS: &[Setting] = &[
     setting("nix-path", SettingKind::Words, &[]),
     setting("netrc-file", SettingKind::Path, &[]),
     setting("require-sigs", SettingKind::Bool, &[]),
+    setting("keep-outputs", SettingKind::Bool, &["gc-keep-outputs"]),
+    setting(
+        "keep-derivations",
+        SettingKind::Bool,
+        &["gc-keep-derivations"],
+    ),
     setting("fallback", SettingKind::Bool, &["build-fallback"]),
     setting("substitute", SettingKind::Bool, &["build-use-substitutes"]),
     setting("keep-failed", SettingKind::Bool, &[]),

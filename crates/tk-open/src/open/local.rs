@@ -63,6 +63,12 @@ pub fn local_config(
     }
     config.read_only = params.take_bool("read-only")?.unwrap_or(false);
     config.require_signatures = params.take_bool("require-sigs")?;
+    if let Some(keep) = settings.nix_conf.is_on("keep-outputs") {
+        config.keep_outputs = keep;
+    }
+    if let Some(keep) = settings.nix_conf.is_on("keep-derivations") {
+        config.keep_derivations = keep;
+    }
     let afar = NonZeroUsize::new(FROM_AFAR).filter(|_| wish.from_afar);
     config.jobs = match (wish.jobs, afar) {
         (Some(jobs), _) => jobs,
