@@ -9,6 +9,7 @@ mod derivation;
 mod examples;
 mod files;
 mod flake_init;
+mod flake_lock;
 mod misuse;
 mod progress;
 mod requests;

@@ -6,6 +6,7 @@ use crate::{
     ui,
 };
 use anyhow::Result;
+use futures::{StreamExt, stream};
 use serde_json::{Map, Value, json};
 use tk_project::lock::{InputVerdict, VerifiedInput, VerifyOptions};
 
@@ -45,10 +46,10 @@ impl FlakeVerify {
             stores.push(open(cx, uri, &OpenOptions::default()).await?);
         }
         let (mut shown, mut answer) = (Vec::new(), ExitStatus::Yes);
-        for mut input in lock.verify(&options) {
-            if matches!(input.verdict, InputVerdict::Unverifiable { .. }) {
-                look_in(&stores, &mut input).await?;
-            }
+        let looked = stream::iter(lock.verify(&options)).map(|input| look_in(&stores, input));
+        let mut looked = std::pin::pin!(looked.buffered(AT_ONCE));
+        while let Some(input) = looked.next().await {
+            let input = input?;
             answer = answer.max(status(&input.verdict));
             if self.json {
                 shown.push(to_json(&input));
@@ -64,15 +65,23 @@ impl FlakeVerify {
 }
 
 /// Looks for what is not at hand in the stores, until one of them has it.
-async fn look_in(stores: &[OpenStore], input: &mut VerifiedInput<'_>) -> Result<()> {
-    for store in stores {
-        if let Some(verdict) = input.pin.verify_in(&*store.store()).await? {
-            input.verdict = verdict;
-            return Ok(());
+async fn look_in<'a>(
+    stores: &[OpenStore],
+    mut input: VerifiedInput<'a>,
+) -> Result<VerifiedInput<'a>> {
+    if matches!(input.verdict, InputVerdict::Unverifiable { .. }) {
+        for store in stores {
+            if let Some(verdict) = input.pin.verify_in(&*store.store()).await? {
+                input.verdict = verdict;
+                break;
+            }
         }
     }
-    Ok(())
+    Ok(input)
 }
+
+/// Inputs that stores are asked about at once.
+const AT_ONCE: usize = 8;
 
 fn status(verdict: &InputVerdict) -> ExitStatus {
     match verdict {
