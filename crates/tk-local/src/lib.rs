@@ -36,6 +36,7 @@ mod inner;
 mod lock;
 mod logs;
 mod place;
+pub mod profiles;
 mod receive;
 mod roots;
 mod runtime_roots;
