@@ -55,6 +55,11 @@ pub struct FromArgs {
 }
 
 impl FromArgs {
+    /// The stores that were named.
+    pub fn uris(&self) -> &[String] {
+        &self.from
+    }
+
     /// Opens the store to read from, in which `texts` are.
     pub async fn open(&self, cx: &CommandContext, texts: &[OsString]) -> Result<OpenStore> {
         let uris = sources_of(cx, &self.from, texts);

@@ -21,6 +21,7 @@ use std::{
 };
 use tk_cache::observer::NetworkObserver;
 use tk_path::StoreDir;
+use tk_store::log::{Level, LogEvent, LogSink, strip_ansi};
 use wire::{Wire, WireCount};
 
 /// How progress is shown.
@@ -108,6 +109,23 @@ impl Ui {
     /// A line about something that went wrong while the rest goes on.
     pub fn error(&self, line: impl Display) {
         self.message("error", "tk-store: ", line);
+    }
+
+    /// Where a store's own words go.
+    pub fn log(self) -> impl LogSink {
+        move |event| {
+            let LogEvent::Message { level, text } = event else {
+                return;
+            };
+            for line in strip_ansi(text.trim_end()).lines() {
+                match level {
+                    Level::Error => self.error(line),
+                    Level::Warn => self.warn(line.trim_start_matches("warning: ")),
+                    Level::Notice | Level::Info => self.say(line),
+                    _ => self.detail(line),
+                }
+            }
+        }
     }
 
     fn message(&self, level: &str, prefix: &str, line: impl Display) {

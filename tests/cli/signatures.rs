@@ -30,6 +30,8 @@ const COMMANDS: &[(&str, Kind)] = &[
     ("ls", Kind::Reads),
     ("cat", Kind::Reads),
     ("verify", Kind::Reads),
+    // Its --repair puts back only what is registered already.
+    ("optimise", Kind::Reads),
     ("log", Kind::Reads),
     ("store", Kind::Reads),
     ("nar", Kind::Reads),

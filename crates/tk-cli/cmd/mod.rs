@@ -24,6 +24,7 @@ mod key;
 mod log;
 mod ls;
 mod nar;
+mod optimise;
 mod path_info;
 mod pull;
 mod push;
@@ -55,6 +56,7 @@ pub enum CliCommand {
     Ls(ls::Ls),
     Cat(cat::Cat),
     Verify(verify::VerifyCommand),
+    Optimise(optimise::OptimiseCommand),
     Sign(sign::SignCommand),
     Build(Box<build::BuildCommand>),
     #[command(subcommand)]
@@ -123,9 +125,10 @@ impl CliCommand {
             CliCommand::Push(_) | CliCommand::Pull(_) | CliCommand::Copy(_) => Some(
                 "interrupted; the same command goes on from there: what has arrived is not sent again",
             ),
-            CliCommand::Add(_) | CliCommand::Check(_) | CliCommand::Verify(_) => {
-                Some("interrupted")
-            }
+            CliCommand::Add(_)
+            | CliCommand::Check(_)
+            | CliCommand::Verify(_)
+            | CliCommand::Optimise(_) => Some("interrupted"),
             _ => None,
         }
     }
@@ -168,6 +171,7 @@ impl CliCommand {
             CliCommand::Ls(args) => args.run(cx).await,
             CliCommand::Cat(args) => args.run(cx).await,
             CliCommand::Verify(args) => args.run(cx).await,
+            CliCommand::Optimise(args) => args.run(cx).await,
             CliCommand::Sign(args) => args.run(cx).await,
             CliCommand::Build(args) => args.run(cx).await,
             CliCommand::Builders(args) => args.run(cx).await,

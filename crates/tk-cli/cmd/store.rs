@@ -1,3 +1,5 @@
+mod database;
+
 use crate::{
     CommandContext, ExitStatus,
     open::{OpenOptions, open},
@@ -5,10 +7,11 @@ use crate::{
     ui,
 };
 use anyhow::Result;
+use database::{DumpArgs, LoadArgs, RecoverArgs};
 use serde_json::{Value, json};
 use tk_store::StoreDescription;
 
-/// Look at a store itself
+/// Look at a store itself, and after what it has registered
 #[derive(clap::Subcommand)]
 pub enum StoreCommand {
     /// Say what kind of store it is, who is at the other end, and how far away
@@ -25,12 +28,38 @@ pub enum StoreCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Print what is registered, as nix-store --dump-db
+    ///
+    /// Hash, size, deriver and references of each path, as load-db and nix-store --load-db read
+    /// them. Signatures are not in it.
+    #[command(after_help = DUMP_EXAMPLES)]
+    DumpDb(DumpArgs),
+    /// Register what dump-db or nix-store --dump-db wrote
+    ///
+    /// All of it or nothing. The content must be in its place already, and is not read: verify
+    /// --check-contents does that. Paths that are valid already keep their signatures, unlike
+    /// with nix-store --load-db.
+    #[command(after_help = LOAD_EXAMPLES)]
+    LoadDb(LoadArgs),
+    /// Make a lost or corrupt database anew from what lies in the store
+    ///
+    /// Each path is read, and becomes valid if a narinfo with a trusted signature, the dump, or its
+    /// own name vouch for its content; with --scan also without. What vouches for it is printed
+    /// before it: narinfo, dump, contentAddress or scanned. All else stays invalid, and the exit
+    /// status is 1. Nobody else may have the store open. The old database stays under another name.
+    #[command(after_help = RECOVER_EXAMPLES)]
+    Recover(RecoverArgs),
 }
 
 impl StoreCommand {
     /// Runs the command.
     pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
-        let StoreCommand::Info { uri, json } = self;
+        let (uri, json) = match self {
+            StoreCommand::Info { uri, json } => (uri, json),
+            StoreCommand::DumpDb(args) => return args.run(cx).await,
+            StoreCommand::LoadDb(args) => return args.run(cx).await,
+            StoreCommand::Recover(args) => return args.run(cx).await,
+        };
         let uri = uri.unwrap_or_else(|| cx.store_uri());
         // What is remembered of a cache says nothing of how it is now.
         let mut wish = OpenOptions::default();
@@ -101,6 +130,16 @@ fn to_lines(store: &dyn tk_store::Store, info: &StoreDescription) -> Vec<(&'stat
     lines
 }
 
+const DUMP_EXAMPLES: &str = "\
+Example:
+  tk-store store dump-db > registered";
+const LOAD_EXAMPLES: &str = "\
+Example:
+  tk-store store dump-db | tk-store store load-db";
+const RECOVER_EXAMPLES: &str = "\
+Examples:
+  tk-store store recover --dump registered --from https://cache.nixos.org --dry-run
+  tk-store store recover --from file:///srv/cache --trusted-key my.pub";
 const EXAMPLES: &str = "\
 Examples:
   tk-store store info

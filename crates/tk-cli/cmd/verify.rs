@@ -1,3 +1,5 @@
+pub mod whole_store;
+
 use crate::{
     CommandContext, ExitStatus, failures, keys,
     open::{FromArgs, Looked},
@@ -11,13 +13,19 @@ use std::num::NonZeroUsize;
 use tk_narinfo::PathInfo;
 use tk_path::StorePath;
 use tk_store::{Error, SigCheck, Store, copy::Progress, verify};
+use whole_store::WholeStoreArgs;
 
 /// Check that content is what its hash says, and that trusted keys signed it
 ///
 /// As nix store verify. Each bad path is told with the reason, and the exit status is 1 (2 if a
 /// path could not be looked at).
+///
+/// Without paths and with --database, --check-contents or --repair it is the whole store that is
+/// checked, as by nix-store --verify, and mended.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, mut_arg("paths", |arg| {
+    arg.required_unless_present_any(["all", "stdin", "database", "check_contents", "repair"])
+}))]
 pub struct VerifyCommand {
     #[command(flatten)]
     paths: PathsOrAll,
@@ -26,6 +34,8 @@ pub struct VerifyCommand {
     recursive: bool,
     #[command(flatten)]
     from: FromArgs,
+    #[command(flatten)]
+    whole: WholeStoreArgs,
     /// Do not read the content
     #[arg(long)]
     no_contents: bool,
@@ -49,6 +59,9 @@ pub struct VerifyCommand {
 impl VerifyCommand {
     /// Runs the command.
     pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
+        if self.whole.is_meant() {
+            return self.whole.run(cx, self.from.uris(), self.json).await;
+        }
         let trust = if self.no_trust {
             SigCheck::Skip
         } else {
@@ -161,4 +174,6 @@ impl VerifyCommand {
 const EXAMPLES: &str = "\
 Examples:
   tk-store verify --all --no-trust
+  tk-store verify --check-contents
+  tk-store verify --check-contents --repair --from file:///srv/cache
   tk-store verify --store file:///srv/cache --all --trusted-key my.pub";

@@ -10,8 +10,9 @@ use std::{
 use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy};
 use tk_path::{Derivation, OutputName, StorePath};
 use tk_store::{
-    Abilities, ByteStream, ClientSettings, Describe, Error, Graph, Logs, Realisations, Result,
-    Root, Roots, Sessions, SigCheck, StoreDescription, derivation, log::LogSink,
+    Abilities, ByteStream, ClientSettings, Describe, Error, Graph, Logs, Maintain, OptimiseReport,
+    Realisations, Result, Root, Roots, Sessions, SigCheck, StoreDescription, VerifyOptions,
+    VerifyReport, derivation, log::LogSink,
 };
 
 impl LocalStore {
@@ -26,6 +27,7 @@ impl LocalStore {
         abilities.graph = Some(store.clone());
         abilities.logs = Some(store.clone());
         abilities.realisations = Some(store.clone());
+        abilities.maintenance = Some(store.clone());
         abilities.sessions = Some(store.clone());
         abilities.description = Some(store);
         abilities.real_dir = Some(self.real_dir().to_owned());
@@ -41,6 +43,22 @@ impl Describe for LocalStore {
             trusted: Some(true),
             ..StoreDescription::of("local")
         })
+    }
+}
+
+#[async_trait]
+impl Maintain for LocalStore {
+    async fn optimise(&self, log: &dyn LogSink) -> Result<OptimiseReport> {
+        LocalStore::optimise(self, log).await
+    }
+
+    /// [`RepairSource::Substituters`](tk_store::RepairSource::Substituters) are none.
+    async fn verify_store(
+        &self,
+        options: &VerifyOptions,
+        log: &dyn LogSink,
+    ) -> Result<VerifyReport> {
+        self.verify_all(options, log).await
     }
 }
 

@@ -14,6 +14,9 @@
 
 pub(crate) mod graph;
 mod realisations;
+mod upkeep;
+
+pub(crate) use upkeep::LoadedContent;
 
 use crate::{
     Durability,

@@ -4,7 +4,7 @@
 //! it (Nix's `LocalStore::registerValidPaths`): its outputs are found again by name, and nobody should be
 //! able to put somebody else's path there. The derivations that it needs must be valid.
 
-use crate::{db::KnownOutputs, inner::LocalInner};
+use crate::{LocalConfig, db::KnownOutputs, inner::LocalInner};
 use rustix::fs::{Mode, OFlags, open};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -47,7 +47,12 @@ impl LocalInner {
 
     /// The derivation at `path`, which need not be valid.
     pub fn derivation(&self, path: &StorePath) -> Result<Derivation> {
-        let real = self.real_path(path);
+        Self::derivation_in(&self.config, path)
+    }
+
+    /// The same, where there is no database.
+    pub fn derivation_in(config: &LocalConfig, path: &StorePath) -> Result<Derivation> {
+        let real = config.real.join(path.as_str());
         let reading = |e: io::Error| Error::io(format!("reading {}", real.display()), e);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = open(&real, flags, Mode::empty()).map_err(|e| reading(e.into()))?;
@@ -55,11 +60,11 @@ impl LocalInner {
         let limit = MAX_DERIVATION_BYTES as u64 + 1;
         let read = File::from(file).take(limit).read_to_end(&mut text);
         read.map_err(reading)?;
-        parse(&self.config.dir, path, &text, &self.uri)
+        parse(&config.dir, path, &text, &config.to_string())
     }
 
     /// The known outputs of the derivation at `path`, which may need others of `group`.
-    fn checked_outputs(
+    pub(crate) fn checked_outputs(
         &self,
         path: &StorePath,
         group: &BTreeSet<&StorePath>,

@@ -84,22 +84,29 @@ impl LocalInner {
             reserve(&db_dir.join("reserved"));
         }
         drop(making);
-        Ok(Arc::new(LocalInner {
+        let mut inner = LocalInner::on(config, db, big_lock);
+        inner.create = create;
+        Ok(Arc::new(inner))
+    }
+
+    /// The store at `config` with the database `db`.
+    pub fn on(config: LocalConfig, db: Database, big_lock: Option<File>) -> LocalInner {
+        LocalInner {
             modulo: Mutex::new(Modulo::new(config.dir.clone())),
             roots: TempRoots::of(&config.state),
             swept: AtomicBool::new(false),
             nursery: Mutex::default(),
-            uri,
+            uri: config.to_string(),
             db,
             config,
-            create,
+            create: false,
             _big_lock: big_lock,
-        }))
+        }
     }
 }
 
 /// The folders that Nix expects (`LocalStore::LocalStore`).
-fn create_folders(config: &LocalConfig) -> Result<()> {
+pub(crate) fn create_folders(config: &LocalConfig) -> Result<()> {
     let LocalConfig { real, state, .. } = config;
     let in_state = ["db", "temproots", "gcroots/per-user", "profiles/per-user"];
     let folders = in_state.iter().map(|folder| state.join(folder));

@@ -21,11 +21,11 @@
 //!   added again, temporary folders are removed by the next process that adds.
 //!
 //! # Left to Nix
-//! Garbage collection, `.links` (sharing of equal files), schemas older than 10, and making the
-//! tables of realisations, which are used where they are.
+//! Schemas older than 10, and making the tables of realisations, which are used where they are.
 
 mod abilities;
 mod add;
+mod canonical;
 mod config;
 mod db;
 mod derivations;
@@ -33,16 +33,23 @@ mod found_roots;
 mod gc;
 mod gcroots;
 mod inner;
+mod links;
+mod load;
 mod lock;
 mod logs;
+mod optimise;
 mod place;
 pub mod profiles;
 mod receive;
+mod recover;
 mod roots;
 mod runtime_roots;
 mod schema;
 mod store;
 mod telling;
+mod verify;
 
 pub use config::{Durability, LocalConfig};
+pub use load::LoadReport;
+pub use recover::{PathTruth, RecoverOptions, RecoverReport, RecoverWrite, ScanPaths};
 pub use store::LocalStore;

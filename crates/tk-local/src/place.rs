@@ -192,7 +192,7 @@ fn nursery_of(name: &str) -> StorePath {
     StorePath::from_digest(&digest, name).expect("the name is made of letters and digits")
 }
 
-fn is_nursery(base: &str) -> bool {
+pub(crate) fn is_nursery(base: &str) -> bool {
     let Ok(path) = StorePath::parse(base) else {
         return false;
     };

@@ -1,7 +1,8 @@
 //! What only some stores can do, a trait each, and [`Abilities`]: a store with those that it has.
 
 use crate::{
-    AddContent, AddSignatures, Describe, Error, NarStream, Result, SigCheck, Store, derivation,
+    AddContent, AddSignatures, Describe, Error, Maintain, NarStream, Result, SigCheck, Store,
+    derivation,
     log::{Level, LogSink},
 };
 use async_trait::async_trait;
@@ -280,17 +281,6 @@ pub struct SubstitutablePathInfo {
     pub download_size: u64,
     /// Bytes of its NAR; 0 if not known.
     pub nar_size: u64,
-}
-
-/// Stores that look after themselves.
-#[async_trait]
-pub trait Maintain: Store {
-    /// Makes equal files one.
-    async fn optimise(&self, log: &dyn LogSink) -> Result<()>;
-
-    /// Checks what is registered, with `contents` also every file, and with `repair` mends what it can.
-    /// True if errors are left; each is told to `log`.
-    async fn verify(&self, contents: bool, repair: bool, log: &dyn LogSink) -> Result<bool>;
 }
 
 /// Stores that keep something for each client of a server.

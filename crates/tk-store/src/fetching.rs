@@ -1,8 +1,8 @@
 //! Fetching for stores that have nobody who does.
 
 use crate::{
-    Abilities, ClientSettings, Error, Result, Sessions, SigCheck, Store, SubstitutablePathInfo,
-    Substitute,
+    Abilities, ClientSettings, Error, Maintain, OptimiseReport, RepairSource, Result, Sessions,
+    SigCheck, Store, SubstitutablePathInfo, Substitute, VerifyOptions, VerifyReport,
     copy::{CopyOptions, Reach, plan},
     log::{Level, LogEvent, LogSink},
 };
@@ -56,6 +56,10 @@ impl Fetching {
         let fetching = Arc::new(self);
         let mut abilities = fetching.into.clone();
         abilities.substitutes = Some(fetching.clone());
+        if let Some(store) = abilities.maintenance {
+            let sources = fetching.clone();
+            abilities.maintenance = Some(Arc::new(MaintainedFromSources { store, sources }));
+        }
         abilities.sessions = Some(fetching);
         abilities
     }
@@ -185,6 +189,33 @@ impl Substitute for Fetching {
             (path, known)
         });
         Ok(infos.collect())
+    }
+}
+
+/// A store that looks after itself, and repairs from the sources of another that fetches for it.
+#[derive(Debug)]
+struct MaintainedFromSources {
+    store: Arc<dyn Maintain>,
+    sources: Arc<Fetching>,
+}
+
+#[async_trait]
+impl Maintain for MaintainedFromSources {
+    async fn optimise(&self, log: &dyn LogSink) -> Result<OptimiseReport> {
+        self.store.optimise(log).await
+    }
+
+    async fn verify_store(
+        &self,
+        options: &VerifyOptions,
+        log: &dyn LogSink,
+    ) -> Result<VerifyReport> {
+        let mut options = options.clone();
+        if let RepairSource::Substituters = options.repair {
+            let from = self.sources.open().await?;
+            options.repair = RepairSource::Stores(from.into_iter().collect());
+        }
+        self.store.verify_store(&options, log).await
     }
 }
 

@@ -50,12 +50,14 @@ mod each_info;
 mod error;
 mod fetching;
 pub mod log;
+mod maintain;
 mod memory;
 pub mod nar;
 pub mod own_thread;
 pub mod progress;
 pub mod realisations;
 pub mod reference;
+mod registration;
 mod several;
 mod socket;
 mod store;
@@ -64,8 +66,8 @@ mod verify;
 
 pub use abilities::{
     Abilities, Build, BuildMode, ByteStream, ClientSettings, GarbageCollector, GcAction, GcOptions,
-    GcReport, Graph, Logs, Maintain, Missing, Realisations, Root, Roots, Sessions,
-    SubstitutablePathInfo, Substitute,
+    GcReport, Graph, Logs, Missing, Realisations, Root, Roots, Sessions, SubstitutablePathInfo,
+    Substitute,
 };
 pub use add_schedule::{AddId, AddSchedule, RequiredReferences, add_batches};
 pub use closure::{Closure, closure};
@@ -74,10 +76,15 @@ pub use content::ContentHasher;
 pub use describe::{Describe, StoreDescription};
 pub use error::{Error, Result, error_line};
 pub use fetching::{Fetching, Sources};
+pub use maintain::{
+    FaultKind, Maintain, MetadataCheck, OptimiseReport, RepairSource, StoreFault, VerifyDepth,
+    VerifyOptions, VerifyReport,
+};
 pub use memory::MemoryStore;
 pub use nar::NarStream;
 pub use own_thread::blocking;
 pub use reference::{ReferenceError, StoreReference, StoreVariant};
+pub use registration::{RegistrationReader, registration_text};
 pub use several::SeveralStores;
 pub use socket::SocketName;
 pub use store::{

@@ -13,7 +13,8 @@ use std::{
 use tk_narinfo::PathInfo;
 use tk_path::{ContentAddress, HashPart, OutputName, StorePath};
 use tk_store::{
-    Error, GcOptions, GcReport, NarCheck, Root, Store, StoreExt, SubstitutablePathInfo,
+    Error, GcOptions, GcReport, NarCheck, RepairSource, Root, Store, StoreExt,
+    SubstitutablePathInfo, VerifyDepth, VerifyOptions,
     log::{Level, LogEvent, LogSink},
 };
 
@@ -147,9 +148,10 @@ impl OperationContext {
     }
 
     pub async fn optimise(&self) -> OperationResult<()> {
-        let what = "cannot share equal files without nix";
+        let what = "cannot share equal files";
         let store = self.able(&self.abilities.maintenance, what)?;
-        Ok(store.optimise(&*self.events).await?)
+        store.optimise(&*self.events).await?;
+        Ok(())
     }
 
     /// Whether errors are left. Each is told as it is found.
@@ -158,7 +160,15 @@ impl OperationContext {
             self.require_trust("repairing paths")?;
         }
         if let Some(store) = &self.abilities.maintenance {
-            return Ok(store.verify(contents, repair, &*self.events).await?);
+            let mut options = VerifyOptions::default();
+            if contents {
+                options.depth = VerifyDepth::Contents;
+            }
+            if repair {
+                options.repair = RepairSource::Substituters;
+            }
+            let report = store.verify_store(&options, &*self.events).await?;
+            return Ok(report.errors_left);
         }
         if repair {
             return Err(self.abilities.unsupported("cannot repair paths").into());

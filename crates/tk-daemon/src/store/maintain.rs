@@ -1,19 +1,96 @@
 use super::DaemonStore;
 use crate::worker::ops::{OptimiseStore, VerifyStore};
 use async_trait::async_trait;
-use tk_store::{Maintain, Result, log::LogSink};
+use std::sync::Mutex;
+use tk_store::{
+    Error, FaultKind, Maintain, MetadataCheck, OptimiseReport, RepairSource, Result, StoreFault,
+    VerifyDepth, VerifyOptions, VerifyReport,
+    log::{Level, LogEvent, LogField, LogSink, ResultType, strip_ansi, strip_error_prefix},
+};
 
 #[async_trait]
 impl Maintain for DaemonStore {
-    async fn optimise(&self, log: &dyn LogSink) -> Result<()> {
-        self.call_logged(&OptimiseStore {}, log).await.map(drop)
+    /// What was done is counted by what the daemon tells meanwhile.
+    async fn optimise(&self, log: &dyn LogSink) -> Result<OptimiseReport> {
+        let report = Mutex::new(OptimiseReport::default());
+        let count = |event: LogEvent| {
+            if let LogEvent::Result {
+                kind: ResultType::FILE_LINKED,
+                fields,
+                ..
+            } = &event
+                && let Some(LogField::Int(bytes)) = fields.first()
+            {
+                let mut report = report.lock().unwrap_or_else(|e| e.into_inner());
+                report.files_linked += 1;
+                report.bytes_saved += bytes;
+            }
+            log.event(event);
+        };
+        self.call_logged(&OptimiseStore {}, &count).await?;
+        Ok(report.into_inner().unwrap_or_else(|e| e.into_inner()))
     }
 
-    async fn verify(&self, contents: bool, repair: bool, log: &dyn LogSink) -> Result<bool> {
-        let request = VerifyStore {
-            check_contents: contents,
-            repair,
+    /// What is wrong is known by the daemon's words alone.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the protocol cannot say what is wanted.
+    async fn verify_store(
+        &self,
+        options: &VerifyOptions,
+        log: &dyn LogSink,
+    ) -> Result<VerifyReport> {
+        let cannot = match (&options.repair, options.metadata) {
+            (RepairSource::Stores(_), _) => Some("repairs from its own substituters only"),
+            (_, MetadataCheck::Canonical) => Some("cannot check modes and times"),
+            _ => None,
         };
-        self.call_logged(&request, log).await
+        if let Some(what) = cannot {
+            return Err(Error::Unsupported {
+                store: self.to_string(),
+                what: what.to_owned(),
+            });
+        }
+        let request = VerifyStore {
+            check_contents: options.depth == VerifyDepth::Contents,
+            repair: options.repair.is_wanted(),
+        };
+        let faults = Mutex::new(Vec::new());
+        let note = |event: LogEvent| {
+            if let LogEvent::Message {
+                level: Level::Error,
+                text,
+            } = &event
+            {
+                let mut faults = faults.lock().unwrap_or_else(|e| e.into_inner());
+                if faults.len() < MAX_FAULTS {
+                    faults.push(fault(text));
+                }
+            }
+            log.event(event);
+        };
+        let errors_left = self.call_logged(&request, &note).await?;
+        let mut faults = faults.into_inner().unwrap_or_else(|e| e.into_inner());
+        // Which of them were mended the daemon does not say, but when all were.
+        for fault in &mut faults {
+            fault.mended = request.repair && !errors_left;
+        }
+        Ok(VerifyReport {
+            verified: None,
+            faults,
+            errors_left,
+        })
     }
 }
+
+fn fault(text: &str) -> StoreFault {
+    StoreFault {
+        subject: String::new(),
+        kind: FaultKind::Other,
+        line: strip_error_prefix(&strip_ansi(text)),
+        mended: false,
+    }
+}
+
+/// What is kept of what a daemon says is wrong.
+const MAX_FAULTS: usize = 100_000;
