@@ -1,17 +1,17 @@
-use super::gc::collect;
+use super::gc::{collect, open_to_collect};
 use crate::{
     CommandContext, ExitStatus,
-    open::{OpenOptions, open},
     paths::{NamedPaths, PathArgs, required},
 };
 use anyhow::Result;
 use std::collections::BTreeSet;
-use tk_store::{GcAction, GcOptions, closure};
+use tk_store::{Error, GcAction, GcOptions, closure};
 
 /// Delete certain paths of a store, if nothing needs them
 ///
 /// As nix store delete: a path that a root reaches, or to which another path refers, is not deleted, and
-/// then none of the others is either, unless --skip-live is given. Paths that are not there are no error.
+/// then none of the others is either, unless --skip-live is given: the exit status is 1. Paths that are not
+/// there are no error.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, mut_arg("paths", required))]
 pub struct Delete {
@@ -35,7 +35,7 @@ impl Delete {
     /// Runs the command.
     pub async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
         let texts = self.paths.texts()?;
-        let opened = open(cx, &cx.store_uri(), &OpenOptions::default()).await?;
+        let opened = open_to_collect(cx).await?;
         let roots = NamedPaths::find(&opened, &texts).await?.paths;
         let mut paths: BTreeSet<_> = roots.iter().cloned().collect();
         if self.recursive {
@@ -44,8 +44,16 @@ impl Delete {
         let mut options = GcOptions::new(GcAction::DeleteSpecific(paths));
         options.skip_live = self.skip_live;
         options.ignore_liveness = self.ignore_liveness;
-        collect(cx, &options, self.json).await?;
-        Ok(ExitStatus::Yes)
+        let done = collect(cx, &opened, &options, None, self.json).await;
+        let refused =
+            |error: &anyhow::Error| matches!(error.downcast_ref(), Some(Error::Refused { .. }));
+        match done {
+            Err(error) if refused(&error) => {
+                cx.ui.error(error);
+                Ok(ExitStatus::No)
+            }
+            done => done.map(|()| ExitStatus::Yes),
+        }
     }
 }
 

@@ -1,14 +1,18 @@
 use crate::{
     CommandContext, ExitStatus,
-    open::{OpenOptions, open},
+    open::{OpenOptions, OpenStore, open},
     ui,
     units::{bytes, duration},
 };
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use std::time::{Duration, SystemTime};
+use tk_local::{
+    LocalConfig,
+    profiles::{GenerationAction, OldGenerations, ProfileGeneration, delete_old_generations},
+};
 use tk_store::{
-    GcAction, GcOptions, GcReport,
+    GcAction, GcOptions, GcReport, blocking,
     log::{Level, LogEvent, LogSink, strip_ansi},
 };
 
@@ -24,8 +28,14 @@ pub struct GcCommand {
     #[arg(long, short = 'n', visible_alias = "print-dead")]
     dry_run: bool,
     /// Print what is alive instead, and change nothing
-    #[arg(long, conflicts_with_all = ["dry_run", "max_freed"])]
+    #[arg(long, conflicts_with_all = ["dry_run", "max_freed", "delete_old", "delete_older_than"])]
     print_live: bool,
+    /// Delete all generations of profiles but the current ones first, those of a rollback too
+    #[arg(long, short = 'd')]
+    delete_old: bool,
+    /// Delete generations of profiles that were last in use so long ago first, such as 30d
+    #[arg(long, value_name = "DAYS", conflicts_with = "delete_old")]
+    delete_older_than: Option<String>,
     /// Stop when more than this was freed, such as 10G
     #[arg(long, visible_alias = "max", value_name = "SIZE", value_parser = bytes)]
     max_freed: Option<u64>,
@@ -50,16 +60,77 @@ impl GcCommand {
             let since = SystemTime::now().checked_sub(age);
             options.keep_newer_than = Some(since.context("--keep-newer-than is too long")?);
         }
-        collect(cx, &options, self.json).await?;
+        let opened = open_to_collect(cx).await?;
+        let old = match &self.delete_older_than {
+            Some(days) => Some(OldGenerations::older_than(days, SystemTime::now())?),
+            None => self.delete_old.then_some(OldGenerations::AllButCurrent),
+        };
+        let old = match old {
+            Some(which) => Some(self.old_generations(cx, &opened, which).await?),
+            None => None,
+        };
+        collect(cx, &opened, &options, old, self.json).await?;
         Ok(ExitStatus::Yes)
+    }
+
+    /// Deletes them, or tells them for a dry run.
+    async fn old_generations(
+        &self,
+        cx: &CommandContext,
+        opened: &OpenStore,
+        which: OldGenerations,
+    ) -> Result<Vec<ProfileGeneration>> {
+        let environment = &cx.settings.environment;
+        let config = match opened.local() {
+            Some(local) => local.config().clone(),
+            // Profiles are no part of a daemon's store: whoever uses it changes them himself.
+            None => {
+                let mut config = LocalConfig::system();
+                config.state = environment.nix_state();
+                config
+            }
+        };
+        let home = environment.path("HOME");
+        let state = environment.path("XDG_STATE_HOME");
+        let state = state.or_else(|| Some(home.as_ref()?.join(".local/state")));
+        let state = state.filter(|_| !rustix::process::geteuid().is_root());
+        let folders = config.profile_folders(home.as_deref(), state.as_deref());
+        let (action, verb) = if self.dry_run {
+            (GenerationAction::Tell, "would delete")
+        } else {
+            (GenerationAction::Delete, "deleted")
+        };
+        let work = move || delete_old_generations(&folders, which, action);
+        let old = blocking(work).await?;
+        for generation in &old {
+            let profile = generation.profile.display();
+            let number = generation.number;
+            cx.ui
+                .say(format_args!("{verb} generation {number} of {profile}"));
+        }
+        if self.dry_run && !old.is_empty() {
+            cx.ui
+                .say("what only these generations keep is not among the paths");
+        }
+        Ok(old)
     }
 }
 
-/// Collects garbage in the store of `cx`, and prints what was found or deleted.
-pub async fn collect(cx: &CommandContext, options: &GcOptions, json: bool) -> Result<()> {
+/// Opens the store of `cx` as it is now.
+pub async fn open_to_collect(cx: &CommandContext) -> Result<OpenStore> {
     let mut wish = OpenOptions::default();
     wish.refresh = true;
-    let opened = open(cx, &cx.store_uri(), &wish).await?;
+    open(cx, &cx.store_uri(), &wish).await
+}
+
+/// Collects garbage, and prints what was found or deleted; with the generations that were deleted before.
+pub async fn collect(
+    cx: &CommandContext,
+    opened: &OpenStore,
+    options: &GcOptions,
+    old: Option<Vec<ProfileGeneration>>,
+    json: bool,
+) -> Result<()> {
     let store = opened.store();
     let gc = opened.abilities().gc;
     let gc = gc.with_context(|| format!("{store} does not collect garbage"))?;
@@ -67,12 +138,17 @@ pub async fn collect(cx: &CommandContext, options: &GcOptions, json: bool) -> Re
     let (count, size) = (ui::paths(paths.len()), ui::size(bytes_freed));
     let deletes = !matches!(options.action, GcAction::ReturnLive | GcAction::ReturnDead);
     if json {
-        ui::out(json!({
+        let mut value = json!({
             "store": store.to_string(),
             "deleted": deletes,
             "paths": paths,
             "bytes": bytes_freed,
-        }))?;
+        });
+        if let Some(old) = old {
+            let of = |g: &ProfileGeneration| json!({ "profile": g.profile, "number": g.number, "link": g.link });
+            value["generations"] = old.iter().map(of).collect();
+        }
+        ui::out(value)?;
     } else {
         ui::out_all(&paths)?;
     }
@@ -110,4 +186,5 @@ const EXAMPLES: &str = "\
 Examples:
   tk-store gc --dry-run
   tk-store gc --max-freed 10G --keep-newer-than 2d
+  tk-store gc --delete-older-than 30d
   tk-store gc --store local?root=/srv/store --json";

@@ -198,7 +198,11 @@ impl<'a> Collection<'a> {
                 && !self.options.skip_live
                 && !self.report.paths.contains(&full)
             {
-                self.failed = Some(still_alive(&full, "somebody has just begun to use it"));
+                self.failed = Some(still_alive(
+                    self.store,
+                    &full,
+                    "somebody has just begun to use it",
+                ));
             }
         }
         Ok(())
@@ -223,7 +227,7 @@ impl<'a> Collection<'a> {
         let is_wanted = |node: u32| wanted[node as usize];
         let why = |node: u32, why: &str| {
             let full = self.store.full(self.graph.name(node));
-            Err(still_alive(&full, why))
+            Err(still_alive(self.store, &full, why))
         };
         let fate = self.server.fate();
         if let Some(node) = self
@@ -384,10 +388,11 @@ fn tell_hidden(found: &FoundRoots, teller: &Teller) {
     }
 }
 
-fn still_alive(full: &str, why: &str) -> Error {
-    Error::invalid(format!(
-        "Cannot delete path '{full}' since it is still alive: {why}"
-    ))
+fn still_alive(store: &LocalInner, full: &str, why: &str) -> Error {
+    Error::Refused {
+        who: store.uri.clone(),
+        words: format!("Cannot delete path '{full}' since it is still alive: {why}"),
+    }
 }
 
 fn collector_lock(path: &Path, teller: &Teller) -> Result<File> {

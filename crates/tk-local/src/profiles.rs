@@ -313,7 +313,11 @@ mod tests {
             symlink(text, link).unwrap();
         }
         let folders = config.profile_folders(Some(folder.path()), Some(folder.path()));
-        assert_eq!(folders, std::slice::from_ref(&root), "no store of the system");
+        assert_eq!(
+            folders,
+            std::slice::from_ref(&root),
+            "no store of the system"
+        );
         assert_eq!(
             profiles(&folders).unwrap(),
             [root.join("p"), user.join("q")]
