@@ -1,6 +1,7 @@
 //! Stores on disk beside real Nix: each opens what the other made, at the same time too.
 
 mod abilities;
+mod garbage;
 
 use crate::support::{Rig, Tally, VERSIONS, each_version, equal, rig};
 use futures::{StreamExt, TryStreamExt, stream};

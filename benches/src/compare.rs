@@ -19,6 +19,7 @@ use crate::network::Network;
 use crate::place::Place;
 use crate::report::{NO_SPACE, Outputs, Report, Skip};
 use crate::small;
+use crate::upkeep::Upkeep;
 
 /// Run each job with ours and every rival in turn, and print medians and ratios, and how far each is from the limit.
 ///
@@ -146,7 +147,9 @@ impl Compare {
         let network =
             Network::whole(rounds, scale).contests(&dir.join("network"), tk_store, report);
         let daemon = Daemon::whole(rounds, scale).contests(&dir.join("daemon"), tk_store, report);
+        let upkeep = Upkeep::whole(rounds, scale).contests(&dir.join("upkeep"), tk_store, report);
         for (what, done) in [
+            ("a large store", upkeep),
             ("folders, nginx and S3", network),
             ("daemon and ssh", daemon),
         ] {
@@ -315,7 +318,9 @@ pub fn all_contests() -> Vec<(String, String)> {
     let small = small::contests()
         .into_iter()
         .map(|small| (small.job.to_owned(), small.on));
-    let copies = crate::network::names().chain(crate::daemon::names());
+    let copies = crate::network::names()
+        .chain(crate::daemon::names())
+        .chain(crate::upkeep::names());
     let copies = copies.map(|name| (name.to_owned(), String::new()));
     trees.chain(small).chain(copies).collect()
 }

@@ -17,6 +17,7 @@ mod place;
 mod plot;
 mod report;
 mod small;
+mod upkeep;
 mod work;
 
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ enum Cli {
     Daemon(daemon::Daemon),
     Network(network::Network),
     Plot(plot::Plot),
+    Upkeep(upkeep::Upkeep),
     #[command(flatten)]
     Process(Process),
 }
@@ -66,6 +68,7 @@ fn run(cli: Cli) -> Result<bool> {
         Cli::Compare(compare) => compare.run(),
         Cli::Daemon(daemon) => daemon.run(),
         Cli::Network(network) => network.run(),
+        Cli::Upkeep(upkeep) => upkeep.run(),
         Cli::Plot(plot) => plot.run().map(|()| true),
         Cli::Process(Process::Ask(ask)) => ask.run().map(|()| true),
         Cli::Process(Process::Measure(measure)) => measure.run().map(|()| true),
