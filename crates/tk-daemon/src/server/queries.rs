@@ -134,7 +134,7 @@ impl OperationContext {
     }
 
     pub async fn collect_garbage(&self, wanted: CollectGarbage) -> OperationResult<GcReport> {
-        let gc = self.able(&self.abilities.gc, "cannot collect garbage without nix")?;
+        let gc = self.able(&self.abilities.gc, "cannot collect garbage")?;
         if wanted.ignore_liveness {
             return Err(refused("what is alive is never deleted"));
         }
