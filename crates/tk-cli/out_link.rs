@@ -1,14 +1,18 @@
 //! Links that people want to what they fetched or built (`--out-link`), which are roots as well.
 
-use crate::open::OpenStore;
+use crate::{CommandContext, open::OpenStore};
 use anyhow::{Context as _, Result, bail};
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use tk_nar::fs::replace_link;
 use tk_path::StorePath;
-use tk_store::Roots;
+use tk_store::{
+    Roots,
+    lease::{LeaseOptions, LeaseOwner, Leases},
+};
 
 /// A place for a link: looked at first, so that nothing is done for a link that cannot be made.
 #[derive(Debug)]
@@ -41,8 +45,13 @@ impl OutLink {
     }
 
     /// Makes it with the folders above it, in one step if a link is there, and tells the store.
-    pub async fn make(&self, store: &OpenStore, path: &StorePath) -> Result<()> {
-        let target = match store.real_dir() {
+    pub async fn make(
+        &self,
+        cx: &CommandContext,
+        store: &OpenStore,
+        path: &StorePath,
+    ) -> Result<()> {
+        let target: PathBuf = match store.real_dir() {
             Some(folder) => folder.join(path.as_str()),
             None => store.store().dir().path(path).into(),
         };
@@ -53,6 +62,31 @@ impl OutLink {
         replace_link(&self.place, &target, leads_into_store)
             .with_context(|| format!("making the link {}", self.place.display()))?;
         roots(store)?.add_indirect_root(&self.place).await?;
+        let named = store.store().dir().path(path);
+        if target != Path::new(&named) {
+            self.lease(cx, store, named, target).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the path `named`, too, as long as the link leads to `target`: a collector of Nix does not know a
+    /// link to where a store in a folder of its own really lies, and people could not use another.
+    async fn lease(
+        &self,
+        cx: &CommandContext,
+        store: &OpenStore,
+        named: String,
+        target: PathBuf,
+    ) -> Result<()> {
+        let mut options = LeaseOptions::default();
+        let place = self.place.clone();
+        options.owner = LeaseOwner::Link { place, target };
+        options.ttl = AS_LONG_AS_THE_LINK;
+        let leases = Leases::at(&cx.settings.environment.state_folder()?);
+        let key = format!("out-link of {}", store.store());
+        leases
+            .begin(&key, &[named], &options, roots(store)?)
+            .await?;
         Ok(())
     }
 }
@@ -75,6 +109,9 @@ fn roots(store: &OpenStore) -> Result<&dyn Roots> {
         ),
     }
 }
+
+/// A hundred years.
+const AS_LONG_AS_THE_LINK: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {

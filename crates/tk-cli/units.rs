@@ -27,3 +27,11 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     let wrong = "a size is a number of bytes, perhaps with K, M, G or T, such as 10G";
     parse_number(text).ok_or_else(|| wrong.to_owned())
 }
+
+/// Seconds in the largest unit of which there are at least two: `119m`.
+pub fn short_time(seconds: u64) -> String {
+    let units = [(24 * 3600, 'd'), (3600, 'h'), (60, 'm')];
+    let unit = units.into_iter().find(|(size, _)| seconds >= 2 * size);
+    let (size, unit) = unit.unwrap_or((1, 's'));
+    format!("{}{unit}", seconds / size)
+}

@@ -49,6 +49,7 @@ const COMMANDS: &[(&str, Kind)] = &[
     // They only take away.
     ("gc", Kind::Reads),
     ("delete", Kind::Reads),
+    ("roots", Kind::Reads),
     ("realisation", Kind::Reads),
     // What nix builds or fetches goes by nix's own rules.
     ("builders", Kind::Nix),

@@ -143,7 +143,7 @@ impl BuildCommand {
         let answer = tell::results(cx, &what, &targets, &outcomes, &dir, self.json)?;
         tell::summary(cx, &log.done(), &fetched, &outcomes, start);
         if answer == ExitStatus::Yes {
-            self.link(&ready.opened, &outcomes).await?;
+            self.link(cx, &ready.opened, &outcomes).await?;
         }
         Ok(answer)
     }
@@ -318,7 +318,12 @@ impl BuildCommand {
     }
 
     /// Makes the links that were asked for.
-    async fn link(&self, opened: &OpenStore, outcomes: &[Outcome]) -> Result<()> {
+    async fn link(
+        &self,
+        cx: &CommandContext,
+        opened: &OpenStore,
+        outcomes: &[Outcome],
+    ) -> Result<()> {
         let Some(link) = &self.out_link else {
             return Ok(());
         };
@@ -328,7 +333,7 @@ impl BuildCommand {
             for (output, path) in &built.outputs {
                 let path = dir.parse(path)?;
                 OutLink::new(link, &suffix(i, output))?
-                    .make(opened, &path)
+                    .make(cx, opened, &path)
                     .await?;
             }
         }

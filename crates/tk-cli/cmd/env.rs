@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use similar::TextDiff;
 use std::path::PathBuf;
-use tk_nix::shell::{EnvironmentKind, FoundEnvironment, Hook, Owner, ShellFormat, Shells};
+use tk_nix::shell::{EnvironmentKind, FoundEnvironment, Hook, ShellFormat, Shells};
 
 /// The environments that `shell` and `run` keep: list, print, allow, collect, convert
 #[derive(clap::Subcommand)]
@@ -107,7 +107,7 @@ impl List {
         }
         for (entry, leases) in all {
             let there = entry.is_there();
-            let owners: Vec<_> = leases.iter().map(|lease| owner(&lease.owner)).collect();
+            let owners: Vec<_> = leases.iter().map(|lease| lease.owner.to_string()).collect();
             let owners = if owners.is_empty() {
                 "nobody".to_owned()
             } else {
@@ -120,13 +120,6 @@ impl List {
             ))?;
         }
         Ok(ExitStatus::Yes)
-    }
-}
-
-fn owner(owner: &Owner) -> String {
-    match owner {
-        Owner::Name(name) => name.clone(),
-        Owner::Process { pid, .. } => format!("process {pid}"),
     }
 }
 

@@ -30,6 +30,7 @@ mod pull;
 mod push;
 mod realisation;
 mod repro;
+mod roots;
 mod serve_ssh;
 mod shell;
 mod sign;
@@ -76,6 +77,8 @@ pub enum CliCommand {
     Delete(delete::Delete),
     #[command(subcommand)]
     Repro(repro::Repro),
+    #[command(subcommand)]
+    Roots(roots::RootsCommand),
     #[command(subcommand)]
     Store(store::StoreCommand),
     #[command(subcommand)]
@@ -185,6 +188,7 @@ impl CliCommand {
             CliCommand::Gc(args) => args.run(cx).await,
             CliCommand::Delete(args) => args.run(cx).await,
             CliCommand::Repro(args) => args.run(cx).await,
+            CliCommand::Roots(args) => args.run(cx).await,
             CliCommand::Store(args) => args.run(cx).await,
             CliCommand::Realisation(args) => args.run(cx).await,
             CliCommand::ServeSsh(args) => args.run(cx).await,

@@ -72,7 +72,7 @@ impl Pull {
         };
         if report.failed.is_empty() {
             for (link, path) in &links {
-                link.make(&job.dst, path).await?;
+                link.make(cx, &job.dst, path).await?;
             }
         }
         job.tell(cx, &report, &roots)

@@ -20,7 +20,7 @@ use std::{
 use tk_nix::{
     Cause, Installable, InstallableSource, Nix, NixBuilder, NixFailure, NixVersion,
     shell::{
-        EnvironmentKind, ExecResult, FoundEnvironment, Hook, Owner, ShellConfig, ShellSession,
+        EnvironmentKind, ExecResult, FoundEnvironment, Hook, LeaseOwner, ShellConfig, ShellSession,
         Shells, StartupCode, Stream, WantedEnvironment,
     },
 };
@@ -433,14 +433,15 @@ fn gone(name: &str, error: &io::Error) -> Result<ExitStatus> {
     process::exit(status)
 }
 
-fn owner(text: &str) -> Result<Owner> {
+/// Reads an owner: a name, or `pid:N`.
+pub fn owner(text: &str) -> Result<LeaseOwner> {
     let Some(pid) = text.strip_prefix("pid:") else {
-        return Ok(Owner::Name(text.to_owned()));
+        return Ok(LeaseOwner::Name(text.to_owned()));
     };
     let pid = pid
         .parse()
         .with_context(|| format!("'{text}' is not a process id"))?;
-    Owner::process(pid).with_context(|| format!("there is no process {pid}"))
+    LeaseOwner::process(pid).with_context(|| format!("there is no process {pid}"))
 }
 
 /// What an environment is printed as.

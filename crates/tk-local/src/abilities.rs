@@ -127,7 +127,17 @@ impl Roots for LocalStore {
     }
 
     async fn roots(&self) -> Result<Vec<Root>> {
+        Ok(self.roots_and_unknown().await?.0)
+    }
+
+    async fn roots_and_unknown(&self) -> Result<(Vec<Root>, Vec<Error>)> {
         self.run(LocalInner::all_roots).await
+    }
+
+    async fn forget_indirect_root(&self, link: &Path) -> Result<bool> {
+        let link = link.to_owned();
+        let forget = move |store: &LocalInner| store.forget_indirect_root(&link);
+        self.run(forget).await
     }
 }
 

@@ -4,9 +4,8 @@
 //!   slash) makes no root. Beyond Nix, the folder where the content really lies counts as the store too: the
 //!   links and processes of a store in a folder of its own are of no use otherwise.
 //! - One link may stand between: gcroots → link → store path. Folders are entered, links to folders are not.
+//! - A link of a [lease](tk_store::lease) that is over is none, where Nix does not know leases.
 //! - What could not be looked at is told, where Nix goes on: it may have been a root.
-#![allow(dead_code, reason = "removing is for the collector")]
-
 use crate::{
     LocalConfig,
     gcroots::clean,
@@ -25,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use tk_path::StorePath;
-use tk_store::{Error, Result, Root};
+use tk_store::{Error, Result, Root, lease::RootLease};
 
 /// What a search for roots found.
 #[derive(Debug, Default)]
@@ -77,6 +76,13 @@ pub(crate) enum StaleRoot {
         /// Where it leads.
         target: PathBuf,
     },
+    /// A link in `gcroots/auto` to one whose lease is over.
+    Lease {
+        /// The link itself.
+        link: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
     /// A file of temporary roots that nobody holds.
     TempRoots(PathBuf),
 }
@@ -87,6 +93,10 @@ impl fmt::Display for StaleRoot {
             StaleRoot::AutoLink { link, target } => {
                 let (link, target) = (link.display(), target.display());
                 write!(f, "stale link from '{link}' to '{target}'")
+            }
+            StaleRoot::Lease { link, target } => {
+                let (link, target) = (link.display(), target.display());
+                write!(f, "link from '{link}' to '{target}', whose lease is over")
             }
             StaleRoot::TempRoots(file) => {
                 write!(f, "stale temporary roots file '{}'", file.display())
@@ -121,7 +131,13 @@ impl LocalInner {
         let mut removed = Vec::new();
         for root in stale {
             let done = match root {
-                StaleRoot::AutoLink { link, target } => remove_auto_link(link, target),
+                StaleRoot::AutoLink { link, target } => {
+                    let is_stale = || target.symlink_metadata().is_err_and(|e| is_gone(&e));
+                    remove_auto_link(link, target, is_stale)
+                }
+                StaleRoot::Lease { link, target } => {
+                    remove_auto_link(link, target, || is_over(target).unwrap_or(false))
+                }
                 StaleRoot::TempRoots(file) => remove_temp_roots(file),
             };
             if done.map_err(|e| Error::io(format!("removing the {root}"), e))? {
@@ -207,6 +223,16 @@ impl RootSearch {
         let target = clean(&link.parent().unwrap_or(link).join(text));
         match target.symlink_metadata() {
             Ok(kind) if kind.is_symlink() => {
+                let over = link.starts_with(auto).then(|| is_over(&target));
+                match over.unwrap_or(Ok(false)) {
+                    Ok(true) => {
+                        let link = link.to_owned();
+                        return self.found.stale.push(StaleRoot::Lease { link, target });
+                    }
+                    Ok(false) => {}
+                    // It keeps its path as any other link then.
+                    Err(error) => self.unknown(&target, error),
+                }
                 if let Some(text) = self.there(&target, fs::read_link(&target)) {
                     self.leads_to(&target, text.as_os_str());
                 }
@@ -335,9 +361,13 @@ fn read_if_held(file: File) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(content))
 }
 
-/// Removes `link` unless something is at `target` by now; whether it did.
-fn remove_auto_link(link: &Path, target: &Path) -> io::Result<bool> {
-    let is_stale = || target.symlink_metadata().is_err_and(|e| is_gone(&e));
+/// Whether the link at `place` is one of a lease that is over.
+fn is_over(place: &Path) -> io::Result<bool> {
+    Ok(RootLease::of_link(place)?.is_some_and(|lease| lease.is_over()))
+}
+
+/// Removes `link`, which leads to `target`, if it is still stale; whether it did.
+fn remove_auto_link(link: &Path, target: &Path, is_stale: impl Fn() -> bool) -> io::Result<bool> {
     let text = fs::read_link(link);
     let leads_there = |text: &PathBuf| clean(&link.parent().unwrap_or(link).join(text)) == target;
     let Some(text) = text.ok().filter(leads_there) else {
@@ -487,6 +517,40 @@ mod tests {
         assert_eq!(found.targets(), [&path("back")].into());
         assert_eq!(store.remove_stale_roots(&found.stale).unwrap().len(), 1);
         assert_eq!(state.join("temproots").read_dir().unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_lease_that_is_over_keeps_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let proc = processes(folder.path());
+        let place = folder.path().join("leases/x");
+        fs::create_dir_all(&place).unwrap();
+        symlink(store.config.dir.path(&path("leased")), place.join("0")).unwrap();
+        store.add_indirect_root(&place.join("0")).unwrap();
+        let write = |ttl: u64| {
+            let text = r#"{"owner":{"name":"me"},"key":"k","paths":[],"ttl":"#;
+            fs::write(place.join("lease.json"), format!("{text}{ttl}}}")).unwrap();
+        };
+        for (ttl, kept) in [(3600, 1), (0, 0)] {
+            write(ttl);
+            let found = store.find_roots_with(&proc);
+            assert_eq!((found.targets().len(), found.stale.len()), (kept, 1 - kept));
+            assert!(found.require_known().is_ok(), "{found:?}");
+        }
+        let found = store.find_roots_with(&proc);
+        write(3600);
+        assert!(
+            store.remove_stale_roots(&found.stale).unwrap().is_empty(),
+            "renewed"
+        );
+        assert_eq!(store.find_roots_with(&proc).targets().len(), 1);
+        write(0);
+        assert_eq!(store.remove_stale_roots(&found.stale).unwrap().len(), 1);
+        assert!(
+            place.join("0").is_symlink(),
+            "others' folders are left alone"
+        );
     }
 
     #[test]

@@ -10,7 +10,12 @@
 //! ```
 //! They are made here and found by [`found_roots`](crate::found_roots).
 
-use crate::{found_roots::StoreFolders, inner::LocalInner, lock::Cancel, roots::TempRoots};
+use crate::{
+    found_roots::{StoreFolders, is_gone},
+    inner::LocalInner,
+    lock::Cancel,
+    roots::TempRoots,
+};
 use std::{
     fs, io,
     os::unix::ffi::OsStrExt,
@@ -61,12 +66,24 @@ impl LocalInner {
         self.add_indirect_root(&link)
     }
 
-    /// Every root whose target is valid.
-    pub fn all_roots(&self) -> Result<Vec<Root>> {
+    /// Every root whose target is valid, and what could not be looked at.
+    pub fn all_roots(&self) -> Result<(Vec<Root>, Vec<Error>)> {
         let found = self.find_roots();
         let valid = self.db.valid(found.targets())?;
         let all = found.roots.into_iter().chain(found.temporary);
-        Ok(all.filter(|root| valid.contains(&root.target)).collect())
+        let all = all.filter(|root| valid.contains(&root.target));
+        Ok((all.collect(), found.unknown))
+    }
+
+    /// Implements [`tk_store::Roots::forget_indirect_root`].
+    pub fn forget_indirect_root(&self, link: &Path) -> Result<bool> {
+        self.require_writable()?;
+        let auto = self.auto_link(&clean_absolute(link)?);
+        match fs::remove_file(&auto) {
+            Ok(()) => Ok(true),
+            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) => Err(Error::io(format!("removing {}", auto.display()), error)),
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! CACHE/entries/KEY-attrs.json, KEY-attrs.sh   its structured attributes, if it has some
 //! CACHE/locks/SLOT        held by whoever evaluates
 //! CACHE/run/              scripts that take themselves away
-//! STATE/leases/           roots: see `lease`
+//! STATE/leases/           roots: see `tk_store::lease`
 //! STATE/allowed/HASH      code that may be run: of a place, an attribute, and all that `consent` tells
 //! STATE/allowed/HASH.text what was allowed last for the place and the attribute
 //! ```
@@ -40,7 +40,6 @@ mod export;
 mod files;
 mod git;
 mod inputs;
-mod lease;
 mod mentions;
 mod namespace;
 mod nix_version_cache;
@@ -57,9 +56,9 @@ pub use consent::StartupCode;
 pub use entry::{EnvironmentEntry, UNPINNED_FOR};
 pub use environment::{ShellEnvironment, Variable, Variables};
 pub use export::ShellFormat;
-pub use lease::{EnvironmentLease, LeaseOptions, Owner};
 pub use session::{ExecResult, Hook, NixDevShell, ShellSession, Stream};
 pub use shells::{FoundEnvironment, Shells};
+pub use tk_store::lease::{LeaseOptions, LeaseOwner, RootLease};
 pub use wanted::{EnvironmentKind, WantedEnvironment, package};
 
 use crate::{Cause, Installable, NixBuilder, NixFailure, Result};

@@ -103,8 +103,20 @@ pub trait Roots: Store {
     /// Makes `link` a link to `path`, and a root of it. A link that is there is replaced.
     async fn add_perm_root(&self, path: &StorePath, link: &Path) -> Result<()>;
 
+    /// Takes the registration of `link` as an indirect root away, where the store can; whether there was one.
+    /// Others find it stale at their next collection, once the link is gone.
+    async fn forget_indirect_root(&self, link: &Path) -> Result<bool> {
+        let _ = link;
+        Ok(false)
+    }
+
     /// All roots, with those of processes as far as they can be found out.
     async fn roots(&self) -> Result<Vec<Root>>;
+
+    /// The same, with what could not be looked at, of which anything may be a root.
+    async fn roots_and_unknown(&self) -> Result<(Vec<Root>, Vec<Error>)> {
+        Ok((self.roots().await?, Vec::new()))
+    }
 }
 
 /// Something that keeps a path from being collected.

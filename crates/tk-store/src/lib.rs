@@ -49,6 +49,7 @@ mod describe;
 mod each_info;
 mod error;
 mod fetching;
+pub mod lease;
 pub mod log;
 mod maintain;
 mod memory;

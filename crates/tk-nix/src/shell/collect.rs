@@ -3,12 +3,12 @@
 use super::{
     entry::{EnvironmentEntry, attrs_file, is_json, read_entry},
     files,
-    lease::EnvironmentLease,
     shells::Shells,
 };
 use crate::Result;
 use serde::{Deserialize, Serialize};
 use std::{cmp::Reverse, collections::BTreeSet, fs, time::Duration};
+use tk_store::lease::RootLease;
 
 /// Counts of what [`Shells::collect`] removed, and of what it left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub struct Collected {
 
 impl Shells {
     /// All that are kept, the newest first, each with its leases.
-    pub fn list(&self) -> Result<Vec<(EnvironmentEntry, Vec<EnvironmentLease>)>> {
+    pub fn list(&self) -> Result<Vec<(EnvironmentEntry, Vec<RootLease>)>> {
         let leases = self.leases.all()?;
         let mut all = Vec::new();
         for file in files::entries(&self.config.cache.join("entries"))? {

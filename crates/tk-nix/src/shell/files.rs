@@ -33,18 +33,6 @@ impl Lock {
             }
         }
     }
-
-    /// Waits for the lock `path`, which is held for moments only, in one of the two blocking operations.
-    pub(super) fn short(path: &Path, operation: FlockOperation) -> Result<Lock> {
-        let file = lock_file(path)?;
-        loop {
-            match flock(&file, operation) {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(failed("locking", path)(error.into())),
-            }
-        }
-    }
 }
 
 fn lock_file(path: &Path) -> Result<File> {

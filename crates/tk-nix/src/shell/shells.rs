@@ -8,7 +8,6 @@ use super::{
     evaluation::ShellEvaluation,
     files::{self, Lock},
     inputs::InputsSnapshot,
-    lease::Leases,
     namespace::StoreElsewhere,
     nix_version_cache::{NixVersionCache, Resolved},
     request::EnvironmentRequest,
@@ -25,7 +24,7 @@ use std::{
     time::SystemTime,
 };
 use tk_path::StoreDir;
-use tk_store::log::LogSink;
+use tk_store::{lease::Leases, log::LogSink};
 
 /// Environments that are kept in two folders, shared by all processes that name the same.
 #[derive(Debug, Clone)]
@@ -256,7 +255,7 @@ impl Shells {
         let Some(entry) = entry.filter(|entry| entry.counts(&key) && entry.is_there()) else {
             return Ok(None);
         };
-        let leased = self.leases.renew(&key, &entry.places, &wanted.lease)?;
+        let leased = self.leases.renew(&key, &entry.paths, &wanted.lease)?;
         Ok(Some(FoundEnvironment {
             entry,
             warm: true,
@@ -388,11 +387,11 @@ impl Shells {
             let words = format!("{} keeps nothing: it has no roots", store.store);
             return Err(NixFailure::new(Cause::Misused, words));
         };
-        let (paths, places) = (&entry.paths, &entry.places);
         let lease = &wanted.lease;
         self.leases
-            .begin(&entry.key, paths, places, lease, &**roots)
-            .await
+            .begin(&entry.key, &entry.paths, lease, &**roots)
+            .await?;
+        Ok(())
     }
 }
 

@@ -1,9 +1,9 @@
 //! What is to be entered, as people name it.
 
-use super::lease::LeaseOptions;
 use crate::{Cause, EvalOptions, Installable, InstallableSource, NixFailure, Result};
 use std::{collections::BTreeSet, path::PathBuf};
 use tk_path::{DerivedPath, StoreDir, StorePath};
+use tk_store::lease::LeaseOptions;
 
 /// What is to be entered.
 #[derive(Debug, Clone)]
