@@ -98,10 +98,21 @@ pub fn hold<S: Strategy>(
     family: &str,
     batch: usize,
     strategy: &S,
+    check: impl FnMut(&Rig, &[S::Value]) -> Verdicts,
+) {
+    hold_share(family, 1, batch, strategy, check);
+}
+
+/// The same with one case of so many: for what takes long, or is one of several families of a kind.
+pub fn hold_share<S: Strategy>(
+    family: &str,
+    one_of: usize,
+    batch: usize,
+    strategy: &S,
     mut check: impl FnMut(&Rig, &[S::Value]) -> Verdicts,
 ) {
     for rig in VERSIONS.iter().filter_map(|version| rig(version)) {
-        let plan = Plan::new(cases(rig.version), batch);
+        let plan = Plan::new(cases(rig.version).div_ceil(one_of), batch);
         let row = format!("{family}, Nix {}, seed {}", rig.version, plan.seed);
         let mut tally = Tally::new(TABLE, &[&row]);
         let find = plan.search(strategy, |cases| {

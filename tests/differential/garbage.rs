@@ -2,7 +2,7 @@
 
 use super::{
     caches::runtime,
-    engine::{Plan, Verdicts, expect_find, hold},
+    engine::{Plan, Verdicts, expect_find, hold_share},
 };
 use crate::support::{Rig, equal, rig};
 use proptest::{
@@ -47,7 +47,7 @@ fn as_nix_collects() {
             "garbage, keep-outputs {}, keep-derivations {}",
             keep.outputs, keep.derivations
         );
-        hold(&family, BATCH, &case(), |rig, cases| {
+        hold_share(&family, SHARE, BATCH, &case(), |rig, cases| {
             compare(rig, keep, keep, cases)
         });
     }
@@ -379,3 +379,5 @@ fn of_name(name: &str) -> StorePath {
 /// The most paths of a case.
 const MOST: usize = 7;
 const BATCH: usize = 100;
+/// Stores are large, and there are four families of them.
+const SHARE: usize = 10;
