@@ -92,25 +92,26 @@ impl TempRoots {
         if lines.is_empty() {
             return Ok(());
         }
-        let shared = loop {
+        // First to the file, where the next collector finds them: between the answer of one that ends and a line
+        // that is written after it, another one could begin. (Nix writes last.)
+        inner.record(&lines)?;
+        loop {
             cancel.check()?;
-            // While this lock is held no collector begins, and the next one finds the path in the file. A
-            // collector at work may have read the file already, so it has to be told.
-            if let Some(lock) = try_gc_lock(&self.state)? {
-                break Some(lock);
+            // If nobody holds the lock alone, whoever takes it from now on reads the file. A collector at work
+            // may have read it already, so it has to be told.
+            if try_gc_lock(&self.state)?.is_some() {
+                break;
             }
             let mut lines = lines.iter();
             match lines.try_for_each(|full| inner.tell_collector(&self.state, full)) {
-                Ok(()) => break None,
+                Ok(()) => break,
                 // It has just begun, or has just ended.
                 Err(_) => {
                     inner.collector = None;
                     std::thread::sleep(PAUSE);
                 }
             }
-        };
-        inner.record(&lines)?;
-        drop(shared);
+        }
         inner.known.extend(numbers);
         Ok(())
     }

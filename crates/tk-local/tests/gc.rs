@@ -159,7 +159,8 @@ async fn limits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn left_overs() {
     let folder = tempfile::tempdir().unwrap();
-    let samples = [sample("valid", b"x"), sample("invalid", b"x")];
+    let names = ["valid", "invalid", "being-made"];
+    let samples = names.map(|name| sample(name, b"x"));
     let store = filled(folder.path(), &samples[..1]).await;
     store
         .add_perm_root(&samples[0].info.path, &folder.path().join("r"))
@@ -170,10 +171,12 @@ async fn left_overs() {
     let at = |name: &str| store.real_dir().join(name);
     let invalid = samples[1].info.path.as_str();
     fs::create_dir_all(at(invalid).join("a/b")).unwrap();
+    let made = samples[2].info.path.as_str();
+    fs::write(at(made), "half").unwrap();
     fs::write(at("odd"), "odd").unwrap();
     symlink("/elsewhere", at(".hidden")).unwrap();
     fs::create_dir(at("tmp-1")).unwrap();
-    let (held, free) = (format!("{invalid}.lock"), format!("{invalid}-2.lock"));
+    let (held, free) = (format!("{made}.lock"), format!("{invalid}.lock"));
     for name in [&held, &free] {
         fs::write(at(name), "").unwrap();
     }
@@ -187,9 +190,9 @@ async fn left_overs() {
         .into();
     let waiting = fs::File::open(at(&free)).unwrap();
     assert_eq!(collect(&store, GcAction::ReturnDead).await.paths, expected);
-    assert_eq!(entries(&store).len(), 7);
+    assert_eq!(entries(&store).len(), 8);
     assert_eq!(collect(&store, GcAction::DeleteDead).await.paths, expected);
-    let left = [samples[0].info.path.as_str(), "tmp-1", &held].map(str::to_owned);
+    let left = [samples[0].info.path.as_str(), "tmp-1", made, &held].map(str::to_owned);
     assert_eq!(entries(&store), left.into());
     assert_eq!(
         waiting.metadata().unwrap().len(),

@@ -165,8 +165,18 @@ impl LeftOver {
         Ok(Some(freed))
     }
 
+    /// Whether somebody holds the lock of the path whose name it has: he is about to make it.
+    fn is_being_made(&self) -> bool {
+        let mut lock = self.place.clone().into_os_string();
+        lock.push(".lock");
+        File::open(lock).is_ok_and(|lock| matches!(try_lock(&lock, LockKind::Shared), Ok(false)))
+    }
+
     /// The right to remove it; `None` if somebody else holds it.
     fn lock(&self) -> io::Result<Option<EntryLock>> {
+        if self.hash().is_some() && self.is_being_made() {
+            return Ok(None);
+        }
         let meta = match self.place.symlink_metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(EntryLock::Nothing)),
             meta => meta?,

@@ -12,6 +12,7 @@ use std::{
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 use tk_path::{HashPart, StoreDir};
 use tk_store::{Error, Result, SocketName};
@@ -33,6 +34,8 @@ pub(super) struct RootServer {
 struct SharedFate {
     fate: Mutex<Fate>,
     released: Condvar,
+    /// When somebody was answered last.
+    answered: Mutex<Option<Instant>>,
 }
 
 impl RootServer {
@@ -73,6 +76,7 @@ impl RootServer {
 impl Drop for RootServer {
     fn drop(&mut self) {
         self.release();
+        self.shared.wait_for_the_last();
         drop(self.wake.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -83,6 +87,22 @@ impl Drop for RootServer {
 impl SharedFate {
     fn lock(&self) -> MutexGuard<'_, Fate> {
         self.fate.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn answered(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.answered.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Waits until whoever was answered has had time to write the path into its file: Nix does it after the
+    /// answer, and a collector that begins in between would not know the path.
+    fn wait_for_the_last(&self) {
+        let end = Instant::now() + MOST_GRACE;
+        while let Some(last) = *self.answered()
+            && last.elapsed() < GRACE
+            && Instant::now() < end
+        {
+            thread::sleep(GRACE);
+        }
     }
 
     /// When this returns, the path is kept or gone.
@@ -193,6 +213,7 @@ impl RootClient {
             let path = std::str::from_utf8(&self.line).ok();
             if let Some(Ok(path)) = path.map(|path| dir.parse_canonical(path)) {
                 shared.keep(path.to_hash_part());
+                *shared.answered() = Some(Instant::now());
             }
             self.line.clear();
             self.stream.write_all(b"1")?;
@@ -204,6 +225,8 @@ impl RootClient {
 /// Bytes of a line, and of what is read at once.
 const MAX_LINE: usize = 4096;
 const MOST_CLIENTS: usize = 4096;
+const GRACE: Duration = Duration::from_millis(50);
+const MOST_GRACE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
