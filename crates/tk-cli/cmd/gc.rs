@@ -187,4 +187,4 @@ Examples:
   tk-store gc --dry-run
   tk-store gc --max-freed 10G --keep-newer-than 2d
   tk-store gc --delete-older-than 30d
-  tk-store gc --store local?root=/srv/store --json";
+  tk-store gc --dry-run --json";
