@@ -154,6 +154,7 @@ impl CliCommand {
             self,
             CliCommand::PathInfo(_)
                 | CliCommand::Closure(_)
+                | CliCommand::Diff(_)
                 | CliCommand::Ls(_)
                 | CliCommand::Cat(_)
                 | CliCommand::Verify(_)
@@ -171,6 +172,7 @@ impl CliCommand {
             CliCommand::Ci(args) => args.run(cx).await,
             CliCommand::PathInfo(args) => args.run(cx).await,
             CliCommand::Closure(args) => args.run(cx).await,
+            CliCommand::Diff(args) => args.run(cx).await,
             CliCommand::Ls(args) => args.run(cx).await,
             CliCommand::Cat(args) => args.run(cx).await,
             CliCommand::Verify(args) => args.run(cx).await,

@@ -1,7 +1,7 @@
 //! Closures: everything a path refers to, directly or not.
 
-use crate::{Error, Result, SigCheck, Store, StoreExt, store::unanswered};
-use futures::{StreamExt, stream};
+use crate::{ClosureGraph, Error, Graph, Result, SigCheck, Store, StoreExt, store::unanswered};
+use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use tk_narinfo::PathInfo;
 use tk_path::StorePath;
@@ -51,46 +51,27 @@ impl Closure {
     /// # Errors
     /// When the references form a circle, which only a lying store can say.
     pub fn references_first(&self) -> Result<Vec<&PathInfo>> {
-        let mut order = Vec::with_capacity(self.infos.len());
-        let mut state = BTreeMap::new();
-        for root in self.infos.keys() {
-            self.visit(root, &mut state, &mut order)?;
-        }
-        Ok(order)
+        let graph = ClosureGraph::new(self);
+        let order = graph.references_first()?.into_iter();
+        Ok(order.filter_map(|node| graph.info(node)).collect())
     }
 
-    /// Depth first without recursion: a hostile closure may be deep.
-    fn visit<'a>(
-        &'a self,
-        root: &'a StorePath,
-        state: &mut BTreeMap<&'a StorePath, Visit>,
-        order: &mut Vec<&'a PathInfo>,
-    ) -> Result<()> {
-        let mut stack = vec![(root, true)];
-        while let Some((path, entering)) = stack.pop() {
-            let Some(info) = self.infos.get(path) else {
-                continue;
-            };
-            if !entering {
-                state.insert(path, Visit::Done);
-                order.push(info);
-                continue;
-            }
-            // It may have been put on the stack by several paths before it was visited.
-            if state.contains_key(path) {
-                continue;
-            }
-            state.insert(path, Visit::Open);
-            stack.push((path, false));
-            for reference in info.references.iter().rev().filter(|r| *r != path) {
-                match state.get(reference) {
-                    Some(Visit::Open) => return Err(circle(reference)),
-                    Some(Visit::Done) => {}
-                    None => stack.push((reference, true)),
-                }
-            }
+    /// The part of it that leads to one of `targets`, with these.
+    pub fn leading_to(&self, targets: &[StorePath]) -> Closure {
+        let graph = ClosureGraph::new(self);
+        let targets: Vec<u32> = targets.iter().filter_map(|path| graph.node(path)).collect();
+        let distances = graph.distances_to(&targets);
+        let near = distances
+            .iter()
+            .zip(0u32..)
+            .filter(|(far, _)| far.is_some());
+        let infos = near.filter_map(|(_, node)| graph.info(node));
+        Closure {
+            infos: infos
+                .map(|info| (info.path.clone(), info.clone()))
+                .collect(),
+            ..Closure::default()
         }
-        Ok(())
     }
 }
 
@@ -229,6 +210,32 @@ pub async fn missing_closure(
     Ok((closure, found))
 }
 
+/// Everything that refers to `paths` in the store `graph`, directly or not, and these themselves.
+///
+/// # Errors
+/// As [`closure`].
+pub async fn referrers_closure(
+    graph: &dyn Graph,
+    paths: impl IntoIterator<Item = StorePath>,
+) -> Result<Closure> {
+    let store: &dyn Store = graph;
+    let mut size = ClosureSize::default();
+    let mut found: BTreeSet<StorePath> = paths.into_iter().collect();
+    let mut wave: Vec<StorePath> = found.iter().cloned().collect();
+    while !wave.is_empty() {
+        let questions = wave
+            .iter()
+            .map(|path| graph.referrers(path))
+            .collect::<Vec<_>>();
+        let answers = stream::iter(questions).buffer_unordered(REFERRERS_AT_ONCE);
+        let answers: Vec<BTreeSet<StorePath>> = answers.try_collect().await?;
+        let new = answers.into_iter().flatten();
+        wave = new.filter(|path| found.insert(path.clone())).collect();
+        size.discover(store, wave.len())?;
+    }
+    Closure::only(store, found).await
+}
+
 /// How much a closure may still come to, beside its roots.
 #[derive(Debug)]
 pub(crate) struct ClosureSize {
@@ -285,6 +292,9 @@ pub const MAX_CLOSURE_PATHS: usize = 1 << 20;
 /// The most bytes of names and signatures that are held of one closure.
 const MAX_CLOSURE_BYTES: usize = 256 << 20;
 
+/// Paths whose referrers are asked for at once.
+const REFERRERS_AT_ONCE: usize = 16;
+
 fn enqueue(
     path: StorePath,
     referrer: Option<&StorePath>,
@@ -314,18 +324,6 @@ fn absence(path: &StorePath, referrer: Option<&StorePath>, store: &dyn Store) ->
     }
 }
 
-fn circle(path: &StorePath) -> Error {
-    Error::invalid(format!(
-        "the references of {path} lead back to itself through other paths; no store can hold that"
-    ))
-}
-
-#[derive(Clone, Copy)]
-enum Visit {
-    Open,
-    Done,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,6 +344,30 @@ mod tests {
         let report = store.add(items, &SigCheck::Skip.into()).await.unwrap();
         assert_eq!(report.added.len(), 100);
         (store, path(99))
+    }
+
+    #[tokio::test]
+    async fn what_refers_to_a_path() {
+        let (store, top) = chain().await;
+        let path = |n: usize| -> StorePath { format!("{n:032}-a").parse().unwrap() };
+        for (paths, expected) in [
+            (vec![path(97)], 97..100),
+            (vec![path(98), path(40)], 40..100),
+            (vec![top], 99..100),
+        ] {
+            let found = referrers_closure(&store, paths.clone()).await.unwrap();
+            assert!(
+                found
+                    .infos
+                    .keys()
+                    .eq(expected.map(path).collect::<Vec<_>>().iter())
+            );
+            // As whoever can only list everything finds it.
+            let whole = closure(&store, [path(99)]).await.unwrap();
+            assert_eq!(whole.leading_to(&paths).infos, found.infos);
+        }
+        let absent = referrers_closure(&store, [path(200)]).await.unwrap();
+        assert_eq!(absent.absent, [(path(200), None)].into());
     }
 
     #[tokio::test]

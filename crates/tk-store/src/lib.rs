@@ -39,6 +39,7 @@
 mod abilities;
 mod add_schedule;
 pub mod closure;
+pub mod closure_graph;
 mod compare;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -71,7 +72,8 @@ pub use abilities::{
     Substitute,
 };
 pub use add_schedule::{AddId, AddSchedule, RequiredReferences, add_batches};
-pub use closure::{Closure, closure};
+pub use closure::{Closure, closure, referrers_closure};
+pub use closure_graph::ClosureGraph;
 pub use compare::{Compared, compare};
 pub use content::ContentHasher;
 pub use describe::{Describe, StoreDescription};
