@@ -27,6 +27,7 @@ const COMMANDS: &[(&str, Kind)] = &[
     ("check", Kind::Reads),
     ("path-info", Kind::Reads),
     ("closure", Kind::Reads),
+    ("why-depends", Kind::Reads),
     ("ls", Kind::Reads),
     ("cat", Kind::Reads),
     ("verify", Kind::Reads),

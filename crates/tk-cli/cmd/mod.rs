@@ -36,6 +36,7 @@ mod shell;
 mod sign;
 mod store;
 mod verify;
+mod why_depends;
 
 use crate::{CommandContext, ExitStatus};
 use anyhow::Result;
@@ -54,6 +55,7 @@ pub enum CliCommand {
     Ci(ci::Ci),
     PathInfo(path_info::PathInfoCommand),
     Closure(closure::ClosureCommand),
+    WhyDepends(why_depends::WhyDepends),
     Ls(ls::Ls),
     Cat(cat::Cat),
     Verify(verify::VerifyCommand),
@@ -154,6 +156,7 @@ impl CliCommand {
             self,
             CliCommand::PathInfo(_)
                 | CliCommand::Closure(_)
+                | CliCommand::WhyDepends(_)
                 | CliCommand::Diff(_)
                 | CliCommand::Ls(_)
                 | CliCommand::Cat(_)
@@ -172,6 +175,7 @@ impl CliCommand {
             CliCommand::Ci(args) => args.run(cx).await,
             CliCommand::PathInfo(args) => args.run(cx).await,
             CliCommand::Closure(args) => args.run(cx).await,
+            CliCommand::WhyDepends(args) => args.run(cx).await,
             CliCommand::Diff(args) => args.run(cx).await,
             CliCommand::Ls(args) => args.run(cx).await,
             CliCommand::Cat(args) => args.run(cx).await,

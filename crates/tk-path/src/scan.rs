@@ -1,8 +1,8 @@
 //! Finding store paths inside data: references, and the hash of something that contains its own path.
 //!
 //! A reference is an occurrence of the 32 digits of a hash part anywhere in the NAR, names and link targets
-//! included. [`RefScanner`] looks for many at once; [`SelfRefHasher`] looks for one and takes it out. Both take the
-//! data in pieces of any size. Mirrors `references.cc`.
+//! included. [`RefScanner`] looks for many at once, [`RefLocator`] tells where they are; [`SelfRefHasher`] looks for one
+//! and takes it out. All take the data in pieces of any size. Mirrors `references.cc`.
 
 use memchr::memmem::Finder;
 
@@ -55,7 +55,7 @@ impl RefScanner {
 
     fn search(&mut self, data: &[u8]) {
         let (needles, found, missing) = (&self.needles, &mut self.found, &mut self.missing);
-        needles.search(data, |index| {
+        needles.search(data, |index, _| {
             if !found[index] {
                 *missing -= 1;
                 let mut same = Some(index);
@@ -65,6 +65,46 @@ impl RefScanner {
                 }
             }
         });
+    }
+}
+
+/// Finds every place where one of many hash parts occurs in a stream, as fast as [`RefScanner`] finds out whether.
+#[derive(Debug, Clone)]
+pub struct RefLocator {
+    needles: Needles,
+    border: Border,
+    /// Bytes of the stream so far.
+    bytes: u64,
+}
+
+impl RefLocator {
+    /// A locator for these candidates; their order gives them their indices.
+    pub fn new(candidates: impl IntoIterator<Item = HashPart>) -> RefLocator {
+        RefLocator {
+            needles: Needles::new(candidates.into_iter().collect()),
+            border: Border::default(),
+            bytes: 0,
+        }
+    }
+
+    /// Looks through the next piece of the stream. Calls `hit` for each occurrence that ends in it, in their order: with
+    /// the candidate's index (of equal ones the first) and with where the occurrence begins, in bytes from the start.
+    pub fn feed(&mut self, data: &[u8], mut hit: impl FnMut(usize, u64)) {
+        let (joint, len) = self.border.joint(data);
+        let carried = self.bytes - self.border.len as u64;
+        let crossing = |index, at| hit(index, carried + at as u64);
+        self.needles.search(&joint[..len], crossing);
+        let start = self.bytes;
+        let within = |index, at| hit(index, start + at as u64);
+        self.needles.search(data, within);
+        self.border.keep(data);
+        self.bytes += data.len() as u64;
+    }
+
+    /// Forgets the stream: what comes next is the start of another one.
+    pub fn restart(&mut self) {
+        self.border = Border::default();
+        self.bytes = 0;
     }
 }
 
@@ -214,8 +254,9 @@ impl Needles {
         }
     }
 
-    /// Calls `hit` with a candidate for each of its occurrences in `data`; of equal candidates the first.
-    fn search(&self, data: &[u8], mut hit: impl FnMut(usize)) {
+    /// Calls `hit` with a candidate and the place for each of its occurrences in `data`, in order; of equal candidates
+    /// the first.
+    fn search(&self, data: &[u8], mut hit: impl FnMut(usize, usize)) {
         let (mut at, mut texty) = (0, 0u32);
         while let Some(row) = data.get(at..).and_then(|d| d.first_chunk::<ROW>()) {
             // Binary data shows in the bits that all digits share; that is cheaper than the bitmap, which text needs.
@@ -242,13 +283,13 @@ impl Needles {
 
     /// Looks at all places that cover the block at the end of the window at `at`, which is a candidate's. 26 bytes of
     /// an occurrence are around that block, so the block before it or the one after it is a candidate's, too.
-    fn look_around(&self, data: &[u8], at: usize, hit: &mut impl FnMut(usize)) {
+    fn look_around(&self, data: &[u8], at: usize, hit: &mut impl FnMut(usize, usize)) {
         let near = |end| end > data.len() || self.blocks.has(block(data, end));
         if near(at + LEN - BLOCK) || near(at + LEN + BLOCK) {
             let end = (at + STRIDE).min(data.len() - LEN + 1);
             (at..end)
-                .filter_map(|start| self.starts_at(data, start))
-                .for_each(hit);
+                .filter_map(|start| Some((self.starts_at(data, start)?, start)))
+                .for_each(|(index, start)| hit(index, start));
         }
     }
 
@@ -494,6 +535,23 @@ mod tests {
                 }
             }
             prop_assert_eq!(scan(&parts, cut(&data, &cuts)), naive(&parts, &data));
+        }
+
+        #[test]
+        fn every_place(data in hay(), cuts in prop::collection::vec(any::<usize>(), 0..6)) {
+            let parts = [part(A), part(B), part(ZEROS)];
+            let mut locator = RefLocator::new(parts);
+            // What was seen of another stream does not count.
+            locator.feed(&A.as_bytes()[..20], |_, _| ());
+            locator.restart();
+            let mut places = Vec::new();
+            for piece in cut(&data, &cuts) {
+                locator.feed(piece, |index, at| places.push((at as usize, index)));
+            }
+            let windows = data.windows(LEN).enumerate();
+            let index = |run: &[u8]| parts.iter().position(|part| run == part.as_bytes());
+            let naive: Vec<_> = windows.filter_map(|(at, run)| Some((at, index(run)?))).collect();
+            prop_assert_eq!(places, naive);
         }
 
         #[test]

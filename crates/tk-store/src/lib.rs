@@ -54,6 +54,7 @@ pub mod lease;
 pub mod log;
 mod maintain;
 mod memory;
+pub mod mentions;
 pub mod nar;
 pub mod own_thread;
 pub mod progress;

@@ -232,7 +232,7 @@ impl<'a> WordPlace<'a> {
                 add(found, scheme, (*help).to_owned());
             }
             found.files |= before.is_empty();
-        } else if ["STOREPATH", "PATH", "DRV", "REF", "OUTPUT"]
+        } else if ["STOREPATH", "DEPENDENCY", "PATH", "DRV", "REF", "OUTPUT"]
             .iter()
             .any(|name| wants(arg, name))
         {
