@@ -28,6 +28,7 @@ const COMMANDS: &[(&str, Kind)] = &[
     ("path-info", Kind::Reads),
     ("closure", Kind::Reads),
     ("why-depends", Kind::Reads),
+    ("du", Kind::Reads),
     ("ls", Kind::Reads),
     ("cat", Kind::Reads),
     ("verify", Kind::Reads),

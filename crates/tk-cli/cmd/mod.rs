@@ -15,6 +15,7 @@ mod delete;
 mod derivation;
 mod direnv;
 mod doctor;
+mod du;
 mod env;
 mod eval;
 mod flake;
@@ -56,6 +57,7 @@ pub enum CliCommand {
     PathInfo(path_info::PathInfoCommand),
     Closure(closure::ClosureCommand),
     WhyDepends(why_depends::WhyDepends),
+    Du(du::Du),
     Ls(ls::Ls),
     Cat(cat::Cat),
     Verify(verify::VerifyCommand),
@@ -157,6 +159,7 @@ impl CliCommand {
             CliCommand::PathInfo(_)
                 | CliCommand::Closure(_)
                 | CliCommand::WhyDepends(_)
+                | CliCommand::Du(_)
                 | CliCommand::Diff(_)
                 | CliCommand::Ls(_)
                 | CliCommand::Cat(_)
@@ -176,6 +179,7 @@ impl CliCommand {
             CliCommand::PathInfo(args) => args.run(cx).await,
             CliCommand::Closure(args) => args.run(cx).await,
             CliCommand::WhyDepends(args) => args.run(cx).await,
+            CliCommand::Du(args) => args.run(cx).await,
             CliCommand::Diff(args) => args.run(cx).await,
             CliCommand::Ls(args) => args.run(cx).await,
             CliCommand::Cat(args) => args.run(cx).await,

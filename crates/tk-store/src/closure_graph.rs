@@ -2,9 +2,13 @@
 
 mod chains;
 mod draw;
+mod sizes;
+mod treemap;
 
 pub use chains::DependencyChains;
 pub use draw::{GraphLanguage, TreeDrawing};
+pub use sizes::ClosureSizes;
+pub use treemap::Treemap;
 
 use crate::{Closure, Error, Result};
 use std::collections::HashMap;
