@@ -20,14 +20,15 @@ use tk_path::{
 };
 use tk_store::{
     Store,
-    derivation::{MAX_DERIVATION_BYTES, read},
+    derivation::{MAX_DERIVATION_BYTES, add, read},
 };
 
-/// Show derivations and compute their store paths
+/// Show derivations, compute their store paths, and add them to a store
 #[derive(clap::Subcommand)]
 pub enum DerivationCommand {
     Show(DerivationShow),
     Path(PathOf),
+    Add(DerivationAdd),
 }
 
 impl DerivationCommand {
@@ -36,6 +37,7 @@ impl DerivationCommand {
         match self {
             DerivationCommand::Show(args) => args.run(cx).await,
             DerivationCommand::Path(args) => args.run(cx).await,
+            DerivationCommand::Add(args) => args.run(cx).await,
         }
     }
 }
@@ -149,23 +151,17 @@ impl PathOf {
         let elsewhere = self.file == "-" || is_file(&self.file);
         let mut shelf = Shelf::new(cx, !elsewhere).await?;
         let mut drv = if elsewhere {
-            self.read(&shelf.dir)?
+            read_file(&self.file, self.name.as_deref(), &shelf.dir)?
         } else {
             shelf.read(&self.file).await?.1
         };
-        let deferred = |output: &DerivationOutput| *output == DerivationOutput::Deferred;
-        let fill = elsewhere && drv.outputs.values().any(deferred);
+        let fill = elsewhere && has_deferred(&drv);
         let mut modulo = Modulo::new(shelf.dir.clone());
         if fill || self.outputs {
             if shelf.opened.is_none() && modulo.missing(&drv).next().is_some() {
                 shelf = Shelf::new(cx, true).await?;
             }
-            let inputs = shelf
-                .closure([Arc::new(drv.clone())], hashed_inputs)
-                .await?;
-            modulo.load(&drv, |path| {
-                Ok(inputs.get(path).ok_or("it was not read")?.clone())
-            })?;
+            modulo = shelf.modulo(&drv).await?;
         }
         if fill {
             drv.fill_outputs(&modulo)?;
@@ -201,24 +197,70 @@ impl PathOf {
         }
         Ok(())
     }
+}
 
-    fn read(&self, dir: &StoreDir) -> Result<Drv> {
-        let what = || format!("cannot read the derivation {}", self.file);
-        let file = match &*self.file {
-            "-" => limited(io::stdin().lock()),
-            file => File::open(file).map_err(Into::into).and_then(limited),
-        };
-        let file = file.with_context(what)?;
-        if file.trim_ascii_start().first() == Some(&b'{') {
-            return from_json(&file).with_context(what);
+/// Add a derivation to the store, and print its path
+///
+/// As nix derivation add: JSON of version 4 in, a .drv file out. What it is built from must be in the store. Outputs
+/// that are {} and their variables are filled in; a derivation whose outputs have other paths than what goes into it
+/// makes is refused.
+#[derive(clap::Args)]
+#[command(after_help = ADD)]
+pub struct DerivationAdd {
+    /// A derivation: JSON, or a file as in a store; - is standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    file: String,
+    /// The name, which a file from elsewhere does not have in it (default: the file's, without .drv)
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Print the path it would get, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl DerivationAdd {
+    async fn run(self, cx: &CommandContext) -> Result<ExitStatus> {
+        let mut wish = OpenOptions::default();
+        wish.write = !self.dry_run;
+        let shelf = Shelf::of(open(cx, &cx.store_uri(), &wish).await?);
+        let mut drv = read_file(&self.file, self.name.as_deref(), &shelf.dir)?;
+        let modulo = shelf.modulo(&drv).await?;
+        if has_deferred(&drv) {
+            drv.fill_outputs(&modulo)?;
         }
-        let name = match (&self.name, &*self.file) {
-            (Some(name), _) => name.clone(),
-            (None, "-") => bail!("a derivation from standard input has no name; say --name NAME"),
-            (None, file) => name_of(Path::new(file))?,
+        drv.check_outputs(&modulo)?;
+        let path = match &shelf.opened {
+            Some(opened) if !self.dry_run => add(opened.add_content()?, &drv).await?,
+            _ => drv.path(&shelf.dir)?,
         };
-        Ok(Drv::parse_aterm(dir, &name, &file)?)
+        ui::out(shelf.dir.display(&path))?;
+        Ok(ExitStatus::Yes)
     }
+}
+
+/// The derivation in `file`, JSON or as in a store; `-` is standard input.
+fn read_file(file: &str, name: Option<&str>, dir: &StoreDir) -> Result<Drv> {
+    let what = || format!("cannot read the derivation {file}");
+    let text = match file {
+        "-" => limited(io::stdin().lock()),
+        file => File::open(file).map_err(Into::into).and_then(limited),
+    };
+    let text = text.with_context(what)?;
+    if text.trim_ascii_start().first() == Some(&b'{') {
+        return from_json(&text).with_context(what);
+    }
+    let name = match (name, file) {
+        (Some(name), _) => name.to_owned(),
+        (None, "-") => bail!("a derivation from standard input has no name; say --name NAME"),
+        (None, file) => name_of(Path::new(file))?,
+    };
+    Ok(Drv::parse_aterm(dir, &name, &text)?)
+}
+
+/// Whether the paths of some outputs are to be filled in.
+fn has_deferred(drv: &Drv) -> bool {
+    let mut outputs = drv.outputs.values();
+    outputs.any(|output| *output == DerivationOutput::Deferred)
 }
 
 /// Where derivations come from.
@@ -240,6 +282,25 @@ impl Shelf {
             None => cx.settings.store_dir()?,
         };
         Ok(Shelf { opened, dir })
+    }
+
+    /// What is in the store `opened`.
+    fn of(opened: OpenStore) -> Shelf {
+        let dir = opened.store().dir().clone();
+        Shelf {
+            opened: Some(opened),
+            dir,
+        }
+    }
+
+    /// What the paths of the outputs of `drv` follow from.
+    async fn modulo(&self, drv: &Drv) -> Result<Modulo> {
+        let inputs = self.closure([Arc::new(drv.clone())], hashed_inputs).await?;
+        let mut modulo = Modulo::new(self.dir.clone());
+        modulo.load(drv, |path| {
+            Ok(inputs.get(path).ok_or("it was not read")?.clone())
+        })?;
+        Ok(modulo)
     }
 
     /// The derivation that an argument names, with its path.
@@ -376,3 +437,8 @@ Examples:
   tk-store derivation path ./hello.drv
   tk-store derivation show /nix/store/…-hello.drv | tk-store derivation path --outputs -
   tk-store derivation path --outputs --json /nix/store/…-hello.drv";
+
+const ADD: &str = "\
+Examples:
+  tk-store derivation show /nix/store/…-hello.drv | tk-store derivation add
+  tk-store derivation add ./hello.drv";

@@ -1,15 +1,15 @@
 //! Derivations as stores hold them: files whose names end in `.drv`.
 
-use crate::{Error, Realisations, Result, Store};
+use crate::{AddContent, Error, Realisations, Result, Store, nar};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-use tk_nar::{Decoder, Event};
+use tk_nar::{Decoder, Encoder, Event};
 use tk_narinfo::realisation::{DrvOutput, legacy};
 use tk_path::{
-    Derivation, Hash, OutputName, StoreDir, StorePath,
+    Algorithm, Derivation, Hash, Method, OutputName, References, StoreDir, StorePath,
     modulo::{LoadError, Modulo},
 };
 
@@ -58,6 +58,27 @@ pub fn parse(dir: &StoreDir, path: &StorePath, file: &[u8], from: &str) -> Resul
         return Err(Error::invalid(format!("{path} is not a derivation")));
     };
     Derivation::parse_aterm(dir, name, file).map_err(|e| Error::malformed(what(), e))
+}
+
+/// Adds the derivation `drv` as a file to `store`, and returns its path. What it is built from must be there. Whether its
+/// outputs are what they must be is for [`Derivation::check_outputs`] to say.
+///
+/// # Errors
+/// [`Error::Invalid`] when it has no file, as with a quote in its platform.
+pub async fn add(store: &dyn AddContent, drv: &Derivation) -> Result<StorePath> {
+    let invalid = |error: &dyn std::error::Error| Error::invalid(error.to_string());
+    let dir = store.dir();
+    let path = drv.path(dir).map_err(|e| invalid(&e))?;
+    let file = drv.to_aterm(dir).map_err(|e| invalid(&e))?;
+    let mut encoder = Encoder::new(Vec::new());
+    encoder.file(false, &file).map_err(|e| invalid(&e))?;
+    let file = encoder.finish().map_err(|e| invalid(&e))?;
+    let mut needed = References::default();
+    needed.others.extend(drv.inputs.srcs.iter().cloned());
+    needed.others.extend(drv.inputs.drvs.keys().cloned());
+    let file = nar::from_bytes(file);
+    let info = store.add_content(path.name(), Method::Text, Algorithm::Sha256, &needed, file);
+    Ok(info.await?.path)
 }
 
 /// The outputs of the derivation `path`, with the paths that can be told from its file or are in
