@@ -29,6 +29,7 @@ const COMMANDS: &[(&str, Kind)] = &[
     ("closure", Kind::Reads),
     ("why-depends", Kind::Reads),
     ("du", Kind::Reads),
+    ("diff", Kind::Reads),
     ("ls", Kind::Reads),
     ("cat", Kind::Reads),
     ("verify", Kind::Reads),

@@ -13,6 +13,7 @@ mod copy;
 mod daemon;
 mod delete;
 mod derivation;
+mod diff;
 mod direnv;
 mod doctor;
 mod du;
@@ -58,6 +59,7 @@ pub enum CliCommand {
     Closure(closure::ClosureCommand),
     WhyDepends(why_depends::WhyDepends),
     Du(du::Du),
+    Diff(diff::DiffCommand),
     Ls(ls::Ls),
     Cat(cat::Cat),
     Verify(verify::VerifyCommand),

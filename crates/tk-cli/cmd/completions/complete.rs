@@ -232,9 +232,18 @@ impl<'a> WordPlace<'a> {
                 add(found, scheme, (*help).to_owned());
             }
             found.files |= before.is_empty();
-        } else if ["STOREPATH", "DEPENDENCY", "PATH", "DRV", "REF", "OUTPUT"]
-            .iter()
-            .any(|name| wants(arg, name))
+        } else if [
+            "STOREPATH",
+            "DEPENDENCY",
+            "BEFORE",
+            "AFTER",
+            "PATH",
+            "DRV",
+            "REF",
+            "OUTPUT",
+        ]
+        .iter()
+        .any(|name| wants(arg, name))
         {
             self.store_paths(cx, word, before, found).await;
             found.files |= before.is_empty();

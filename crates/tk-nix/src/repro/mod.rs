@@ -126,7 +126,7 @@ impl ReproVerdict {
             "narHashes": self.copies.iter().map(hash).collect::<Vec<_>>(),
             "copies": self.copies.iter().map(Instance::to_json).collect::<Vec<_>>(),
             "compared": self.compared,
-            "differences": self.differences.iter().map(difference).collect::<Vec<_>>(),
+            "differences": self.differences.iter().map(difference_json).collect::<Vec<_>>(),
             "differenceCount": self.count,
             "note": self.note,
         })
@@ -160,7 +160,8 @@ impl Instance {
     }
 }
 
-fn difference(difference: &Difference) -> Value {
+/// One difference between two NARs as JSON, see [`ReproVerdict::to_json`].
+pub fn difference_json(difference: &Difference) -> Value {
     let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
     let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (kind, offset, [left, right]) = match &difference.kind {
@@ -229,7 +230,7 @@ mod tests {
             ),
         ] {
             let path = b"a/b".to_vec();
-            let found: Value = difference(&Difference { path, kind });
+            let found: Value = difference_json(&Difference { path, kind });
             let expected: Value = serde_json::from_str(expected).unwrap();
             assert_eq!(found, expected);
         }
