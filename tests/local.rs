@@ -2,6 +2,7 @@
 
 mod abilities;
 mod garbage;
+mod questions;
 
 use crate::support::{Rig, Tally, VERSIONS, each_version, equal, rig};
 use futures::{StreamExt, TryStreamExt, stream};

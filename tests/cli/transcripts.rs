@@ -244,6 +244,42 @@ fn derivations_and_builders() {
 }
 
 #[test]
+fn questions_about_paths() {
+    let mut transcript = Transcript::new();
+    let machine = &transcript.machine;
+    let base = machine.ok("add --mode text base.drv");
+    let needed = &base["/nix/store/".len()..];
+    let drvs = ["one", "two"].map(|word| {
+        let text = TOP_DRV.replace("BASE", needed).replace("WORD", word);
+        machine.write("top.json", text);
+        machine.ok("derivation add top.json")
+    });
+    let [one, two] = drvs;
+    transcript.run(&format!(
+        "derivation add --dry-run top.json
+         derivation add data
+         closure --tree {one} {two}
+         closure --graph {one}
+         closure --graph mermaid {one}
+         closure --referrers {base}
+         closure --tree --graph {one}
+         why-depends {one} {base}
+         why-depends --precise {one} {base}
+         why-depends --json {one} {base}
+         why-depends {base} {one}
+         du {one}
+         du --tree -h {one} {two}
+         du --json {base}
+         diff {one} {one}
+         diff {one} {two}
+         diff {one} {two} --json
+         diff {one} {two} --files
+         diff {base} {two} --files --json"
+    ));
+    transcript.is_as_before("questions");
+}
+
+#[test]
 fn every_class_of_error() {
     let mut transcript = Transcript::new();
     // Nobody listens there.
@@ -302,3 +338,8 @@ fn every_class_of_error() {
 /// Made for this, and used nowhere else.
 const SECRET: &str = "snapshot-1:GetHSq1XFiNTo2D0D0OzpLjAxjz1IAvMeegvMnDN+fDZSLHnPTSxoLYyMWXOyPuYLk0HVIMbDY5j3UM1E9T7JA==";
 const PUBLIC: &str = "snapshot-1:2Uix5z00saC2MjFlzsj7mC5NB1SDGw2OY91DNRPU+yQ=";
+
+/// A derivation that needs another one, as JSON whose outputs are to be filled in.
+const TOP_DRV: &str = r#"{"name": "top", "version": 4, "system": "x86_64-linux", "builder": "/bin/sh", "args": ["-e", "WORD"],
+"outputs": {"out": {}}, "inputs": {"srcs": [], "drvs": {"BASE": {"outputs": ["out"], "dynamicOutputs": {}}}},
+"env": {"out": "", "word": "the WORD\nof both", "base": "/nix/store/0c6988igqizlns512xmknr0qhm5v4i3q-base"}}"#;
