@@ -1,4 +1,4 @@
-//! A process that adds is killed, at many moments: what is left opens, and holds no lie.
+//! A process that adds or collects is killed, at many moments: what is left opens, and holds no lie.
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tk_local::LocalStore;
-use tk_store::{Store, StoreExt, verify};
+use tk_store::{GarbageCollector, GcAction, GcOptions, Store, StoreExt, verify};
 
 /// Plays both parts: run again with the variable set, it is the process that gets killed.
 #[test]
@@ -22,14 +22,15 @@ fn killed_at_any_moment() {
     let folder = tempfile::tempdir().unwrap();
     let samples = samples();
     let begin = Instant::now();
-    assert!(!run_and_kill(&folder.path().join("whole"), None));
+    let kill = |root: &Path, delay| run_and_kill("killed_at_any_moment", root, delay);
+    assert!(!kill(&folder.path().join("whole"), None));
     let whole = begin.elapsed();
     let mut kills = 0;
     // Each root is killed a few times before a new one begins, so that left-overs meet.
     for attempt in 0..ATTEMPTS {
         let root = folder.path().join((attempt / 3).to_string());
         let delay = whole * (attempt * 37 % 100) / 130;
-        kills += u32::from(run_and_kill(&root, Some(delay)));
+        kills += u32::from(kill(&root, Some(delay)));
         runtime.block_on(examine(&root, &samples));
     }
     assert!(
@@ -41,10 +42,35 @@ fn killed_at_any_moment() {
     }
 }
 
-/// Lets a child add, and kills it after `delay`; says whether it was still at work.
-fn run_and_kill(root: &Path, delay: Option<Duration>) -> bool {
+/// The same for one that deletes all that was added, again and again.
+#[test]
+fn a_collector_is_killed_at_any_moment() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Some(root) = std::env::var_os(CHILD) {
+        runtime.block_on(async {
+            loop {
+                add_all(&open(root.as_ref()).await, &samples()).await;
+                let options = GcOptions::new(GcAction::DeleteDead);
+                let store = open(root.as_ref()).await;
+                store.collect_garbage(&options, &()).await.unwrap();
+            }
+        });
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let samples = samples();
+    for attempt in 0..ATTEMPTS / 2 {
+        let delay = Duration::from_millis(u64::from(attempt * 37 % 100) * 5);
+        let name = "a_collector_is_killed_at_any_moment";
+        assert!(run_and_kill(name, folder.path(), Some(delay)));
+        runtime.block_on(examine(folder.path(), &samples));
+    }
+    runtime.block_on(complete(folder.path(), &samples));
+}
+
+/// Lets a child work as the test `name` does, and kills it after `delay`; says whether it was still at work.
+fn run_and_kill(name: &str, root: &Path, delay: Option<Duration>) -> bool {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "killed_at_any_moment"])
+        .args(["--exact", name])
         .env(CHILD, root)
         .stdout(Stdio::null())
         .spawn()
