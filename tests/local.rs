@@ -2,6 +2,7 @@
 
 mod abilities;
 mod garbage;
+mod maintain;
 mod questions;
 
 use crate::support::{Rig, Tally, VERSIONS, each_version, equal, rig};

@@ -10,6 +10,7 @@ mod examples;
 mod files;
 mod flake_init;
 mod flake_lock;
+mod maintenance;
 mod misuse;
 mod progress;
 mod requests;

@@ -11,8 +11,8 @@ use tk_narinfo::realisation::{DrvOutput, Realisation, UnkeyedRealisation, legacy
 use tk_path::{Derivation, OutputName, StorePath};
 use tk_store::{
     Abilities, ByteStream, ClientSettings, Describe, Error, Graph, Logs, Maintain, OptimiseReport,
-    Realisations, Result, Root, Roots, Sessions, SigCheck, StoreDescription, VerifyOptions,
-    VerifyReport, derivation, log::LogSink,
+    Realisations, Result, Root, Roots, Sessions, SigCheck, StoreDescription, StoreVerifyOptions,
+    StoreVerifyReport, derivation, log::LogSink,
 };
 
 impl LocalStore {
@@ -55,9 +55,9 @@ impl Maintain for LocalStore {
     /// [`RepairSource::Substituters`](tk_store::RepairSource::Substituters) are none.
     async fn verify_store(
         &self,
-        options: &VerifyOptions,
+        options: &StoreVerifyOptions,
         log: &dyn LogSink,
-    ) -> Result<VerifyReport> {
+    ) -> Result<StoreVerifyReport> {
         self.verify_all(options, log).await
     }
 }

@@ -85,7 +85,7 @@ struct Optimiser<'a> {
     /// The store directory.
     real: Arc<OwnedFd>,
     links: LinksFolder,
-    todo: Mutex<Todo>,
+    todo: Mutex<OptimiseQueue>,
     more: Condvar,
     linked: AtomicU64,
     saved: AtomicU64,
@@ -95,7 +95,7 @@ struct Optimiser<'a> {
 
 /// What is left to do. Folders first, the deepest of them, so that few are open.
 #[derive(Default)]
-struct Todo {
+struct OptimiseQueue {
     folders: Vec<FolderToDo>,
     paths: VecDeque<StorePath>,
     expected: u64,
@@ -110,7 +110,7 @@ struct FolderToDo {
     shown: PathBuf,
 }
 
-enum Task {
+enum OptimiseTask {
     Folder(FolderToDo),
     Path(StorePath),
 }
@@ -143,8 +143,8 @@ impl<'a> Optimiser<'a> {
         let work = || {
             while let Some(task) = self.next() {
                 let done = self.teller.cancel.check().and_then(|()| match task {
-                    Task::Path(path) => self.path(&path),
-                    Task::Folder(folder) => self.folder(folder),
+                    OptimiseTask::Path(path) => self.path(&path),
+                    OptimiseTask::Folder(folder) => self.folder(folder),
                 });
                 self.end_task(done.is_err());
                 done?;
@@ -169,11 +169,11 @@ impl<'a> Optimiser<'a> {
         })
     }
 
-    fn next(&self) -> Option<Task> {
+    fn next(&self) -> Option<OptimiseTask> {
         let mut todo = self.todo();
         loop {
-            let folder = todo.folders.pop().map(Task::Folder);
-            let task = folder.or_else(|| todo.paths.pop_front().map(Task::Path));
+            let folder = todo.folders.pop().map(OptimiseTask::Folder);
+            let task = folder.or_else(|| todo.paths.pop_front().map(OptimiseTask::Path));
             if task.is_some() {
                 todo.busy += 1;
                 return task;
@@ -196,7 +196,7 @@ impl<'a> Optimiser<'a> {
         self.more.notify_all();
     }
 
-    fn todo(&self) -> MutexGuard<'_, Todo> {
+    fn todo(&self) -> MutexGuard<'_, OptimiseQueue> {
         self.todo.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -209,7 +209,7 @@ impl<'a> Optimiser<'a> {
             return Ok(());
         }
         let name = CString::new(path.as_str()).expect("a store path has no NUL");
-        let mut top = OpenFolder {
+        let mut top = LinkedFolder {
             fd: self.real.clone(),
             shown: store.config.real.clone(),
             kind: FolderKind::Store,
@@ -233,7 +233,7 @@ impl<'a> Optimiser<'a> {
                 return Ok(());
             }
         };
-        let mut open = OpenFolder {
+        let mut open = LinkedFolder {
             fd,
             shown: folder.shown,
             kind: FolderKind::Inside { touched: false },
@@ -248,7 +248,7 @@ impl<'a> Optimiser<'a> {
         Ok(())
     }
 
-    fn entry(&self, folder: &mut OpenFolder, name: &CStr) {
+    fn entry(&self, folder: &mut LinkedFolder, name: &CStr) {
         match self.try_entry(folder, name) {
             Ok(()) => {}
             // Somebody has put another tree in its place.
@@ -257,7 +257,7 @@ impl<'a> Optimiser<'a> {
         }
     }
 
-    fn try_entry(&self, folder: &mut OpenFolder, name: &CStr) -> io::Result<()> {
+    fn try_entry(&self, folder: &mut LinkedFolder, name: &CStr) -> io::Result<()> {
         let stat = statat(&*folder.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
@@ -289,7 +289,7 @@ impl<'a> Optimiser<'a> {
     /// Makes the file `name` a further name of the entry, or the entry one of the file.
     fn share(
         &self,
-        folder: &mut OpenFolder,
+        folder: &mut LinkedFolder,
         name: &CStr,
         stat: &Stat,
         entry: &CStr,
@@ -351,7 +351,7 @@ impl<'a> Optimiser<'a> {
     /// Puts a further name of the entry in place of the file.
     fn replace(
         &self,
-        folder: &mut OpenFolder,
+        folder: &mut LinkedFolder,
         name: &CStr,
         stat: &Stat,
         entry: &CStr,
@@ -414,7 +414,7 @@ impl<'a> Optimiser<'a> {
 }
 
 /// A folder in which files are replaced.
-struct OpenFolder {
+struct LinkedFolder {
     fd: Arc<OwnedFd>,
     /// Where it is, for people.
     shown: PathBuf,
@@ -428,7 +428,7 @@ enum FolderKind {
     Inside { touched: bool },
 }
 
-impl OpenFolder {
+impl LinkedFolder {
     fn shown_of(&self, name: &CStr) -> PathBuf {
         self.shown.join(&*String::from_utf8_lossy(name.to_bytes()))
     }

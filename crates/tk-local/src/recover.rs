@@ -468,8 +468,12 @@ struct NewDatabase {
 impl NewDatabase {
     /// Makes it beside the old one.
     fn create(config: &LocalConfig, db: &Path) -> Result<Self> {
-        let folder = db.join(format!("recover-{}", std::process::id()));
-        let made = fs::create_dir(&folder);
+        let folder = db.join("recover");
+        // Of a process that was killed: nobody else is at work here.
+        let made = match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => fs::create_dir(&folder),
+        };
         made.map_err(|e| Error::io(format!("creating {}", folder.display()), e))?;
         let mut new = NewDatabase {
             store: None,

@@ -25,7 +25,7 @@ use tk_narinfo::PathInfo;
 use tk_path::{Algorithm, Hasher, NarHash, StorePath};
 use tk_store::{
     AddOptions, Error, Existing, FaultKind, MetadataCheck, RepairSource, Result, SigCheck, Store,
-    StoreExt, StoreFault, VerifyDepth, VerifyOptions, VerifyReport,
+    StoreExt, StoreFault, StoreVerifyOptions, StoreVerifyReport, VerifyDepth,
     log::{Level, LogEvent, LogSink},
     nar,
 };
@@ -38,9 +38,9 @@ impl LocalStore {
     /// must be exactly what is registered.
     pub(crate) async fn verify_all(
         &self,
-        options: &VerifyOptions,
+        options: &StoreVerifyOptions,
         log: &dyn LogSink,
-    ) -> Result<VerifyReport> {
+    ) -> Result<StoreVerifyReport> {
         if options.repair.is_wanted() {
             self.inner().require_writable()?;
         }
@@ -63,7 +63,7 @@ impl LocalStore {
         if repair {
             self.repair(&mut found, from, log).await;
         }
-        Ok(VerifyReport {
+        Ok(StoreVerifyReport {
             verified: Some(found.verified),
             errors_left: found.faults.iter().any(|fault| !fault.mended),
             faults: found.faults,

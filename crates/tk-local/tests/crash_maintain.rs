@@ -14,7 +14,8 @@ use std::{
 };
 use tk_local::{LocalConfig, LocalStore, RecoverOptions, ScanPaths};
 use tk_store::{
-    Maintain, MemoryStore, RepairSource, SigCheck, StoreExt, VerifyDepth, VerifyOptions, verify,
+    Maintain, MemoryStore, RepairSource, SigCheck, StoreExt, StoreVerifyOptions, VerifyDepth,
+    verify,
 };
 
 /// Plays both parts: run again with the variable set, it is the process that gets killed.
@@ -80,7 +81,7 @@ async fn look_after(root: &Path) {
 async fn mend(store: &LocalStore, samples: &[Sample]) {
     let good = MemoryStore::default();
     add_all(&good, samples).await;
-    let mut options = VerifyOptions::default();
+    let mut options = StoreVerifyOptions::default();
     options.depth = VerifyDepth::Contents;
     options.repair = RepairSource::Stores(vec![Arc::new(good)]);
     let report = store.verify_store(&options, &()).await.unwrap();

@@ -16,7 +16,7 @@ use tk_nar::fs::{DumpOptions, remove_tree};
 use tk_path::{Algorithm, Hash, StorePath};
 use tk_store::{
     FaultKind, MemoryStore, MetadataCheck, OptimiseReport, RepairSource, Store, StoreExt,
-    VerifyDepth, VerifyOptions, VerifyReport,
+    StoreVerifyOptions, StoreVerifyReport, VerifyDepth,
     log::{Level, LogEvent},
     verify,
 };
@@ -143,7 +143,7 @@ async fn an_empty_folder_is_no_store() {
     for sample in &samples {
         remove_tree(&real(&store, sample)).unwrap();
     }
-    let options = VerifyOptions::default();
+    let options = StoreVerifyOptions::default();
     let error = tk_store::Maintain::verify_store(&store, &options, &()).await;
     let line = error.unwrap_err().to_line();
     assert!(line.contains("mounted"), "{line}");
@@ -186,7 +186,7 @@ async fn what_is_damaged_is_found_and_mended() {
         damage(&real(&store, &samples[i]));
     }
     let told = Words::default();
-    let bad = |report: &VerifyReport| -> BTreeSet<String> {
+    let bad = |report: &StoreVerifyReport| -> BTreeSet<String> {
         report
             .faults
             .iter()
@@ -277,7 +277,7 @@ async fn metadata_is_looked_at_when_it_is_asked_for() {
     let told = Words::default();
     let report = check(&store, VerifyDepth::Contents, RepairSource::Nothing, &told).await;
     assert!(report.faults.is_empty(), "as Nix: {report:?}");
-    let mut options = VerifyOptions::default();
+    let mut options = StoreVerifyOptions::default();
     options.depth = VerifyDepth::Contents;
     options.metadata = MetadataCheck::Canonical;
     let report = tk_store::Maintain::verify_store(&store, &options, &())
@@ -303,8 +303,8 @@ async fn check(
     depth: VerifyDepth,
     repair: RepairSource,
     told: &Words,
-) -> VerifyReport {
-    let mut options = VerifyOptions::default();
+) -> StoreVerifyReport {
+    let mut options = StoreVerifyOptions::default();
     options.depth = depth;
     options.repair = repair;
     let sink = told.sink();

@@ -2,7 +2,7 @@
 
 use crate::{
     Abilities, ClientSettings, Error, Maintain, OptimiseReport, RepairSource, Result, Sessions,
-    SigCheck, Store, SubstitutablePathInfo, Substitute, VerifyOptions, VerifyReport,
+    SigCheck, Store, StoreVerifyOptions, StoreVerifyReport, SubstitutablePathInfo, Substitute,
     copy::{CopyOptions, Reach, plan},
     log::{Level, LogEvent, LogSink},
 };
@@ -207,9 +207,9 @@ impl Maintain for MaintainedFromSources {
 
     async fn verify_store(
         &self,
-        options: &VerifyOptions,
+        options: &StoreVerifyOptions,
         log: &dyn LogSink,
-    ) -> Result<VerifyReport> {
+    ) -> Result<StoreVerifyReport> {
         let mut options = options.clone();
         if let RepairSource::Substituters = options.repair {
             let from = self.sources.open().await?;

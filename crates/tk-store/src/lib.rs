@@ -84,8 +84,8 @@ pub use describe::{Describe, StoreDescription};
 pub use error::{Error, Result, error_line};
 pub use fetching::{Fetching, Sources};
 pub use maintain::{
-    FaultKind, Maintain, MetadataCheck, OptimiseReport, RepairSource, StoreFault, VerifyDepth,
-    VerifyOptions, VerifyReport,
+    FaultKind, Maintain, MetadataCheck, OptimiseReport, RepairSource, StoreFault,
+    StoreVerifyOptions, StoreVerifyReport, VerifyDepth,
 };
 pub use memory::MemoryStore;
 pub use nar::NarStream;

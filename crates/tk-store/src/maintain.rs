@@ -14,9 +14,9 @@ pub trait Maintain: Debug + Send + Sync {
     /// shall. What is wrong is told to `log` in Nix's words.
     async fn verify_store(
         &self,
-        options: &VerifyOptions,
+        options: &StoreVerifyOptions,
         log: &dyn LogSink,
-    ) -> Result<VerifyReport>;
+    ) -> Result<StoreVerifyReport>;
 }
 
 /// What [`Maintain::optimise`] did.
@@ -33,7 +33,7 @@ pub struct OptimiseReport {
 /// What [`Maintain::verify_store`] is to do.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
-pub struct VerifyOptions {
+pub struct StoreVerifyOptions {
     /// Whether only what is registered is checked, or the content of each path too.
     pub depth: VerifyDepth,
     /// Whether what is damaged is mended, and from where.
@@ -85,7 +85,7 @@ impl RepairSource {
 
 /// What [`Maintain::verify_store`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VerifyReport {
+pub struct StoreVerifyReport {
     /// Paths whose registration, or whose content, was looked at; `None` if the store does not say.
     pub verified: Option<u64>,
     /// What is wrong, or was before it was mended.

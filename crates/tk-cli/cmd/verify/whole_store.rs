@@ -5,7 +5,9 @@ use crate::{
 };
 use anyhow::Result;
 use serde_json::{Value, json};
-use tk_store::{MetadataCheck, RepairSource, StoreFault, VerifyDepth, VerifyOptions, VerifyReport};
+use tk_store::{
+    MetadataCheck, RepairSource, StoreFault, StoreVerifyOptions, StoreVerifyReport, VerifyDepth,
+};
 
 /// What is asked of a whole store, where no paths are named.
 #[derive(clap::Args)]
@@ -45,7 +47,7 @@ impl WholeStoreArgs {
             let what = "has no database to check; to check its paths: verify --all";
             return Err(store.abilities().unsupported(what).into());
         };
-        let mut options = VerifyOptions::default();
+        let mut options = StoreVerifyOptions::default();
         if self.check_contents {
             options.depth = VerifyDepth::Contents;
         }
@@ -95,7 +97,7 @@ fn repair_uris(cx: &CommandContext, store: &OpenStore, from: &[String]) -> Vec<S
     caches.into_iter().map(str::to_owned).collect()
 }
 
-fn to_json(store: &str, report: &VerifyReport) -> Value {
+fn to_json(store: &str, report: &StoreVerifyReport) -> Value {
     let fault = |fault: &StoreFault| {
         let path = (!fault.subject.is_empty()).then_some(&fault.subject);
         json!({
@@ -113,7 +115,7 @@ fn to_json(store: &str, report: &VerifyReport) -> Value {
     })
 }
 
-fn tell(cx: &CommandContext, store: &OpenStore, report: &VerifyReport, repair: bool) {
+fn tell(cx: &CommandContext, store: &OpenStore, report: &StoreVerifyReport, repair: bool) {
     let store = store.store();
     let mended = report.faults.iter().filter(|fault| fault.mended).count();
     let left = report.faults.len() - mended;

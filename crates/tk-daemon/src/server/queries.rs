@@ -13,8 +13,8 @@ use std::{
 use tk_narinfo::PathInfo;
 use tk_path::{ContentAddress, HashPart, OutputName, StorePath};
 use tk_store::{
-    Error, GcOptions, GcReport, NarCheck, RepairSource, Root, Store, StoreExt,
-    SubstitutablePathInfo, VerifyDepth, VerifyOptions,
+    Error, GcOptions, GcReport, NarCheck, RepairSource, Root, Store, StoreExt, StoreVerifyOptions,
+    SubstitutablePathInfo, VerifyDepth,
     log::{Level, LogEvent, LogSink},
 };
 
@@ -160,7 +160,7 @@ impl OperationContext {
             self.require_trust("repairing paths")?;
         }
         if let Some(store) = &self.abilities.maintenance {
-            let mut options = VerifyOptions::default();
+            let mut options = StoreVerifyOptions::default();
             if contents {
                 options.depth = VerifyDepth::Contents;
             }

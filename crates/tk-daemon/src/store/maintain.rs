@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use std::sync::Mutex;
 use tk_store::{
     Error, FaultKind, Maintain, MetadataCheck, OptimiseReport, RepairSource, Result, StoreFault,
-    VerifyDepth, VerifyOptions, VerifyReport,
+    StoreVerifyOptions, StoreVerifyReport, VerifyDepth,
     log::{Level, LogEvent, LogField, LogSink, ResultType, strip_ansi, strip_error_prefix},
 };
 
@@ -37,9 +37,9 @@ impl Maintain for DaemonStore {
     /// [`Error::Unsupported`] when the protocol cannot say what is wanted.
     async fn verify_store(
         &self,
-        options: &VerifyOptions,
+        options: &StoreVerifyOptions,
         log: &dyn LogSink,
-    ) -> Result<VerifyReport> {
+    ) -> Result<StoreVerifyReport> {
         let cannot = match (&options.repair, options.metadata) {
             (RepairSource::Stores(_), _) => Some("repairs from its own substituters only"),
             (_, MetadataCheck::Canonical) => Some("cannot check modes and times"),
@@ -75,7 +75,7 @@ impl Maintain for DaemonStore {
         for fault in &mut faults {
             fault.mended = request.repair && !errors_left;
         }
-        Ok(VerifyReport {
+        Ok(StoreVerifyReport {
             verified: None,
             faults,
             errors_left,
