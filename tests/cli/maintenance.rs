@@ -127,7 +127,7 @@ fn a_lost_database_is_made_anew() {
         fs::write(&database, content).unwrap();
     };
     lose("not a database");
-    machine.fails(1, "path-info --all");
+    machine.fails(2, "path-info --all");
     let told = kept.json(0, "store recover --dry-run --json");
     assert_eq!(told["recovered"][0]["truth"], "contentAddress");
     assert_eq!(told["oldDatabase"], Value::Null);

@@ -152,11 +152,12 @@ impl RecoverArgs {
             };
             ui::out_all(report.recovered.iter().map(line))?;
         }
-        let valid = ui::paths(report.recovered.len());
-        let are = if self.dry_run { "would be" } else { "are" };
-        let left = report.left_out.len();
-        cx.ui
-            .say(format_args!("{valid} {are} valid, {left} stay invalid"));
+        let (valid, left) = (ui::paths(report.recovered.len()), report.left_out.len());
+        cx.ui.say(if self.dry_run {
+            format!("would recover {valid}, and leave out {left}")
+        } else {
+            format!("recovered {valid}; {left} {} left out", ui::were(left))
+        });
         if let Some(old) = &report.old {
             cx.ui
                 .say(format_args!("the old database is {}", old.display()));

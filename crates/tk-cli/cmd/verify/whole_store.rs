@@ -25,7 +25,7 @@ pub struct WholeStoreArgs {
     #[arg(long, conflicts_with_all = OF_PATHS)]
     repair: bool,
     /// With --check-contents: modes, times, owners and attributes must be those of a store
-    #[arg(long, requires = "check_contents")]
+    #[arg(long, requires = "check_contents", conflicts_with_all = OF_PATHS)]
     check_metadata: bool,
 }
 

@@ -57,14 +57,12 @@ impl Maintain for DaemonStore {
         };
         let faults = Mutex::new(Vec::new());
         let note = |event: LogEvent| {
-            if let LogEvent::Message {
-                level: Level::Error,
-                text,
-            } = &event
+            if let LogEvent::Message { level, text } = &event
+                && let Some(kind) = kind_of(*level, text)
             {
                 let mut faults = faults.lock().unwrap_or_else(|e| e.into_inner());
                 if faults.len() < MAX_FAULTS {
-                    faults.push(fault(text));
+                    faults.push(fault(kind, text));
                 }
             }
             log.event(event);
@@ -73,7 +71,7 @@ impl Maintain for DaemonStore {
         let mut faults = faults.into_inner().unwrap_or_else(|e| e.into_inner());
         // Which of them were mended the daemon does not say, but when all were.
         for fault in &mut faults {
-            fault.mended = request.repair && !errors_left;
+            fault.mended |= request.repair && !errors_left;
         }
         Ok(StoreVerifyReport {
             verified: None,
@@ -83,14 +81,68 @@ impl Maintain for DaemonStore {
     }
 }
 
-fn fault(text: &str) -> StoreFault {
+fn fault(kind: FaultKind, text: &str) -> StoreFault {
     StoreFault {
         subject: String::new(),
-        kind: FaultKind::Other,
+        kind,
         line: strip_error_prefix(&strip_ansi(text)),
-        mended: false,
+        mended: kind == FaultKind::Disappeared,
     }
+}
+
+/// What is wrong by the daemon's words; it does not always say how much they matter.
+fn kind_of(level: Level, text: &str) -> Option<FaultKind> {
+    let text = strip_ansi(text);
+    let has = |words| text.contains(words);
+    Some(if has("disappeared, removing from database") {
+        FaultKind::Disappeared
+    } else if has("disappeared, but it still has valid referrers") {
+        FaultKind::DisappearedWithReferrers
+    } else if has("was modified! expected hash") && text.starts_with("link ") {
+        FaultKind::LinkModified
+    } else if has("was modified! expected hash") {
+        FaultKind::Modified
+    } else if level == Level::Error || text.starts_with("error:") {
+        FaultKind::Other
+    } else {
+        return None;
+    })
 }
 
 /// What is kept of what a daemon says is wrong.
 const MAX_FAULTS: usize = 100_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Nix 2.8, 2.26 and 2.34 say it through a daemon.
+    #[test]
+    fn words_of_daemons() {
+        for (text, kind) in [
+            ("reading the Nix store...", None),
+            (
+                "link \"/nix/store/.links/0\" was modified! expected hash 0, got '1'",
+                Some(FaultKind::LinkModified),
+            ),
+            (
+                "path '/nix/store/x' was modified! expected hash 'sha256:0', got 'sha256:1'",
+                Some(FaultKind::Modified),
+            ),
+            (
+                "path '/nix/store/x' disappeared, removing from database...",
+                Some(FaultKind::Disappeared),
+            ),
+            (
+                "path '/nix/store/x' disappeared, but it still has valid referrers!",
+                Some(FaultKind::DisappearedWithReferrers),
+            ),
+            (
+                "\u{1b}[31;1merror:\u{1b}[0m cannot repair path '/nix/store/x'",
+                Some(FaultKind::Other),
+            ),
+        ] {
+            assert_eq!(kind_of(Level::Info, text), kind, "{text}");
+        }
+    }
+}
