@@ -137,6 +137,20 @@ async fn trees_graphs_and_referrers() {
         }
     }
     table.finish();
+    // A cache knows no referrers, and is asked for all that it has.
+    let cache = machine.cache("cache");
+    let root_text = text(&root);
+    machine.ok(&format!("push {one} --from {root_text} --to {cache}"));
+    let ask = |store: &str| machine.ok(&format!("closure --referrers {few} --store {store}"));
+    let referrers = ask(&cache);
+    assert!(referrers.lines().count() > 1, "{referrers}");
+    let all = ask(root_text);
+    assert!(
+        referrers
+            .lines()
+            .all(|path| all.lines().any(|known| known == path))
+    );
+    machine.fails(1, &format!("closure --referrers {other}x --store {cache}"));
 }
 
 /// Every way in which a path can mention another one.

@@ -7,7 +7,9 @@ use crate::{
 use anyhow::{Result, ensure};
 use std::ffi::OsString;
 use tk_path::StorePath;
-use tk_store::{Closure, ClosureGraph, closure, closure_graph::GraphLanguage, referrers_closure};
+use tk_store::{
+    Closure, ClosureGraph, Error, closure, closure_graph::GraphLanguage, referrers_closure,
+};
 
 /// Print all that paths refer to, directly or not, each path after what it refers to
 ///
@@ -99,7 +101,11 @@ fn language(text: OsString, texts: &mut Vec<OsString>) -> GraphLanguage {
 /// All that refers to `paths`; a store that does not keep track of that lists all that it has.
 async fn referrers(opened: &OpenStore, paths: &[StorePath]) -> Result<Closure> {
     if let Some(graph) = opened.abilities().graph {
-        return Ok(referrers_closure(&*graph, paths.iter().cloned()).await?);
+        match referrers_closure(&*graph, paths.iter().cloned()).await {
+            // A cache lists its paths, and keeps track of nothing else.
+            Err(Error::Unsupported { .. }) => {}
+            found => return Ok(found?),
+        }
     }
     let mut listed = opened.all().await?;
     if !listed.unreadable.is_empty() {

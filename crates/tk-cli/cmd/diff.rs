@@ -176,6 +176,6 @@ fn package(change: &PackageChange) -> Value {
 
 const EXAMPLES: &str = "\
 Examples:
-  tk-store diff /nix/var/nix/profiles/system-41-link /nix/var/nix/profiles/system-42-link || true
+  tk-store diff /nix/store/…-hello ./result
   tk-store diff --files ./result /nix/store/…-hello
   tk-store diff /nix/store/…-hello.drv /nix/store/…-hello.drv";
