@@ -423,9 +423,10 @@ fn files(root: &Path) -> BTreeMap<String, String> {
                 .entry(meta.ino())
                 .or_insert_with(|| name.clone())
                 .clone();
-            let content = match meta.is_symlink() {
-                true => fs::read_link(&path).unwrap().display().to_string(),
-                false => fs::read_to_string(&path).unwrap(),
+            let content = if meta.is_symlink() {
+                fs::read_link(&path).unwrap().display().to_string()
+            } else {
+                fs::read_to_string(&path).unwrap()
             };
             format!("{content:?} {} as {first}", meta.nlink())
         };
