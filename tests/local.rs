@@ -3,7 +3,9 @@
 mod abilities;
 mod garbage;
 mod maintain;
+mod profiles;
 mod questions;
+mod roots;
 
 use crate::support::{Rig, Tally, VERSIONS, each_version, equal, rig};
 use futures::{StreamExt, TryStreamExt, stream};
