@@ -52,7 +52,7 @@ impl Delete {
                 cx.ui.error(error);
                 Ok(ExitStatus::No)
             }
-            done => done.map(|()| ExitStatus::Yes),
+            done => done,
         }
     }
 }

@@ -4,15 +4,18 @@ use crate::{
     ui,
     units::{bytes, duration},
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tk_local::{
     LocalConfig,
     profiles::{GenerationAction, OldGenerations, ProfileGeneration, delete_old_generations},
 };
 use tk_store::{
-    GcAction, GcOptions, GcReport, blocking,
+    GarbageCollector, GcAction, GcOptions, GcReport, blocking,
     log::{Level, LogEvent, LogSink, strip_ansi},
 };
 
@@ -61,6 +64,19 @@ impl GcCommand {
             options.keep_newer_than = Some(since.context("--keep-newer-than is too long")?);
         }
         let opened = open_to_collect(cx).await?;
+        // Generations are not to go for nothing.
+        collector(&opened)?;
+        let is_here = opened.local().is_some();
+        let of_machine = matches!(&*cx.store_uri(), "auto" | "daemon");
+        let wants_old = self.delete_old || self.delete_older_than.is_some();
+        ensure!(
+            !wants_old || is_here || of_machine,
+            "generations of profiles are deleted for a store on disk, and for the daemon of this machine"
+        );
+        ensure!(
+            is_here || options.keep_newer_than.is_none(),
+            "--keep-newer-than needs the store on disk: a daemon cannot do that"
+        );
         let old = match &self.delete_older_than {
             Some(days) => Some(OldGenerations::older_than(days, SystemTime::now())?),
             None => self.delete_old.then_some(OldGenerations::AllButCurrent),
@@ -69,8 +85,7 @@ impl GcCommand {
             Some(which) => Some(self.old_generations(cx, &opened, which).await?),
             None => None,
         };
-        collect(cx, &opened, &options, old, self.json).await?;
-        Ok(ExitStatus::Yes)
+        collect(cx, &opened, &options, old, self.json).await
     }
 
     /// Deletes them, or tells them for a dry run.
@@ -130,11 +145,22 @@ pub async fn collect(
     options: &GcOptions,
     old: Option<Vec<ProfileGeneration>>,
     json: bool,
-) -> Result<()> {
+) -> Result<ExitStatus> {
     let store = opened.store();
-    let gc = opened.abilities().gc;
-    let gc = gc.with_context(|| format!("{store} does not collect garbage"))?;
-    let GcReport { paths, bytes_freed } = gc.collect_garbage(options, &log_to(cx)).await?;
+    let gc = collector(opened)?;
+    let report = gc.collect_garbage(options, &log_to(cx)).await?;
+    let GcReport {
+        paths,
+        bytes_freed,
+        failed,
+    } = report;
+    // Daemons do not say how much would go.
+    let is_known = opened.local().is_some() || options.action != GcAction::ReturnDead;
+    if !is_known {
+        cx.ui.warn(
+            "Nix's daemon deletes odd entries of the store folder even when it is only asked",
+        );
+    }
     let (count, size) = (ui::paths(paths.len()), ui::size(bytes_freed));
     let deletes = !matches!(options.action, GcAction::ReturnLive | GcAction::ReturnDead);
     if json {
@@ -142,8 +168,11 @@ pub async fn collect(
             "store": store.to_string(),
             "deleted": deletes,
             "paths": paths,
-            "bytes": bytes_freed,
+            "bytes": is_known.then_some(bytes_freed),
         });
+        if !failed.is_empty() {
+            value["failed"] = failed.iter().cloned().collect();
+        }
         if let Some(old) = old {
             let of = |g: &ProfileGeneration| json!({ "profile": g.profile, "number": g.number, "link": g.link });
             value["generations"] = old.iter().map(of).collect();
@@ -155,15 +184,31 @@ pub async fn collect(
     match options.action {
         GcAction::ReturnLive => cx.ui.say(format_args!("{count} of {store} are alive")),
         GcAction::ReturnDead => {
-            cx.ui.say(format_args!(
-                "{count} of {store} would be deleted, about {size}"
-            ));
+            let about = if is_known {
+                format!(", about {size}")
+            } else {
+                String::new()
+            };
+            cx.ui
+                .say(format_args!("{count} of {store} would be deleted{about}"));
         }
         _ => cx
             .ui
             .say(format_args!("deleted {count} of {store}, {size} freed")),
     }
-    Ok(())
+    // Each was told when it happened.
+    Ok(if failed.is_empty() {
+        ExitStatus::Yes
+    } else {
+        ExitStatus::Failed
+    })
+}
+
+/// The store, if it collects garbage.
+fn collector(opened: &OpenStore) -> Result<Arc<dyn GarbageCollector>> {
+    let store = opened.store();
+    let gc = opened.abilities().gc;
+    gc.with_context(|| format!("{store} does not collect garbage"))
 }
 
 /// Messages, each as its level is told; those that Nix shows by default only with --verbose.

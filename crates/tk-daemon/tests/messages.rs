@@ -172,7 +172,11 @@ operations! {
     QueryDeriver: path().prop_map(|path| ops::QueryDeriver { path }) => option::of(path());
     SetOptions: set_options() => Just(());
     CollectGarbage: collect_garbage() => (btree_set(".{0,20}", 0..3), any::<u64>())
-        .prop_map(|(paths, bytes_freed)| GcReport { paths, bytes_freed });
+        .prop_map(|(paths, bytes_freed)| GcReport {
+            paths,
+            bytes_freed,
+            failed: Vec::new(),
+        });
     QuerySubstitutablePathInfo: path()
         .prop_map(|path| ops::QuerySubstitutablePathInfo { path }) => option::of(substitutable());
     QueryDerivationOutputs: path()

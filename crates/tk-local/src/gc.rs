@@ -77,7 +77,8 @@ impl LocalInner {
         let live = options.action == GcAction::ReturnLive;
         for node in graph.nodes().filter(|node| fate.is_alive(*node) == live) {
             report.paths.insert(self.full(graph.name(node)));
-            report.bytes_freed += graph.nar_sizes[node as usize];
+            let size = graph.nar_sizes[node as usize];
+            report.bytes_freed = report.bytes_freed.saturating_add(size);
         }
         if live {
             report.bytes_freed = 0;
@@ -85,7 +86,7 @@ impl LocalInner {
         }
         for left in self.left_overs(&graph, options)? {
             if left.hash().is_none_or(|part| !fate.is_temporary(&part)) && !left.is_in_use() {
-                report.bytes_freed += left.size();
+                report.bytes_freed = report.bytes_freed.saturating_add(left.size());
                 report.paths.insert(self.full(&left.name));
             }
         }
@@ -114,8 +115,6 @@ struct Collection<'a> {
     found: FoundRoots,
     graph: Arc<StoreGraph>,
     report: GcReport,
-    /// The first path that could not be removed, and why.
-    failed: Option<Error>,
     server: RootServer,
     /// Last: the server ends before others may collect.
     _lock: File,
@@ -126,8 +125,6 @@ impl<'a> Collection<'a> {
         store.require_writable()?;
         let state = &store.config.state;
         let lock = collector_lock(&state.join("gc.lock"), teller)?;
-        // The database needs room to get smaller, on a disk that is full.
-        let _ = std::fs::remove_file(state.join("db/reserved"));
         let server = RootServer::start(state, &store.config.dir)?;
         let found = store.find_roots();
         found.require_known()?;
@@ -136,6 +133,8 @@ impl<'a> Collection<'a> {
             teller.say(Level::Info, format!("removing {stale}"));
         }
         let graph = Arc::new(store.db.graph(store.keep_rules(options))?);
+        // The database needs room to get smaller, on a disk that is full.
+        let _ = std::fs::remove_file(state.join("db/reserved"));
         server.fate().begin(graph.clone(), &found, options);
         Ok(Collection {
             store,
@@ -144,21 +143,24 @@ impl<'a> Collection<'a> {
             found,
             graph,
             report: GcReport::default(),
-            failed: None,
             server,
             _lock: lock,
         })
     }
 
     fn run(mut self) -> Result<GcReport> {
-        match &self.options.action {
-            GcAction::DeleteSpecific(paths) => self.delete_these(paths)?,
-            _ if self.options.max_freed > 0 => self.delete_dead()?,
-            _ => {}
+        let done = match &self.options.action {
+            GcAction::DeleteSpecific(paths) => self.delete_these(paths),
+            _ if self.options.max_freed > 0 => self.delete_dead(),
+            _ => Ok(()),
+        };
+        let links = self.store.config.real.join(".links");
+        // What becomes free by this was counted with the paths that had the files, as Nix does.
+        if let Err(error) = disk::remove_unused_links(&links) {
+            self.teller.say(Level::Warn, error.to_line());
         }
-        self.report.bytes_freed += self.remove_unused_links();
         reserve(&self.store.config.state.join("db/reserved"));
-        self.failed.map_or(Ok(self.report), Err)
+        done.map(|()| self.report)
     }
 
     fn delete_dead(&mut self) -> Result<()> {
@@ -187,25 +189,32 @@ impl<'a> Collection<'a> {
         }
         self.check_unused(&wanted)?;
         for left in left {
-            // It is not there in any case, so that to ask twice is no error.
-            self.report.paths.insert(self.store.full(&left.name));
-            self.delete_left_over(&left)?;
-        }
-        self.delete_nodes(&wanted)?;
-        for node in self.graph.nodes().filter(|node| wanted[*node as usize]) {
-            let full = self.store.full(self.graph.name(node));
-            if self.failed.is_none()
-                && !self.options.skip_live
-                && !self.report.paths.contains(&full)
-            {
-                self.failed = Some(still_alive(
+            if self.delete_left_over(&left)? {
+                // To ask twice is no error.
+                self.report.paths.insert(self.store.full(&left.name));
+            } else if !self.options.skip_live {
+                let full = self.store.full(&left.name);
+                return Err(still_alive(
                     self.store,
                     &full,
-                    "somebody has just begun to use it",
+                    "somebody is about to make it",
                 ));
             }
         }
-        Ok(())
+        self.delete_nodes(&wanted)?;
+        let mut wanted = self.graph.nodes().filter(|node| wanted[*node as usize]);
+        let fate = self.server.fate();
+        match wanted.find(|node| fate.is_alive(*node)) {
+            Some(node) if !self.options.skip_live && !self.options.ignore_liveness => {
+                let full = self.store.full(self.graph.name(node));
+                Err(still_alive(
+                    self.store,
+                    &full,
+                    "somebody has just begun to use it",
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes those out of `wanted` that something else needs.
@@ -229,14 +238,14 @@ impl<'a> Collection<'a> {
             let full = self.store.full(self.graph.name(node));
             Err(still_alive(self.store, &full, why))
         };
-        let fate = self.server.fate();
-        if let Some(node) = self
-            .graph
-            .nodes()
-            .find(|n| is_wanted(*n) && fate.is_alive(*n))
-        {
+        let alive = {
+            let fate = self.server.fate();
+            let mut nodes = self.graph.nodes();
+            nodes.find(|node| is_wanted(*node) && fate.is_alive(*node))
+        };
+        if let Some(node) = alive {
             let by = self.root_of(node);
-            let by = by.map_or("a running process uses it".to_owned(), |root| {
+            let by = by.map_or("it is in use".to_owned(), |root| {
                 format!("{} leads to it", root.link)
             });
             return why(node, &by);
@@ -256,12 +265,14 @@ impl<'a> Collection<'a> {
 
     /// A root from which `node` is reached.
     fn root_of(&self, node: u32) -> Option<&Root> {
-        let edges: Vec<_> = self.graph.edges().collect();
+        let mut edges: Vec<_> = self.graph.edges().collect();
+        edges.sort_unstable_by_key(|(_, to)| *to);
         let mut above = vec![false; self.graph.len()];
         above[node as usize] = true;
         let mut todo = vec![node];
         while let Some(node) = todo.pop() {
-            for (from, _) in edges.iter().filter(|(_, to)| *to == node) {
+            let first = edges.partition_point(|(_, to)| *to < node);
+            for (from, _) in edges[first..].iter().take_while(|(_, to)| *to == node) {
                 if !std::mem::replace(&mut above[*from as usize], true) {
                     todo.push(*from);
                 }
@@ -289,13 +300,16 @@ impl<'a> Collection<'a> {
                 return Ok(());
             }
             let deleted = self.delete_batch(batch);
+            // First of all: whoever waits for one of them need not wait until all is told.
             self.server.release();
-            deleted?;
+            for (name, removed) in deleted? {
+                self.removed(&name, removed);
+            }
         }
         Ok(())
     }
 
-    fn delete_batch(&mut self, mut batch: Vec<u32>) -> Result<()> {
+    fn delete_batch(&mut self, mut batch: Vec<u32>) -> Result<Vec<(String, Result<u64>)>> {
         let graph = self.graph.clone();
         let ids: Vec<_> = batch.iter().map(|node| graph.id(*node)).collect();
         let left = self.store.db.forget(&ids)?;
@@ -307,13 +321,9 @@ impl<'a> Collection<'a> {
             batch.retain(|node| !is_left(node));
         }
         let names: Vec<_> = batch.iter().map(|node| graph.name(*node)).collect();
-        for (name, removed) in names
-            .iter()
-            .zip(disk::remove_all(&self.store.config.real, &names))
-        {
-            self.removed(name, removed);
-        }
-        Ok(())
+        let removed = disk::remove_all(&self.store.config.real, &names);
+        let names = names.into_iter().map(str::to_owned);
+        Ok(names.zip(removed).collect())
     }
 
     fn removed(&mut self, name: &str, removed: Result<u64>) {
@@ -321,37 +331,39 @@ impl<'a> Collection<'a> {
         match removed {
             Ok(bytes) => {
                 self.teller.say(Level::Info, format!("deleting '{full}'"));
-                self.report.bytes_freed += bytes;
+                self.report.bytes_freed = self.report.bytes_freed.saturating_add(bytes);
                 self.report.paths.insert(full);
             }
             Err(error) => {
-                self.teller.say(Level::Error, error.to_line());
-                self.failed.get_or_insert(error);
+                let line = error.to_line();
+                self.teller.say(Level::Error, line.clone());
+                self.report.failed.push(line);
             }
         }
     }
 
-    fn delete_left_over(&mut self, left: &LeftOver) -> Result<()> {
+    /// Whether it is not there any more.
+    fn delete_left_over(&mut self, left: &LeftOver) -> Result<bool> {
         self.teller.cancel.check()?;
         if !self.server.fate().condemn_name(left.hash()) {
-            return Ok(());
+            return Ok(false);
         }
         // Somebody may have made it valid since the graph was read.
         let valid = match StorePath::parse(&left.name) {
             Ok(path) => self.store.db.is_valid(&path),
             Err(_) => Ok(false),
         };
-        match valid {
-            Ok(true) => {}
-            Ok(false) => match left.remove() {
-                Ok(None) => {}
-                Ok(Some(bytes)) => self.removed(&left.name, Ok(bytes)),
-                Err(error) => self.removed(&left.name, Err(error)),
-            },
-            Err(_) => {}
-        }
+        let removed = match valid {
+            Ok(false) => left.remove(),
+            _ => Ok(None),
+        };
         self.server.release();
-        valid.map(drop)
+        match removed {
+            Ok(Some(bytes)) => self.removed(&left.name, Ok(bytes)),
+            Err(error) => self.removed(&left.name, Err(error)),
+            Ok(None) => return Ok(!valid? && left.is_absent()),
+        }
+        Ok(true)
     }
 
     fn is_enough(&mut self) -> bool {
@@ -364,16 +376,6 @@ impl<'a> Collection<'a> {
             );
         }
         enough
-    }
-
-    fn remove_unused_links(&mut self) -> u64 {
-        match disk::remove_unused_links(&self.store.config.real.join(".links")) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                self.teller.say(Level::Warn, error.to_line());
-                0
-            }
-        }
     }
 }
 

@@ -11,7 +11,7 @@
 //! that nobody wants the result any more.
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, OFlags, flock},
     io::Errno,
 };
 use std::{
@@ -72,6 +72,8 @@ pub(crate) fn open_lock_file(path: &Path) -> Result<File> {
 fn open_or_create(path: &Path, mode: u32) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
+    // Others may put a link in a folder of their own, which root enters too.
+    options.custom_flags(OFlags::NOFOLLOW.bits() as i32);
     let file = options.mode(mode).open(path);
     file.map_err(|e| Error::io(format!("opening {}", path.display()), e))
 }
@@ -149,7 +151,14 @@ impl OutputLock {
             let size = file.metadata().map(|m| m.size());
             match size {
                 Ok(0) => return Ok(OutputLock { file, path }),
-                Ok(_) => {}
+                // Marked by a holder who then could not remove it: nobody else has the lock of this one.
+                Ok(_) => {
+                    cancel.check()?;
+                    if is_at(&file, &path) {
+                        let _ = std::fs::remove_file(&path);
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 Err(e) => return Err(Error::io(format!("looking at {}", path.display()), e)),
             }
         }
@@ -222,20 +231,20 @@ mod tests {
     }
 
     #[test]
-    fn stale_lock_file_is_not_taken() {
+    fn a_stale_lock_file_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().join("path");
         let lock = dir.path().join("path.lock");
-        // As a holder that was killed between writing and nothing: size not 0, and in the way.
+        // As of a holder that marked it and could not remove it.
         std::fs::write(&lock, "d").unwrap();
-        let waiting = thread::spawn({
-            let real = real.clone();
-            move || OutputLock::acquire(&real, &Cancel::default())
-        });
-        thread::sleep(Duration::from_millis(30));
-        assert!(!waiting.is_finished());
-        std::fs::remove_file(&lock).unwrap();
-        assert!(waiting.join().unwrap().is_ok());
+        let held = OutputLock::acquire(&real, &Cancel::default()).unwrap();
+        assert_eq!(lock.metadata().unwrap().len(), 0);
+        drop(held);
+        // Of somebody who has his own folder, and another one's file in mind.
+        let target = dir.path().join("target");
+        std::os::unix::fs::symlink(&target, &lock).unwrap();
+        assert!(OutputLock::acquire(&real, &Cancel::default()).is_err());
+        assert!(!target.exists());
     }
 
     #[test]

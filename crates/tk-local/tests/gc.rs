@@ -8,7 +8,7 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, SystemTime},
 };
 use tk_local::{LocalConfig, LocalStore};
@@ -339,7 +339,10 @@ async fn unused_links_go() {
     fs::hard_link(used, links.join("used")).unwrap();
     fs::write(links.join("unused"), "12345").unwrap();
     assert_eq!(collect(&store, GcAction::ReturnDead).await.bytes_freed, 0);
-    assert_eq!(collect(&store, GcAction::DeleteDead).await.bytes_freed, 5);
+    assert_eq!(
+        collect(&store, GcAction::DeleteDead).await,
+        GcReport::default()
+    );
     assert_eq!(links.read_dir().unwrap().count(), 1);
 }
 
@@ -350,28 +353,27 @@ async fn nothing_is_lost_beside_those_who_add() {
     let folder = tempfile::tempdir().unwrap();
     let samples = chain(12);
     drop(open(folder.path()).await);
-    let done = AtomicBool::new(false);
+    let (done, deleted) = (AtomicBool::new(false), AtomicUsize::new(0));
     let collecting = async {
         let store = open(folder.path()).await;
-        let mut deleted = 0;
         while !done.load(Ordering::Relaxed) {
-            deleted += collect(&store, GcAction::DeleteDead).await.paths.len();
+            let report = collect(&store, GcAction::DeleteDead).await;
+            deleted.fetch_add(report.paths.len(), Ordering::Relaxed);
         }
-        deleted
     };
     let adding = async {
         let until = SystemTime::now() + Duration::from_millis(1500);
         let mut turns = 0;
-        while SystemTime::now() < until {
+        while SystemTime::now() < until || deleted.load(Ordering::Relaxed) == 0 {
             let users = (0..4).map(|at| use_some(folder.path(), &samples[..=at * 3]));
             futures::future::join_all(users).await;
             turns += 1;
+            // For a moment nobody holds anything.
+            tokio::time::sleep(Duration::from_millis(turns % 40)).await;
         }
         done.store(true, Ordering::Relaxed);
-        turns
     };
-    let (deleted, turns) = tokio::join!(collecting, adding);
-    assert!(deleted > 0 && turns > 0, "{deleted} in {turns}");
+    tokio::join!(collecting, adding);
 }
 
 /// As a process of its own: its roots end with it.

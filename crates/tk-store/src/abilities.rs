@@ -186,6 +186,8 @@ pub struct GcReport {
     pub paths: BTreeSet<String>,
     /// Bytes that were freed, or would be.
     pub bytes_freed: u64,
+    /// What could not be deleted although it is dead: a sentence each.
+    pub failed: Vec<String>,
 }
 
 /// Stores that know more about their paths than their metadata.

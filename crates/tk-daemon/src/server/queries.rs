@@ -144,7 +144,24 @@ impl OperationContext {
         }
         let mut options = GcOptions::new(wanted.action);
         options.max_freed = wanted.max_freed;
-        Ok(gc.collect_garbage(&options, &*self.events).await?)
+        let collected = gc.collect_garbage(&options, &*self.events).await;
+        let report = collected.map_err(|error| self.without_roots(error))?;
+        match report.failed.first() {
+            Some(first) => Err(refused(first)),
+            None => Ok(report),
+        }
+    }
+
+    /// Whoever is not trusted does not get to know what others keep, see [`OperationContext::roots`].
+    fn without_roots(&self, error: Error) -> Error {
+        match error {
+            Error::Refused { who, words } if self.require_trust("").is_err() => {
+                let end = words.find(ALIVE).map_or(words.len(), |at| at + ALIVE.len());
+                let words = words[..end].to_owned();
+                Error::Refused { who, words }
+            }
+            error => error,
+        }
     }
 
     pub async fn optimise(&self) -> OperationResult<()> {
@@ -244,3 +261,5 @@ async fn verify_path(store: &dyn Store, info: &PathInfo) -> Result<(), Error> {
 fn file(link: &BStr) -> &Path {
     Path::new(OsStr::from_bytes(link))
 }
+/// What is said of a path that is not deleted, before the reason.
+const ALIVE: &str = "since it is still alive";

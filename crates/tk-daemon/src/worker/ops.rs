@@ -666,7 +666,11 @@ impl Decode<WorkerProtocol> for GcReport {
         let paths = from.value().await?;
         let bytes_freed = from.u64().await?;
         from.u64().await?;
-        Ok(GcReport { paths, bytes_freed })
+        Ok(GcReport {
+            paths,
+            bytes_freed,
+            failed: Vec::new(),
+        })
     }
 }
 

@@ -132,9 +132,11 @@ impl Database {
         self.each(&reader, sql, |row| {
             let path = row.get_ref(1)?.as_str()?;
             graph.ids.push(row.get(0)?);
+            // What names no store path never has the name of one.
+            let name = path.strip_prefix(&prefix);
             graph
                 .names
-                .push(path.strip_prefix(&prefix).unwrap_or(path).into());
+                .push(name.map_or_else(|| format!("?{path}").into(), Into::into));
             graph.nar_sizes.push(unsigned(row.get(2)?));
             graph.times.push(unsigned(row.get(3)?));
             Ok(())

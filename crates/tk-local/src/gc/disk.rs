@@ -7,7 +7,7 @@ use crate::{
     lock::{LockKind, try_lock},
 };
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Write},
     os::unix::{
         ffi::OsStrExt,
@@ -57,14 +57,13 @@ fn remove(place: &Path) -> Result<u64> {
     }
 }
 
-/// Removes the files in `links` that no path has any more. Returns the bytes that became free.
-pub(super) fn remove_unused_links(links: &Path) -> Result<u64> {
+/// Removes the files in `links` that no path has any more.
+pub(super) fn remove_unused_links(links: &Path) -> Result<()> {
     let failed = |e| Error::io(format!("deleting unused links in {}", links.display()), e);
     let entries = match links.read_dir() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(failed)?,
     };
-    let mut freed = 0;
     for entry in entries {
         let entry = entry.map_err(failed)?;
         // Reads the entry itself, not what a link leads to.
@@ -74,10 +73,9 @@ pub(super) fn remove_unused_links(links: &Path) -> Result<u64> {
         };
         if meta.nlink() == 1 && !meta.is_dir() {
             fs::remove_file(entry.path()).map_err(failed)?;
-            freed += meta.len();
         }
     }
-    Ok(freed)
+    Ok(())
 }
 
 /// An entry of the store folder that is not valid: of a build that failed, a process that was killed, or odd.
@@ -141,6 +139,12 @@ impl LeftOver {
         matches!(self.lock(), Ok(None))
     }
 
+    /// Whether nothing lies there.
+    pub fn is_absent(&self) -> bool {
+        let meta = self.place.symlink_metadata();
+        meta.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// Bytes of what lies there.
     pub fn size(&self) -> u64 {
         size(&self.place)
@@ -199,7 +203,13 @@ impl LeftOver {
         let file = match options.open(&self.place) {
             // A file that we may not write has nobody who waits to be told.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                options.write(false).open(&self.place)?
+                match options.write(false).open(&self.place) {
+                    // Our own, which nobody but us could have open.
+                    Err(e) if e.kind() == io::ErrorKind::PermissionDenied && is_ours(&meta) => {
+                        return Ok(Some(EntryLock::Nothing));
+                    }
+                    file => file?,
+                }
             }
             file => file?,
         };
@@ -212,6 +222,10 @@ enum EntryLock {
     File(File),
     /// There is nothing that could be locked.
     Nothing,
+}
+
+fn is_ours(meta: &Metadata) -> bool {
+    meta.uid() == rustix::process::geteuid().as_raw()
 }
 
 fn size(place: &Path) -> u64 {

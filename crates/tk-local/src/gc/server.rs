@@ -76,11 +76,11 @@ impl RootServer {
 impl Drop for RootServer {
     fn drop(&mut self) {
         self.release();
-        self.shared.wait_for_the_last();
         drop(self.wake.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.shared.wait_for_the_last();
     }
 }
 
@@ -96,13 +96,9 @@ impl SharedFate {
     /// Waits until whoever was answered has had time to write the path into its file: Nix does it after the
     /// answer, and a collector that begins in between would not know the path.
     fn wait_for_the_last(&self) {
-        let end = Instant::now() + MOST_GRACE;
-        while let Some(last) = *self.answered()
-            && last.elapsed() < GRACE
-            && Instant::now() < end
-        {
-            thread::sleep(GRACE);
-        }
+        let last = *self.answered();
+        let left = last.and_then(|last| GRACE.checked_sub(last.elapsed()));
+        thread::sleep(left.unwrap_or_default());
     }
 
     /// When this returns, the path is kept or gone.
@@ -226,7 +222,6 @@ impl RootClient {
 const MAX_LINE: usize = 4096;
 const MOST_CLIENTS: usize = 4096;
 const GRACE: Duration = Duration::from_millis(50);
-const MOST_GRACE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

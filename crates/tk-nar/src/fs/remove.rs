@@ -51,9 +51,17 @@ struct RemoveLevel {
 }
 
 impl RemoveLevel {
-    fn open(parent: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Self> {
+    fn open(parent: impl AsFd, name: impl rustix::path::Arg + Copy) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        let open = || rustix::fs::openat(&parent, name, flags, Mode::empty());
+        let fd = match open() {
+            // Our own, which we may not read.
+            Err(Errno::ACCESS) if is_directory(&parent, name) => {
+                rustix::fs::chmodat(&parent, name, Mode::RWXU, AtFlags::empty())?;
+                open()?
+            }
+            fd => fd?,
+        };
         let mode = Mode::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
         if !mode.contains(Mode::RWXU) {
             rustix::fs::fchmod(&fd, mode | Mode::RWXU)?;
