@@ -40,7 +40,7 @@ use tk_path::{
     Algorithm, ContentAddress, Hasher, Method, NarHash, References, StorePath, scan::RefScanner,
 };
 use tk_store::{
-    ContentHasher, Error, Result, SigCheck, Store,
+    ContentHasher, Error, NarCheck, Result, SigCheck, Store,
     log::{Level, LogEvent, LogSink},
 };
 
@@ -152,9 +152,10 @@ impl LocalStore {
                 "a database that is only read cannot be replaced",
             ));
         }
-        let paths = {
+        let (scan, write) = (options.scan, options.write);
+        let (paths, lock) = {
             let config = config.clone();
-            telling(log, move |_| paths_in(&config)).await?
+            telling(log, move |_| begin(&config, write)).await?
         };
         let mut claims = Claims::new();
         for store in &options.from {
@@ -166,8 +167,8 @@ impl LocalStore {
                 claims.push((info, PathTruth::Dump));
             }
         }
-        let (scan, write) = (options.scan, options.write);
         let recover = move |teller: &Teller| {
+            let _lock = lock;
             let recovery = Recovery {
                 config: &config,
                 teller,
@@ -181,10 +182,30 @@ impl LocalStore {
     }
 }
 
+/// What is to be judged; and the lock, which keeps others from adding more until the end, if the database is
+/// to be replaced.
+fn begin(config: &LocalConfig, write: RecoverWrite) -> Result<(BTreeSet<StorePath>, Option<File>)> {
+    // A store directory that is not there, or not mounted, is not made.
+    names_in(&config.real)?;
+    let db = config.state.join("db");
+    let lock = match write {
+        RecoverWrite::DryRun => None,
+        RecoverWrite::Replace => {
+            create_folders(config)?;
+            Some(lock_out_others(&db)?)
+        }
+    };
+    schema::refuse_newer_schema(&db)?;
+    Ok((paths_in(config)?, lock))
+}
+
 /// What others say of paths, what counts most first.
 type Claims = BTreeMap<StorePath, Vec<(PathInfo, PathTruth)>>;
 
 /// What `store` says of `paths` and is trusted to say.
+///
+/// # Errors
+/// When it answers nothing but errors. Else what it cannot say of a path is only told.
 async fn claim_from(
     store: &dyn Store,
     paths: &BTreeSet<StorePath>,
@@ -195,28 +216,58 @@ async fn claim_from(
     let truth = PathTruth::Narinfo {
         store: store.to_string(),
     };
+    let warn = |error: Error| log.event(LogEvent::message(Level::Warn, error.to_line()));
+    let (mut answered, mut failed) = (false, Vec::new());
     let mut infos = store.each_info(stream::iter(paths.iter().cloned()).boxed());
     while let Some((path, info)) = infos.next().await {
-        let Some(info) = info? else { continue };
-        match check.check(store.dir(), &info) {
-            Ok(()) => claims.entry(path).or_default().push((info, truth.clone())),
-            Err(error) => {
-                let line = error.to_line();
-                log.event(LogEvent::message(Level::Warn, line));
-            }
+        answered |= info.is_ok();
+        match info {
+            Ok(Some(info)) => match check.check(store.dir(), &info) {
+                Ok(()) => claims.entry(path).or_default().push((info, truth.clone())),
+                Err(error) => warn(error),
+            },
+            Ok(None) => {}
+            Err(error) => failed.push(error),
         }
     }
+    if !answered && let Some(error) = failed.pop() {
+        return Err(error);
+    }
+    failed.into_iter().for_each(warn);
     Ok(())
 }
 
 /// The paths that lie in the store directory, whatever is in them.
 fn paths_in(config: &LocalConfig) -> Result<BTreeSet<StorePath>> {
     let names = names_in(&config.real)?;
-    let names = names.iter().filter(|name| !is_nursery(name));
-    Ok(names
+    // They have the hash part of a path, and would be taken for what others refer to.
+    let beside_a_path = |name: &str| {
+        let mut suffixes = BESIDE_PATHS.iter();
+        suffixes.any(|suffix| {
+            name.strip_suffix(suffix)
+                .is_some_and(|path| names.contains(path))
+        })
+    };
+    let content = names.iter().filter(|name| {
+        !is_nursery(name) && !beside_a_path(name) && !is_lock_file(&config.real.join(name))
+    });
+    Ok(content
         .filter_map(|name| StorePath::parse(name).ok())
         .collect())
 }
+
+/// Whether a process that was killed left this file: one that is finished cannot be written.
+fn is_lock_file(real: &Path) -> bool {
+    real.extension()
+        .is_some_and(|extension| extension == "lock")
+        && real.symlink_metadata().is_ok_and(|meta| {
+            meta.is_file() && meta.len() == 0 && meta.permissions().mode() & 0o200 != 0
+        })
+}
+
+/// What Nix puts beside a path while it makes it: its lock, the second result of a check, and what a build
+/// sees as its root.
+const BESIDE_PATHS: [&str; 3] = [".lock", ".check", ".chroot"];
 
 struct Recovery<'a> {
     config: &'a LocalConfig,
@@ -231,16 +282,7 @@ type Verdict = Result<(PathInfo, PathTruth), String>;
 
 impl Recovery<'_> {
     fn run(self, write: RecoverWrite) -> Result<RecoverReport> {
-        let state = &self.config.state;
-        if write == RecoverWrite::Replace {
-            create_folders(self.config)?;
-        }
-        let db = state.join("db");
-        // Nobody else may have the old one open, or open it before the new one is there.
-        let _lock = match write {
-            RecoverWrite::Replace => Some(lock_out_others(&db)?),
-            RecoverWrite::DryRun => None,
-        };
+        let db = self.config.state.join("db");
         let mut report = RecoverReport::default();
         let mut valid = BTreeMap::new();
         for (path, verdict) in self.verdicts()? {
@@ -279,7 +321,7 @@ impl Recovery<'_> {
     fn judge(&self, path: &StorePath, scanner: &RefScanner) -> Verdict {
         let content = self.read(path, scanner)?;
         let claims = self.claims.get(path).map(Vec::as_slice).unwrap_or_default();
-        let fits = |info: &PathInfo| info.nar_hash == content.hash;
+        let fits = |info: &PathInfo| info.nar_hash == content.hash && self.address_holds(info);
         if let Some((info, truth)) = claims.iter().find(|(info, _)| fits(info)) {
             let mut info = info.clone();
             info.nar_size = content.size;
@@ -302,6 +344,9 @@ impl Recovery<'_> {
         }
         if let Some((claimed, _)) = claims.first() {
             let (claimed, actual) = (claimed.nar_hash, content.hash);
+            if claimed == actual {
+                return Err("its content is not what its content address says".to_owned());
+            }
             return Err(format!(
                 "was modified! expected hash '{claimed}', got '{actual}'"
             ));
@@ -316,6 +361,27 @@ impl Recovery<'_> {
         }
         info.references = content.references;
         Ok((info, PathTruth::Scanned))
+    }
+
+    /// Whether the content address of `info`, if it has one, is that of the path and of what lies there. It
+    /// takes the place of a signature, so nobody may have stated it for other content.
+    fn address_holds(&self, info: &PathInfo) -> bool {
+        if info.ca.is_none() {
+            return true;
+        }
+        if !info.is_content_addressed(&self.config.dir) {
+            return false;
+        }
+        let mut claimed = info.clone();
+        // It is counted, not believed.
+        claimed.nar_size = 0;
+        let mut check = NarCheck::new(&claimed, "the store");
+        let mut holds = true;
+        let real = self.config.real.join(info.path.as_str());
+        let read = each_chunk(&real, self.teller, |chunk| {
+            holds = holds && check.update(chunk).is_ok();
+        });
+        read.is_ok() && holds && check.finish().is_ok()
     }
 
     fn read(&self, path: &StorePath, scanner: &RefScanner) -> Result<FoundContent, String> {
@@ -518,15 +584,21 @@ impl NewDatabase {
 
     /// Gives the database its name; returns the one that the old one has now, if there was one.
     ///
-    /// At each moment there is a whole database, the old or the new one. The journal of the old one goes
-    /// first: beside the new one it would damage that.
+    /// At each moment there is a whole database, the old or the new one. The journal of the old one is
+    /// written into it and goes first: beside the new one it would damage that.
     fn put_in_place(mut self, db: &Path) -> Result<Option<PathBuf>> {
         let store = self.store.take().expect("it is open until now");
         store.db.close_whole()?;
         let file = db.join("db.sqlite");
+        schema::write_back_journal(&file);
         let put = || {
             File::open(self.file())?.sync_all()?;
             let old = keep_old(&file)?;
+            // It tells of tables that the new one does not have.
+            match fs::remove_file(db.join("ca-schema")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
             fs::rename(self.file(), &file)?;
             File::open(db)?.sync_all()?;
             Ok(old)
@@ -545,7 +617,8 @@ impl Drop for NewDatabase {
     }
 }
 
-/// Gives the old database another name beside its own, and its journal nothing but that.
+/// Gives the old database another name beside its own, and its journal nothing but that; the journal also if
+/// there is no database any more.
 fn keep_old(file: &Path) -> io::Result<Option<PathBuf>> {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let with = |suffix: &str| -> PathBuf {
@@ -554,17 +627,17 @@ fn keep_old(file: &Path) -> io::Result<Option<PathBuf>> {
         name.into()
     };
     let old = format!(".old-{}", since.as_millis());
-    match fs::hard_link(file, with(&old)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        linked => linked?,
-    }
+    let was_there = match fs::hard_link(file, with(&old)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        linked => linked.map(|()| true)?,
+    };
     for journal in ["-wal", "-shm", "-journal"] {
         match fs::rename(with(journal), with(&(old.clone() + journal))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    Ok(Some(with(&old)))
+    Ok(was_there.then(|| with(&old)))
 }
 
 /// The lock that every user of the store shares, alone.

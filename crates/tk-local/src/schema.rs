@@ -23,31 +23,65 @@ pub(crate) const SCHEMA: u32 = 10;
 
 /// Checks `<db>/schema` in the folder `db`; false if there is none, so that the store is new.
 pub(crate) fn check_schema(db: &Path) -> Result<bool> {
+    match schema_number(db)? {
+        None => Ok(false),
+        Some(SCHEMA) => Ok(true),
+        Some(number) => Err(unknown_schema(db, number)),
+    }
+}
+
+/// An error if a newer program made the database in `db`, which is not ours to replace. A schema that nobody
+/// can read is none.
+pub(crate) fn refuse_newer_schema(db: &Path) -> Result<()> {
+    match schema_number(db) {
+        Ok(Some(number)) if number > SCHEMA => Err(unknown_schema(db, number)),
+        Ok(_) | Err(Error::Malformed { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn schema_number(db: &Path) -> Result<Option<u32>> {
     let path = db.join("schema");
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(format!("reading {}", path.display()), e)),
     };
-    let number: u32 = text.trim().parse().map_err(|_| {
+    let number = text.trim().parse().map_err(|_| {
         let shown: String = text.chars().take(40).collect();
         Error::malformed(
             path.display().to_string(),
             format!("{shown:?} is not a number"),
         )
     })?;
+    Ok(Some(number))
+}
+
+fn unknown_schema(db: &Path, number: u32) -> Error {
     let advice = match number {
-        SCHEMA => return Ok(true),
-        0..SCHEMA => {
+        ..SCHEMA => {
             "older than this program can read; open the store once with Nix 2, \
                       which upgrades it"
         }
         _ => "newer than this program knows; use a newer tk-store",
     };
-    Err(Error::Unsupported {
+    Error::Unsupported {
         store: format!("the store database in {}", db.display()),
         what: format!("has schema {number}, {advice} (schema {SCHEMA} is needed)"),
-    })
+    }
+}
+
+/// Writes what was committed into the one file, as far as that can be done with a database that may be
+/// damaged. Nobody else may have it open.
+pub(crate) fn write_back_journal(file: &Path) {
+    // Beside an empty file SQLite would remove the journal.
+    if file.metadata().map_or(0, |meta| meta.len()) == 0 {
+        return;
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let _ = Connection::open_with_flags(file, flags).and_then(|connection| {
+        connection.query_row("pragma wal_checkpoint(truncate)", [], |_| Ok(()))
+    });
 }
 
 /// Writes `<db>/schema`, whole or not at all. One process at a time.

@@ -19,7 +19,8 @@ use tk_nar::fs::remove_tree;
 use tk_narinfo::{PathInfo, Policy, SecretKey, TrustedKeys};
 use tk_path::{Algorithm, Method, References, StoreDir, StorePath};
 use tk_store::{
-    AddContent, Error, MemoryStore, SigCheck, Store, StoreExt, nar, registration_text, verify,
+    AddContent, Error, MemoryStore, SigCheck, Store, StoreExt, log::LogEvent, nar,
+    registration_text, verify,
 };
 
 #[tokio::test]
@@ -74,10 +75,13 @@ async fn all_is_loaded_or_nothing() {
     let absent = sample("absent", b"x").info;
     let mut circle = samples[1].info.clone();
     circle.references = [samples[2].info.path.clone()].into();
+    let mut large = samples[1].info.clone();
+    large.nar_size = 1 << 63;
     for (wrong, words) in [
         (text[..text.len() - 1].to_owned(), "cut off"),
         (format!("{text}junk\n"), "line "),
         (record(&unknown) + &text, "-unknown"),
+        (record(&large) + &text, "9223372036854775808 is too large"),
         (text.clone() + &record(&other), "registered NAR hash"),
         (
             text.clone() + &record(&absent),
@@ -177,6 +181,7 @@ impl Lost {
 async fn from_a_dump() {
     let lost = Lost::new().await;
     fs::write(lost.database(), "certainly not a database").unwrap();
+    fs::write(lost.database().with_file_name("ca-schema"), "4").unwrap();
     let mut options = RecoverOptions::new(SigCheck::Skip);
     options.dump = lost.records();
     let report = lost.recover(options).await;
@@ -200,7 +205,7 @@ async fn from_a_dump() {
     // It is a database as any other.
     add_all(&store, &[sample("more", b"more")]).await;
     let left = |name: &str| lost.database().with_file_name(name).exists();
-    assert!(!left("recover"));
+    assert!(!left("recover") && !left("ca-schema"));
 }
 
 #[tokio::test]
@@ -239,6 +244,109 @@ async fn from_what_a_trusted_key_signed() {
     }
 }
 
+/// A content address takes the place of a signature, so it must be that of what is there.
+#[tokio::test]
+async fn a_content_address_vouches_for_no_other_content() {
+    let lost = Lost::new().await;
+    forget(lost.dir.path());
+    // The first is a file that nothing but its content makes; the last two are whole.
+    let mut claimed = lost.added.clone();
+    let file = lost.config().real.join(claimed[0].path.as_str());
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&file, "damaged").unwrap();
+    let mut encoder = tk_nar::Encoder::new(Vec::new());
+    encoder.file(false, b"damaged").unwrap();
+    let nar = encoder.finish().unwrap();
+    let hash = tk_path::Hash::digest(Algorithm::Sha256, &nar);
+    claimed[0].nar_hash = hash.try_into().unwrap();
+    claimed[0].nar_size = nar.len() as u64;
+    let mut options = RecoverOptions::new(SigCheck::Skip);
+    options.dump = claimed;
+    let report = lost.recover(options).await;
+    let why = &report.left_out[&lost.added[0].path];
+    assert!(why.contains("content address"), "{why}");
+    assert_eq!(report.recovered[&lost.added[1].path], PathTruth::Dump);
+    // The text refers to the file.
+    assert!(report.left_out.contains_key(&lost.added[2].path));
+}
+
+/// What was committed is in the old database, and none of it gets into the new one.
+#[tokio::test]
+async fn the_old_journal_stays_with_the_old_database() {
+    let lost = Lost::new().await;
+    let file = lost.database();
+    let journal = file.with_file_name("db.sqlite-wal");
+    let store = open(lost.dir.path()).await;
+    add_all(&store, &[sample("late", b"late")]).await;
+    let killed = (fs::read(&file).unwrap(), fs::read(&journal).unwrap());
+    assert!(!killed.1.is_empty());
+    drop(store);
+    let mut options = RecoverOptions::new(SigCheck::Skip);
+    options.dump = lost.records();
+    fs::write(&file, &killed.0).unwrap();
+    fs::write(&journal, &killed.1).unwrap();
+    let report = lost.recover(options).await;
+    assert!(!journal.exists());
+    // All is in the one file.
+    let alone = lost.dir.path().join("alone.sqlite");
+    fs::copy(report.old.unwrap(), &alone).unwrap();
+    let old = rusqlite::Connection::open(&alone).unwrap();
+    let rows = old.query_row("select count(*) from ValidPaths", [], |row| row.get(0));
+    assert_eq!(rows, Ok(lost.before.len() as i64 + 1));
+
+    // The database is lost, its journal is not.
+    fs::remove_file(&file).unwrap();
+    fs::write(&journal, &killed.1).unwrap();
+    let mut options = RecoverOptions::new(SigCheck::Skip);
+    options.dump = lost.records();
+    let report = lost.recover(options).await;
+    assert!(report.old.is_none() && !journal.exists());
+    let store = open(lost.dir.path()).await;
+    assert_eq!(store.all().await.unwrap().len(), lost.before.len());
+    verify_all(&store).await;
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_not_replaced() {
+    let lost = Lost::new().await;
+    let schema = lost.database().with_file_name("schema");
+    let bytes = fs::read(lost.database()).unwrap();
+    fs::write(&schema, "11").unwrap();
+    let options = RecoverOptions::new(SigCheck::Skip);
+    let failed = LocalStore::recover(lost.config(), options, &()).await;
+    let error = failed.unwrap_err().to_line();
+    assert!(error.contains("has schema 11, newer"), "{error}");
+    assert_eq!(fs::read(lost.database()).unwrap(), bytes);
+    assert_eq!(fs::read_to_string(schema).unwrap(), "11");
+}
+
+/// Whoever added a path after they were listed would lose it.
+#[tokio::test]
+async fn others_are_locked_out_while_sources_are_asked() {
+    let lost = Lost::new().await;
+    let cache = MemoryStore::default();
+    add_all(&cache, &chain(1)).await;
+    // Nobody signed it, which is told at once.
+    let policy = Policy::new(TrustedKeys::default());
+    let mut options = RecoverOptions::new(SigCheck::Require(Arc::new(policy)));
+    options.from = vec![Arc::new(cache)];
+    let lock = fs::File::open(lost.database().with_file_name("big-lock")).unwrap();
+    let asked = std::sync::Mutex::new(Vec::new());
+    let log = |event: LogEvent| {
+        if matches!(&event, LogEvent::Message { text, .. } if !text.contains("stays invalid")) {
+            let operation = rustix::fs::FlockOperation::NonBlockingLockShared;
+            asked
+                .lock()
+                .unwrap()
+                .push(rustix::fs::flock(&lock, operation));
+        }
+    };
+    let report = LocalStore::recover(lost.config(), options, &log).await;
+    assert!(!report.unwrap().left_out.is_empty());
+    let busy = Err(rustix::io::Errno::WOULDBLOCK);
+    assert_eq!(*asked.lock().unwrap(), [busy]);
+}
+
 #[tokio::test]
 async fn by_scanning() {
     let lost = Lost::new().await;
@@ -249,6 +357,13 @@ async fn by_scanning() {
     fs::create_dir(real_dir.join(unfinished.as_str())).unwrap();
     fs::write(real_dir.join(unfinished.as_str()).join("half"), "h").unwrap();
     change(&real(&lost, 8));
+    // What a process that was killed left beside a path is none, and nothing refers to it.
+    let beside = |suffix: &str| real_dir.join(format!("{}{suffix}", lost.added[0].path));
+    fs::create_dir(beside(".chroot")).unwrap();
+    fs::write(beside(".check"), "second").unwrap();
+    fs::write(beside(".lock"), "d").unwrap();
+    let held = StorePath::from_digest(&[7; 20], "gone.lock").unwrap();
+    fs::write(real_dir.join(held.as_str()), "").unwrap();
     let mut options = RecoverOptions::new(SigCheck::Skip);
     options.scan = ScanPaths::Yes;
     let report = lost.recover(options).await;

@@ -82,6 +82,10 @@ impl Database {
                 kept += 1;
                 continue;
             }
+            if i64::try_from(info.nar_size).is_err() {
+                let (path, size) = (self.dir.path(&info.path), info.nar_size);
+                return Err(Error::invalid(format!("{path}: {size} is too large")));
+            }
             source.vouch(&info)?;
             let id = self.written(self.write_row(transaction, &info))?;
             for reference in &info.references {
