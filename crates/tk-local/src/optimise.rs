@@ -369,21 +369,25 @@ impl<'a> Optimiser<'a> {
                 Some(lock)
             }
         };
-        let temporary = self.temporary_name();
         let none = AtFlags::empty();
-        match linkat(self.links.fd(), entry, &*self.real, &*temporary, none) {
-            Ok(()) => {}
-            // More is not possible: so it is often with empty files.
-            Err(Errno::MLINK) => {
-                if stat.st_size > 0 {
-                    let shown = self.links.shown_of(entry);
-                    let words = format!("'{}' has maximum number of links", shown.display());
-                    self.teller.say(Level::Info, words);
+        let temporary = loop {
+            let temporary = self.temporary_name();
+            match linkat(self.links.fd(), entry, &*self.real, &*temporary, none) {
+                Ok(()) => break temporary,
+                // Of a process that was killed and had the same number.
+                Err(Errno::EXIST) => {}
+                // More is not possible: so it is often with empty files.
+                Err(Errno::MLINK) => {
+                    if stat.st_size > 0 {
+                        let shown = self.links.shown_of(entry);
+                        let words = format!("'{}' has maximum number of links", shown.display());
+                        self.teller.say(Level::Info, words);
+                    }
+                    return Ok(());
                 }
-                return Ok(());
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
-        }
+        };
         let renamed = folder.rename_into(&self.real, &temporary, name);
         // It is still there if that failed, and if somebody else has linked the file meanwhile.
         let _ = unlinkat(&*self.real, &*temporary, none);

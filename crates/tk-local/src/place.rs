@@ -125,7 +125,12 @@ impl TempPlace {
         }
         let flags = RenameFlags::EXCHANGE;
         if renameat_with(CWD, &self.tree, CWD, real, flags).is_err() {
-            self.exchange_by_steps(real).map_err(doing)?;
+            let exchanged = self.exchange_by_steps(real);
+            if exchanged.is_err() && there.is_dir() {
+                // It stays, and so does its mode.
+                let _ = fs::set_permissions(real, Permissions::from_mode(0o555));
+            }
+            exchanged.map_err(doing)?;
         }
         if new.is_dir() {
             fs::set_permissions(real, Permissions::from_mode(0o555)).map_err(doing)

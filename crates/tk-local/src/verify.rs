@@ -70,24 +70,43 @@ impl LocalStore {
         })
     }
 
-    /// Repairs what is broken, several paths at once.
+    /// Repairs what is broken, several paths at once. What needs another one that is broken, as derivations
+    /// do, is tried again once that is mended.
     async fn repair(&self, found: &mut Found, from: &[Arc<dyn Store>], log: &dyn LogSink) {
-        let broken = std::mem::take(&mut found.broken);
-        let repairs = stream::iter(broken).map(|(path, fault)| async move {
-            let mended = self.repair_path(&path, from, log).await;
-            (path, fault, mended)
-        });
-        let mut repairs = repairs.buffer_unordered(self.config().jobs.get());
-        while let Some((path, fault, mended)) = repairs.next().await {
-            match mended {
-                Ok(()) => found.faults[fault].mended = true,
-                Err(why) => {
-                    let path = self.config().dir.path(&path);
-                    let words = format!("cannot repair path '{path}'{why}");
-                    found.faults[fault].line += &format!("; {words}");
-                    log.event(LogEvent::message(Level::Error, words));
+        let mut broken = std::mem::take(&mut found.broken);
+        loop {
+            let before = broken.len();
+            let repairs = stream::iter(broken).map(|(path, fault)| async move {
+                let mended = self.repair_path(&path, from, log).await;
+                (path, fault, mended)
+            });
+            let mut repairs = repairs.buffer_unordered(self.config().jobs.get());
+            let mut failed = Vec::new();
+            while let Some((path, fault, mended)) = repairs.next().await {
+                match mended {
+                    Ok(()) => found.faults[fault].mended = true,
+                    Err(why) => failed.push((path, fault, why)),
                 }
             }
+            if failed.is_empty() || failed.len() == before {
+                return self.tell_unrepaired(found, failed, log);
+            }
+            let again = failed.into_iter().map(|(path, fault, _)| (path, fault));
+            broken = again.collect();
+        }
+    }
+
+    fn tell_unrepaired(
+        &self,
+        found: &mut Found,
+        failed: Vec<(StorePath, usize, String)>,
+        log: &dyn LogSink,
+    ) {
+        for (path, fault, why) in failed {
+            let path = self.config().dir.path(&path);
+            let words = format!("cannot repair path '{path}'{why}");
+            found.faults[fault].line += &format!("; {words}");
+            log.event(LogEvent::message(Level::Error, words));
         }
     }
 
@@ -401,7 +420,11 @@ impl<'a> StoreCheck<'a> {
         }
         if (info.nar_size == 0 || !hash_is_known) && !self.store.config.read_only {
             self.store.db.set_content(path, &hash, size)?;
-            let line = format!("updating size field on '{}' to {size}", full());
+            let line = if hash_is_known {
+                format!("updating size field on '{}' to {size}", full())
+            } else {
+                format!("fixing missing hash on '{}'", full())
+            };
             return Ok(Some((FaultKind::SizeUnknown, line)));
         }
         if metadata == MetadataCheck::Canonical
