@@ -46,7 +46,8 @@ pub enum StoreCommand {
     /// Each path is read, and becomes valid if a narinfo with a trusted signature, the dump, or its
     /// own name vouch for its content; with --scan also without. What vouches for it is printed
     /// before it: narinfo, dump, contentAddress or scanned. All else stays invalid, and the exit
-    /// status is 1. Nobody else may have the store open. The old database stays under another name.
+    /// status is 1: what stays invalid is deleted by the next gc, roots or not; recover again with
+    /// more sources first. Nobody else may have the store open. The old database stays under another name.
     #[command(after_help = RECOVER_EXAMPLES)]
     Recover(RecoverArgs),
 }

@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufReader, Seek, Write},
     path::{Path, PathBuf},
 };
 use tk_local::{LocalConfig, LocalStore, RecoverOptions, RecoverReport, RecoverWrite, ScanPaths};
@@ -162,6 +162,12 @@ impl RecoverArgs {
             cx.ui
                 .say(format_args!("the old database is {}", old.display()));
         }
+        if left > 0 && !self.dry_run {
+            cx.ui.warn(
+                "what stays invalid is deleted by the next gc, roots or not; recover again with \
+                 more sources first",
+            );
+        }
         Ok(if report.left_out.is_empty() {
             ExitStatus::Yes
         } else {
@@ -187,12 +193,30 @@ fn to_json(dir: &StoreDir, report: &RecoverReport) -> Value {
     })
 }
 
-fn open_dump(file: Option<&Path>) -> Result<Box<dyn BufRead + Send>> {
-    let Some(file) = file else {
-        return Ok(Box::new(BufReader::new(io::stdin())));
+/// The dump as a file on disk: the store is locked while it is read, so whoever writes a pipe must be done.
+fn open_dump(file: Option<&Path>) -> Result<BufReader<File>> {
+    let opened = match file {
+        None => copy_aside(io::stdin())?,
+        Some(file) => {
+            let opened = File::open(file).with_context(|| format!("opening {}", file.display()))?;
+            if opened.metadata()?.is_file() {
+                opened
+            } else {
+                copy_aside(opened)?
+            }
+        }
     };
-    let opened = File::open(file).with_context(|| format!("opening {}", file.display()))?;
-    Ok(Box::new(BufReader::new(opened)))
+    Ok(BufReader::new(opened))
+}
+
+fn copy_aside(mut from: impl io::Read) -> Result<File> {
+    let mut copy = || {
+        let mut file = tempfile::tempfile()?;
+        io::copy(&mut from, &mut file)?;
+        file.rewind()?;
+        io::Result::Ok(file)
+    };
+    copy().context("copying the dump to a temporary file")
 }
 
 /// The store on disk to write to, which is made where there is none.

@@ -58,7 +58,16 @@ impl WholeStoreArgs {
         let mut sources = Vec::new();
         if self.repair {
             for uri in repair_uris(cx, &store, from) {
-                sources.push(open(cx, &uri, &OpenOptions::default()).await?);
+                match open(cx, &uri, &OpenOptions::default()).await {
+                    Ok(source) => sources.push(source),
+                    // Who names it wants it; of those of nix.conf another one may do.
+                    Err(error) if from.is_empty() => cx.ui.warn(format_args!("{error:#}")),
+                    Err(error) => return Err(error),
+                }
+            }
+            if sources.is_empty() && store.local().is_some() {
+                cx.ui
+                    .warn("there is no store to repair from; name one with --from");
             }
             options.repair = if sources.is_empty() {
                 RepairSource::Substituters
