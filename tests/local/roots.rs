@@ -73,7 +73,8 @@ fn links_and_leases(version: &'static str) {
     let ends = format!("-> {leased}  (lease {lease} for agent, ends in 119m)");
     let ends_later = ends.replace("119m", "2h");
     assert!(list.contains(&ends) || list.contains(&ends_later), "{list}");
-    assert!(list.contains(&format!("{link} -> {added}\n")), "{list}");
+    let line = format!("{link} -> {added}");
+    assert!(list.lines().any(|listed| listed == line), "{list}");
 
     assert!(
         machine
