@@ -5,6 +5,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::{Result, ensure};
+
 use crate::limits::Limit;
 use crate::work::Library;
 
@@ -103,6 +105,24 @@ impl Contender {
     pub fn is_program(&self) -> bool {
         !matches!(self, Contender::Library(_))
     }
+}
+
+/// Our program and real Nix of that version, such as 2.34.
+pub fn ours_and_nix(tk_store: &Path, wanted: &str) -> Result<Vec<Contender>> {
+    let prefix = format!("{wanted}.");
+    let takes_part = |who: &Contender| match who {
+        Contender::TkStore(_) => true,
+        Contender::Nix { version, .. } => version.starts_with(&prefix),
+        _ => false,
+    };
+    let (found, _) = find(tk_store);
+    let entrants: Vec<_> = found.into_iter().filter(takes_part).collect();
+    let is_nix = |who: &Contender| matches!(who, Contender::Nix { .. });
+    ensure!(
+        entrants.iter().any(is_nix),
+        "real Nix {wanted} is not installed: tests/rig/install"
+    );
+    Ok(entrants)
 }
 
 /// All that are there, ours first, and what is not there and why.

@@ -99,20 +99,7 @@ impl Daemon {
 
     /// The jobs, in a folder; their results go to `report`.
     pub fn contests(&self, dir: &Path, tk_store: &Path, report: &mut Report) -> Result<()> {
-        let prefix = format!("{}.", self.nix);
-        let takes_part = |who: &Contender| match who {
-            Contender::TkStore(_) => true,
-            Contender::Nix { version, .. } => version.starts_with(&prefix),
-            _ => false,
-        };
-        let (found, _) = contender::find(tk_store);
-        let entrants: Vec<_> = found.into_iter().filter(takes_part).collect();
-        let is_nix = |who: &Contender| matches!(who, Contender::Nix { .. });
-        ensure!(
-            entrants.iter().any(is_nix),
-            "real Nix {} is not installed: tests/rig/install",
-            self.nix
-        );
+        let entrants = contender::ours_and_nix(tk_store, &self.nix)?;
         let mut place = Place::prepare(self, dir.to_owned(), tk_store.to_owned())?;
         for job in Job::ALL {
             if self.jobs.is_empty() || self.jobs.contains(&job) {

@@ -105,14 +105,7 @@ impl Upkeep {
 
     /// The jobs, in a folder; their results go to `report`.
     pub fn contests(&self, dir: &Path, tk_store: &Path, report: &mut Report) -> Result<()> {
-        let prefix = format!("{}.", self.nix);
-        let (found, _) = contender::find(tk_store);
-        let takes_part = |who: &Contender| match who {
-            Contender::TkStore(_) => true,
-            Contender::Nix { version, .. } => version.starts_with(&prefix),
-            _ => false,
-        };
-        let entrants: Vec<_> = found.into_iter().filter(takes_part).collect();
+        let entrants = contender::ours_and_nix(tk_store, &self.nix)?;
         eprintln!("preparing {}", dir.display());
         let mut ring = UpkeepRing::prepare(dir, self.scale)?;
         for job in UpkeepJob::ALL {

@@ -181,6 +181,8 @@ fn compare(rig: &Rig, theirs: Keep, ours: Keep, cases: &[Case]) -> Verdicts {
     rig.try_run(&mut command)?;
     let before = Store::of(&own);
     let (told, deleted) = collect(&own, ours).map_err(|e| e.to_line())?;
+    let (nix, own) = (Store::of(&nix), Store::of(&own));
+    let gone = &before.entries - &own.entries;
     let verdict = |number: usize| {
         let mark = format!("g{number}-");
         let of_case = |names: &BTreeSet<String>| -> BTreeSet<String> {
@@ -190,10 +192,8 @@ fn compare(rig: &Rig, theirs: Keep, ours: Keep, cases: &[Case]) -> Verdicts {
                 .cloned()
                 .collect()
         };
-        let (nix, own) = (Store::of(&nix), Store::of(&own));
         equal(of_case(&own.entries), of_case(&nix.entries))?;
         equal(of_case(&own.rows), of_case(&nix.rows))?;
-        let gone = &before.entries - &own.entries;
         equal(of_case(&deleted), of_case(&gone))?;
         equal(of_case(&told), of_case(&gone))
     };

@@ -13,7 +13,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tempfile::TempDir;
-use tk_local::LocalStore;
 use tk_nar::fs::remove_tree;
 use tk_store::{
     Maintain, RepairSource, StoreVerifyOptions, StoreVerifyReport, VerifyDepth,
@@ -91,7 +90,8 @@ async fn a_chain_that_disappeared() {
         fs::write(&file, CHAIN).unwrap();
         let out = rig.run("nix-instantiate", ["--store", text(&root), text(&file)]);
         let store = open(&root).await;
-        let mut drv = store.dir_path(String::from_utf8(out).unwrap().trim());
+        let out = String::from_utf8(out).unwrap();
+        let mut drv = tk_store::Store::dir(&store).parse(out.trim()).unwrap();
         let mut gone = Vec::new();
         for _ in 0..2 {
             let info = tk_store::StoreExt::require_info(&store, &drv)
@@ -110,16 +110,6 @@ async fn a_chain_that_disappeared() {
         );
         let valid = store.all().await.unwrap();
         assert!(gone.iter().all(|path| valid.contains(path)));
-    }
-}
-
-trait DirPath {
-    fn dir_path(&self, path: &str) -> tk_path::StorePath;
-}
-
-impl DirPath for LocalStore {
-    fn dir_path(&self, path: &str) -> tk_path::StorePath {
-        tk_store::Store::dir(self).parse(path).unwrap()
     }
 }
 
@@ -167,9 +157,7 @@ impl Damaged {
         copy(&self.temp.path().join("bad"), &to);
         to
     }
-}
 
-impl Damaged {
     /// A copy in which what is gone is there again.
     fn complete(&self, name: &str) -> PathBuf {
         let to = self.copy(name);

@@ -16,7 +16,7 @@ use tk_local::{
 };
 use tk_store::{
     GarbageCollector, GcAction, GcOptions, GcReport, blocking,
-    log::{Level, LogEvent, LogSink, strip_ansi},
+    log::{Level, LogEvent, LogSink},
 };
 
 /// Delete the paths of a store that nothing needs
@@ -211,19 +211,17 @@ fn collector(opened: &OpenStore) -> Result<Arc<dyn GarbageCollector>> {
     gc.with_context(|| format!("{store} does not collect garbage"))
 }
 
-/// Messages, each as its level is told; those that Nix shows by default only with --verbose.
+/// What is told of each path that goes stands on stdout anyhow.
 fn log_to(cx: &CommandContext) -> impl LogSink {
-    let ui = cx.ui;
+    let log = cx.ui.log();
     move |event| {
-        if let LogEvent::Message { level, text } = event {
-            let text = strip_ansi(&text);
-            match level {
-                Level::Error => ui.error(text),
-                Level::Warn => ui.warn(text),
-                Level::Notice => ui.say(text),
-                _ => ui.detail(text),
-            }
-        }
+        log.event(match event {
+            LogEvent::Message {
+                level: Level::Info,
+                text,
+            } => LogEvent::message(Level::Talkative, text),
+            event => event,
+        });
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 use tk_path::StorePath;
 use tk_store::{
     Roots,
-    lease::{LeaseOptions, LeaseOwner, Leases, RootLease},
+    lease::{LeaseFinder, LeaseOptions, LeaseOwner, Leases, RootLease},
 };
 
 /// List, add, remove and lease roots: what keeps paths from being collected
@@ -66,10 +66,11 @@ impl RootsList {
         }
         let (all, unknown) = roots(&opened)?.roots_and_unknown().await?;
         let dir = opened.store().dir().clone();
+        let mut leases = LeaseFinder::default();
         let all = all.iter().map(|root| {
             // Of others, perhaps, and of no account: then it is a link as any other.
-            let lease = RootLease::of_link(Path::new(&root.link));
-            (root, dir.path(&root.target), lease.ok().flatten())
+            let lease = leases.of_link(Path::new(&root.link));
+            (root, dir.path(&root.target), lease.ok().flatten().cloned())
         });
         if self.json {
             let all = all.map(|(root, path, lease)| {

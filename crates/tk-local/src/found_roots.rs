@@ -24,7 +24,10 @@ use std::{
     path::{Path, PathBuf},
 };
 use tk_path::StorePath;
-use tk_store::{Error, Result, Root, lease::RootLease};
+use tk_store::{
+    Error, Result, Root,
+    lease::{LeaseFinder, RootLease},
+};
 
 /// What a search for roots found.
 #[derive(Debug, Default)]
@@ -152,6 +155,7 @@ impl LocalInner {
 pub(crate) struct RootSearch {
     pub folders: StoreFolders,
     pub found: FoundRoots,
+    leases: LeaseFinder,
 }
 
 impl RootSearch {
@@ -159,6 +163,7 @@ impl RootSearch {
         RootSearch {
             folders: StoreFolders::of(config),
             found: FoundRoots::default(),
+            leases: LeaseFinder::default(),
         }
     }
 
@@ -223,8 +228,12 @@ impl RootSearch {
         let target = clean(&link.parent().unwrap_or(link).join(text));
         match target.symlink_metadata() {
             Ok(kind) if kind.is_symlink() => {
-                let over = link.starts_with(auto).then(|| is_over(&target));
-                match over.unwrap_or(Ok(false)) {
+                let lease = if link.starts_with(auto) {
+                    self.leases.of_link(&target)
+                } else {
+                    Ok(None)
+                };
+                match lease.map(|lease| lease.is_some_and(RootLease::is_over)) {
                     Ok(true) => {
                         let link = link.to_owned();
                         return self.found.stale.push(StaleRoot::Lease { link, target });

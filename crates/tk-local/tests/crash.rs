@@ -2,10 +2,9 @@
 
 mod common;
 
-use common::{Sample, add_all, chain, open};
+use common::{CHILD, Sample, add_all, chain, open, run_and_kill};
 use std::{
     path::Path,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 use tk_local::LocalStore;
@@ -67,26 +66,6 @@ fn a_collector_is_killed_at_any_moment() {
     runtime.block_on(complete(folder.path(), &samples));
 }
 
-/// Lets a child work as the test `name` does, and kills it after `delay`; says whether it was still at work.
-fn run_and_kill(name: &str, root: &Path, delay: Option<Duration>) -> bool {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name])
-        .env(CHILD, root)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    if let Some(delay) = delay {
-        std::thread::sleep(delay);
-        if child.try_wait().unwrap().is_none() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            return true;
-        }
-    }
-    assert!(child.wait().unwrap().success());
-    false
-}
-
 /// Every row has its content and its references.
 async fn examine(root: &Path, samples: &[Sample]) {
     let store = open(root).await;
@@ -118,5 +97,4 @@ fn samples() -> Vec<Sample> {
     chain(120)
 }
 
-const CHILD: &str = "TK_LOCAL_TEST_CRASH";
 const ATTEMPTS: u32 = 45;

@@ -3,15 +3,8 @@
 
 mod common;
 
-use common::{Sample, add_all, chain, open};
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::{Command, Stdio},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use common::{CHILD, Sample, add_all, chain, open, run_and_kill};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Instant};
 use tk_local::{LocalConfig, LocalStore, RecoverOptions, ScanPaths};
 use tk_store::{
     Maintain, MemoryStore, RepairSource, SigCheck, StoreExt, StoreVerifyOptions, VerifyDepth,
@@ -30,7 +23,9 @@ fn killed_while_it_looks_after_a_store() {
     let root = |n: u32| folder.path().join(n.to_string());
     runtime.block_on(prepare(&root(0), &samples));
     let begin = Instant::now();
-    assert!(!run_and_kill(&root(0), None));
+    let kill =
+        |root: &Path, delay| run_and_kill("killed_while_it_looks_after_a_store", root, delay);
+    assert!(!kill(&root(0), None));
     let whole = begin.elapsed();
     let mut kills = 0;
     for attempt in 0..ATTEMPTS {
@@ -39,7 +34,7 @@ fn killed_while_it_looks_after_a_store() {
             runtime.block_on(prepare(&root, &samples));
         }
         let delay = whole * (attempt * 37 % 100) / 100;
-        kills += u32::from(run_and_kill(&root, Some(delay)));
+        kills += u32::from(kill(&root, Some(delay)));
         runtime.block_on(examine(&root));
         if attempt % 3 == 2 {
             runtime.block_on(complete(&root, &samples));
@@ -88,26 +83,6 @@ async fn mend(store: &LocalStore, samples: &[Sample]) {
     assert!(!report.errors_left, "{:?}", report.faults);
 }
 
-/// Lets a child work, and kills it after `delay`; says whether it was still at work.
-fn run_and_kill(root: &Path, delay: Option<Duration>) -> bool {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "killed_while_it_looks_after_a_store"])
-        .env(CHILD, root)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    if let Some(delay) = delay {
-        std::thread::sleep(delay);
-        if child.try_wait().unwrap().is_none() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            return true;
-        }
-    }
-    assert!(child.wait().unwrap().success());
-    false
-}
-
 /// All is valid that was, and nothing is damaged that was not.
 async fn examine(root: &Path) {
     let store = LocalStore::open_existing(LocalConfig::chroot(root))
@@ -140,5 +115,4 @@ fn samples() -> Vec<Sample> {
     chain(60)
 }
 
-const CHILD: &str = "TK_LOCAL_TEST_CRASH_MAINTAIN";
 const ATTEMPTS: u32 = 15;

@@ -125,10 +125,14 @@ fn changes(dir: &StoreDir, drvs: &[Derivation; 2]) -> Result<Vec<DerivationChang
         .map(|name| &name[..])
         .collect();
     for name in names {
-        let values = [before, after].map(|drv| drv.env.get(name).map(|value| value.to_vec()));
+        let values = [before, after].map(|drv| drv.env.get(name));
+        if values[0] == values[1] {
+            continue;
+        }
+        let values = values.map(|value| value.map(|value| value.to_vec()));
         let hidden = values.each_ref();
         let hidden = hidden.map(|value| value.as_ref().map(|value| masked(dir, value)));
-        sorted.add(values[0] != values[1], hidden[0] != hidden[1], || {
+        sorted.add(true, hidden[0] != hidden[1], || {
             DerivationChange::Variable(name.to_vec(), values)
         });
     }

@@ -12,7 +12,7 @@
 //! or at a lease without it, cannot tell, and lets the lease last its time.
 //!
 //! The store knows nothing of leases but their links, so they work through any daemon. A collector of ours asks
-//! [`RootLease::of_link`] and takes a link whose lease is over for none; one of Nix keeps its path until the
+//! [`LeaseFinder::of_link`] and takes a link whose lease is over for none; one of Nix keeps its path until the
 //! folder is gone, which [`Leases::expire`] sees to.
 //!
 //! # Security
@@ -27,7 +27,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fmt,
     fs::{self, DirBuilder, File},
     io::{self, Read, Write},
@@ -164,20 +164,42 @@ impl RootLease {
     /// # Errors
     /// When it could not be read.
     pub fn of_link(link: &Path) -> io::Result<Option<RootLease>> {
-        let name = link.file_name().and_then(|name| name.to_str());
-        let is_link = name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
-        let folder = link.parent().filter(|_| is_link);
-        let above = folder.and_then(|folder| folder.parent()?.file_name());
-        match folder.filter(|_| above.is_some_and(|name| name == FOLDER)) {
-            Some(folder) => read(folder),
-            None => Ok(None),
-        }
+        folder_of(link).map_or(Ok(None), read)
     }
 
     /// Whether its time is over, or its owner gone.
     pub fn is_over(&self) -> bool {
         self.expires <= now() || self.owner.is_gone()
     }
+}
+
+/// Finds the leases of many links, and reads each once: a lease of many paths has a link for each of them.
+#[derive(Debug, Default)]
+pub struct LeaseFinder(HashMap<PathBuf, Option<RootLease>>);
+
+impl LeaseFinder {
+    /// As [`RootLease::of_link`], by what was read first.
+    ///
+    /// # Errors
+    /// When it could not be read; it is read again for the next link then.
+    pub fn of_link(&mut self, link: &Path) -> io::Result<Option<&RootLease>> {
+        let Some(folder) = folder_of(link) else {
+            return Ok(None);
+        };
+        if !self.0.contains_key(folder) {
+            self.0.insert(folder.to_owned(), read(folder)?);
+        }
+        Ok(self.0[folder].as_ref())
+    }
+}
+
+/// The folder of the lease that a link with this name belongs to.
+fn folder_of(link: &Path) -> Option<&Path> {
+    let name = link.file_name()?.to_str()?;
+    let folder = link.parent()?;
+    let is_link = name.bytes().all(|b| b.is_ascii_digit());
+    let above = folder.parent()?.file_name()?;
+    (is_link && above == FOLDER).then_some(folder)
 }
 
 /// The folder of all leases of a user.

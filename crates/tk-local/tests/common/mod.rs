@@ -3,7 +3,11 @@
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use std::path::Path;
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 use tk_local::{LocalConfig, LocalStore};
 use tk_nar::{EncodeError, Encoder};
 use tk_narinfo::PathInfo;
@@ -76,3 +80,26 @@ fn nar_of_folder(content: &[u8]) -> Result<Bytes, EncodeError> {
     nar.leave()?;
     Ok(nar.finish()?.into())
 }
+
+/// Lets a child work as the test `name` does, and kills it after `delay`; says whether it was still at work.
+pub fn run_and_kill(name: &str, root: &Path, delay: Option<Duration>) -> bool {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(CHILD, root)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    if let Some(delay) = delay {
+        std::thread::sleep(delay);
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+    }
+    assert!(child.wait().unwrap().success());
+    false
+}
+
+/// Names the store to a test that is run again as the process that gets killed.
+pub const CHILD: &str = "TK_LOCAL_TEST_CRASH";
